@@ -1,0 +1,31 @@
+# make demo   the main job on the embedded default: base and fine-tuned model, compared
+# make test   every test, real models included
+# make check  lint, types and fast tests
+
+PYTHON ?= python3
+# Only PyTorch's own index has the CPU build of torch.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps
+
+.PHONY: demo test check clean
+demo: .venv/installed
+	.venv/bin/python -m sftlab
+
+test: .venv/installed
+	scripts/check
+	.venv/bin/python -m pytest tests -m "smoke"
+
+check: .venv/installed
+	scripts/check
+
+# One stamp for everything: rebuilt only when a lock or pyproject.toml has changed.
+.venv/installed: locks/torch-cpu.lock locks/cpu.lock pyproject.toml
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked packages into .venv (about three minutes, once) …"
+	$(PIP) --require-hashes --retries 1 --extra-index-url $(TORCH_INDEX) -r locks/torch-cpu.lock
+	$(PIP) --require-hashes -r locks/cpu.lock
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf .venv

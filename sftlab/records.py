@@ -1,0 +1,104 @@
+"""What passes between the stages: small frozen records, each one line of a JSONL file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record that is one JSON object a line."""
+
+    @classmethod
+    def read(cls, path: Path) -> list[Self]:
+        """Every record of a JSONL file, in its order."""
+        return [cls(**row) for row in read_jsonl(path)]
+
+    @classmethod
+    def write(cls, path: Path, records: Iterable[Self]) -> None:
+        """Write records to a JSONL file, replacing it."""
+        write_jsonl(path, (asdict(record) for record in records))
+
+
+@dataclass(frozen=True)
+class Example(Record):
+    """One row of a dataset after its templates were rendered.
+
+    ``choices`` holds the option letters that ``target`` may be ("ABCD"), and is empty for a task
+    that is not multiple choice. ``group`` names the source that rows share, or is None.
+    ``options`` maps each letter to the option's text where the dataset tells it.
+    """
+
+    id: str
+    system: str
+    user: str
+    assistant: str
+    target: str
+    choices: str = ""
+    group: str | None = None
+    options: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Generation(Record):
+    """What an engine made of one prompt. ``finish_reason`` is "stop" or "length" (cut off)."""
+
+    id: str
+    prompt: str
+    completion: str
+    finish_reason: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Prediction(Record):
+    """A generation with what was read out of it; ``answer`` is None where nothing could be read.
+
+    ``readings`` has the answer by each way of reading (strict, last, lenient, forced).
+    """
+
+    id: str
+    prompt: str
+    completion: str
+    finish_reason: str
+    answer: str | None
+    target: str
+    correct: bool
+    group: str | None
+    readings: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class Candidate(Record):
+    """A checkpoint that may be kept. ``eval_loss`` is nats per target token over the validation rows.
+
+    ``checkpoint`` is its folder, ``job`` the number of the job in its sweep (0 for a single run) and
+    ``overrides`` what makes that job different. ``seconds`` is training time from the job's start.
+    """
+
+    eval_loss: float
+    epoch: float
+    step: int
+    checkpoint: str
+    job: int
+    overrides: list[str]
+    train_loss: float | None
+    seconds: float
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file that this project wrote."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write objects to a JSONL file, replacing it."""
+    with path.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
