@@ -1,0 +1,212 @@
+"""The command line: Hydra composes, every job runs, then the decision is made; errors become exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from sftlab.errors import ConfigError, SftlabError
+
+if TYPE_CHECKING:
+    from sftlab.config import Config
+
+log = logging.getLogger(__name__)
+
+# Beside the package in a checkout, inside it in a wheel.
+CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if path.is_dir())
+
+
+@dataclass
+class Study:
+    """What Hydra was asked to run: told by the callback, which sees it before the first job."""
+
+    folder: Path | None = None
+    sweep: bool = False
+    config: Config | None = None
+
+
+STUDY = Study()
+
+
+class StudyCallback(Callback):
+    """Learns the folder of a run or sweep, and stops a single run that is invalid before anything is written."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Validate, before Hydra makes the run's folder."""
+        from sftlab.validate import validate
+
+        try:
+            STUDY.config = validate(_without_hydra(config))
+        except ConfigError as error:
+            # Hydra turns an exception in a callback into a warning; this one must end the program.
+            _fail(error)
+        STUDY.folder = Path(config.hydra.run.dir)
+        if STUDY.config.dry_run or STUDY.config.mode == "report":
+            with open_dict(config):
+                config.hydra.output_subdir = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember where the jobs will be."""
+        STUDY.folder, STUDY.sweep = Path(config.hydra.sweep.dir), True
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(composed: DictConfig) -> float:
+    """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
+    from sftlab.job import Job
+    from sftlab.pipeline import run_job
+    from sftlab.validate import validate
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    number = int(hydra_config.job.get("num", 0) or 0)
+    values = OmegaConf.to_container(_without_hydra(composed), resolve=False)
+    assert isinstance(values, dict)
+    record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
+    try:
+        cfg = validate(_without_hydra(composed))
+        record.config = cfg.model_dump()
+        if cfg.mode not in ("all", "train") or cfg.dry_run:
+            return 0.0  # nothing to train: main goes on with it
+        record.write(folder)
+        run_job(cfg, record, folder)
+        record.status = "success"
+    except SftlabError as error:
+        # Told in the job's file and not by an exception, which would end the other jobs of some launchers.
+        record.status, record.error, record.exit_code = "failed", str(error), error.exit_code
+        log.error("job %d: %s", number, error)
+    record.write(folder)
+    return min((candidate.eval_loss for candidate in record.candidates), default=float("inf"))
+
+
+def main() -> None:
+    """The entry of ``python -m sftlab`` and of the ``sftlab`` command."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        job()
+        code = 0 if STUDY.folder is None else _finish(STUDY)
+    except HydraException as error:
+        _fail(ConfigError(_explain(error, sys.argv[1:])))
+    except SftlabError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _interrupted()
+    sys.exit(code)
+
+
+def _finish(study: Study) -> int:
+    """After the jobs: the decision, or what the mode asks for instead. Returns the exit code."""
+    from sftlab import pipeline
+    from sftlab.job import jobs
+    from sftlab.run import Run
+
+    assert study.folder is not None
+    cfg = study.config
+    if cfg is not None and cfg.dry_run:
+        return pipeline.dry_run(cfg)
+    if cfg is not None and cfg.mode == "report":
+        return pipeline.render_again(study.folder)
+    found = jobs(study.folder)
+    first = cfg or next((job.settings() for job in found if job.exit_code != 2), None)
+    if first is None:
+        return _all_failed(found)
+    run = Run.start(study.folder, name=first.name, mode=first.mode, seed=first.seed, command=_command())
+    try:
+        if first.mode in ("all", "train"):
+            if all(job.status == "failed" for job in found):
+                run.finish("failed", "; ".join(dict.fromkeys(job.error or "" for job in found)))
+                return _all_failed(found)
+            pipeline.decide(run, found)
+        elif first.mode == "evaluate":
+            pipeline.evaluate_only(run, first)
+    except BaseException as error:
+        run.finish("failed", str(error) or type(error).__name__)
+        raise
+    failed = [job for job in found if job.status != "success"]
+    run.finish("success" if not failed else "failed", "; ".join(f"job {job.number}: {job.error}" for job in failed) or None)
+    log.info("done: %s", study.folder / "report.html")
+    return 1 if failed else 0
+
+
+def _all_failed(found: list[Any]) -> int:
+    for one in found:
+        print(f"sftlab: {'' if len(found) == 1 else f'job {one.number}: '}{one.error}", file=sys.stderr)
+    return 2 if found and all(one.exit_code == 2 for one in found) else 1
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "sftlab", *sys.argv[1:]])
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _fail(error: SftlabError) -> None:
+    print(f"sftlab: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _interrupted() -> None:
+    print("sftlab: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+    sys.exit(130)
+
+
+def _explain(error: HydraException, arguments: list[str]) -> str:
+    """Hydra's error about a composition as place, value and remedy."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    from sftlab.config import Config
+    from sftlab.validate import known_keys, nearest
+
+    text = str(error)
+    if found := re.search(r"Could not find '([\w@./-]+)/([^'/]*)'\s*(?:Available options in '[^']*':\s*(.*))?", text, re.S):
+        group, choice, options = found.groups()
+        names = (options or "").split()
+        close = difflib.get_close_matches(choice, names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{group}={choice}: no such choice; {hint}there are {', '.join(names)}"
+    overrides = [argument for argument in arguments if "=" in argument or argument.startswith("~")]
+    problems = []
+    known = set(known_keys(Config))
+    for argument in overrides:
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except OverrideParseException as wrong:
+            return f"{argument}: cannot be read: {str(wrong).splitlines()[0]}; quote it for the shell: 'key=\"value\"'"
+        key = str(override.key_or_group)
+        group_names = [str(path.relative_to(CONF)) for path in CONF.iterdir() if path.is_dir()]
+        if override.is_add() or key.startswith("hydra") or key in known or key in group_names:
+            continue
+        if any(key.startswith(f"{free}.") for free in ("train.extra", "train.lr_scheduler_kwargs", "dataset.split")):
+            continue
+        problems.append(f"{argument}: no such key; {nearest(key)}")
+    for group in ("experiment", "debug"):
+        if any(argument.startswith(f"{group}=") for argument in arguments):
+            problems.append(f"{group}=…: is added to the defaults; write +{group}=…")
+    return "\n".join(problems) if problems else re.sub(r"\s*\n\s*", "; ", text.strip())

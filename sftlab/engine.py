@@ -1,0 +1,189 @@
+"""The generation engines: prompts as token ids in, completions out. Runs in a child process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Text and token ids that followed a prompt. ``finish_reason`` is "stop" or "length"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine is started with; lengths in tokens, memory in GiB."""
+
+    model: str
+    trust_remote_code: bool
+    device: str
+    max_model_len: int
+    max_tokens: int
+    temperature: float
+    seed: int
+    batch_size: int
+    gpu_memory_utilization: float
+    kv_cache_gib: float
+
+
+class Engine(Protocol):
+    """A loaded model that continues prompts."""
+
+    def generate(self, prompts: Sequence[list[int]], *, progress: str) -> list[Completion]:
+        """A completion for each prompt, in their order."""
+
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
+        """For each prompt the likeliest of its allowed next tokens."""
+
+
+def start(engine: str, settings: Settings) -> Engine:
+    """Load the model in ``vllm`` or ``transformers``."""
+    return Vllm(settings) if engine == "vllm" else Transformers(settings)
+
+
+class Vllm:
+    """vLLM in this process: fast, and the engine that serves such models."""
+
+    def __init__(self, settings: Settings) -> None:
+        # In this process, so that one exit code and one Ctrl-C are enough, and memory ends with it.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        on_cpu = settings.device == "cpu"
+        if on_cpu:
+            # The variable is the older of two ways; without one of them vLLM takes most of the memory.
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
+        from vllm import LLM
+
+        self.settings = settings
+        self.llm = LLM(
+            model=settings.model,
+            trust_remote_code=settings.trust_remote_code,
+            dtype="bfloat16",
+            max_model_len=settings.max_model_len,
+            seed=settings.seed,
+            enable_prefix_caching=True,
+            # Compiling needs a compiler, which a CPU machine may not have.
+            enforce_eager=on_cpu,
+            **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),
+        )
+
+    def generate(self, prompts: Sequence[list[int]], *, progress: str) -> list[Completion]:
+        """A completion for each prompt, in their order."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(
+            max_tokens=self.settings.max_tokens, temperature=self.settings.temperature, seed=self.settings.seed
+        )
+        requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = [request.outputs[0] for request in self.llm.generate(requests, sampling, use_tqdm=_bar(progress))]
+        return [Completion(out.text, list(out.token_ids), out.finish_reason or "stop") for out in outputs]
+
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
+        """For each prompt the likeliest of its allowed next tokens."""
+        from vllm import SamplingParams
+
+        sampling = [SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=tokens) for tokens in allowed]
+        requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = self.llm.generate(requests, sampling, use_tqdm=_bar("forced answers"))
+        return [int(output.outputs[0].token_ids[0]) for output in outputs]
+
+
+class Transformers:
+    """transformers' generate in batches: slower, and with nothing to start."""
+
+    def __init__(self, settings: Settings) -> None:
+        from transformers import AutoTokenizer
+
+        from sftlab.models import load
+
+        self.settings = settings
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
+        self.model: Any = load(
+            Path(settings.model), dtype="bfloat16", trust_remote_code=settings.trust_remote_code
+        )
+        self.model.to(settings.device).eval()
+
+    def generate(self, prompts: Sequence[list[int]], *, progress: str) -> list[Completion]:
+        """A completion for each prompt, in their order; equally long prompts run together."""
+        import torch
+        from tqdm.auto import tqdm
+
+        sampling: dict[str, Any] = {"do_sample": False}
+        if self.settings.temperature > 0:
+            torch.manual_seed(self.settings.seed)
+            sampling = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0, "top_p": 1.0}
+        done: dict[int, Completion] = {}
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        size = self.settings.batch_size
+        ends = self._ends()
+        with tqdm(total=len(prompts), desc=progress, unit="prompt") as bar:
+            for first in range(0, len(order), size):
+                batch = order[first : first + size]
+                ids, mask = self._pad([prompts[index] for index in batch])
+                with torch.no_grad():
+                    out = self.model.generate(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        max_new_tokens=self.settings.max_tokens,
+                        pad_token_id=self._padding(),
+                        **sampling,
+                    )
+                for index, row in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                    done[index] = self._completion(row, ends)
+                bar.update(len(batch))
+        return [done[index] for index in range(len(prompts))]
+
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
+        """For each prompt the likeliest of its allowed next tokens."""
+        import torch
+
+        chosen = []
+        for prompt, tokens in zip(prompts, allowed, strict=True):
+            with torch.no_grad():
+                logits = self.model(input_ids=torch.tensor([prompt], device=self.model.device)).logits[0, -1]
+            chosen.append(tokens[int(logits[torch.tensor(tokens)].argmax())])
+        return chosen
+
+    def _pad(self, prompts: list[list[int]]) -> tuple[Any, Any]:
+        import torch
+
+        longest = max(map(len, prompts))
+        ids = [[self._padding()] * (longest - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        device = self.model.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _padding(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+
+    def _ends(self) -> set[int]:
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return {int(end) for end in [*ends, self.tokenizer.eos_token_id] if end is not None}
+
+    def _completion(self, row: list[int], ends: set[int]) -> Completion:
+        stop = next((place for place, token in enumerate(row) if token in ends), None)
+        tokens = row if stop is None else row[:stop]
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Completion(text, tokens, "length" if stop is None else "stop")
+
+
+def _bar(text: str) -> Any:
+    """vLLM's progress bar, with our words."""
+    from functools import partial
+
+    from tqdm.auto import tqdm
+
+    def bar(*args: Any, **options: Any) -> Any:
+        options.pop("dynamic_ncols", None)
+        return tqdm(*args, **{**options, "desc": text, "unit": "prompt", "postfix": None})
+
+    return partial(bar)

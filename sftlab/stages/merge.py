@@ -1,0 +1,193 @@
+"""The chosen checkpoint → one model in bf16 with tokenizer, chat template and generation config, checked."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftlab.config import MergeConfig
+from sftlab.errors import StageError
+from sftlab.instance import Machine
+from sftlab.launch import child, serve
+from sftlab.models import Base
+from sftlab.store import Stage, Store, write_json
+
+log = logging.getLogger(__name__)
+
+# Enough validation rows and prompts to see a broken merge, few enough to cost seconds.
+CHECK_ROWS, CHECK_PROMPTS, CHECK_TOKENS = 16, 4, 24
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The finished stage: a model folder, and ``check.json`` with what the check measured."""
+
+    stage: Stage
+
+    @property
+    def check(self) -> dict[str, Any]:
+        """Validation loss of adapter and merged model, greedy agreement, changed weights."""
+        check: dict[str, Any] = json.loads((self.stage.path / "check.json").read_text("utf-8"))
+        return check
+
+
+def inputs(train_key: str, step: int, base: Base) -> dict[str, Any]:
+    """What the merged model is made of."""
+    return {"version": 1, "train": train_key, "step": step, "base": base.identity}
+
+
+def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Machine, cfg: MergeConfig) -> Merged:
+    """Merge a checkpoint of the store into its base, and compare the result with the adapter.
+
+    Raises:
+        StageError: no weight changed, the model does not load again, or merging costs more validation
+            loss than ``merge.max_loss_gap``.
+    """
+    key = inputs(checkpoint.parent.name, int(checkpoint.name.split("-")[1]), base)
+
+    def build(folder: Path) -> None:
+        given = {
+            "checkpoint": str(checkpoint.resolve()),
+            "base": str(base.path.resolve()),
+            "trust_remote_code": base.trust_remote_code,
+            "chat_template": base.chat_template,
+            "tokens": str(tokens.resolve()),
+            "device": machine.device,
+        }
+        child("sftlab.stages.merge", folder, given, environment=machine.environment())
+
+    merged = Merged(store.stage("merged", key, build))
+    check = merged.check
+    gap = check["merged_loss"] - check["adapter_loss"]
+    if gap > cfg.max_loss_gap:
+        raise StageError(
+            f"merge: costs {gap:.4f} nats per token on validation rows (adapter {check['adapter_loss']:.4f}, merged "
+            f"{check['merged_loss']:.4f}), more than merge.max_loss_gap={cfg.max_loss_gap}; raise it, or train in bf16"
+        )
+    log.info(
+        "merge: validation loss %.4f with the adapter, %.4f merged; %d of %d greedy tokens agree",
+        check["adapter_loss"],
+        check["merged_loss"],
+        check["agreeing_tokens"],
+        check["compared_tokens"],
+    )
+    return merged
+
+
+# ------------------------------------------------------------------- in the child process
+
+
+def run(folder: Path, given: dict[str, Any]) -> None:
+    """Merge, save, load again and compare."""
+    import torch
+    from datasets import load_from_disk
+    from peft import PeftModel
+
+    from sftlab.models import load
+
+    checkpoint = Path(given["checkpoint"])
+    base = Base("base", Path(given["base"]), "", given["trust_remote_code"], given["chat_template"])
+    rows = load_from_disk(str(Path(given["tokens"]) / "validation"))
+    rows = [dict(row) for row in rows.select(range(min(CHECK_ROWS, len(rows))))]
+    code = base.trust_remote_code
+    adapter = (checkpoint / "adapter_config.json").is_file()
+    # Never into quantised weights: the base is loaded again, in the precision that is saved.
+    model: Any = load(base.path if adapter else checkpoint, dtype="bfloat16", trust_remote_code=code)
+    model.to(given["device"]).eval()
+    before = _fingerprint(load(base.path, dtype="bfloat16", trust_remote_code=code))
+    if adapter:
+        model = PeftModel.from_pretrained(model, str(checkpoint)).eval()
+    adapter_loss, adapter_tokens = _loss(model, rows), _greedy(model, rows)
+    if adapter:
+        model = model.merge_and_unload(safe_merge=True)
+    model.config.use_cache = True
+    if model.generation_config is not None:
+        # Settings of sampling do not go with greedy decoding, and saving refuses contradictions.
+        model.generation_config = load_generation_config(base)
+    model.to("cpu").save_pretrained(folder)
+    base.tokenizer().save_pretrained(folder)
+
+    again = load(folder, dtype="bfloat16", trust_remote_code=code).to(given["device"]).eval()
+    after = _fingerprint(again)
+    changed = sum(before[name] != value for name, value in after.items() if name in before)
+    if not changed:
+        raise StageError("merge: no weight differs from the base model; the adapter is empty or was not applied")
+    merged_loss, merged_tokens = _loss(again, rows), _greedy(again, rows)
+    pairs = [pair for a, b in zip(adapter_tokens, merged_tokens, strict=True) for pair in zip(a, b, strict=False)]
+    check = {
+        "adapter_loss": adapter_loss,
+        "merged_loss": merged_loss,
+        "rows": len(rows),
+        "agreeing_tokens": sum(a == b for a, b in pairs),
+        "compared_tokens": len(pairs),
+        "changed_tensors": changed,
+        "tensors": len(after),
+    }
+    if not torch.isfinite(torch.tensor(merged_loss)):
+        raise StageError(f"merge: the merged model's validation loss is {merged_loss}; the checkpoint is broken")
+    write_json(folder / "check.json", check)
+
+
+def load_generation_config(base: Base) -> Any:
+    """The base model's generation config, or an empty one."""
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(base.path, local_files_only=True)
+    except OSError:
+        return GenerationConfig()
+    if config.temperature not in (None, 1.0) or config.top_p not in (None, 1.0) or config.top_k not in (None, 50):
+        config.do_sample = True
+    return config
+
+
+def _fingerprint(model: Any) -> dict[str, tuple[float, float]]:
+    return {
+        name: (float(tensor.double().sum()), float(tensor.double().abs().sum()))
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+def _loss(model: Any, rows: list[dict[str, Any]]) -> float:
+    """Nats per target token over the rows."""
+    import torch
+    from torch.nn import functional
+
+    total, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]], device=model.device)
+        labels = torch.tensor(row["labels"], device=model.device)[1:]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].float()
+        mask = labels != -100
+        total += float(functional.cross_entropy(logits[mask], labels[mask], reduction="sum"))
+        count += int(mask.sum())
+    return total / count
+
+
+def _greedy(model: Any, rows: list[dict[str, Any]]) -> list[list[int]]:
+    """The first greedy tokens after each of a few prompts."""
+    import torch
+
+    made = []
+    for row in rows[:CHECK_PROMPTS]:
+        prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+        ids = torch.tensor([prompt], device=model.device)
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=CHECK_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        made.append(out[0, len(prompt) :].tolist())
+    return made
+
+
+if __name__ == "__main__":
+    serve(run)

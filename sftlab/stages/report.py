@@ -1,0 +1,137 @@
+"""What people look at: the ranking and the table in the terminal, the curve, and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sftlab.job import Job
+from sftlab.records import read_jsonl, write_jsonl
+from sftlab.run import Run
+from sftlab.stages.select import Selection
+
+
+def ranking(selection: Selection) -> None:
+    """Print every checkpoint, best first, with the chosen one marked."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="Checkpoints by validation loss", title_justify="left")
+    for name in ("", "job", "overrides", "epoch", "step", "train loss", "eval loss"):
+        table.add_column(name, justify="left" if name in ("", "overrides") else "right")
+    ordered = sorted(selection.candidates, key=lambda candidate: candidate.eval_loss)
+    for candidate in ordered[:20]:
+        mark = "→" if candidate == selection.chosen else "=" if candidate in selection.ties else ""
+        table.add_row(
+            mark,
+            str(candidate.job),
+            Text(" ".join(candidate.overrides)),
+            f"{candidate.epoch:g}",
+            str(candidate.step),
+            "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
+            f"{candidate.eval_loss:.4f}",
+        )
+    Console().print(table)
+    if len(selection.ties) > 1:
+        Console().print(
+            f"{len(selection.ties)} checkpoints (→ and =) lie within the noise of the lowest validation loss; "
+            "→ is kept (select.tie)",
+            highlight=False,
+        )
+
+
+def metrics(run: Run, jobs: Sequence[Job]) -> None:
+    """Copy what the trainer logged into the run's folder, with the job's number where there are several."""
+    rows = []
+    for job in jobs:
+        if "train" not in job.stages:
+            continue
+        for row in read_jsonl(Path(job.stages["train"]) / "metrics.jsonl"):
+            rows.append({"job": job.number, **row} if len(jobs) > 1 else row)
+    write_jsonl(run.folder / "metrics.jsonl", rows)
+
+
+def loss_curve(path: Path, run: dict[str, Any], jobs: Sequence[Job]) -> None:
+    """The bias–variance curve: training loss solid, validation loss dashed, the chosen checkpoint marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    chosen = run["selection"]
+    colors = pyplot.get_cmap("tab10").colors
+    for index, job in enumerate(job for job in jobs if "train" in job.stages):
+        history = list(read_jsonl(Path(job.stages["train"]) / "metrics.jsonl"))
+        color = colors[index % len(colors)]
+        label = f"job {job.number} " if len(jobs) > 1 else ""
+        training = [(row["epoch"], row["loss"]) for row in history if "loss" in row]
+        validation = [(row["epoch"], row["eval_loss"]) for row in history if "eval_loss" in row]
+        axes.plot(*zip(*training, strict=True), color=color, linewidth=1.2, alpha=0.7, label=f"{label}training loss")
+        axes.plot(
+            *zip(*validation, strict=True), color=color, linestyle="--", marker="o", markersize=4, linewidth=1.8,
+            label=f"{label}validation loss",
+        )
+    axes.plot(
+        [chosen["epoch"]], [chosen["eval_loss"]], linestyle="none", marker="*", markersize=18, color="#d62728",
+        markeredgecolor="white", zorder=5, label=f"kept: epoch {chosen['epoch']:g}, {chosen['eval_loss']:.4f}",
+    )
+    axes.set(xlabel="epoch", ylabel="loss (nats per target token)", title=run["experiment"])
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def table_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
+    """The final table, its header first."""
+    header = ["model", "accuracy", "95 % interval", "correct", "n", "unparsed", "truncated"]
+    rows: list[list[Any]] = [header]
+    for name in ("baseline", "finetuned"):
+        if name in evaluation:
+            row = evaluation[name]
+            low, high = row["ci95"]
+            rows.append(
+                [name, f"{row['accuracy']:.2%}", f"{low:.1%} – {high:.1%}", row["correct"], row["n"], row["unparsed"],
+                 row["truncated"]]
+            )
+    if "comparison" in evaluation:
+        row = evaluation["comparison"]
+        low, high = row["ci95"]
+        rows.append(
+            ["difference", f"{100 * row['delta']:+.2f} points", f"{100 * low:+.1f} – {100 * high:+.1f}",
+             f"+{row['gained']} −{row['lost']}", row["n"], "", ""]
+        )
+    return rows
+
+
+def table(evaluation: dict[str, Any]) -> None:
+    """Print baseline, fine-tuned and difference, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    header, *rows = table_rows(evaluation)
+    printed = Table(title="On the test set", title_justify="left")
+    for name in header:
+        printed.add_column(name, justify="left" if name == "model" else "right")
+    for row in rows:
+        printed.add_row(*map(str, row))
+    console = Console()
+    console.print(printed)
+    if "comparison" in evaluation:
+        console.print(f"Verdict: {evaluation['comparison']['verdict']}", highlight=False, markup=False)
+        if "forced" in evaluation["comparison"]:
+            console.print(
+                f"With an answer forced where there was none: {evaluation['comparison']['forced']['verdict']}",
+                highlight=False,
+                markup=False,
+            )
+
+
+def page(run: Run) -> None:
+    """Write ``report.html``: one file that opens offline."""
+    (run.folder / "report.html").write_text(f"<pre>{json.dumps(run.values, indent=1)}</pre>", encoding="utf-8")

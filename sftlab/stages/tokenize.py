@@ -1,0 +1,126 @@
+"""Examples → token ids and labels, made once for all jobs that share them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftlab.errors import ConfigError
+from sftlab.models import Base
+from sftlab.prompt import tokenize
+from sftlab.records import Example
+from sftlab.stages.dataset import Dataset
+from sftlab.store import Stage, Store, write_json
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100  # the label of a token that the loss does not count
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """The finished stage: ``train`` and ``validation`` as datasets on disk, and ``counts.json``."""
+
+    stage: Stage
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """By split: rows, tokens, supervised tokens, truncated rows, longest row; and the BOS of a prompt."""
+        counts: dict[str, Any] = json.loads((self.stage.path / "counts.json").read_text("utf-8"))
+        return counts
+
+
+def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> dict[str, Any]:
+    """What the token ids depend on."""
+    return {
+        "version": 1,
+        "dataset": dataset_key,
+        "tokenizer": base.identity,
+        "max_length": max_length,
+        "allow_truncated_completion": allow_truncated_completion,
+    }
+
+
+def make(
+    store: Store, dataset: Dataset, base: Base, max_length: int, allow_truncated_completion: bool
+) -> Tokenized:
+    """Training and validation rows as token ids, the loss on the completion only.
+
+    Raises:
+        ConfigError: ``max_length`` leaves a completion incomplete (unless allowed), or no prompt fits.
+    """
+
+    def build(folder: Path) -> None:
+        from datasets import Dataset as Table
+
+        tokenizer = base.tokenizer()
+        counts: dict[str, Any] = {}
+        for split in ("train", "validation"):
+            examples = dataset.split(split)
+            rows = list(_rows(examples, tokenizer, split))
+            counts[split] = _truncate(rows, split, max_length, allow_truncated_completion)
+            if split == "train":
+                prompt = [token for token, label in zip(rows[0]["input_ids"], rows[0]["labels"], strict=True)
+                          if label == IGNORED]
+                counts["prompt_bos"] = prompt.count(tokenizer.bos_token_id)
+            Table.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]).save_to_disk(
+                folder / split
+            )
+            log.info(
+                "tokens: %s: %s rows, %s tokens, %s of them count in the loss; longest row %s, truncated rows %s",
+                split,
+                *(f"{counts[split][name]:,}" for name in ("rows", "tokens", "supervised", "longest", "truncated")),
+            )
+        write_json(folder / "counts.json", counts)
+
+    key = inputs(dataset.stage.key, base, max_length, allow_truncated_completion)
+    return Tokenized(store.stage("tokens", key, build))
+
+
+def _rows(examples: list[Example], tokenizer: Any, split: str) -> Iterator[dict[str, Any]]:
+    from tqdm.auto import tqdm
+
+    for example in tqdm(examples, desc=f"tokenizing {split}", leave=False, delay=3):
+        tokens = tokenize(tokenizer, example)
+        yield {
+            "id": example.id,
+            "input_ids": tokens.prompt + tokens.completion,
+            "labels": [IGNORED] * len(tokens.prompt) + tokens.completion,
+        }
+
+
+def _truncate(rows: list[dict[str, Any]], split: str, max_length: int, allowed: bool) -> Mapping[str, int]:
+    """Cut rows to ``max_length`` in place and count; rows of which no completion is left are an error."""
+    longest = max(rows, key=lambda row: len(row["input_ids"]))
+    over = [row for row in rows if len(row["input_ids"]) > max_length]
+    prompt_lengths = [sum(label == IGNORED for label in row["labels"]) for row in rows]
+    if min(prompt_lengths) >= max_length:
+        raise ConfigError(
+            f"train.max_length={max_length}: is shorter than the shortest prompt ({min(prompt_lengths)} tokens, {split}"
+            f"); set at least {len(longest['input_ids'])}, the longest row"
+        )
+    if over and not allowed:
+        raise ConfigError(
+            f"train.max_length={max_length}: cuts the completion of {len(over)} of {len(rows)} {split} rows "
+            f"(the longest, {longest['id']}, has {len(longest['input_ids'])} tokens); set "
+            f"train.max_length={len(longest['input_ids'])}, or train.allow_truncated_completion=true to train on cut ones"
+        )
+    for row in over:
+        row["input_ids"], row["labels"] = row["input_ids"][:max_length], row["labels"][:max_length]
+    empty = [row["id"] for row in rows if all(label == IGNORED for label in row["labels"])]
+    if empty:
+        raise ConfigError(
+            f"train.max_length={max_length}: leaves nothing of the completion of {len(empty)} {split} rows "
+            f"({', '.join(empty[:3])}, …): their prompts fill it; set a larger one"
+        )
+    return {
+        "rows": len(rows),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
+        "supervised": sum(label != IGNORED for row in rows for label in row["labels"]),
+        "truncated": len(over),
+        "longest": len(max(rows, key=lambda row: len(row["input_ids"]))["input_ids"]),
+    }

@@ -1,0 +1,369 @@
+"""Is the fine-tuned model better than its base, or is the difference chance?
+
+Both models answer the same questions, so everything here is paired. Accuracies, differences and
+intervals are fractions (0.045, not 4.5), except in the words of a verdict, which speak of points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FLIPS = 10_000
+"""Random sign flips of the cluster-level permutation test."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model ``b`` (fine-tuned) against model ``a`` (base) on the same ``n`` questions.
+
+    ``delta`` is ``accuracy_b − accuracy_a`` and ``interval`` its bootstrap interval at the level
+    1 − alpha that ``compare`` was called with. ``gained`` counts the questions that only b got right,
+    ``lost`` those that only a got right. ``groups`` is the number of clusters that were resampled (a
+    question without a group is a cluster of its own), or None where every question stands alone.
+    ``verdict`` is a sentence that starts with ``better``, ``worse`` or ``inconclusive``.
+    """
+
+    n: int
+    accuracy_a: float
+    accuracy_b: float
+    delta: float
+    interval: tuple[float, float]
+    p_value: float
+    gained: int
+    lost: int
+    both_right: int
+    both_wrong: int
+    groups: int | None
+    verdict: str
+
+
+def wilson(correct: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
+    """The Wilson score interval of an accuracy, at the level 1 − alpha.
+
+    Raises:
+        ValueError: There are no questions, or more correct answers than questions.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    if n <= 0:
+        raise ValueError(f"an accuracy over {n} questions has no interval; give at least one question")
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct answers of {n} questions cannot be")
+    low, high = proportion_confint(correct, n, alpha=alpha, method="wilson")
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def subgroup(
+    correct: Sequence[bool], groups: Sequence[str | None], alpha: float = 0.05
+) -> dict[str, tuple[int, int, float, float]]:
+    """For each group, in the order they appear: correct answers, questions, and the Wilson interval's ends.
+
+    Questions whose group is None belong to no group and are left out.
+
+    Raises:
+        ValueError: The two sequences are not equally long.
+    """
+    members: dict[str, list[bool]] = defaultdict(list)
+    for right, group in zip(correct, groups, strict=True):
+        if group is not None:
+            members[group].append(right)
+    return {group: (sum(rows), len(rows), *wilson(sum(rows), len(rows), alpha)) for group, rows in members.items()}
+
+
+def compare(
+    a: Sequence[bool],
+    b: Sequence[bool],
+    *,
+    groups: Sequence[str | None] | None,
+    alpha: float,
+    seed: int,
+    resamples: int = 10_000,
+    noise: float | None = None,
+) -> Comparison:
+    """Compare two models that answered the same questions, in the same order.
+
+    The interval is a paired percentile bootstrap of the difference in accuracy. The p-value is that of
+    the exact McNemar test: a binomial test of the answers gained against the answers lost.
+
+    McNemar's test takes the questions to be independent. Questions that share a group (a text, a
+    patient) are not: they are gained or lost together, and the test would be too sure of itself. So
+    where any group has more than one question, whole groups are resampled for the interval, and the
+    p-value is that of a sign-flip permutation test: if the models do not differ, then within each group
+    they might as well have changed places, which turns the sign of that group's difference.
+    ``FLIPS`` random flips give p = (k + 1) / (m + 1), k of m being at least as extreme as what was seen
+    (Phipson & Smyth 2010). It never goes below 2 / 2^(number of groups that differ) by more than chance.
+
+    ``better`` and ``worse`` are said only if p < alpha, the interval excludes 0, and the difference is
+    larger than ``noise``. Where no answer changed sides the interval is (0, 0): a bootstrap cannot know
+    of changes that it never saw. Over no questions at all the interval is (−1, 1).
+
+    Args:
+        a: Which answers of the base were right.
+        b: Which answers of the fine-tuned model were right.
+        groups: What source each question comes from; None, as a whole or for one question, where it stands alone.
+        alpha: Chance of a false alarm that is accepted, in (0, 1).
+        seed: Seeds the bootstrap and the permutation test; the same seed gives the same result.
+        resamples: Bootstrap resamples.
+        noise: The largest change of accuracy between runs of one and the same model, a fraction.
+
+    Raises:
+        ValueError: The sequences are not equally long, or alpha is not in (0, 1).
+    """
+    import numpy as np
+    from scipy.stats import binomtest
+
+    n = len(a)
+    if len(b) != n or (groups is not None and len(groups) != n):
+        lengths = f"{n} and {len(b)} answers" + ("" if groups is None else f" with {len(groups)} groups")
+        raise ValueError(f"{lengths} do not pair up; both models must answer the same questions")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha = {alpha} is not a chance of a false alarm; give one between 0 and 1, such as 0.05")
+    if n == 0:
+        verdict = "inconclusive: cannot be judged, because there are no questions to compare on"
+        return Comparison(0, 0.0, 0.0, 0.0, (-1.0, 1.0), 1.0, 0, 0, 0, 0, None, verdict)
+
+    pairs = list(zip(map(bool, a), map(bool, b), strict=True))
+    gained, lost = pairs.count((False, True)), pairs.count((True, False))
+    both_right, both_wrong = pairs.count((True, True)), pairs.count((False, False))
+
+    # What a cluster contributes: its difference in correct answers, and its size.
+    totals: dict[object, tuple[int, int]] = {}
+    for row, (by_a, by_b) in enumerate(pairs):
+        group = None if groups is None else groups[row]
+        key = row if group is None else group
+        difference, size = totals.get(key, (0, 0))
+        totals[key] = (difference + by_b - by_a, size + 1)
+    clusters = np.array(list(totals.values()), dtype=np.int64)
+    clustered = len(clusters) < n
+
+    rng = np.random.default_rng(seed)
+    interval = _bootstrap(clusters, alpha, resamples, rng)
+    if clustered:
+        p_value = _sign_flip(clusters[:, 0], rng)
+    else:
+        p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+    right_a, right_b = both_right + lost, both_right + gained
+    delta = (right_b - right_a) / n
+    verdict = _verdict(right_a, right_b, n, gained, lost, interval, p_value, alpha, noise)
+    return Comparison(
+        n=n,
+        accuracy_a=right_a / n,
+        accuracy_b=right_b / n,
+        delta=delta,
+        interval=interval,
+        p_value=p_value,
+        gained=gained,
+        lost=lost,
+        both_right=both_right,
+        both_wrong=both_wrong,
+        groups=len(clusters) if clustered else None,
+        verdict=verdict,
+    )
+
+
+def _bootstrap(
+    clusters: NDArray[np.int64], alpha: float, resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentile interval of the summed differences over the summed sizes of resampled clusters.
+
+    Equal clusters are drawn together: how often each kind comes up in a resample is multinomial. That
+    is the same bootstrap, at a cost that grows with the kinds (three, without groups) and not with n.
+    """
+    import numpy as np
+
+    kinds, counts = np.unique(clusters, axis=0, return_counts=True)
+    drawn = rng.multinomial(len(clusters), counts / len(clusters), size=resamples)
+    low, high = np.quantile(drawn @ kinds[:, 0] / (drawn @ kinds[:, 1]), [alpha / 2, 1 - alpha / 2])
+    return float(low), float(high)
+
+
+def _sign_flip(differences: NDArray[np.int64], rng: np.random.Generator) -> float:
+    """Two-sided p-value of the sum of the differences, against random signs."""
+    import numpy as np
+
+    # Of the clusters with a difference of the same size, a binomial number turns out positive.
+    sizes, counts = np.unique(np.abs(differences), return_counts=True)
+    sums = (2 * rng.binomial(counts, 0.5, size=(FLIPS, len(counts))) - counts) @ sizes
+    extreme = int(np.count_nonzero(np.abs(sums) >= abs(int(differences.sum()))))
+    return (extreme + 1) / (FLIPS + 1)
+
+
+def _verdict(
+    right_a: int,
+    right_b: int,
+    n: int,
+    gained: int,
+    lost: int,
+    interval: tuple[float, float],
+    p_value: float,
+    alpha: float,
+    noise: float | None,
+) -> str:
+    delta = (right_b - right_a) / n
+    low, high = interval
+    score = f"{right_b} of {n} against {right_a}"
+    change = f"{gained} answers gained, {lost} lost"
+    difference = f"the difference of {_points(delta)} points"
+    span = f"{100 * (1 - alpha):g} % interval {_points(low)} to {_points(high)}"
+    p = "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
+    if p_value < alpha <= float(f"{p_value:.2g}"):  # 0.0496 must not read as 0.05
+        p = f"p = {p_value:.4g}"
+
+    if delta == 0:
+        same = f"both models have {right_b} of {n} right; {change}"
+        return f"inconclusive: {same}" if gained else f"inconclusive: {same}, so no answer changed sides"
+    if noise is not None and abs(delta) <= noise:
+        run_noise = f"the run-to-run noise of {100 * noise:.1f} points"
+        return f"inconclusive: {score}; {difference} is no larger than {run_noise} ({span}, {p}); {change}"
+    if p_value >= alpha:
+        return f"inconclusive: {score}; {difference} could be chance ({p}, {span}); {change}"
+    if low <= 0 <= high:
+        return f"inconclusive: {score}; {difference} is borderline: {p}, but the {span} includes 0; {change}"
+    word = "better" if delta > 0 else "worse"
+    return f"{word}: {score} ({_points(delta)} points, {span}, {p}); {change}"
+
+
+def _points(fraction: float) -> str:
+    """A signed difference in points; a second digit where one would show a difference as none."""
+    points = 100 * fraction
+    return f"{points:+.2f}" if 0 < abs(points) < 0.05 else f"{points + 0.0:+.1f}"
+
+
+def minimal_detectable_difference(n: int, changed: float = 0.2, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest difference in accuracy that the exact McNemar test finds with probability ``power``.
+
+    ``n`` questions are independent and a share ``changed`` of the answers changes sides. The power is
+    exact: the number of changed answers D is binomial (n, changed), the number gained is binomial
+    (D, (1 + difference / changed) / 2), and the test rejects on it; the difference is then searched.
+    Connor (1987, Biometrics 43:207–211) approximates the same by
+    n = (z(1 − alpha/2) √changed + z(power) √(changed − difference²))² / difference².
+
+    Returns:
+        A fraction in (0, changed], since a difference needs that many changes; ``math.inf`` where not
+        even changes that all go one way would be found, so that no difference can be shown.
+
+    Raises:
+        ValueError: n is negative, changed not in [0, 1], or not 0 < alpha < power < 1.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    if n < 0 or not 0 <= changed <= 1 or not 0 < alpha < power < 1:
+        raise ValueError(
+            f"n = {n}, changed = {changed}, alpha = {alpha}, power = {power} cannot be; "
+            "give n ≥ 0, changed in [0, 1] and 0 < alpha < power < 1"
+        )
+    if n == 0 or changed == 0:
+        return math.inf
+    discordant = np.arange(n + 1)
+    weight = binom.pmf(discordant, n, changed)
+    discordant, weight = discordant[weight > 1e-12], weight[weight > 1e-12]
+    critical = binom.ppf(alpha / 2, discordant, 0.5) - 1  # the largest count with 2 P(X ≤ count) < alpha
+
+    def surplus(difference: float) -> float:
+        gain = (1 + difference / changed) / 2
+        low = binom.cdf(critical, discordant, gain)
+        high = binom.sf(discordant - critical - 1, discordant, gain)
+        return float(weight @ (low + high)) - power
+
+    if surplus(changed) < 0:
+        return math.inf
+    return float(brentq(surplus, 0.0, changed, xtol=1e-6))
+
+
+def noise(runs: Sequence[Sequence[bool]]) -> float:
+    """The largest difference in accuracy between two repeats of one model, a fraction.
+
+    Raises:
+        ValueError: There are fewer than two repeats (the noise is unknown, not 0), or their lengths differ.
+    """
+    n = _repeats(runs)
+    scores = [sum(map(bool, run)) for run in runs]
+    return (max(scores) - min(scores)) / n if n else 0.0
+
+
+def changed(runs: Sequence[Sequence[bool]]) -> int:
+    """How many questions are right in some repeats of one model and wrong in others.
+
+    Raises:
+        ValueError: There are fewer than two repeats, or their lengths differ.
+    """
+    _repeats(runs)
+    return sum(len(set(map(bool, row))) > 1 for row in zip(*runs, strict=True))
+
+
+def _repeats(runs: Sequence[Sequence[bool]]) -> int:
+    """The number of questions that all repeats answered."""
+    lengths = {len(run) for run in runs}
+    if len(runs) < 2 or len(lengths) > 1:
+        raise ValueError(
+            f"{len(runs)} repeats over {sorted(lengths)} questions tell nothing of the noise; "
+            "give two or more over the same questions"
+        )
+    return lengths.pop()
+
+
+def bootstrap_ties(
+    losses: Sequence[Sequence[float]],
+    tokens: Sequence[float],
+    *,
+    seed: int,
+    resamples: int = 2000,
+    alpha: float = 0.05,
+) -> list[bool]:
+    """Which checkpoints have a validation loss that chance cannot tell from the lowest one.
+
+    The validation rows are resampled, the same for all checkpoints, and the difference in token-weighted
+    mean loss to the lowest checkpoint gets a percentile interval at the level 1 − alpha. A checkpoint is
+    tied if the interval includes 0; the lowest one always is. Over a single row nothing can be told
+    apart, and all are tied. A checkpoint with a loss that is not finite never is.
+
+    Args:
+        losses: For each checkpoint, the summed negative log-likelihood of each row, in nats.
+        tokens: The target tokens of each row; rows without any are left out.
+        seed: Seeds the resampling.
+        resamples: Bootstrap resamples.
+        alpha: 1 − the level of the interval.
+
+    Raises:
+        ValueError: The lengths differ, no row has a target token, or no checkpoint has a finite loss.
+    """
+    import numpy as np
+
+    if not losses:
+        return []
+    if any(len(row) != len(tokens) for row in losses):
+        raise ValueError(f"the losses of some checkpoint are not over the {len(tokens)} validation rows")
+    weight: NDArray[Any] = np.asarray(tokens, dtype=np.float64)
+    kept = weight > 0
+    weight, loss = weight[kept], np.asarray(losses, dtype=np.float64)[:, kept]
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(loss).all(axis=1))
+    rows = len(weight)
+    if not rows or not finite.any():
+        raise ValueError("no validation row with target tokens and a finite loss; nothing to choose a checkpoint by")
+    if rows == 1:
+        return [bool(ok) for ok in finite]
+
+    best = int(np.argmin(np.where(finite, np.where(finite[:, None], loss, 0.0).sum(axis=1), np.inf)))
+    excess = loss[finite] - loss[best]
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 2_000_000 // rows)  # 16 MB of draws at a time
+    parts = []
+    for start in range(0, resamples, chunk):
+        drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=min(chunk, resamples - start))
+        parts.append(drawn @ excess.T / (drawn @ weight)[:, None])
+    low = np.quantile(np.concatenate(parts), alpha / 2, axis=0)
+    tied: NDArray[np.bool_] = np.zeros(len(losses), dtype=np.bool_)
+    tied[finite] = low <= 0  # the lowest cannot be significantly above another, so one end decides
+    tied[best] = True
+    return [bool(tie) for tie in tied]

@@ -1,0 +1,128 @@
+"""Finished stages, found again by what went into them.
+
+A stage is a folder ``<store>/<stage>/<key>``, and its key is a hash of exactly the inputs that it
+was built from. Work happens in ``<key>.partial``; the manifest is written and the folder renamed
+last, so a folder with its final name is a finished one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftlab.errors import StageError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its folder, its key, and whether it was there already (``cached``)."""
+
+    name: str
+    key: str
+    path: Path
+    cached: bool
+    seconds: float
+
+
+class Store:
+    """A folder of finished stages that many runs, also at once, may share."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, name: str, inputs: Mapping[str, Any]) -> Path:
+        """Where the stage with these inputs is, or would be."""
+        return self.root / name / key_of(inputs)
+
+    def has(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the stage with these inputs is finished."""
+        return (self.path(name, inputs) / MANIFEST).is_file()
+
+    def finished(self, name: str) -> list[tuple[Path, dict[str, Any]]]:
+        """Folder and manifest of every finished stage of a kind, in the order of their keys."""
+        manifests = sorted((self.root / name).glob(f"*/{MANIFEST}"))
+        return [
+            (file.parent, json.loads(file.read_text("utf-8")))
+            for file in manifests
+            if not file.parent.name.endswith(".partial")
+        ]
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
+    ) -> Stage:
+        """The finished stage with these inputs, built in a folder by ``build`` if it is not there yet.
+
+        Another process that builds the same stage is waited for. What a killed build left is
+        thrown away, unless it is ``resumable``: then ``build`` gets the folder as it was left.
+
+        Raises:
+            StageError: the disk is full or the store cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        final = self.path(name, inputs)
+        if (final / MANIFEST).is_file():
+            return self._found(name, final)
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(f"{final}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("%s: waiting for another run that makes this stage (%s)", name, final)
+                lock.acquire()
+            with lock:
+                if (final / MANIFEST).is_file():  # made while this one waited
+                    return self._found(name, final)
+                partial = final.with_name(final.name + ".partial")
+                if partial.exists() and not resumable:
+                    shutil.rmtree(partial)
+                partial.mkdir(exist_ok=True)
+                start = time.monotonic()
+                build(partial)
+                seconds = time.monotonic() - start
+                manifest = {"stage": name, "key": final.name, "seconds": round(seconds, 1), "inputs": inputs}
+                write_json(partial / MANIFEST, manifest)
+                partial.rename(final)
+                return Stage(name, final.name, final, cached=False, seconds=seconds)
+        except OSError as error:
+            raise StageError(
+                f"{name}: cannot write {error.filename or final}: {error.strerror or error}; "
+                f"free some space or set store= to another folder. What was finished is kept"
+            ) from error
+
+    def _found(self, name: str, final: Path) -> Stage:
+        # Read by nothing but `mode=clean`-like tools and people: when a stage was last of use.
+        os.utime(final / MANIFEST)
+        return Stage(name, final.name, final, cached=True, seconds=0.0)
+
+
+def key_of(inputs: Mapping[str, Any]) -> str:
+    """A short name for exactly these inputs: the hash of their canonical JSON."""
+    text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step: a reader sees the old text or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

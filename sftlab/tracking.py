@@ -1,0 +1,86 @@
+"""Weights & Biases: curves while training, tables and figures at the end."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+
+from sftlab.config import TrackingConfig
+
+log = logging.getLogger(__name__)
+
+
+def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> dict[str, str]:
+    """Variables with which a training process logs to wandb; empty without tracking.
+
+    Without an API key wandb goes offline. No key is read here: wandb finds it by itself.
+    """
+    if cfg.backend == "none":
+        return {}
+    variables = {
+        "WANDB_PROJECT": cfg.project,
+        "WANDB_DIR": str(folder),
+        "WANDB_RUN_ID": run_id,
+        "WANDB_NAME": name,
+        "WANDB_RESUME": "allow",
+        "WANDB_SILENT": "true",
+        "WANDB_CONSOLE": "off",
+        "WANDB_DISABLE_CODE": "true",
+        "WANDB_DISABLE_GIT": "true",
+        "WANDB_MODE": mode(),
+    }
+    return variables | ({"WANDB_ENTITY": cfg.entity} if cfg.entity else {})
+
+
+def mode() -> str:
+    """``online`` where wandb has a key, else ``offline``; WANDB_MODE has the last word."""
+    if "WANDB_MODE" in os.environ:
+        return os.environ["WANDB_MODE"]
+    return "online" if _has_key() else "offline"
+
+
+def announce(cfg: TrackingConfig, folder: Path) -> None:
+    """Say in one line where the curves go."""
+    if cfg.backend == "wandb" and mode() == "offline":
+        log.info("wandb: offline (no API key; `wandb login`, or `wandb sync %s/wandb/offline-run-*` later)", folder)
+
+
+def log_result(variables: dict[str, str], summary: dict[str, Any], table: list[list[Any]], figure: Path) -> None:
+    """Add the final table, the figure and the summary to the run that training began."""
+    if not variables:
+        return
+    import wandb
+
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        run = wandb.init(id=variables["WANDB_RUN_ID"], resume="allow", settings=wandb.Settings(silent=True))
+        try:
+            header, *rows = table
+            result: dict[str, Any] = {"result": wandb.Table(columns=header, data=rows)}
+            if figure.is_file():
+                result["bias_variance"] = wandb.Image(str(figure))
+            run.log(result)
+            run.summary.update(summary)
+        finally:
+            run.finish()
+    except (wandb.errors.Error, OSError) as error:
+        log.warning("wandb: the final table could not be sent (%s); it is in the report all the same", error)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,167 @@
+"""TRL's SFTTrainer with three changes: a loss that costs little on the CPU, a validation loss that is
+the mean over tokens, and checkpoints that say when they are complete."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: TID253  only a training process imports this module
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: TID253
+from trl import SFTTrainer  # noqa: TID253
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # noqa: TID253
+
+from sftlab.store import write_json
+
+COMPLETE = "checkpoint.json"
+IGNORED = -100
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer for rows that are tokenised already (``input_ids`` and ``labels``)."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean negative log-likelihood of the target tokens, in nats.
+
+        On the CPU, TRL's chunked loss takes as long as half of the model. There the output head is
+        applied to the positions that have a target, all at once; elsewhere TRL's own loss is used.
+        """
+        if self.args.device.type != "cpu" or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        nll, targets = _token_losses(model, inputs)
+        mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"]
+        self._total_train_tokens += int(self.accelerator.reduce(mask.new_tensor(mask.numel())).item())
+        total = num_items_in_batch if num_items_in_batch is not None else targets
+        loss = nll.sum() / torch.as_tensor(total).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The count is over all ranks, and the ranks' gradients are averaged.
+            loss = loss * self.accelerator.num_processes
+        return loss
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """The validation loss: all negative log-likelihood over all target tokens, whatever the batches.
+
+        The rows' own sums are kept (``self.row_losses``: nats and tokens of each, in their order), to
+        tell later which checkpoints differ by more than chance.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        # Not the training collator: packed rows would lose their borders.
+        collator = DataCollatorForLanguageModeling(pad_token_id=self.processing_class.pad_token_id)
+        loader = self.accelerator.prepare_data_loader(
+            DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=collator)
+        )
+        model = self.model_wrapped if self.is_fsdp_enabled else self.model
+        start = time.monotonic()
+        training = model.training
+        model.eval()
+        sums: list[list[float]] = []
+        for batch in loader:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                row_nll, row_tokens = self._row_losses(model, batch)
+            gathered = self.accelerator.gather_for_metrics(torch.stack([row_nll.double(), row_tokens.double()], dim=1))
+            sums += gathered.tolist()
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(training)
+        self.row_losses = sums
+        tokens = sum(row[1] for row in sums)
+        metrics = {
+            f"{metric_key_prefix}_loss": sum(row[0] for row in sums) / tokens,
+            f"{metric_key_prefix}_tokens": tokens,
+            f"{metric_key_prefix}_runtime": round(time.monotonic() - start, 3),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _row_losses(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
+        if self.args.device.type == "cpu":
+            nll, _ = _token_losses(model, dict(batch))
+            return nll.sum(dim=1), tokens
+        outputs = model(**batch, fused_lm_head=True)
+        return -outputs.log_probs.float().sum(dim=1), tokens
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: TRL would write a card into every checkpoint; the merged model gets one of its own."""
+
+
+def _token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative log-likelihood of each position's next token, 0 where it is no target: (rows, kept positions).
+
+    Only positions at which some row of the batch has a target go through the output head.
+    """
+    labels = inputs.pop("labels")[:, 1:]
+    kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+    logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
+    targets = labels[:, kept]
+    nll = functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    ).view_as(targets)
+    return nll, (targets != IGNORED).sum()
+
+
+class Progress(ProgressCallback):
+    """The progress bar, with the last losses beside it instead of lines of raw numbers."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show training and validation loss at the end of the bar."""
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {name: f"{logs[name]:.3f}" for name in ("loss", "eval_loss") if name in logs}
+            self.training_bar.set_postfix(shown, refresh=False)
+
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Mark a checkpoint as complete, last of all, with what selection needs to know of it."""
+
+    def __init__(self, earlier_seconds: float) -> None:
+        self.start = time.monotonic() - earlier_seconds
+        self.trainer: Trainer | None = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write ``checkpoint.json``: a checkpoint without it was cut off and is not used."""
+        if not state.is_world_process_zero or self.trainer is None:
+            return
+        history = state.log_history
+        row = {
+            "step": state.global_step,
+            "epoch": round(float(state.epoch or 0), 4),
+            "eval_loss": _last(history, "eval_loss"),
+            "train_loss": _last(history, "loss"),
+            "seconds": round(time.monotonic() - self.start, 1),
+        }
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        write_json(folder / "rows.json", self.trainer.row_losses)
+        write_json(folder / COMPLETE, row)
+
+
+class Metrics(TrainerCallback):  # type: ignore[misc]
+    """Keep ``metrics.jsonl`` up to date with what the trainer logged, also across a resumption."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the whole history again: it is small, and after a resumption it is the truth."""
+        if state.is_world_process_zero:
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
+            partial.replace(self.path)
+
+
+def _last(history: list[dict[str, Any]], name: str) -> float | None:
+    return next((float(row[name]) for row in reversed(history) if name in row), None)
