@@ -120,6 +120,8 @@ def lenient(text: str, choices: str, options: Mapping[str, str] | None) -> str |
     standing: frozenset[str] = frozenset()
     statement = -1
     for event in sorted(reader.events(), key=lambda event: event.end):
+        if event.kind == "doubt":
+            continue
         if event.kind == "question":
             if standing:
                 break
@@ -155,11 +157,13 @@ _IT = _words(
     r"| (?:must|should|has to|would|could|might|may|cannot|can't|can not|couldn't)(?: not)? be\b)"
 )
 _CHOOSE = _words(
-    r"\b(?:i|we)(?:'\w+)?(?: (?!if\b)[\w']+){0,3}? "
+    r"\b(?:i|we)(?:'\w+)?(?: (?!(?:if|was|had|almost|nearly|first)\b)[\w']+){0,3}? "
     r"(?:choose|pick|select|go with|going with|opt for|settle on|answer|say)\b"
 )
 _CONCLUDE = _words(r"\b(?:therefore|thus|hence|so|but|finally)\b[–—]?")
-_CORRECT = _words(r"\b(?:actually|rather|instead|sorry|i mean)\b", r"(?:^|[.!?…;,–—-] ?)(?:no|wait) ?[,:–—-]")
+_CORRECT = _words(
+    r"\b(?:actually|rather|instead|sorry|oops|correction|i mean)\b", r"(?:^|[.!?…;,–—-] ?)(?:no|wait) ?[,:–—-]"
+)
 _FILLER = re.compile(
     r"[\s,:]*(?:(?:therefore|thus|hence|most|likely|probably|clearly|definitely|indeed|still|simply|actually|be|it|is|"
     r"option|choice|letter|answer|the|correct|right|best|not|either|neither|both|only)\b[\s,:]*)*",
@@ -184,10 +188,13 @@ _TEXT_ENDS = re.compile(
 )
 _STOP = re.compile(r"\s*(?:\Z|[.,;!?\n()–—-]|(?:because|since|as|here|for|given|not|rather|instead|over|or|and)\b)")
 _NEXT = re.compile(
-    r"\s*(?:,\s*(?:and|or)\b|,|/|&|\b(?:and/or|and|or|nor)\b)\s*(?:(?:option|choice)\s+)?", re.IGNORECASE
+    r"\s*(?:,\s*(?:and|or)\b|[,/&+→–—-]|->|\b(?:and/or|and|or|nor|plus|then|to)\b|(?=[(\[]))\s*(?:(?:option|choice)\s+)?",
+    re.IGNORECASE,
 )
 _ALTERNATIVE = re.compile(
-    r"[\s,]*\b(?:or|if|unless|as\s+well\s+as|and\s+(?:also|possibly|maybe|perhaps))\b", re.IGNORECASE
+    r"[\s,]*\b(?:or|if|unless|maybe|perhaps|possibly|as\s+well\s+as|and\s+(?:also|possibly|maybe|perhaps))\b"
+    r"|\s+(?:in|for|with|during)\s[^.;\n(]*[(\[][A-Za-z][)\]]\s+(?:in|for|with|during)\b",
+    re.IGNORECASE,
 )
 _SPACE = re.compile(r"\s*")
 _LINE_END = re.compile(r" ?\n\s*")
@@ -205,7 +212,7 @@ _PREDICATE = re.compile(
     r"\s*,?(?:\s+(?:is|are|must\s+be|would\s+be|should\s+be|seems|remains)|'s)\s+"
     r"(?:(?:therefore|thus|clearly|indeed|definitely|probably|likely|still)\s+)*"
     r"(?:(?:the\s+)?(?:only\s+)?(?:most\s+)?(?:(?:correct|right|best|likely|appropriate|accurate)\s+)?"
-    r"(?:answer|option|choice|one)\b|correct\b|right\b)(?=\s*(?:[.,;:!?\n]|\Z|because|since|as|here|for|given))",
+    r"(?:answer|option|choice|one)\b|(?:correct|right|better)\b)(?=\s*(?:[.,;:!?\n]|\Z|because|since|as|here|for|given))",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
@@ -223,9 +230,12 @@ _DENIED = re.compile(
 )
 _RETRACTION = _words(
     r"\bwait\b(?=\s*(?:[,.!?…–—-]|\Z))",
+    r"\bno,? wait\b",
     r"(?:^|[.!?…;,–—-]\s*)(?:no|nope|wait|hmm+)\b(?=\s*(?:[,.!?…–—-]|\Z))",
     r"^ ?wait\b",
-    r"\b(?:hold on|scratch that|strike that|correction|my mistake|not so fast|on second thought|sorry)\b",
+    r"\b(?:hold on|(?:scratch|scrap|strike|forget) (?:that|it)|never ?mind|correction|my mistake|oops|sorry)\b",
+    r"\b(?:not so fast|on second thought|on reflection|change my (?:answer|mind)|i doubt (?:it|that))\b",
+    r"(?:^|[.!?…] ?)(?:or|maybe|perhaps)\b(?=[^.\n]{0,20}[(\[][A-Za-z][)\]])",
     r"\blet me (?:re-?\w+|double|check|think again)",
     r"\bi (?:was|am) (?:wrong|mistaken)\b",
     r"\bi (?:made|have made) an? (?:mistake|error)\b",
@@ -233,18 +243,24 @@ _RETRACTION = _words(
     r"\b(?:that|this|which|it|answer)(?:'s| is| was| seems| looks| would be| must be)(?: \w+){0,2}?"
     r" (?:wrong|incorrect|mistaken|a mistake|an error|impossible|not (?:right|correct|true|it|so|the answer))\b",
     r"\b(?:that|this|it|which)(?: isn't| cannot be| can't be| can not be) (?:right|correct|true|the answer)\b",
+    r"\b(?:that|this|it) (?:doesn't|does not) (?:fit|work|match|make sense)\b",
     r"\b(?:that|this) (?:cannot|can't|can not) be\b",
 )
+_CONDITION = _words(
+    r"\b(?:if|whether|unless|suppose|supposing|assum\w+|wonder\w*|depends|maybe|perhaps|possibly|at first|initially)\b"
+)
 _HEDGE = _words(
-    r"\b(?:if|whether|unless|suppose|supposing|assum\w+|could|might|may|maybe|perhaps|possibly|tempt\w*|initially"
-    r"|wonder\w*|depends|at first)\b",
+    r"\b(?:could|might|may|tempt\w*)\b",
     r"(?<!\bi )(?<!\bwe )\bwould (?:think|say|choose|pick|guess)\b",
+    r"\b(?:some|many|others|people|students?)(?: \w+){0,2} (?:say|think|believe|argue|choose|pick)\b",
 )
 _NEGATION = _words(
-    r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|unlikely|least)\b", r"n't\b", r"(?<!no )(?<!without )\bdoubt"
+    r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|false|unlikely|least)\b",
+    r"n't\b",
+    r"(?<!no )(?<!without )\bdoubt",
 )
-_CLAUSE = _words(r"[,;:]|\b(?:so|thus|therefore|hence|but|because|then|and)\b")
-_FOLLOWS = _words(r"\b(?:so|thus|therefore|hence)\b")
+_CLAUSE = _words(r"[,;:–—]| - |\b(?:so|thus|therefore|hence|but|because|then|and)\b")
+_FOLLOWS = _words(r"\b(?:so|thus|therefore|hence|but)\b")
 
 _STATEMENT_END = re.compile(r"\.{2,}|…|[.!?](?=\s|\Z)|[;\n]")
 _MARKER = re.compile(
@@ -277,7 +293,8 @@ class _Event:
 
     ``commit`` puts an answer in the place of the one before, or beside it within one statement;
     ``correct`` always in its place, ``claim`` always beside it. ``reject`` strikes letters out, ``retract``
-    whatever stands; ``question`` ends the reading once an answer stands.
+    whatever stands; ``question`` ends the reading once an answer stands. ``doubt`` is an answer that was
+    only asked, supposed or hedged, and changes nothing.
     """
 
     end: int
@@ -426,13 +443,13 @@ class _Reader:
         """What it comes to that the letters at ``start`` to ``end`` are the answer by words from ``begin`` on."""
         statement_end = self._statement_end(end)
         if self.text[statement_end : statement_end + 1] == "?":
-            return _Event(end, "none")
-        sentence = self.text[self._statement_start(begin) : begin]
+            return _Event(end, "doubt")
+        sentence = self.text[max(self._statement_start(begin), begin - 500) : begin]
         said = self.text[begin:start]
         condition = _FOLLOWS.split(sentence)[-1] + said
         clause = _CLAUSE.split(sentence)[-1] + said
-        if _HEDGE.search(condition):
-            return _Event(end, "none")
+        if _CONDITION.search(condition) or _HEDGE.search(clause):
+            return _Event(end, "doubt")
         if _NEGATION.search(clause):
             return _Event(end, "reject", letters)
         if re.search(r"\beither\b", said, re.IGNORECASE) or _ALTERNATIVE.match(self.text, end):
@@ -475,12 +492,16 @@ class _Reader:
         self, end: int, letters: frozenset[str], small: bool, verbs: bool = False
     ) -> tuple[frozenset[str], int]:
         """The letters with those that follow by "or", "and" or a comma, and (unless ``verbs``) have no verb."""
-        while following := _NEXT.match(self.text, end):
-            more = self._letter(following.end())
-            if not more:
+        for _ in range(26):  # a model stuck on "(A) (A) (A) …" goes on for longer
+            following = _NEXT.match(self.text, end)
+            more = following and self._letter(following.end())
+            if not following or not more:
                 break
             here = self.text[following.end()]
-            if (here in "([" and not verbs and _AUXILIARY.match(self.text, more[1])) or (here.islower() and not small):
+            verb = _AUXILIARY.match(self.text, more[1]) if here in "([" else None
+            # "(A) and (B) are" speaks of both, "(A), and (B) is" of the last.
+            both = verbs and verb and ("r" in following[0].lower() or verb[0].split()[0].lower() in ("are", "were"))
+            if (verb and not both) or (here.islower() and not small):
                 break
             letters, end = letters | {more[0]}, more[1]
         return letters, end

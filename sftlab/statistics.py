@@ -340,7 +340,7 @@ def bootstrap_ties(
     """
     import numpy as np
 
-    if not losses:
+    if len(losses) == 0:
         return []
     if any(len(row) != len(tokens) for row in losses):
         raise ValueError(f"the losses of some checkpoint are not over the {len(tokens)} validation rows")

@@ -160,8 +160,15 @@ COMMITTED = [
     ("This is not a colitis, so the answer is (B).", "B"),
     ("The answer is (A).\nThe answer is (D).", "D"),
     ("Answer: (A) is incorrect. (B) is correct.", "B"),
+    ("You might think the answer is (A), but it is (B).", "B"),
+    ("The answer isn't (A) – it is (B).", "B"),
+    ("While (A) is tempting, the answer is (C).", "C"),
+    ("Answer: (B), (A) is wrong.", "B"),
+    ("The answer is (B). Correction: (C).", "C"),
     # Said firmly, and left alone after that.
     ("The answer is (B). (A) is wrong. (C) is too specific. It could be (D) in theory.", "B"),
+    ("Ferritin is low. The answer is (B). If the answer were (A), it would be high. It could be (D).", "B"),
+    ("Ferritin is low. The answer is (B). The answer could be (D) in a child.", "B"),
     ("The answer is (B). No other option explains the ferritin.", "B"),
     ("The answer is (B). Should one wait and see? A control is due in a week.", "B"),
     ("(A) Blood test: no. (B) Iron deficiency: yes. The answer is (B).", "B"),
@@ -211,6 +218,10 @@ UNCOMMITTED = [
     "The answer is (A), (B) or (C).",
     "The answer is A/C.",
     "Answer: A, B, C or D",
+    "The answer is (A) (B).",
+    "The answer is (A) plus (B).",
+    "The answer is A–C.",
+    "The answer is (A), maybe (B).",
     "Both (A) and (B) are correct.",
     "A, B and C are correct.",
     "(A) is correct. (B) is correct.",
@@ -223,6 +234,11 @@ UNCOMMITTED = [
     r"\boxed{A} or \boxed{B}",
     # Taken back, denied, asked, supposed.
     "The answer is (A)… no, wait",
+    "The answer is (A). Never mind.",
+    "The answer is (A) no wait (C) fits better",
+    "The answer is (A). But it does not fit.",
+    "The answer is (A). Or is it (B)?",
+    "The answer is (B). But (C) is better.",
     "The answer is (A). Hmm, let me reconsider.",
     "The answer is (A). That is wrong.",
     "The answer is (A). No, that cannot be.",
@@ -239,6 +255,7 @@ UNCOMMITTED = [
     "Neither (A) nor (B) is correct.",
     "I do not think the answer is (A).",
     "I would not choose (A).",
+    "I was going to say (A).",
     "The wrong answer is (A).",
     "Rather than (B)",
     "instead of (B).",
@@ -247,6 +264,10 @@ UNCOMMITTED = [
     "If the answer is (A), the ferritin is low.",
     "The answer could be (A).",
     "Perhaps the answer is (A).",
+    "Some say the answer is (A).",
+    "It is false that the answer is (A).",
+    "The answer is (A) in children and (B) in adults.",
+    "(A) or (B) is correct.",
     "Many would say the answer is (A).",
     "We must see whether (A) is correct.",
     # Options listed or walked through.
@@ -344,7 +365,20 @@ def test_a_commitment_survives_any_prose_in_front_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["\n", " ", "a ", "the answer is ", "(A) ", "A, ", "Iron deficiency ", "no, wait. ", "**"]
+    "piece",
+    [
+        "\n",
+        " ",
+        "a ",
+        "(A) ",
+        "A, ",
+        "**",
+        "the answer is ",
+        "the answer is (A) ",
+        "I choose not ",
+        "Iron deficiency ",
+        "no, wait. ",
+    ],
 )
 def test_a_degenerate_completion_is_read_in_time(piece: str) -> None:
     start = time.perf_counter()
