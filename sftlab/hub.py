@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, StageError
 
 # What a model needs to be trained, merged and served; not its other formats.
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"]
@@ -30,37 +31,79 @@ def model_snapshot(name: str, revision: str | None, *, code: bool) -> tuple[Path
     return folder, folder.name
 
 
-def dataset_commit(name: str, revision: str | None) -> str:
-    """The commit that a hub dataset's revision names now."""
+def check_model(name: str, revision: str | None, key: str) -> None:
+    """Whether a model can be fetched, or is in the hub's cache: one small request, nothing is downloaded.
+
+    Raises:
+        ConfigError: it is gated, does not exist, is no saved model, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if constants.HF_HUB_OFFLINE:
+        return  # nothing can be asked; what the cache lacks is told when it is needed
+    with explained(name, key):
+        try:
+            snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
+        except LocalEntryNotFoundError:
+            HfApi().get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=revision))
+
+
+def check_dataset(name: str, revision: str | None, key: str) -> None:
+    """Whether a dataset can be fetched.
+
+    Raises:
+        ConfigError: it is gated, does not exist, or the hub cannot be reached.
+    """
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        dataset_commit(name, revision, key)
+
+
+def dataset_commit(name: str, revision: str | None, key: str = "dataset.name_or_path") -> str:
+    """The commit that a hub dataset's revision names now. A whole commit hash names itself, without the hub."""
     from huggingface_hub import HfApi
 
-    with explained(name, "dataset.name_or_path"):
-        return str(HfApi().dataset_info(name, revision=revision).sha)
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    with explained(name, key):
+        info = HfApi().dataset_info(name, revision=revision)
+        if info.gated:  # its description is public, its files may not be
+            HfApi().auth_check(name, repo_type="dataset")
+        return str(info.sha)
 
 
 def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[str, list[dict[str, Any]]]:
     """All rows of a hub dataset by split."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     with explained(name, "dataset.name_or_path"):
-        splits = load_dataset(name, subset, revision=revision)
-    return {str(split): [dict(row) for row in rows] for split, rows in splits.items()}
+        try:
+            splits = load_dataset(name, subset, revision=revision)
+        except DatasetsError as error:
+            raise ValueError(error.__cause__ or error) from error
+        return {str(split): [dict(row) for row in rows] for split, rows in splits.items()}
 
 
 @contextmanager
 def explained(name: str, key: str) -> Iterator[None]:
     """Turn the hub's errors into one sentence with the remedy."""
+    from httpx2 import TransportError
     from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if key.startswith('dataset') else ''}{name}"
+    page = f"{constants.ENDPOINT}/{'datasets/' if 'dataset' in key else ''}{name}"
     try:
         yield
     except GatedRepoError as error:
@@ -75,10 +118,28 @@ def explained(name: str, key: str) -> Iterator[None]:
             f"{key}={name!r}: is neither a local path nor a repository that you can see at {page}; "
             "check the name, and log in with `hf auth login` if it is private"
         ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, OSError) as error:
+    except RemoteEntryNotFoundError as error:
+        raise ConfigError(f"{key}={name!r}: has no config.json; give a saved model, see {page}/tree/main") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, TransportError, ConnectionError) as error:
         raise ConfigError(
             f"{key}={name!r}: the hub ({constants.ENDPOINT}) cannot be reached and no copy is cached: "
-            f"{str(error).splitlines()[0]}; check the network, or give a local folder"
+            f"{_first_line(error)}; check the network, or give a local folder"
         ) from error
-    except ValueError as error:  # an unknown subset
-        raise ConfigError(f"{key}={name!r}: {error}; see {page}") from error
+    except HfHubHTTPError as error:
+        raise ConfigError(
+            f"{key}={name!r}: the hub ({constants.ENDPOINT}) answered {error.response.status_code}: "
+            f"{_first_line(error)}; see {page}, or try again later"
+        ) from error
+    except HFValidationError as error:
+        raise ConfigError(f"{key}={name!r}: is neither a local path nor a hub id (owner/name); check it") from error
+    except (ValueError, RuntimeError) as error:  # an unknown subset, a dataset that is a script, files that do not fit
+        raise ConfigError(f"{key}={name!r}: {_first_line(error)}; see {page}") from error
+    except OSError as error:
+        raise StageError(
+            f"{key}={name!r}: cannot be kept in the hub's cache ({constants.HF_HOME}): {error.strerror or error}; "
+            "free some space, or set HF_HOME to another folder"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -89,6 +90,7 @@ def child(
 def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
     """A child's main: ``run(folder, inputs)``, and the reason in ``error.json`` if it fails."""
     die_with_parent()
+    _quiet()
     folder = Path(sys.argv[1])
     try:
         run(folder, json.loads((folder / INPUTS).read_text("utf-8")))
@@ -104,6 +106,17 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
     else:
         return
     sys.exit(1)
+
+
+def _quiet() -> None:
+    """Leave the terminal to what takes long: no bars for the loading of weights, no advice to developers."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "vllm"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _report(folder: Path, kind: str, message: str) -> None:

@@ -24,7 +24,7 @@ from sftlab.records import Example
 SPLITS = ("train", "validation", "test")
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))  # the later split is the one examined
 WORST = 10
-BUDGET = 1024  # rows looked up for a question before the first look at what they hold
+BUDGET = 1024  # rows looked up for one question
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def check(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int
     The overlap of a question is the largest share of its distinct word n-grams that one single row of the other split
     holds; of rows that hold the same share, an exact duplicate is named before others, then the first. Every share is
     exact, no gram is left out for being frequent (grams are compared by 64-bit hashes: among 25 million, the chance
-    that any two are mistaken for each other is 1 in 50,000). Text made of stock passages in random order is slow.
+    that any two are mistaken for each other is 1 in 50,000).
 
     A question of fewer than ``n`` words is one gram as a whole, so it is only found as an exact duplicate. So is a
     text in a script that puts no spaces between words. A split that is missing counts as empty.
@@ -176,7 +176,7 @@ def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArr
     """The overlap of each row of ``left`` and the first row of ``right`` with that overlap (-1 for none).
 
     Boilerplate makes every row share something with every other: too many pairs to look at. So what is alike is merged
-    first, grams in the same rows of ``right`` and then rows with the same grams (of those that ``left`` has too).
+    first: grams in the same rows of ``right`` and then rows with the same grams (of those that ``left`` has too).
     """
     from scipy import sparse
 
@@ -205,41 +205,44 @@ def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArr
     questions = questions @ incidence(np.arange(len(used)), merged, (len(used), len(kept)))
     signature = holders[:, kept] @ draw.integers(2**64, size=len(kept), dtype=np.uint64)
     first = np.sort(np.unique(signature, return_index=True)[1])  # in the rows' order, so that ties go to the first
-    holders = holders[first][:, kept].astype(np.float64)
+    holders, questions = holders[first][:, kept].astype(np.float32), questions.astype(np.float32)
     postings, weight = holders.tocsc(), np.zeros(len(kept))
-    hits, closest = np.zeros(len(size)), np.full(len(size), -1)
+    hits, closest, undecided = np.zeros(len(size)), np.full(len(size), -1), []
     for row in np.flatnonzero((np.diff(questions.indptr) > 0) & ~skip):
         span = slice(*questions.indptr[row : row + 2])
         grams = questions.indices[span]
         weight[grams] = questions.data[span]
-        hits[row], best = _closest(grams, weight, holders, postings)
-        closest[row] = first[best]
+        if found := _closest(grams, weight, holders, postings):
+            hits[row], closest[row] = found[0], first[found[1]]
+        else:
+            undecided.append(row)
         weight[grams] = 0
+    step = 1 + 2**22 // (1 + max(holders.shape))  # so that each of these tables takes 16 MiB
+    for some in (undecided[start : start + step] for start in range(0, len(undecided), step)):
+        score = np.ascontiguousarray((holders @ questions[some].T.toarray()).T)
+        hits[some], closest[some] = score.max(axis=1), first[score.argmax(axis=1)]
     return hits / size, closest
 
 
-def _closest(grams: NDArray[np.int32], weight: NDArray[np.float64], holders: Any, postings: Any) -> tuple[float, int]:
+def _closest(
+    grams: NDArray[np.int32], weight: NDArray[np.float64], holders: Any, postings: Any
+) -> tuple[float, int] | None:
     """The largest total weight of ``grams`` in one row of ``holders``, and the first such row.
 
-    It looks up the rows of the rarest grams, and of more grams only until no row that holds none of them can win.
+    Only the rows of the rarest grams are looked up; None means that a row with none of these may hold as much.
     """
     frequency = postings.indptr[grams + 1] - postings.indptr[grams]
     order = np.argsort(frequency, kind="stable")
-    grams, looked_up = grams[order], frequency[order].cumsum()
-    unseen = weight[grams].sum() - weight[grams].cumsum()
-    budget = BUDGET
-    while budget < holders.nnz / 64:  # where the rare grams do not decide, one pass over everything is faster
-        known = max(int(np.searchsorted(looked_up, budget, side="right")), 1)
-        posted, owner = _members(postings, grams[:known])
-        score, rest = np.bincount(posted, weights=weight[grams[:known]][owner]), unseen[known - 1]
-        rows = np.flatnonzero((score > 0) & (score + rest >= score.max()))
-        held, owner = _members(holders, rows)
-        score = np.bincount(owner, weights=weight[held])
-        if score.max() > rest:
-            return float(score.max()), int(rows[score.argmax()])
-        budget *= 16
-    score = holders @ weight
-    return float(score.max()), int(score.argmax())
+    known = int(np.searchsorted(frequency[order].cumsum(), BUDGET, side="right"))
+    if not known:
+        return None
+    rare, rest = grams[order[:known]], weight[grams[order[known:]]].sum()
+    posted, owner = _members(postings, rare)
+    score = np.bincount(posted, weights=weight[rare][owner])
+    rows = np.flatnonzero((score > 0) & (score + rest >= score.max()))
+    held, owner = _members(holders, rows)
+    score = np.bincount(owner, weights=weight[held])
+    return (float(score.max()), int(rows[score.argmax()])) if score.max() > rest else None
 
 
 def _members(matrix: Any, lines: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:

@@ -42,15 +42,15 @@ class Templates:
 
     def render(self, name: str, row: Mapping[str, Any], place: str) -> str | None:
         """The text that a template makes of a row, or None where the dataset has no such template."""
-        from jinja2 import TemplateError
-
         if name not in self._compiled:
             return None
         try:
-            return self._compiled[name].render(**row)
-        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-            raise ConfigError(f"{place}: {self.key}.{name} cannot be rendered: {error}; mend the row or the template")\
-                from error
+            return self._compiled[name].render(row)
+        except Exception as error:  # a template is the user's code, and may raise anything
+            message = str(error) or type(error).__name__
+            raise ConfigError(
+                f"{place}: {self.key}.{name} cannot be rendered: {message}; mend the row or the template"
+            ) from error
 
     def keeps(self, row: Mapping[str, Any], place: str) -> bool:
         """Whether ``keep`` lets a row in."""
@@ -70,13 +70,19 @@ class Templates:
                     f"{place}: {self.key}.{name} renders to nothing; mend the row, or leave it out by {self.key}.keep"
                 )
         choices = "".join(sorted(set(text["choices"] or "")))
+        if choices and not choices.isalnum():
+            raise ConfigError(
+                f"{place}: {self.key}.choices gives {text['choices']!r}; write the letters with nothing between them"
+            )
         if choices and target.strip() not in set(choices):
             raise ConfigError(
                 f"{place}: target {target.strip()!r} is not one of {', '.join(choices)}; "
                 f"mend the row, or set {self.key}.choices"
             )
         if choices and len(choices) < 2:
-            raise ConfigError(f"{place}: {self.key}.choices gives one letter, {choices!r}; an answer needs at least two")
+            raise ConfigError(
+                f"{place}: {self.key}.choices gives one letter, {choices!r}; an answer needs at least two"
+            )
         return Example(
             id=text["id"] if text["id"] is not None else default_id,
             system=text["system"] or "",
@@ -162,8 +168,10 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 def _search(text: str, pattern: str) -> str:
     """The first group of the first match of a regular expression, or an empty string."""
-    found = re.search(pattern, text)
-    return found.group(1) if found else ""
+    if not (compiled := re.compile(pattern)).groups:
+        raise ValueError(f"search({pattern!r}) has no group in parentheses")
+    found = compiled.search(text)
+    return found.group(1) or "" if found else ""
 
 
 def _sql(text: str) -> str:
@@ -180,8 +188,9 @@ def _check(key: str, source: str, columns: Sequence[str]) -> list[str]:
         tree = environment().parse(source)
         environment().from_string(source)  # finds unknown filters too
     except TemplateSyntaxError as error:
-        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno})"]
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(columns))
+        hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
+        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint or '; mend the template'}"]
+    unknown = sorted(meta.find_undeclared_variables(tree) - set(columns) - set(environment().globals))
     return [f"{key}: there is no column {name!r}; the rows have {', '.join(columns)}" for name in unknown]
 
 
@@ -192,4 +201,6 @@ def _options(text: str | None, place: str) -> dict[str, str] | None:
         options = json.loads(text)
         return {str(letter): str(option) for letter, option in options.items()}
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{place} is no JSON object of letter → text: {error}") from error
+        raise ConfigError(
+            f"{place} is no JSON object of letter → text: {error}; write {{{{ column | tojson }}}}"
+        ) from error

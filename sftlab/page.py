@@ -1,0 +1,262 @@
+"""``report.html``: what a run found, as one page that opens offline and asks for nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftlab.records import Prediction, read_jsonl
+from sftlab.statistics import subgroup
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+MODELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
+HEADLINES = {
+    "better": "The fine-tuned model is better.",
+    "worse": "The fine-tuned model is worse.",
+    "inconclusive": "No difference is shown.",
+}
+# What questions are filtered by, in the order of the buttons: two models compared, or one alone.
+PAIRED = {
+    "differ": "Gained or lost",
+    "gained": "Gained",
+    "lost": "Lost",
+    "unparsed": "Unparsed",
+    "both-wrong": "Both wrong",
+    "both-right": "Both right",
+    "all": "All",
+}
+ALONE = {"wrong": "Wrong", "right": "Right", "unparsed": "Unparsed", "all": "All"}
+DASH = "–"
+
+
+def render(folder: Path) -> str:
+    """The page of the run in a folder. What the folder does not have, the page leaves out."""
+    run = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else {}
+    evaluation = run.get("evaluation") or {}
+    comparison = evaluation.get("comparison") or {}
+    files = {name: folder / "predictions" / f"{name}.jsonl" for name in MODELS}
+    answers = {name: Prediction.read(path) if path.is_file() else [] for name, path in files.items()}
+    curve = folder / "loss.png"
+    word, _, reason = str(comparison.get("verdict") or "").partition(": ")
+    page = _template().render(
+        run=run,
+        models=[(name, label) for name, label in MODELS.items() if evaluation.get(name)],
+        verdict=word if word in HEADLINES else None,
+        headline=HEADLINES.get(word),
+        reason=_sentence(reason if word in HEADLINES else word),
+        knowledge=_knowledge(comparison),
+        candidates=_candidates(run),
+        curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,
+        losses=_losses(folder / "metrics.jsonl"),
+        letters=_letters(evaluation, answers),
+        groups=_groups(answers),
+        questions=_questions(answers),
+    )
+    # A lone surrogate, which broken input can leave in a text, could not be written as UTF-8.
+    return page.lstrip().encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import ChainableUndefined, Environment
+
+    environment = Environment(
+        autoescape=True, undefined=ChainableUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
+    )
+    for own in (percent, points, decimals, count, seconds, date, finite, sha256):
+        environment.filters[own.__name__] = own
+    return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))
+
+
+def finite(value: Any) -> float | int | None:
+    """A number that can be shown, or None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else None
+
+
+def percent(value: Any) -> str:
+    """A fraction as a percentage."""
+    return DASH if finite(value) is None else f"{100 * value:.1f}%"
+
+
+def points(value: Any) -> str:
+    """A difference of fractions in points, signed; a second digit where one would show a difference as none."""
+    if finite(value) is None:
+        return DASH
+    rounded = round(100 * value, 2 if 0 < abs(value) < 0.0005 else 1) + 0.0  # without the sign of -0.0
+    return (f"{rounded:+.2f}" if 0 < abs(rounded) < 0.05 else f"{rounded:+.1f}").replace("-", "−")
+
+
+def decimals(value: Any, digits: int = 4) -> str:
+    """A number with a fixed count of decimals."""
+    return DASH if finite(value) is None else f"{value:.{digits}f}"
+
+
+def count(value: Any) -> str:
+    """A number with its thousands separated."""
+    return DASH if finite(value) is None else f"{value:,.6g}" if value % 1 else f"{int(value):,}"
+
+
+def seconds(value: Any) -> str:
+    """A duration in the units that matter."""
+    if finite(value) is None:
+        return DASH
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{value:.3g} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def date(value: Any) -> str:
+    """An ISO time as people write it, in UTC."""
+    try:
+        moment = datetime.fromisoformat(value).astimezone(UTC)
+    except (TypeError, ValueError):
+        return DASH
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def sha256(text: str) -> str:
+    """What a Content-Security-Policy knows an inline script or style by."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _printable(value: Any) -> Any:
+    """The last gate before the page: a value that means nothing to people becomes a dash."""
+    return DASH if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _sentence(text: str) -> str:
+    """A verdict's reason with a capital, a full stop, and real minus signs."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def _knowledge(comparison: dict[str, Any]) -> dict[str, Any]:
+    """How the strict difference splits: what is left where every question has an answer (knowledge), and the rest."""
+    forced = comparison.get("forced") or {}
+    total, known = finite(comparison.get("delta")), finite(forced.get("delta"))
+    if total is None or known is None:
+        return {}
+    return {
+        "total": total,
+        "known": known,
+        "format": total - known,
+        "ci95": forced.get("ci95"),
+        "verdict": str(forced.get("verdict") or "").partition(":")[0],
+    }
+
+
+def _candidates(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every checkpoint, lowest validation loss first, each with what sets its job apart from the others."""
+    selection = run.get("selection") or {}
+    jobs = [set(job.get("overrides") or []) for job in run.get("jobs") or []]
+    shared = set.intersection(*jobs) if len(jobs) > 1 else set()
+    rows = []
+    for row in selection.get("candidates") or []:
+        path = row.get("checkpoint")
+        mark = (
+            "kept" if path == selection.get("checkpoint") else "tied" if path in (selection.get("ties") or []) else ""
+        )
+        own = [override for override in row.get("overrides") or [] if override not in shared]
+        rows.append({**row, "mark": mark, "own": own, "name": os.path.basename(str(path or ""))})
+    return sorted(rows, key=lambda row: math.inf if finite(row.get("eval_loss")) is None else row["eval_loss"])
+
+
+def _losses(log: Path) -> dict[str, list[float]]:
+    """The losses of a single job in the order they were logged: the figure, for those who cannot see it."""
+    rows = list(read_jsonl(log)) if log.is_file() else []
+    if any("job" in row for row in rows):
+        return {}
+    return {key: [row[key] for row in rows if finite(row.get(key)) is not None] for key in ("loss", "eval_loss")}
+
+
+def _letters(evaluation: dict[str, Any], answers: dict[str, list[Prediction]]) -> list[tuple[str, list[int]]]:
+    """How often each letter is right, and how often each model gave it. Free text has no such table."""
+    given = [evaluation[name].get("letters") or {} for name in MODELS if evaluation.get(name)]
+    targets = [row.target for row in answers["baseline"] or answers["finetuned"]]
+    names = sorted({*targets, *(name for part in given for name in part)} - {"none"})
+    if not targets or not any(given) or len(names) > 26 or any(len(name) > 1 for name in names):
+        return []
+    return [(name, [targets.count(name), *(part.get(name, 0) for part in given)]) for name in [*names, "none"]]
+
+
+def _groups(answers: dict[str, list[Prediction]]) -> list[tuple[str, list[tuple[int, int, float, float] | None]]]:
+    """Correct answers, questions and interval of each group by each model, where there are few enough to read."""
+    groups = dict.fromkeys(row.group for rows in answers.values() for row in rows if row.group is not None)
+    if not 2 <= len(groups) <= 20:
+        return []
+    found = [subgroup([row.correct for row in rows], [row.group for row in rows]) for rows in answers.values() if rows]
+    return [(name, [part.get(name) for part in found]) for name in groups]
+
+
+def _questions(answers: dict[str, list[Prediction]]) -> dict[str, Any]:
+    """What the question browser needs: its buttons (kind, label, count), and the JSON block that the script reads."""
+    shown = {name: {row.id: row for row in rows} for name, rows in answers.items() if rows}
+    first = {row.id: row for rows in reversed(answers.values()) for row in rows}
+    if not shown:
+        return {}
+    before, after = _frame([row.prompt for row in first.values()])
+    rows: list[dict[str, Any]] = []
+    for name in dict.fromkeys(row.id for side in answers.values() for row in side):
+        pair, of = [part.get(name) for part in shown.values()], first[name]
+        rows.append(
+            {
+                "id": name,
+                "question": of.prompt[len(before) : len(of.prompt) - len(after)],
+                "target": of.target,
+                "group": of.group,
+                "kinds": _kinds(pair),
+                "sides": [None if side is None else _side(side, of.prompt) for side in pair],
+            }
+        )
+    labels = PAIRED if len(shown) > 1 else ALONE
+    buttons = [(kind, label, sum(kind in row["kinds"] for row in rows)) for kind, label in labels.items()]
+    block = {"models": [MODELS[name] for name in shown], "before": before, "after": after, "rows": rows}
+    # Nothing in the block may look like markup to the HTML parser, or end a line in old JavaScript.
+    escapes = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+    text = json.dumps(block, ensure_ascii=False).translate(escapes)
+    start = buttons[0][0] if buttons[0][2] else "all"
+    return {"models": block["models"], "buttons": buttons, "start": start, "json": text}
+
+
+def _frame(prompts: list[str]) -> tuple[str, str]:
+    """What all prompts begin and end with (system prompt, chat template), which need not be shown each time."""
+    before = _common(prompts)
+    before = before[: before.rfind("\n") + 1]  # not within the question's first words
+    after = _common([prompt[len(before) :][::-1] for prompt in prompts])[::-1]
+    mark = re.search(r"[<\[\n]", after)
+    return (before, after[mark.start() :] if mark else "") if len(prompts) > 1 else ("", "")
+
+
+def _common(texts: list[str]) -> str:
+    low, high = min(texts), max(texts)
+    return low[: next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))]
+
+
+def _kinds(pair: list[Prediction | None]) -> list[str]:
+    """The buttons that a question is shown under."""
+    sides = [side for side in pair if side is not None]
+    kinds = ["all"] + ["unparsed"] * any(side.answer is None for side in sides)
+    if len(sides) < 2:
+        return [*kinds, "right" if sides[0].correct else "wrong"]
+    if sides[0].correct == sides[1].correct:
+        return [*kinds, "both-right" if sides[0].correct else "both-wrong"]
+    return [*kinds, "differ", "gained" if sides[1].correct else "lost"]
+
+
+def _side(row: Prediction, shared: str) -> dict[str, Any]:
+    """One model's answer. Its prompt only where it is not the shared one: another tokenizer, another template."""
+    other = None if row.prompt == shared else row.prompt
+    side = {"text": row.completion, "answer": row.answer, "correct": row.correct, "readings": row.readings}
+    return {**side, "cut": row.finish_reason == "length", "prompt": other}
