@@ -9,15 +9,15 @@ import re
 import shlex
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from sftlab.errors import ConfigError, SftlabError
@@ -51,12 +51,12 @@ class StudyCallback(Callback):
         from sftlab.validate import validate
 
         try:
-            STUDY.config = validate(_without_hydra(config))
+            cfg = validate(_without_hydra(config))
         except ConfigError as error:
             # Hydra turns an exception in a callback into a warning; this one must end the program.
             _fail(error)
-        STUDY.folder = Path(config.hydra.run.dir)
-        if STUDY.config.dry_run or STUDY.config.mode == "report":
+        STUDY.config, STUDY.folder = cfg, Path(config.hydra.run.dir)
+        if cfg.dry_run or cfg.mode == "report":
             with open_dict(config):
                 config.hydra.output_subdir = None
 
@@ -74,7 +74,7 @@ def job(composed: DictConfig) -> float:
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    number = int(hydra_config.job.get("num", 0) or 0)
+    number = int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0
     values = OmegaConf.to_container(_without_hydra(composed), resolve=False)
     assert isinstance(values, dict)
     record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
@@ -144,7 +144,9 @@ def _finish(study: Study) -> int:
         run.finish("failed", str(error) or type(error).__name__)
         raise
     failed = [job for job in found if job.status != "success"]
-    run.finish("success" if not failed else "failed", "; ".join(f"job {job.number}: {job.error}" for job in failed) or None)
+    run.finish(
+        "success" if not failed else "failed", "; ".join(f"job {job.number}: {job.error}" for job in failed) or None
+    )
     log.info("done: %s", study.folder / "report.html")
     return 1 if failed else 0
 
@@ -163,7 +165,7 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
-def _fail(error: SftlabError) -> None:
+def _fail(error: SftlabError) -> NoReturn:
     print(f"sftlab: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
@@ -172,7 +174,7 @@ def _terminated(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _interrupted() -> None:
+def _interrupted() -> NoReturn:
     print("sftlab: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
     sys.exit(130)
 
@@ -186,7 +188,9 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
     from sftlab.validate import known_keys, nearest
 
     text = str(error)
-    if found := re.search(r"Could not find '([\w@./-]+)/([^'/]*)'\s*(?:Available options in '[^']*':\s*(.*))?", text, re.S):
+    if found := re.search(
+        r"Could not find '([\w@./-]+)/([^'/]*)'\s*(?:Available options in '[^']*':\s*(.*))?", text, re.S
+    ):
         group, choice, options = found.groups()
         names = (options or "").split()
         close = difflib.get_close_matches(choice, names, n=1)

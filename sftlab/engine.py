@@ -105,9 +105,7 @@ class Transformers:
 
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
-        self.model: Any = load(
-            Path(settings.model), dtype="bfloat16", trust_remote_code=settings.trust_remote_code
-        )
+        self.model: Any = load(Path(settings.model), dtype="bfloat16", trust_remote_code=settings.trust_remote_code)
         self.model.to(settings.device).eval()
 
     def generate(self, prompts: Sequence[list[int]], *, progress: str) -> list[Completion]:
@@ -177,7 +175,7 @@ class Transformers:
 
 
 def _bar(text: str) -> Any:
-    """vLLM's progress bar, with our words."""
+    """VLLM's progress bar, with our words."""
     from functools import partial
 
     from tqdm.auto import tqdm

@@ -10,7 +10,6 @@ from typing import Any
 from sftlab.config import InstanceConfig, TrainConfig
 from sftlab.errors import ConfigError
 
-
 # OpenMP threads wait for each other by spinning. Where another process wants one of the cores, each of the thousands
 # of small operations of a step then costs a time slice (measured on 2 cores, one of them busy: 53 tokens/s, and with
 # these 395). GOMP is torch's, KMP is vLLM's.

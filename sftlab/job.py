@@ -31,6 +31,7 @@ class Job:
     stages: dict[str, str] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=dict)
     comparable: dict[str, Any] = field(default_factory=dict)
+    overlap: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
 

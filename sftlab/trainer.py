@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with three changes: a loss that costs little on the CPU, a validation loss that is
-the mean over tokens, and checkpoints that say when they are complete."""
+the mean over tokens, and checkpoints that say when they are complete.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: TID253  only a training process imports this module
+import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: TID253
-from trl import SFTTrainer  # noqa: TID253
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling  # noqa: TID253
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sftlab.store import write_json
 
@@ -68,7 +69,6 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
                 row_nll, row_tokens = self._row_losses(model, batch)
             gathered = self.accelerator.gather_for_metrics(torch.stack([row_nll.double(), row_tokens.double()], dim=1))
             sums += gathered.tolist()
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(training)
         self.row_losses = sums
         tokens = sum(row[1] for row in sums)
@@ -78,7 +78,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             f"{metric_key_prefix}_runtime": round(time.monotonic() - start, 3),
         }
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _row_losses(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +108,7 @@ def _token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
     return nll, (targets != IGNORED).sum()
 
 
-class Progress(ProgressCallback):
+class Progress(ProgressCallback):  # type: ignore[misc]
     """The progress bar, with the last losses beside it instead of lines of raw numbers."""
 
     def on_log(

@@ -92,7 +92,7 @@ def nearest(key: str) -> str:
     return f"did you mean {close[0]}?" if close else "`python -m sftlab --cfg job` lists all keys"
 
 
-def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
         yield f"{prefix}{name}"
         if isinstance(value, dict):
@@ -180,13 +180,13 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
     yield from problems
     name = data.name_or_path
     local = _is_local(name)
-    if local and not Path(name).exists():
+    if local and not name.startswith("generate:") and not Path(name).exists():
         yield f"{key}.name_or_path={name!r}: no such file or folder (seen from {Path.cwd()}); check the path"
         return
     if problems:
         return
     try:
-        if not local and not name.startswith("generate:"):
+        if not local:
             _reachable(name, data.revision, f"{key}.name_or_path")
             return
         if Store(cfg.store).has("dataset", dataset.inputs(data, cfg.seed, mounted=mounted)):
@@ -211,7 +211,7 @@ def _split(key: str, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:
         yield f"{key}.split={split}: train and validation need rows; selection compares validation losses"
     sizes = [size for size in split.values() if size]
     if any(size < 1 for size in sizes) and sum(size for size in sizes if size <= 1) > 1 + 1e-9:
-        yield f"{key}.split={split}: shares add up to {sum(sizes):g}; give shares of at most 1, or whole numbers of rows"
+        yield f"{key}.split={split}: shares add up to {sum(sizes):g}; give shares of 1 together, or numbers of rows"
     if any(size > 1 and size != int(size) for size in sizes):
         yield f"{key}.split={split}: a number of rows is whole; give shares below 1, or whole numbers"
     if data.name_or_path.startswith("generate:"):
@@ -322,7 +322,7 @@ def _extra(extra: dict[str, Any]) -> Iterator[str]:
         yield f"train.extra.{name}: SFTConfig has no such field; {hint}"
     if unknown:
         return
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     try:
         SFTConfig(**{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": [], **extra})

@@ -4,10 +4,10 @@ import datasets
 import evaluate
 
 
-class ExactMatch(evaluate.Metric):
+class ExactMatch(evaluate.Metric):  # type: ignore[misc]
     """``exact_match`` over strings, case and white space included."""
 
-    def _info(self):
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="The share of predictions that equal their reference, character by character.",
             citation="",
@@ -17,6 +17,6 @@ class ExactMatch(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         equal = [prediction == reference for prediction, reference in zip(predictions, references, strict=True)]
         return {"exact_match": sum(equal) / len(equal)}

@@ -251,7 +251,7 @@ def _csv(file: Path) -> Rows:
 
 
 def _parquet(file: Path) -> Rows:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
     try:
         return _dense_rows(parquet.read_table(file).to_pylist())
@@ -302,7 +302,7 @@ def _split(made: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> 
     """
     if "all" not in made:
         splits = {name: list(made.get(name, [])) for name in SPLITS}
-        lacking = {name: size for name, size in cfg.split.items() if size and not splits[name] and name != "train"}
+        lacking = {str(name): size for name, size in cfg.split.items() if size and not splits[name] and name != "train"}
         if lacking and splits["train"]:
             splits |= _cut(splits["train"], lacking, seed)
         return splits

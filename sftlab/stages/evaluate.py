@@ -195,7 +195,9 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     )
 
 
-def _force(engine: Any, settings: Any, rows: list[dict[str, Any]], made: list[Any], silent: list[int]) -> dict[int, str]:
+def _force(
+    engine: Any, settings: Any, rows: list[dict[str, Any]], made: list[Any], silent: list[int]
+) -> dict[int, str]:
     """The letter that the model chooses after its own text and ``the answer is (``, by row.
 
     The text is continued as text, so that each tokenizer writes the letter in its own way: the
@@ -213,7 +215,11 @@ def _force(engine: Any, settings: Any, rows: list[dict[str, Any]], made: list[An
             letter: tokenizer(f"{text}{letter})", add_special_tokens=False)["input_ids"]
             for letter in rows[index]["choices"]
         }
-        differ = next(place for place in range(min(map(len, options.values()))) if len({ids[place] for ids in options.values()}) > 1)
+        differ = next(
+            place
+            for place in range(min(map(len, options.values())))
+            if len({ids[place] for ids in options.values()}) > 1
+        )
         by_token = {ids[differ]: letter for letter, ids in options.items()}
         shared = next(iter(options.values()))[:differ]
         room = settings.max_model_len - len(rows[index]["prompt_token_ids"]) - 1

@@ -61,8 +61,8 @@ def metrics(run: Run, jobs: Sequence[Job]) -> None:
     for job in jobs:
         if "train" not in job.stages:
             continue
-        for row in read_jsonl(Path(job.stages["train"]) / "metrics.jsonl"):
-            rows.append({"job": job.number, **row} if len(jobs) > 1 else row)
+        mark = {"job": job.number} if len(jobs) > 1 else {}
+        rows += [mark | row for row in read_jsonl(Path(job.stages["train"]) / "metrics.jsonl")]
     write_jsonl(run.folder / "metrics.jsonl", rows)
 
 
@@ -84,12 +84,24 @@ def loss_curve(path: Path, run: dict[str, Any], jobs: Sequence[Job]) -> None:
         validation = [(row["epoch"], row["eval_loss"]) for row in history if "eval_loss" in row]
         axes.plot(*zip(*training, strict=True), color=color, linewidth=1.2, alpha=0.7, label=f"{label}training loss")
         axes.plot(
-            *zip(*validation, strict=True), color=color, linestyle="--", marker="o", markersize=4, linewidth=1.8,
+            *zip(*validation, strict=True),
+            color=color,
+            linestyle="--",
+            marker="o",
+            markersize=4,
+            linewidth=1.8,
             label=f"{label}validation loss",
         )
     axes.plot(
-        [chosen["epoch"]], [chosen["eval_loss"]], linestyle="none", marker="*", markersize=18, color="#d62728",
-        markeredgecolor="white", zorder=5, label=f"kept: epoch {chosen['epoch']:g}, {chosen['eval_loss']:.4f}",
+        [chosen["epoch"]],
+        [chosen["eval_loss"]],
+        linestyle="none",
+        marker="*",
+        markersize=18,
+        color="#d62728",
+        markeredgecolor="white",
+        zorder=5,
+        label=f"kept: epoch {chosen['epoch']:g}, {chosen['eval_loss']:.4f}",
     )
     axes.set(xlabel="epoch", ylabel="loss (nats per target token)", title=run["experiment"])
     axes.set_ylim(bottom=0)
@@ -108,15 +120,29 @@ def table_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
             row = evaluation[name]
             low, high = row["ci95"]
             rows.append(
-                [name, f"{row['accuracy']:.2%}", f"{low:.1%} – {high:.1%}", row["correct"], row["n"], row["unparsed"],
-                 row["truncated"]]
+                [
+                    name,
+                    f"{row['accuracy']:.2%}",
+                    f"{low:.1%} – {high:.1%}",
+                    row["correct"],
+                    row["n"],
+                    row["unparsed"],
+                    row["truncated"],
+                ]
             )
     if "comparison" in evaluation:
         row = evaluation["comparison"]
         low, high = row["ci95"]
         rows.append(
-            ["difference", f"{100 * row['delta']:+.2f} points", f"{100 * low:+.1f} – {100 * high:+.1f}",
-             f"+{row['gained']} −{row['lost']}", row["n"], "", ""]
+            [
+                "difference",
+                f"{100 * row['delta']:+.2f} points",
+                f"{100 * low:+.1f} – {100 * high:+.1f}",
+                f"+{row['gained']} −{row['lost']}",
+                row["n"],
+                "",
+                "",
+            ]
         )
     return rows
 

@@ -45,9 +45,7 @@ def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_comple
     }
 
 
-def make(
-    store: Store, dataset: Dataset, base: Base, max_length: int, allow_truncated_completion: bool
-) -> Tokenized:
+def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_truncated_completion: bool) -> Tokenized:
     """Training and validation rows as token ids, the loss on the completion only.
 
     Raises:
@@ -64,8 +62,11 @@ def make(
             rows = list(_rows(examples, tokenizer, split))
             counts[split] = _truncate(rows, split, max_length, allow_truncated_completion)
             if split == "train":
-                prompt = [token for token, label in zip(rows[0]["input_ids"], rows[0]["labels"], strict=True)
-                          if label == IGNORED]
+                prompt = [
+                    token
+                    for token, label in zip(rows[0]["input_ids"], rows[0]["labels"], strict=True)
+                    if label == IGNORED
+                ]
                 counts["prompt_bos"] = prompt.count(tokenizer.bos_token_id)
             Table.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]).save_to_disk(
                 folder / split

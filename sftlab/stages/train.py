@@ -50,7 +50,9 @@ class Trained:
         return [Candidate(**row, checkpoint=str(path), job=job, overrides=overrides) for row, path in rows]
 
 
-def inputs(tokens_key: str, base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine, seed: int) -> dict[str, Any]:
+def inputs(
+    tokens_key: str, base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine, seed: int
+) -> dict[str, Any]:
     """What the weights depend on: data, base, settings, precision, ranks, seed and library versions."""
     return {
         "version": 1,
@@ -163,9 +165,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         write_json(folder / "receipt.json", _receipt(trainer, train, machine, given["counts"], result.metrics))
 
 
-def _arguments(
-    folder: Path, train: TrainConfig, machine: Machine, seed: int, report_to: list[str]
-) -> dict[str, Any]:
+def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int, report_to: list[str]) -> dict[str, Any]:
     own = train.model_dump(exclude={"extra", "allow_truncated_completion", "global_batch_size"})
     steps = own.pop("warmup_steps")
     return {
@@ -192,12 +192,14 @@ def _arguments(
 
 
 def _peft(values: dict[str, Any]) -> PeftConfig:
-    kinds = {"none": NoPeft, "lora": Lora, "qlora": Qlora}
-    return kinds[values["method"]].model_validate(values)  # type: ignore[return-value]
+    from pydantic import TypeAdapter
+
+    made: PeftConfig = TypeAdapter(PeftConfig).validate_python(values)
+    return made
 
 
 def lora_config(peft: PeftConfig) -> Any:
-    """peft's LoraConfig for a method, or None for full fine-tuning."""
+    """Peft's LoraConfig for a method, or None for full fine-tuning."""
     from peft import LoraConfig
 
     match peft:
@@ -260,8 +262,8 @@ def _receipt(
         "attn_implementation": config._attn_implementation,
         "liger_modules": sum("liger" in module for module in modules),
         "loss": "nll of completion tokens" + (", head on target positions" if machine.device == "cpu" else ", chunked"),
-        "base_dtype": str(next(p.dtype for p in parameters if not p.requires_grad or len(parameters) == 1)
-                          if any(not p.requires_grad for p in parameters) else parameters[0].dtype),
+        # Of frozen weights where there are any: adapters are trained in fp32 whatever the base is in.
+        "base_dtype": str(min(parameters, key=lambda parameter: parameter.requires_grad).dtype),
         "autocast": "bfloat16" if train.bf16 else None,
         "effective_batch": trainer.args.per_device_train_batch_size
         * trainer.args.gradient_accumulation_steps
@@ -274,7 +276,9 @@ def _receipt(
         "device": machine.device,
         "num_processes": trainer.args.world_size,
         "train_seconds": round(seconds, 1),
-        "tokens_per_second": round(counts["train"]["tokens"] * train.num_train_epochs / seconds, 1) if seconds else None,
+        "tokens_per_second": round(counts["train"]["tokens"] * train.num_train_epochs / seconds, 1)
+        if seconds
+        else None,
         "peak_memory_gib": round(_peak_memory(machine, resource), 2),
     }
 
