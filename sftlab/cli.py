@@ -42,6 +42,9 @@ class Study:
 
 STUDY = Study()
 
+# Dictionaries that take keys of the user's choosing.
+FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.")
+
 
 class StudyCallback(Callback):
     """Learns the folder of a run or sweep, and stops a single run that is invalid before anything is written."""
@@ -120,6 +123,7 @@ def _finish(study: Study) -> int:
     from sftlab import pipeline
     from sftlab.job import jobs
     from sftlab.run import Run
+    from sftlab.stages import report
 
     assert study.folder is not None
     cfg = study.config
@@ -132,21 +136,22 @@ def _finish(study: Study) -> int:
     if first is None:
         return _all_failed(found)
     run = Run.start(study.folder, name=first.name, mode=first.mode, seed=first.seed, command=_command())
+    failed = [job for job in found if job.status != "success"]
     try:
-        if first.mode in ("all", "train"):
-            if all(job.status == "failed" for job in found):
-                run.finish("failed", "; ".join(dict.fromkeys(job.error or "" for job in found)))
-                return _all_failed(found)
-            pipeline.decide(run, found)
-        elif first.mode == "evaluate":
+        if first.mode == "evaluate":
             pipeline.evaluate_only(run, first)
+        elif first.mode == "compare":
+            pipeline.compare_files(run, first)
+        elif len(failed) < len(found):
+            pipeline.decide(run, found)
     except BaseException as error:
         run.finish("failed", str(error) or type(error).__name__)
         raise
-    failed = [job for job in found if job.status != "success"]
-    run.finish(
-        "success" if not failed else "failed", "; ".join(f"job {job.number}: {job.error}" for job in failed) or None
-    )
+    reasons = "; ".join(f"job {job.number}: {job.error}" if study.sweep else str(job.error) for job in failed)
+    run.finish("failed" if failed else "success", reasons or None)
+    report.page(run)
+    if failed and len(failed) == len(found):
+        return _all_failed(found)
     log.info("done: %s", study.folder / "report.html")
     return 1 if failed else 0
 
@@ -180,38 +185,57 @@ def _interrupted() -> NoReturn:
 
 
 def _explain(error: HydraException, arguments: list[str]) -> str:
-    """Hydra's error about a composition as place, value and remedy."""
+    """Hydra's error about a composition as place, value and remedy, together with all else that is wrong."""
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
 
     from sftlab.config import Config
-    from sftlab.validate import known_keys, nearest
+    from sftlab.validate import SECRET, SECRETS, known_keys, listed, nearest, validate
 
-    text = str(error)
-    if found := re.search(
-        r"Could not find '([\w@./-]+)/([^'/]*)'\s*(?:Available options in '[^']*':\s*(.*))?", text, re.S
-    ):
-        group, choice, options = found.groups()
-        names = (options or "").split()
-        close = difflib.get_close_matches(choice, names, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{group}={choice}: no such choice; {hint}there are {', '.join(names)}"
-    overrides = [argument for argument in arguments if "=" in argument or argument.startswith("~")]
-    problems = []
+    groups = {str(folder.relative_to(CONF)) for folder in CONF.iterdir() if folder.is_dir()}
     known = set(known_keys(Config))
-    for argument in overrides:
+    problems, rest = [], []
+    for argument in get_args_parser().parse_args(arguments).overrides:
         try:
             override = OverridesParser.create().parse_override(argument)
-        except OverrideParseException as wrong:
-            return f"{argument}: cannot be read: {str(wrong).splitlines()[0]}; quote it for the shell: 'key=\"value\"'"
-        key = str(override.key_or_group)
-        group_names = [str(path.relative_to(CONF)) for path in CONF.iterdir() if path.is_dir()]
-        if override.is_add() or key.startswith("hydra") or key in known or key in group_names:
+        except HydraException as wrong:
+            reason = next(line for line in str(wrong).splitlines() if "override '" not in line)
+            problems.append(f"{argument}: cannot be read ({reason}); write KEY=VALUE, with quotes: 'KEY=\"VALUE\"'")
             continue
-        if any(key.startswith(f"{free}.") for free in ("train.extra", "train.lr_scheduler_kwargs", "dataset.split")):
-            continue
-        problems.append(f"{argument}: no such key; {nearest(key)}")
-    for group in ("experiment", "debug"):
-        if any(argument.startswith(f"{group}=") for argument in arguments):
-            problems.append(f"{group}=…: is added to the defaults; write +{group}=…")
-    return "\n".join(problems) if problems else re.sub(r"\s*\n\s*", "; ", text.strip())
+        key, value = str(override.key_or_group), override.value()
+        added = override.is_add() and not override.is_force_add()
+        choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
+        if SECRET.search(key):
+            problems.append(f"{key}: {SECRETS}")
+        elif key in groups and isinstance(value, str) and value not in choices:
+            close = difflib.get_close_matches(value, choices, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            problems.append(f"{argument.lstrip('+')}: no such choice; {hint}there are {', '.join(choices)}")
+        elif key in ("experiment", "debug") and not override.is_add():
+            problems.append(f"{argument}: is added to the defaults; write +{argument}")
+        elif key in groups and added and key not in ("experiment", "debug") and not override.package:
+            problems.append(f"{argument}: has a choice already; write {argument[1:]}")
+        elif not (key in groups | known or key.startswith("hydra") or FREE.match(key)):
+            problems.append(f"{argument}: no such key; {nearest(key)}")
+        elif f"Could not override '{key}'" in str(error):
+            if FREE.match(key):
+                problems.append(f"{argument}: is not there yet; write +{argument}")
+            else:
+                section = key.rpartition(".")[0]
+                problems.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
+        else:
+            rest.append(argument)
+    if not problems:
+        text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip())
+        return text.removesuffix("; ")
+    GlobalHydra.instance().clear()
+    try:  # what is wrong besides
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            validate(compose("config", overrides=rest))
+    except ConfigError as wrong:
+        problems += [line.removeprefix("  - ") for line in str(wrong).splitlines() if not line.endswith("problems:")]
+    except HydraException:
+        pass
+    return listed(problems)

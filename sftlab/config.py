@@ -129,6 +129,7 @@ class EvalConfig(Section):
     engine: Literal["vllm", "transformers"]
     name_or_path: str | None
     dataset: DatasetConfig | None
+    predictions: list[str]
     baseline: bool
     max_rows: PositiveInt | None
     max_tokens: PositiveInt

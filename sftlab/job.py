@@ -33,6 +33,7 @@ class Job:
     comparable: dict[str, Any] = field(default_factory=dict)
     overlap: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
+    trained_as: str = "a job of its own"
     candidates: list[Candidate] = field(default_factory=list)
 
     def settings(self) -> Config:

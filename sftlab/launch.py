@@ -8,6 +8,7 @@ ranks. A child that cannot go on leaves its reason in ``error.json``.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from sftlab.store import write_json
 INPUTS, ERROR = "inputs.json", "error.json"
 
 # What a launcher of an outer process left behind would make a child believe that it is a rank of it.
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "GROUP_", "ROLE_", "ACCELERATE_")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "GROUP_", "ROLE_", "ACCELERATE_", "PET_")
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -39,6 +40,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_OFFLINE": "1",  # whatever comes from the hub was fetched by the parent
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' too: no bar for the loading of weights
     "PYTHONWARNINGS": "ignore",  # of libraries about libraries; sftlab's own messages are log lines
     "TRITON_CACHE_AUTOTUNING": "0",
 }
@@ -80,8 +82,10 @@ def child(
     if (folder / ERROR).is_file():
         error = json.loads((folder / ERROR).read_text("utf-8"))
         raise getattr(errors, error["type"], StageError)(error["message"])
-    if code < 0 or code > 128:
-        name = signal.Signals(-code if code < 0 else code - 128).name
+    # Shells and launchers say 128 + signal for what Python says as a negative number.
+    number = -code if code < 0 else code - 128
+    if number in set(signal.Signals):
+        name = signal.Signals(number).name
         hint = "; usually there was not enough memory" if name == "SIGKILL" else ""
         raise StageError(f"{module}: was ended by {name}{hint}. What was finished is kept; run the command again")
     raise StageError(f"{module}: ended with exit code {code} and gave no reason; see its output above")
@@ -102,17 +106,17 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
         traceback.print_exc()
         # The last frame tells a bug report more than the message alone.
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        _report(folder, "StageError", f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})")
+        message = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+        if os.strerror(errno.ENOSPC) in str(error):  # libraries in Rust and C++ say it in errors of their own
+            message = f"the disk is full: {message}; free some space or set store= to another folder"
+        _report(folder, "StageError", message)
     else:
         return
     sys.exit(1)
 
 
 def _quiet() -> None:
-    """Leave the terminal to what takes long: no bars for the loading of weights, no advice to developers."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    """Leave the terminal to what takes long: no advice to developers."""
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "vllm"):

@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -24,7 +23,8 @@ from sftlab.records import Example
 SPLITS = ("train", "validation", "test")
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))  # the later split is the one examined
 WORST = 10
-BUDGET = 1024  # rows looked up for one question
+BUDGET = 1024  # rows looked up for one question before it is compared with all
+TABLE = 2**22  # cells of the tables in which questions are compared with all (16 MiB each)
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Pair:
-    """What was found for the questions of ``left_split`` in ``right_split``.
-
-    ``exact`` counts those with an exact duplicate, ``near`` the others over the limit. The rest is about their shares.
-    """
+    """The questions of ``left_split`` found in ``right_split``: exact duplicates, others over the limit, and shares."""
 
     left_split: str
     right_split: str
@@ -112,7 +109,7 @@ def check(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int
     read = {name: _Split(name, splits.get(name, ()), n) for name in SPLITS}
     pairs, found = zip(*(_pair(read[left], read[right], max_overlap) for left, right in PAIRS), strict=True)
     # Sorting is stable: what is equally bad stays in the order of PAIRS and of the rows.
-    worst = sorted(chain(*found), key=attrgetter("share", "exact"), reverse=True)[:WORST]
+    worst = sorted((one for some in found for one in some), key=attrgetter("share", "exact"), reverse=True)[:WORST]
     return Report(max_overlap, n, pairs, tuple(worst))
 
 
@@ -217,19 +214,17 @@ def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArr
         else:
             undecided.append(row)
         weight[grams] = 0
-    step = 1 + 2**22 // (1 + max(holders.shape))  # so that each of these tables takes 16 MiB
+    step = 1 + TABLE // (1 + max(holders.shape))
     for some in (undecided[start : start + step] for start in range(0, len(undecided), step)):
         score = np.ascontiguousarray((holders @ questions[some].T.toarray()).T)
         hits[some], closest[some] = score.max(axis=1), first[score.argmax(axis=1)]
     return hits / size, closest
 
 
-def _closest(
-    grams: NDArray[np.int32], weight: NDArray[np.float64], holders: Any, postings: Any
-) -> tuple[float, int] | None:
+def _closest(grams: NDArray[Any], weight: NDArray[Any], holders: Any, postings: Any) -> tuple[float, int] | None:
     """The largest total weight of ``grams`` in one row of ``holders``, and the first such row.
 
-    Only the rows of the rarest grams are looked up; None means that a row with none of these may hold as much.
+    Only the rows of the rarest grams are looked up; None means that a row without them may hold as much.
     """
     frequency = postings.indptr[grams + 1] - postings.indptr[grams]
     order = np.argsort(frequency, kind="stable")

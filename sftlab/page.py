@@ -20,22 +20,10 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 MODELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
-HEADLINES = {
-    "better": "The fine-tuned model is better.",
-    "worse": "The fine-tuned model is worse.",
-    "inconclusive": "No difference is shown.",
-}
+VERDICTS = ("better", "worse", "inconclusive")
 # What questions are filtered by, in the order of the buttons: two models compared, or one alone.
-PAIRED = {
-    "differ": "Gained or lost",
-    "gained": "Gained",
-    "lost": "Lost",
-    "unparsed": "Unparsed",
-    "both-wrong": "Both wrong",
-    "both-right": "Both right",
-    "all": "All",
-}
-ALONE = {"wrong": "Wrong", "right": "Right", "unparsed": "Unparsed", "all": "All"}
+PAIRED = ("differ", "gained", "lost", "unparsed", "both-wrong", "both-right", "all")
+ALONE = ("wrong", "right", "unparsed", "all")
 DASH = "–"
 
 
@@ -51,9 +39,8 @@ def render(folder: Path) -> str:
     page = _template().render(
         run=run,
         models=[(name, label) for name, label in MODELS.items() if evaluation.get(name)],
-        verdict=word if word in HEADLINES else None,
-        headline=HEADLINES.get(word),
-        reason=_sentence(reason if word in HEADLINES else word),
+        verdict=word if word in VERDICTS else None,
+        reason=_sentence(reason if word in VERDICTS else word),
         knowledge=_knowledge(comparison),
         candidates=_candidates(run),
         curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,
@@ -202,7 +189,7 @@ def _groups(answers: dict[str, list[Prediction]]) -> list[tuple[str, list[tuple[
 
 
 def _questions(answers: dict[str, list[Prediction]]) -> dict[str, Any]:
-    """What the question browser needs: its buttons (kind, label, count), and the JSON block that the script reads."""
+    """What the question browser needs: its buttons (kind, count), and the JSON block that the script reads."""
     shown = {name: {row.id: row for row in rows} for name, rows in answers.items() if rows}
     first = {row.id: row for rows in reversed(answers.values()) for row in rows}
     if not shown:
@@ -221,13 +208,13 @@ def _questions(answers: dict[str, list[Prediction]]) -> dict[str, Any]:
                 "sides": [None if side is None else _side(side, of.prompt) for side in pair],
             }
         )
-    labels = PAIRED if len(shown) > 1 else ALONE
-    buttons = [(kind, label, sum(kind in row["kinds"] for row in rows)) for kind, label in labels.items()]
+    kinds = PAIRED if len(shown) > 1 else ALONE
+    buttons = [(kind, sum(kind in row["kinds"] for row in rows)) for kind in kinds]
     block = {"models": [MODELS[name] for name in shown], "before": before, "after": after, "rows": rows}
     # Nothing in the block may look like markup to the HTML parser, or end a line in old JavaScript.
     escapes = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
     text = json.dumps(block, ensure_ascii=False).translate(escapes)
-    start = buttons[0][0] if buttons[0][2] else "all"
+    start = kinds[0] if buttons[0][1] else "all"
     return {"models": block["models"], "buttons": buttons, "start": start, "json": text}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
 from sftlab.job import Job
 from sftlab.models import Base
+from sftlab.predictions import load_pair, unjudgeable
 from sftlab.records import Example, Prediction
 from sftlab.run import Run
 from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
@@ -48,10 +50,12 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.stages = {"dataset": str(data.stage.path), "tokens": str(tokens.stage.path), "train": str(trained.stage.path)}
     job.times = {stage.name: round(stage.seconds, 1) for stage in (data.stage, tokens.stage, trained.stage)}
     job.receipt = trained.receipt
+    if "prefix_of_epochs" in trained.receipt:
+        job.trained_as = f"the first epochs of a job of {trained.receipt['prefix_of_epochs']}"
     job.candidates = trained.candidates(job.number, job.overrides)
     job.comparable = {
-        "rows": data.stage.key,
-        "target tokens": tokens.stage.key,
+        # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
+        "validation tokens": tokens.counts["validation"]["content"],
         "base precision": trained.receipt["base_dtype"],
         "quantised layers": trained.receipt["quantized_layers"],
         "autocast": trained.receipt["autocast"],
@@ -61,9 +65,13 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
 def decide(run: Run, jobs: Sequence[Job]) -> None:
     """Select over all jobs, merge, evaluate both models, report: once, after the jobs, from files only."""
     done = [job for job in jobs if job.status == "success"]
-    candidates = [candidate for job in done for candidate in job.candidates]
-    seed = run.values["seed"]
-    selection = select.select(candidates, done[0].settings().select.tie if done else "lowest", seed)
+    groups = comparable(done)
+    ranked = max(groups, key=len)  # of equally large ones the first
+    selection = select.select(
+        [candidate for job in ranked for candidate in job.candidates],
+        ranked[0].settings().select.tie,
+        run.values["seed"],
+    )
     winner = next(job for job in done if job.number == selection.chosen.job)
     cfg = winner.settings()
     run.update(
@@ -72,17 +80,26 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         stages=winner.stages,
         times=winner.times,
         jobs=[
-            {"job": job.number, "overrides": job.overrides, "status": job.status, "error": job.error} for job in jobs
+            {
+                "job": job.number,
+                "overrides": job.overrides,
+                "status": job.status,
+                "error": job.error,
+                "ranked": job in ranked,
+                "trained_as": job.trained_as,
+            }
+            for job in jobs
         ],
         selection={
             **asdict(selection.chosen),
             "lowest_eval_loss": selection.lowest.eval_loss,
             "ties": [candidate.checkpoint for candidate in selection.ties],
-            "candidates": [asdict(candidate) for candidate in candidates],
+            "candidates": [asdict(candidate) for job in done for candidate in job.candidates],
         },
     )
     _link(run.folder / "best", Path(selection.chosen.checkpoint))
-    report.ranking(selection)
+    report.ranking(selection, jobs)
+    report.sweep_csv(run.folder / "sweep.csv", selection, done)
     report.metrics(run, jobs)
     report.loss_curve(run.folder / "loss.png", run.values, jobs)
     if cfg.mode == "all":
@@ -96,8 +113,29 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         data = dataset.make(store, cfg.dataset, cfg.seed)
         finetuned = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
         judge(run, cfg, store, base, finetuned, base, test_data(cfg, store, data))
-    report.page(run)
     _track(run, cfg, winner)
+
+
+def comparable(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs in groups whose validation losses can be ranked together, with a warning if there are several."""
+    groups: list[list[Job]] = []
+    for job in jobs:
+        same = next((group for group in groups if group[0].comparable == job.comparable), None)
+        if same is None:
+            groups.append([job])
+        else:
+            same.append(job)
+    for other in groups[1:]:
+        first = groups[0][0]
+        differs = [name for name, value in first.comparable.items() if other[0].comparable[name] != value]
+        log.warning(
+            "select: the losses of jobs %s and of jobs %s cannot be ranked together: %s differ. Only the largest group "
+            "is ranked; compare the groups' best by mode=evaluate on one test set",
+            ", ".join(str(job.number) for job in groups[0]),
+            ", ".join(str(job.number) for job in other),
+            " and ".join(differs),
+        )
+    return groups
 
 
 def evaluate_only(run: Run, cfg: Config) -> None:
@@ -111,7 +149,33 @@ def evaluate_only(run: Run, cfg: Config) -> None:
     data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
     finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
     judge(run, cfg, store, base, finetuned, named, test_data(cfg, store, data))
-    report.page(run)
+
+
+def compare_files(run: Run, cfg: Config) -> None:
+    """``mode=compare``: the verdict for two prediction files, whoever made them."""
+    first, second = map(Path, cfg.eval.predictions)
+    pair = load_pair(first, second, cfg.eval)
+    names = ("baseline", "finetuned")
+    rows = dict(zip(names, pair, strict=True))
+    result: dict[str, Any] = {}
+    for name in names:
+        result[name] = evaluation_of(rows[name], run.folder, name, cfg)
+    result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
+    if reason := unjudgeable(*pair):
+        result["comparison"]["verdict"] = f"inconclusive: {reason}"
+    run.update(evaluation=result, sources=dict(zip(names, map(str, (first, second)), strict=True)))
+    report.table(result)
+
+
+def evaluation_of(rows: list[Prediction], folder: Path, name: str, cfg: Config) -> dict[str, Any]:
+    """Keep a model's predictions in the run's folder, and sum them up."""
+    (folder / "predictions").mkdir(exist_ok=True)
+    Prediction.write(folder / "predictions" / f"{name}.jsonl", rows)
+    return {
+        **score.summary(rows, cfg.eval),
+        "readings": score.readings_table(rows),
+        "letters": score.letters(rows),
+    }
 
 
 def render_again(folder: Path) -> int:
@@ -203,11 +267,7 @@ def judge(
         generated = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
         rows[name] = score.predictions(generated.rows(), examples, cfg.eval)
-        (run.folder / "predictions").mkdir(exist_ok=True)
-        Prediction.write(run.folder / "predictions" / f"{name}.jsonl", rows[name])
-        result[name] = score.summary(rows[name], cfg.eval)
-        result[name]["readings"] = score.readings_table(rows[name])
-        result[name]["letters"] = score.letters(rows[name])
+        result[name] = evaluation_of(rows[name], run.folder, name, cfg)
     if cfg.eval.baseline:
         result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
     run.update(evaluation=result, stages=stages, times=times)
@@ -221,7 +281,8 @@ def comparison(baseline: list[Prediction], finetuned: list[Prediction], cfg: Con
     strict = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings)
     result = asdict(strict)
     result["ci95"] = list(result.pop("interval"))
-    result["smallest_visible_difference"] = minimal_detectable_difference(strict.n, alpha=cfg.eval.alpha)
+    visible = minimal_detectable_difference(strict.n, alpha=cfg.eval.alpha)
+    result["smallest_visible_difference"] = visible if isfinite(visible) else None
     if cfg.eval.task == "choice" and cfg.eval.forced:
         right = [[row.readings.get("forced") == row.target for row in rows] for rows in (baseline, finetuned)]
         forced = asdict(compare(right[0], right[1], **settings))

@@ -7,6 +7,7 @@ last, so a folder with its final name is a finished one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from sftlab.errors import StageError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ class Store:
 
         Raises:
             StageError: the disk is full or the store cannot be written.
+            Exception: whatever ``build`` raises; the stage is not there then, and can be asked for again.
         """
         from filelock import FileLock, Timeout
 
         final = self.path(name, inputs)
         if (final / MANIFEST).is_file():
             return self._found(name, final)
+        partial = final.with_name(final.name + ".partial")
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(f"{final}.lock")
@@ -83,10 +88,15 @@ class Store:
             except Timeout:
                 log.info("%s: waiting for another run that makes this stage (%s)", name, final)
                 lock.acquire()
-            with lock:
-                if (final / MANIFEST).is_file():  # made while this one waited
-                    return self._found(name, final)
-                partial = final.with_name(final.name + ".partial")
+        except OSError as error:
+            raise StageError(
+                f"store={str(self.root)!r}: cannot be written: {error.filename}: {error.strerror}; "
+                "set store= to a folder that you may write to"
+            ) from error
+        with lock:
+            if (final / MANIFEST).is_file():  # made while this one waited
+                return self._found(name, final)
+            try:
                 if partial.exists() and not resumable:
                     shutil.rmtree(partial)
                 partial.mkdir(exist_ok=True)
@@ -96,16 +106,21 @@ class Store:
                 manifest = {"stage": name, "key": final.name, "seconds": round(seconds, 1), "inputs": inputs}
                 write_json(partial / MANIFEST, manifest)
                 partial.rename(final)
-                return Stage(name, final.name, final, cached=False, seconds=seconds)
-        except OSError as error:
-            raise StageError(
-                f"{name}: cannot write {error.filename or final}: {error.strerror or error}; "
-                f"free some space or set store= to another folder. What was finished is kept"
-            ) from error
+            except BaseException as error:
+                if not resumable:  # a full disk must not stay full
+                    shutil.rmtree(partial, ignore_errors=True)
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise StageError(
+                        f"{name}: cannot write {error.filename or partial}: {error.strerror}; "
+                        "free some space or set store= to another folder. What was finished is kept"
+                    ) from error
+                raise
+        return Stage(name, final.name, final, cached=False, seconds=seconds)
 
     def _found(self, name: str, final: Path) -> Stage:
-        # Read by nothing but `mode=clean`-like tools and people: when a stage was last of use.
-        os.utime(final / MANIFEST)
+        # Tells people when a stage was last of use; a store may be shared by those who only read it.
+        with suppress(OSError):
+            os.utime(final / MANIFEST)
         return Stage(name, final.name, final, cached=True, seconds=0.0)
 
 
@@ -124,5 +139,9 @@ def digest(path: Path) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step: a reader sees the old text or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,6 +1,4 @@
-"""TRL's SFTTrainer with three changes: a loss that costs little on the CPU, a validation loss that is
-the mean over tokens, and checkpoints that say when they are complete.
-"""
+"""TRL's SFTTrainer with a cheaper loss on the CPU, a validation loss by token and checkpoints known to be whole."""
 
 from __future__ import annotations
 

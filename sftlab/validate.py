@@ -81,15 +81,20 @@ def validate(composed: DictConfig) -> Config:
 
 def nearest(key: str) -> str:
     """« Did you mean …? » for a key that does not exist, or where all keys are told."""
+    section, _, leaf = key.rpartition(".")
     known = list(known_keys(Config))
-    if "." in key:  # a section is no answer to a key of a section
+    if section:  # a section is no answer to a key of a section
         known = [name for name in known if not any(other.startswith(f"{name}.") for other in known)]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not close:  # a right name in the wrong group
-        leaf = key.rsplit(".", 1)[-1]
-        by_leaf = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
-        close = [by_leaf[match] for match in difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.75)]
-    return f"did you mean {close[0]}?" if close else "`python -m sftlab --cfg job` lists all keys"
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    for word, names, cutoff in (
+        (leaf, siblings, 0.6),
+        (key, {name: name for name in known}, 0.75),
+        (leaf, by_leaf, 0.75),
+    ):
+        if close := difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff):
+            return f"did you mean {names[close[0]]}?"
+    return "`python -m sftlab --cfg job` lists all keys"
 
 
 def _keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -153,6 +158,11 @@ def _impossible(cfg: Config) -> Iterator[str]:
         yield "instance.attn_implementation=flash_attention_2: needs a GPU, and instance.device is cpu; set sdpa"
     if cfg.mode == "evaluate" and cfg.eval.name_or_path is None:
         yield "mode=evaluate: which model? Set eval.name_or_path to a folder or hub id"
+    if cfg.mode == "compare" and len(cfg.eval.predictions) != 2:
+        yield (
+            f"mode=compare: eval.predictions has {len(cfg.eval.predictions)} files; give two, the base model's first: "
+            "'eval.predictions=[a.jsonl,b.jsonl]'"
+        )
     if cfg.eval.task == "choice":
         try:
             compile_pattern(cfg.eval.pattern)

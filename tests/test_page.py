@@ -18,7 +18,10 @@ from sftlab.page import count, date, percent, points, render, seconds
 from sftlab.records import Prediction, write_jsonl
 from sftlab.statistics import compare
 
-HOSTILE = "</script><script>document.title='pwned'</script><img src=x onerror=document.title='pwned'><!-- \u2028 &amp; {{ 7*7 }}"
+HOSTILE = (
+    "</script><script>document.title='pwned'</script><img src=x onerror=document.title='pwned'>"
+    "<!-- \u2028 &amp; {{ 7*7 }}"
+)
 PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -36,9 +39,9 @@ def predictions(n: int, rate: float, parsed: float, seed: int, words: int = 20) 
         rows.append(
             Prediction(
                 id=f"q-{number:05d}",
-                prompt=f"<|im_start|>system\nAnswer with a letter.<|im_end|>\n<|im_start|>user\nA patient of {20 + number % 60} "
-                f"years has serum sodium of {110 + number % 40} mmol/L. Which is the cause? (A) Thirst (B) Vomiting (C) "
-                "Diuretics (D) None<|im_end|>\n<|im_start|>assistant\n",
+                prompt="<|im_start|>system\nAnswer with a letter.<|im_end|>\n<|im_start|>user\n"
+                f"A patient of {20 + number % 60} years has serum sodium of {110 + number % 40} mmol/L. "
+                "Which is the cause? (A) Thirst (B) Vomiting (C) Diuretics (D) None<|im_end|>\n<|im_start|>assistant\n",
                 completion=" ".join(["Sodium is low, so water is held back."] * (words // 7))
                 + (f" The answer is ({letter})." if answer else " It is hard to say"),
                 finish_reason="stop" if answer else "length",
@@ -267,12 +270,12 @@ def test_everything(tmp_path: Path) -> None:
     for part in (
         "sodium-lora · 24 November 2026, 23:13 UTC",
         "The fine-tuned model is better.",
-        "The change is one of form",
+        "no difference in knowledge is shown: the change may be one of form",
         "Format or knowledge?",
         "Kept: epoch 2 (step 80), validation loss 1.2500.",
         "The lowest is 1.2000, but 2 checkpoints lie within the noise of it",
         "Smallest difference this test set shows 4.1",
-        "3.6% of 134,515,008",
+        "3.6% 4,884,480 of 134,515,008",
         "1 h 19 min",
         "train 3, validation 0",
         "Something new 1.5",
@@ -287,10 +290,8 @@ def test_everything(tmp_path: Path) -> None:
         assert part in page.text, part
     assert f"+{compared['gained']} −{compared['lost']}" in page.text
     strict, forced = compared["delta"], compared["forced"]["delta"]
-    assert (
-        f"The strict difference of {points(strict)} points splits into {points(forced)} points of knowledge" in page.text
-        and f") and {points(strict - forced)} points of format" in page.text
-    )
+    assert f"The strict difference of {points(strict)} points splits into {points(forced)} points of know" in page.text
+    assert f") and {points(strict - forced)} points of format" in page.text
 
 
 def test_questions_block(tmp_path: Path) -> None:
@@ -330,9 +331,11 @@ def test_the_policy_names_the_only_style_and_script(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "part",
-    ["error", "experiment", "started", "finished", "command", "git", "versions", "seed", "receipt", "stages", "times", "jobs",
-     "selection", "merge", "evaluation", "overlap", "warnings"],
-)  # fmt: skip
+    [
+        *("error", "experiment", "started", "finished", "command", "git", "versions", "seed", "receipt", "stages"),
+        *("times", "jobs", "selection", "merge", "evaluation", "overlap", "warnings"),
+    ],
+)
 def test_each_part_may_be_absent(tmp_path: Path, part: str) -> None:
     run = write(tmp_path / "run", n=12)
     del run[part]
@@ -349,7 +352,7 @@ def test_each_file_may_be_absent(tmp_path: Path, file: str) -> None:
     write(tmp_path / "run")
     (tmp_path / "run" / file).unlink()
     page = read(tmp_path / "run")
-    assert ("Question by question" in page.text) == file.startswith("predictions") or "Where the two" in page.text
+    assert ("Where the two models differ" in page.text) == (not file.startswith("predictions"))
 
 
 def test_each_leaf_may_be_absent_or_not_finite(tmp_path: Path) -> None:
@@ -416,6 +419,22 @@ def test_one_model_alone(tmp_path: Path) -> None:
     assert {kind for row in block(page)["rows"] for kind in row["kinds"]} <= {"all", "right", "wrong", "unparsed"}
 
 
+def test_free_text_has_no_letters(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    for name in ("baseline", "finetuned"):
+        path = tmp_path / "run" / "predictions" / f"{name}.jsonl"
+        rows = Prediction.read(path)
+        changes = {"target": "select 1", "readings": {}, "answer": "select 2", "group": None}
+        write_jsonl(path, [{**row.__dict__, **changes} for row in rows])
+        run["evaluation"][name] |= {"readings": {}, "letters": {"select 2": len(rows)}}
+    del run["evaluation"]["comparison"]["forced"]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "Format or knowledge?" not in page.text
+    assert "Which letters were given" not in page.text
+    assert "Accuracy by group" not in page.text
+
+
 def test_failed_run(tmp_path: Path) -> None:
     save(tmp_path, {"experiment": "x", "status": "failed", "error": HOSTILE, "started": "2026-11-24T23:13:08+00:00"})
     page = read(tmp_path)
@@ -426,7 +445,7 @@ def test_failed_run(tmp_path: Path) -> None:
 def test_worse_and_a_test_set_too_small(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     run["evaluation"]["comparison"] |= {
-        "verdict": "worse: 20 of 60 against 30 (-16.7 points, 95 % interval -25.0 to -8.3, p = 0.002); 1 answers gained, 11 lost",
+        "verdict": "worse: 20 of 60 against 30 (-16.7 points, 95 % interval -25.0 to -8.3, p = 0.002)",
         "smallest_visible_difference": float("inf"),
     }
     save(tmp_path / "run", run)
@@ -439,7 +458,7 @@ def test_worse_and_a_test_set_too_small(tmp_path: Path) -> None:
 def test_sweep_with_a_failed_job(tmp_path: Path, jobs: int) -> None:
     run = write(tmp_path / "run", jobs=jobs)
     run["jobs"].append(
-        {"job": jobs, "overrides": ["model=tiny", "peft.r=<1>"], "status": "failed", "error": f"oom {HOSTILE}"}
+        {"job": jobs, "overrides": ["model=tiny", "peft.r=<1>"], "status": "failed", "error": "oom " + HOSTILE}
     )
     run["status"], run["error"] = "failed", f"job {jobs}: oom"
     run["selection"]["candidates"][0]["eval_loss"] = float("nan")
@@ -508,7 +527,6 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     text = render(tmp_path / "run")
     text.encode("utf-8")
     assert "<img src=x" not in text
-    assert "49" not in re.findall(r"&amp;amp; (\S+)", text)
     assert "\u2028" not in text[text.index('id="answers"') : text.index("</script>", text.index('id="answers"'))]
     page = read(tmp_path / "run")
     assert len(page.scripts) == 2
@@ -518,29 +536,23 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     assert page.text.count("{{ 7*7 }}") > 8
 
 
-def test_small_numbers_as_people_read_them() -> None:
-    assert [percent(value) for value in (0.5, None, float("nan"), "x", True)] == ["50.0%", "–", "–", "–", "–"]
-    assert [points(value) for value in (0.25, -0.031, 0.0, -1e-9, 0.0003, None)] == [
-        "+25.0",
-        "−3.1",
-        "+0.0",
-        "+0.0",
-        "+0.03",
-        "–",
-    ]
-    assert [count(value) for value in (1234567, 3.0, 769.1, 0.92)] == ["1,234,567", "3", "769.1", "0.92"]
-    assert [seconds(value) for value in (0.14, 47.4, 59.7, 200, 7500)] == [
-        "0.14 s",
-        "47.4 s",
-        "1 min 0 s",
-        "3 min 20 s",
-        "2 h 5 min",
-    ]
-    assert [date(value) for value in ("2026-01-02T03:04:05+02:00", None, "soon")] == [
-        "2 January 2026, 01:04 UTC",
-        "–",
-        "–",
-    ]
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ([percent(value) for value in (0.5, None, float("nan"), "x", True)], ["50.0%", "–", "–", "–", "–"]),
+        ([points(value) for value in (0.25, -0.031, 0.0, -1e-9)], ["+25.0", "−3.1", "0.0", "0.0"]),
+        ([points(value) for value in (0.0003, -0.0003, None)], ["+0.03", "−0.03", "–"]),
+        ([count(value) for value in (1234567, 3.0, 769.1, 0.92)], ["1,234,567", "3", "769.1", "0.92"]),
+        ([seconds(value) for value in (0.14, 47.4, 59.7)], ["0.14 s", "47.4 s", "1 min 0 s"]),
+        ([seconds(value) for value in (200, 7500, float("inf"))], ["3 min 20 s", "2 h 5 min", "–"]),
+        (
+            [date(value) for value in ("2026-01-02T03:04:05+02:00", None, "soon")],
+            ["2 January 2026, 01:04 UTC", "–", "–"],
+        ),
+    ],
+)
+def test_numbers_as_people_read_them(shown: list[str], expected: list[str]) -> None:
+    assert shown == expected
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
@@ -568,25 +580,12 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert 'data-kind="differ" aria-pressed="true"' in dom("#training")
 
 
-def browse(folder: Path, address: str, *options: str) -> str:
+def browse(folder: Path, address: str) -> str:
     """The document after its scripts ran, in a browser that asks for nothing."""
     assert CHROMIUM is not None
-    quiet = (
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
+    options = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --dump-dom"
     )
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        *quiet,
-        f"--user-data-dir={folder / 'profile'}",
-        *options,
-    ]
-    return subprocess.run(
-        [*command, "--dump-dom", address], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    command = [CHROMIUM, *options.split(), f"--user-data-dir={folder / 'profile'}", address]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -254,7 +254,7 @@ def _parquet(file: Path) -> Rows:
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
 
     try:
-        return _dense_rows(parquet.read_table(file).to_pylist())
+        return _dense_rows(parquet.ParquetFile(file).read().to_pylist())
     except ArrowException as error:
         raise ConfigError(f"{file}: cannot be read as Parquet: {error}; mend the file") from error
 

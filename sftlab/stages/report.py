@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from sftlab.stages.select import Selection
 SHOWN = 20  # checkpoints in the terminal's ranking
 
 
-def ranking(selection: Selection) -> None:
-    """Print every checkpoint, best first, with the chosen one marked."""
+def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
+    """Print every checkpoint, best first, with the chosen one marked, and the jobs that failed."""
     from rich.table import Table
     from rich.text import Text
 
-    several = len({candidate.job for candidate in selection.candidates}) > 1
+    several = len(jobs) > 1
+    differing = _differing(jobs)
     table = Table(title="Checkpoints by validation loss", title_justify="left")
     for name in ("", *(("job", "overrides") if several else ()), "epoch", "step", "train loss", "eval loss"):
         table.add_column(name, justify="left" if name in ("", "overrides") else "right")
@@ -29,12 +29,15 @@ def ranking(selection: Selection) -> None:
         mark = "→" if candidate == selection.chosen else "=" if candidate in selection.ties else ""
         table.add_row(
             mark,
-            *((str(candidate.job), Text(" ".join(candidate.overrides))) if several else ()),
+            *((str(candidate.job), Text(" ".join(differing[candidate.job]))) if several else ()),
             f"{candidate.epoch:g}",
             str(candidate.step),
             "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
             f"{candidate.eval_loss:.4f}",
         )
+    for job in jobs:
+        if job.status != "success":
+            table.add_row("✗", str(job.number), Text(f"{' '.join(differing[job.number])}\n{job.error}", style="red"))
     say(table)
     if len(ordered) > SHOWN:
         say(f"… and {len(ordered) - SHOWN} more in run.json")
@@ -43,6 +46,27 @@ def ranking(selection: Selection) -> None:
             f"{len(selection.ties)} checkpoints (→ and =) lie within the noise of the lowest validation loss; "
             "→ is kept (select.tie)"
         )
+
+
+def _differing(jobs: Sequence[Job]) -> dict[int, list[str]]:
+    """Of each job's overrides those that not all jobs have."""
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    return {job.number: [override for override in job.overrides if override not in shared] for job in jobs}
+
+
+def sweep_csv(path: Path, selection: Selection, jobs: Sequence[Job]) -> None:
+    """A row for every checkpoint of every job, in the order of jobs and steps."""
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(
+            ["job", "overrides", "epoch", "step", "train_loss", "eval_loss", "seconds", "trained_as", "selected"]
+        )
+        for job in jobs:
+            for row in job.candidates:
+                losses = [row.epoch, row.step, row.train_loss, row.eval_loss, row.seconds]
+                out.writerow([row.job, " ".join(row.overrides), *losses, job.trained_as, row == selection.chosen])
 
 
 def say(what: Any) -> None:
@@ -166,4 +190,6 @@ def table(evaluation: dict[str, Any]) -> None:
 
 def page(run: Run) -> None:
     """Write ``report.html``: one file that opens offline."""
-    (run.folder / "report.html").write_text(f"<pre>{json.dumps(run.values, indent=1)}</pre>", encoding="utf-8")
+    from sftlab.page import render
+
+    (run.folder / "report.html").write_text(render(run.folder), encoding="utf-8")

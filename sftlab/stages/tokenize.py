@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sftlab.models import Base
 from sftlab.prompt import tokenize
 from sftlab.records import Example
 from sftlab.stages.dataset import Dataset
-from sftlab.store import Stage, Store, write_json
+from sftlab.store import Stage, Store, key_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Tokenized:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """By split: rows, tokens, supervised tokens, truncated rows, longest row; and the BOS of a prompt."""
+        """By split: rows, tokens, supervised tokens, truncated rows, longest row, hash; and the BOS of a prompt."""
         counts: dict[str, Any] = json.loads((self.stage.path / "counts.json").read_text("utf-8"))
         return counts
 
@@ -37,7 +37,7 @@ class Tokenized:
 def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> dict[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 1,
+        "version": 2,
         "dataset": dataset_key,
         "tokenizer": base.identity,
         "max_length": max_length,
@@ -61,6 +61,7 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
             examples = dataset.split(split)
             rows = list(_rows(examples, tokenizer, split))
             counts[split] = _truncate(rows, split, max_length, allow_truncated_completion)
+            counts[split]["content"] = key_of({"rows": [[row["input_ids"], row["labels"]] for row in rows]})
             if split == "train":
                 prompt = [
                     token
@@ -94,7 +95,7 @@ def _rows(examples: list[Example], tokenizer: Any, split: str) -> Iterator[dict[
         }
 
 
-def _truncate(rows: list[dict[str, Any]], split: str, max_length: int, allowed: bool) -> Mapping[str, int]:
+def _truncate(rows: list[dict[str, Any]], split: str, max_length: int, allowed: bool) -> dict[str, Any]:
     """Cut rows to ``max_length`` in place and count; rows of which no completion is left are an error."""
     longest = max(rows, key=lambda row: len(row["input_ids"]))
     over = [row for row in rows if len(row["input_ids"]) > max_length]
@@ -108,7 +109,7 @@ def _truncate(rows: list[dict[str, Any]], split: str, max_length: int, allowed: 
         raise ConfigError(
             f"train.max_length={max_length}: cuts the completion of {len(over)} of {len(rows)} {split} rows "
             f"(the longest, {longest['id']}, has {len(longest['input_ids'])} tokens); set "
-            f"train.max_length={len(longest['input_ids'])}, or train.allow_truncated_completion=true to train on cut ones"
+            f"train.max_length={len(longest['input_ids'])}, or allow it by train.allow_truncated_completion=true"
         )
     for row in over:
         row["input_ids"], row["labels"] = row["input_ids"][:max_length], row["labels"][:max_length]

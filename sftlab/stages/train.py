@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from sftlab.errors import ConfigError, StageError
 from sftlab.instance import Machine
 from sftlab.launch import child, serve
 from sftlab.models import Base
-from sftlab.records import Candidate, read_jsonl
+from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
 from sftlab.store import Stage, Store, write_json
 
@@ -80,6 +81,8 @@ def make(
     key = inputs(tokens.stage.key, base, peft, train, machine, seed)
 
     def build(folder: Path) -> None:
+        if _shared(store, key, folder, train):
+            return
         for left in folder.glob("checkpoint-*"):
             if not (left / COMPLETE).is_file():  # cut off while it was written
                 shutil.rmtree(left)
@@ -106,11 +109,68 @@ def make(
         )
         if not complete(folder):
             raise StageError("train: ended without a checkpoint; see its output above")
-        for checkpoint in complete(folder):
+        # A longer job of the same constant schedule may go on from the last checkpoint; from others nothing will.
+        for checkpoint in complete(folder)[: -1 if prefix_is_exact(train) else None]:
             for name in [*OPTIMIZER_FILES, *(file.name for file in checkpoint.glob("rng_state*.pth"))]:
                 (checkpoint / name).unlink(missing_ok=True)
 
     return Trained(store.stage("train", key, build, resumable=True))
+
+
+def prefix_is_exact(train: TrainConfig) -> bool:
+    """Whether k epochs of a longer job are the k-epoch job, weight for weight.
+
+    They are if the learning rate at a step does not depend on how many steps there will be: constant,
+    after a warm-up of a set number of steps (not a share of all).
+    """
+    constant = train.lr_scheduler_type == "constant" or (
+        train.lr_scheduler_type == "constant_with_warmup" and (train.warmup_steps >= 1 or train.warmup_steps == 0)
+    )
+    return constant and train.save_total_limit is None
+
+
+def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConfig) -> bool:
+    """Fill ``folder`` from a job that differs in its number of epochs only, where that is exact.
+
+    From a longer job everything is taken, and True returned: there is nothing left to train. Of the
+    longest shorter one the last checkpoint is taken, for training to go on from.
+    """
+    if not prefix_is_exact(train):
+        return False
+    others = [
+        (int(manifest["inputs"]["train"]["num_train_epochs"]), path)
+        for path, manifest in store.finished("train")
+        if _but_epochs(manifest["inputs"]) == _but_epochs(key)
+    ]
+    longer = sorted(other for other in others if other[0] > train.num_train_epochs)
+    shorter = sorted(other for other in others if other[0] < train.num_train_epochs)
+    if longer:
+        epochs, source = longer[0]
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for checkpoint in complete(source):
+            if json.loads((checkpoint / COMPLETE).read_text("utf-8"))["epoch"] <= train.num_train_epochs:
+                shutil.copytree(checkpoint, folder / checkpoint.name, copy_function=os.link)
+        history = read_jsonl(source / "metrics.jsonl")
+        write_jsonl(folder / "metrics.jsonl", (row for row in history if row["epoch"] <= train.num_train_epochs))
+        receipt = json.loads((source / "receipt.json").read_text("utf-8"))
+        steps = step_of(complete(folder)[-1].name)
+        write_json(
+            folder / "receipt.json",
+            {**receipt, "optimizer_steps": steps, "train_seconds": 0.0, "prefix_of_epochs": epochs},
+        )
+        log.info("train: is a prefix of a finished job of %d epochs with the same constant schedule", epochs)
+        return True
+    if shorter and not complete(folder):
+        epochs, source = shorter[-1]
+        for checkpoint in complete(source):
+            shutil.copytree(checkpoint, folder / checkpoint.name, dirs_exist_ok=True)
+        log.info("train: goes on from a finished job of %d epochs with the same constant schedule", epochs)
+    return False
+
+
+def _but_epochs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {**inputs, "train": {**inputs["train"], "num_train_epochs": None}}
 
 
 def complete(folder: Path) -> list[Path]:
@@ -124,8 +184,6 @@ def complete(folder: Path) -> list[Path]:
 
 def run(folder: Path, given: dict[str, Any]) -> None:
     """Train in this process, which may be one of several ranks."""
-    import os
-
     from datasets import load_from_disk
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import SFTConfig

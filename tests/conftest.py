@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# No test may use a network; the hub's library reads this when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+Row = dict[str, Any]
+
+# As Gemma's: the template writes the BOS itself. Turns end in the EOS.
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def config() -> Callable[..., Any]:
+    """Compose conf/ with these overrides, and validate."""
+    from hydra import compose, initialize_config_dir
+
+    from sftlab.cli import CONF
+    from sftlab.validate import validate
+
+    def made(*overrides: str) -> Any:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return validate(compose("config", overrides=list(overrides)))
+
+    return made
+
+
+def vignette(number: int, **changed: Any) -> Row:
+    """A row with the columns that conf/dataset/vignettes.yaml reads."""
+    return {
+        "id": f"row-{number}",
+        "question": f"Question {number}: what is it?",
+        "options": {"A": "this", "B": "that"},
+        "rationale": f"Reason {number}. Therefore, the answer is (A) this.",
+        "answer_idx": "A",
+        **changed,
+    }
+
+
+def vignettes(count: int) -> list[Row]:
+    return [vignette(number) for number in range(count)]
+
+
+def write_rows(path: Path, rows: list[Row]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def write_model(folder: Path, template: str | None = TEMPLATE) -> Path:
+    """A folder that looks like a saved model: a real tokenizer, and a file in the place of weights.
+
+    Like Gemma's, the tokenizer adds a BOS to every text that it is asked to complete with special tokens.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    specials = ["<s>", "</s>", "<system>", "<user>", "<assistant>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["Question: what is it? Therefore, the answer is (A) this."], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, "utf-8")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 2048}), "utf-8")
+    (folder / "model.safetensors").write_bytes(b"stands for weights")
+    return folder

@@ -1,0 +1,141 @@
+"""Bad input, as a user meets it: one message, exit code 2, nothing written, nothing heavy loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import vignette, vignettes, write_model, write_rows
+
+HEAVY = {
+    "torch", "transformers", "datasets", "trl", "peft", "accelerate", "vllm", "evaluate", "wandb", "pandas", "scipy",
+    "matplotlib", "bitsandbytes",
+}  # fmt: skip
+
+# The program as it is, and at its end what it has imported of these modules.
+DRIVER = """
+import atexit, sys
+atexit.register(lambda: print("loaded:", *sorted(set({names}) & set(sys.modules)), file=sys.stderr))
+from sftlab.cli import main
+main()
+"""
+
+
+def sftlab(folder: Path, *arguments: str, heavy: set[str] = HEAVY) -> tuple[int, str, str, str]:
+    """Exit code, standard output, standard error, and the heavy modules that were imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER.format(names=heavy), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    errors, _, loaded = done.stderr.rpartition("loaded:")
+    return done.returncode, done.stdout, errors, loaded.strip()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refused(folder: Path, *arguments: str) -> str:
+    """The message for a command line that must be refused before anything is written."""
+    before = files(folder)
+    code, out, message, loaded = sftlab(folder, *arguments)
+    assert code == 2, message
+    assert out == ""
+    assert message.startswith("sftlab: ")
+    assert message.count("sftlab: ") == 1, message
+    assert "Traceback" not in message
+    assert loaded == ""
+    assert files(folder) == before
+    return message
+
+
+OVERRIDES = [
+    (["train.lerning_rate=1"], ["train.lerning_rate=1", "did you mean train.learning_rate?"]),
+    (["+train.lerning_rate=1"], ["train.lerning_rate", "did you mean train.learning_rate?"]),
+    (["++x=1"], ["x: no such key", "--cfg job"]),
+    (
+        ["train.lerning_rate=1", "+train.warmup_step=1", "train.num_train_epochs=abc", "train.bf16=1", "model=gemma9"],
+        [
+            "5 problems",
+            "train.lerning_rate",
+            "did you mean train.warmup_steps?",
+            "train.num_train_epochs='abc': should be a valid integer",
+            "train.bf16=1: should be a valid boolean",
+            "model=gemma9",
+        ],
+    ),
+    (["model=gemma9"], ["model=gemma9: no such choice", "did you mean gemma3_4b?", "gemma3_270m, gemma3_4b, smollm2_"]),
+    (["dataset@eval.dataset=medq"], ["dataset@eval.dataset=medq: no such choice", "did you mean medqa?"]),
+    (["experiment=medqa"], ["write +experiment=medqa"]),
+    (["+experiment=medqqa"], ["experiment=medqqa: no such choice", "medqa"]),
+    (["+model=gemma3_4b"], ["write model=gemma3_4b"]),
+    (["train.x=[1"], ["train.x=[1: cannot be read", "KEY=VALUE"]),
+    (["train.num_train_epochs"], ["train.num_train_epochs: cannot be read", "KEY=VALUE"]),
+    (["peft=none", "peft.r=8"], ["peft.r=8: the chosen peft has no such key", "peft=…"]),
+    (["train.extra.neftune_noise_alpha=5"], ["write +train.extra.neftune_noise_alpha=5"]),
+    (["+train.extra.neftune_noise_alfa=5"], ["train.extra.neftune_noise_alfa", "did you mean neftune_noise_alpha?"]),
+    (["--cfg", "job", "train.lerning_rate=1"], ["did you mean train.learning_rate?"]),
+    (["dataset.name_or_path=missing.jsonl"], ["dataset.name_or_path='missing.jsonl': no such file", "check the path"]),
+    (["model.name_or_path=./missing"], ["model.name_or_path='./missing': no such folder", "check the path"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), OVERRIDES, ids=[" ".join(arguments) for arguments, _ in OVERRIDES])
+def test_an_override_that_cannot_be_is_refused(tmp_path: Path, arguments: list[str], said: list[str]) -> None:
+    message = refused(tmp_path, *arguments)
+    assert [part for part in said if part not in message] == [], message
+
+
+@pytest.mark.parametrize("override", ["+hf_token=abc123", "hf_token=abc123", "++train.extra.hub_token=abc123"])
+def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, override: str) -> None:
+    message = refused(tmp_path, override)
+    assert "secrets are not part of a configuration" in message
+    assert "HF_TOKEN" in message
+    assert "abc123" not in message
+
+
+def test_bad_rows_are_found_before_anything_is_written(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [*vignettes(40), vignette(40, answer_idx="E")])
+    message = refused(tmp_path, "dataset.name_or_path=rows.jsonl", "model=tiny_random")
+    assert "rows.jsonl, row 41: target 'E' is not one of A, B" in message
+
+
+def test_bad_csv_and_parquet_load_nothing_heavy_either(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("question\nWhat?\n", "utf-8")
+    (tmp_path / "rows.parquet").write_text("no parquet", "utf-8")
+    message = refused(
+        tmp_path, "dataset.name_or_path=rows.parquet", "dataset@eval.dataset=medqa",
+        "eval.dataset.name_or_path=test.csv", "model=tiny_random",
+    )  # fmt: skip
+    assert "rows.parquet: cannot be read as Parquet" in message
+    assert "eval.dataset.user: there is no column 'options'; the rows have question" in message
+
+
+def test_a_prompt_that_max_length_cuts_ends_with_2_and_leaves_no_stage(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", vignettes(40))
+    write_model(tmp_path / "model")
+    code, _, message, _ = sftlab(
+        tmp_path, "dataset.name_or_path=rows.jsonl", "model.name_or_path=model", "train.max_length=16", "mode=train",
+        "tracking=none", "instance=cpu", "dataset.split={train: 0.5, validation: 0.5, test: 0}",
+    )  # fmt: skip
+    assert code == 2, message
+    assert "train.max_length=16: is shorter than the shortest prompt" in message
+    assert "Traceback" not in message
+    assert [path.name for path in tmp_path.glob("outputs/store/tokens/*") if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--cfg", "job"], ["+experiment=medqa", "--cfg", "job", "--resolve"]]
+)
+def test_help_and_cfg_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    code, out, message, loaded = sftlab(tmp_path, *arguments, heavy=HEAVY | {"numpy", "pyarrow", "huggingface_hub"})
+    assert (code, message, loaded) == (0, "", "")
+    assert "python -m sftlab" in out or "learning_rate: " in out
+    assert files(tmp_path) == []

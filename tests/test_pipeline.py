@@ -1,0 +1,274 @@
+"""The command as a user types it, with real parts: training, merge, engine, files, exit codes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+
+TINY = [
+    "model=tiny_random",
+    "dataset.max_rows=48",
+    "eval.engine=transformers",
+    "eval.max_tokens=16",
+    "tracking=none",
+    "train.max_length=768",
+]
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "sftlab", *overrides]
+
+
+def sftlab(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*overrides),
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all tests of this file run, so that they share a store."""
+    return tmp_path_factory.mktemp("place")
+
+
+@pytest.fixture(scope="module")
+def tiny(place: Path) -> Path:
+    """A whole run of the tiny model."""
+    done = sftlab(place, *TINY, "hydra.run.dir=tiny")
+    assert done.returncode == 0, done.stderr
+    assert "Verdict: inconclusive" in done.stdout
+    return place / "tiny"
+
+
+def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
+    run = read(tiny / "run.json")
+    assert run["status"] == "success"
+    assert run["error"] is None
+    chosen = run["selection"]
+    losses = {candidate["eval_loss"] for candidate in chosen["candidates"]}
+    assert chosen["lowest_eval_loss"] == min(losses)
+    assert chosen["eval_loss"] in losses
+    assert [candidate["epoch"] for candidate in chosen["candidates"]] == [1.0, 2.0]
+    for name in ("baseline", "finetuned"):
+        evaluation = run["evaluation"][name]
+        predictions = rows(tiny / "predictions" / f"{name}.jsonl")
+        assert len(predictions) == evaluation["n"]
+        assert sum(row["correct"] for row in predictions) == evaluation["correct"]
+        assert evaluation["accuracy"] == pytest.approx(evaluation["correct"] / evaluation["n"])
+        assert {"id", "prompt", "completion", "finish_reason", "answer", "target", "correct"} <= set(predictions[0])
+    assert (tiny / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (tiny / "report.html").read_text("utf-8")
+    assert (tiny / "best").resolve() == Path(chosen["checkpoint"]).resolve() or (tiny / "best").exists()
+    assert (tiny / "merged" / "config.json").is_file()
+    assert (tiny / "merged" / "tokenizer.json").is_file()
+    history = rows(tiny / "metrics.jsonl")
+    assert sum("eval_loss" in row for row in history) == 2
+    assert any("loss" in row for row in history)
+    receipt = run["receipt"]
+    assert receipt["trainable_parameters"] < receipt["parameters"]
+    assert receipt["effective_batch"] == 8
+    assert receipt["truncated_rows"] == {"train": 0, "validation": 0}
+
+
+def test_the_same_command_again_finds_everything(tiny: Path, place: Path) -> None:
+    again = sftlab(place, *TINY, "hydra.run.dir=again")
+    assert again.returncode == 0, again.stderr
+    first, second = read(tiny / "run.json"), read(place / "again" / "run.json")
+    assert second["stages"] == first["stages"]
+    assert set(second["times"].values()) == {0.0}
+    assert second["selection"] == first["selection"]
+    assert second["evaluation"] == first["evaluation"]
+
+
+def test_a_changed_eval_key_trains_nothing_again(tiny: Path, place: Path) -> None:
+    done = sftlab(place, *TINY, "hydra.run.dir=shorter", "eval.max_tokens=8", "eval.max_rows=5")
+    assert done.returncode == 0, done.stderr
+    run = read(place / "shorter" / "run.json")
+    assert run["times"]["train"] == 0.0
+    assert run["times"]["finetuned"] > 0
+    assert run["evaluation"]["finetuned"]["n"] == 5
+
+
+def test_dry_run_says_what_is_cached_and_writes_nothing(tiny: Path, place: Path) -> None:
+    before = sorted(path.name for path in place.iterdir())
+    done = sftlab(place, *TINY, "dry_run=true", "hydra.run.dir=dry")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    assert "train    cached" in text
+    assert "questions show a difference of" in text or "no difference" in text
+    # Hydra itself makes the folder for its log; a run's files are not in it.
+    assert [name for name in sorted(path.name for path in place.iterdir()) if name not in before] in ([], ["dry"])
+    assert not (place / "dry" / "run.json").exists()
+
+
+def test_report_mode_renders_again(tiny: Path, place: Path) -> None:
+    (tiny / "report.html").unlink()
+    run = (tiny / "run.json").read_bytes()
+    done = sftlab(place, "mode=report", "hydra.run.dir=tiny")
+    assert done.returncode == 0, done.stderr
+    assert (tiny / "report.html").is_file()
+    assert (tiny / "run.json").read_bytes() == run
+
+
+def test_evaluate_mode_takes_any_model(tiny: Path, place: Path) -> None:
+    done = sftlab(
+        place, *TINY, "mode=evaluate", f"eval.name_or_path={tiny / 'merged'}", "eval.max_rows=5", "hydra.run.dir=any"
+    )
+    assert done.returncode == 0, done.stderr
+    evaluation = read(place / "any" / "run.json")["evaluation"]
+    assert evaluation["finetuned"]["n"] == evaluation["baseline"]["n"] == 5
+
+
+def test_compare_mode_judges_two_files(place: Path) -> None:
+    for name, answers in (("a", "ABBBB" * 12), ("b", "AAAAA" * 12)):
+        (place / f"{name}.jsonl").write_text(
+            "".join(
+                json.dumps({"id": i, "completion": f"So the answer is ({answer}) x.", "target": "AB"[i % 5 == 4]})
+                + "\n"
+                for i, answer in enumerate(answers)
+            )
+        )
+    done = sftlab(place, "mode=compare", "eval.predictions=[a.jsonl,b.jsonl]", "hydra.run.dir=compared")
+    assert done.returncode == 0, done.stderr
+    run = read(place / "compared" / "run.json")
+    comparison = run["evaluation"]["comparison"]
+    assert comparison["verdict"].startswith("better")
+    assert comparison["gained"] == 36
+    assert comparison["lost"] == 12
+    # Twice the binomial tail: at most 12 of 48 by a fair coin.
+    assert comparison["p_value"] == pytest.approx(0.000683, rel=0.05)
+    assert (place / "compared" / "report.html").is_file()
+
+
+def test_wandb_offline_gets_curve_and_table_and_no_secret(place: Path) -> None:
+    # Not a key that wandb could use: it only must not be written anywhere.
+    done = sftlab(
+        place,
+        *TINY[:4],
+        "train.max_length=768",
+        "eval.max_rows=3",
+        "hydra.run.dir=tracked",
+        WANDB_MODE="offline",
+        HF_TOKEN="hf_secretsecretsecret",
+        WANDB_API_KEY="a" * 40,
+    )
+    assert done.returncode == 0, done.stderr
+    offline = list((place / "tracked").glob("wandb/offline-run-*/*.wandb"))
+    assert len(offline) >= 1
+    content = b"".join(path.read_bytes() for path in offline)
+    assert b"eval/loss" in content
+    assert b"finetuned_accuracy" in content
+    for path in (place / "tracked").rglob("*"):
+        if path.is_file():
+            text = path.read_bytes()
+            assert b"hf_secretsecretsecret" not in text, path
+            assert b"a" * 40 not in text, path
+
+
+CONSTANT = [*TINY, "mode=train", "train.lr_scheduler_type=constant", "select.tie=lowest", "peft.lora_dropout=0.1"]
+
+
+def weights(folder: Path, epoch: int) -> dict:
+    from safetensors.torch import load_file
+
+    candidates = read(folder / "run.json")["selection"]["candidates"]
+    checkpoint = next(row["checkpoint"] for row in candidates if row["epoch"] == epoch)
+    return load_file(folder.parent / checkpoint / "adapter_model.safetensors")
+
+
+def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> None:
+    done = sftlab(
+        place,
+        "-m",
+        *CONSTANT,
+        "train.num_train_epochs=1,3,2",
+        "train.per_device_train_batch_size=8,0",
+        "hydra.sweep.dir=swept",
+    )
+    assert done.returncode == 1, done.stderr
+    run = read(place / "swept" / "run.json")
+    assert run["status"] == "failed"
+    assert "train.per_device_train_batch_size=0" in run["error"]
+    assert [job["status"] for job in run["jobs"]] == ["success", "failed"] * 3
+    assert [len([row for row in run["selection"]["candidates"] if row["job"] == job]) for job in (0, 2, 4)] == [1, 3, 2]
+    assert run["jobs"][4]["trained_as"] == "the first epochs of a job of 3"
+    with (place / "swept" / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 6
+    assert sum(row["selected"] == "True" for row in table) == 1
+    # The proof of exactness: the same jobs, each trained alone in a store of its own.
+    alone = sftlab(place, *CONSTANT, "train.num_train_epochs=3", "hydra.run.dir=alone", "store=alone_store")
+    assert alone.returncode == 0, alone.stderr
+    for epoch in (1, 2, 3):
+        shared, separate = weights(place / "swept", epoch), weights(place / "alone", epoch)
+        assert shared.keys() == separate.keys()
+        for name, tensor in separate.items():
+            assert (shared[name] == tensor).all(), (epoch, name)
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
+    settings = [*TINY, "mode=train", "train.num_train_epochs=3", "seed=7", "peft.lora_dropout=0.1"]
+    undisturbed = sftlab(place, *settings, "hydra.run.dir=undisturbed", "store=undisturbed_store")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    process = subprocess.Popen(
+        command(*settings, "hydra.run.dir=killed", "store=killed_store"), cwd=place, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list((place / "killed_store").glob("train/*.partial/checkpoint-*/checkpoint.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = sftlab(place, *settings, "hydra.run.dir=killed", "store=killed_store")
+    assert again.returncode == 0, again.stderr
+    assert "goes on from checkpoint" in again.stdout + again.stderr
+    first, second = read(place / "undisturbed" / "run.json"), read(place / "killed" / "run.json")
+    losses = [[row["eval_loss"] for row in run["selection"]["candidates"]] for run in (first, second)]
+    assert losses[0] == losses[1]
+    for name, tensor in weights(place / "undisturbed", 3).items():
+        assert (weights(place / "killed", 3)[name] == tensor).all()
+
+
+def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
+    process = subprocess.Popen(
+        command(
+            *TINY, "mode=train", "train.num_train_epochs=50", "hydra.run.dir=interrupted", "store=interrupted_store"
+        ),
+        cwd=place,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list((place / "interrupted_store").glob("train/*.partial/metrics.jsonl")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
