@@ -24,6 +24,7 @@ from sftlab.errors import ConfigError, SftlabError
 
 if TYPE_CHECKING:
     from sftlab.config import Config
+    from sftlab.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,20 @@ class Study:
     folder: Path | None = None
     sweep: bool = False
     config: Config | None = None
+    run: Run | None = None
+
+    def start(self, composed: DictConfig) -> None:
+        """Write ``run.json``: the run has begun."""
+        from sftlab.run import Run
+
+        assert self.folder is not None
+        name, mode, seed = str(composed.name), str(composed.mode), int(composed.seed)
+        self.run = Run.start(self.folder, name=name, mode=mode, seed=seed, command=_command())
+
+    def fail(self, reason: str) -> None:
+        """Write into ``run.json`` that the run did not end well, unless that is told already."""
+        if self.run is not None and self.run.values["status"] == "running":
+            self.run.finish("failed", reason)
 
 
 STUDY = Study()
@@ -62,10 +77,13 @@ class StudyCallback(Callback):
         if cfg.dry_run or cfg.mode == "report":
             with open_dict(config):
                 config.hydra.output_subdir = None
+        else:
+            STUDY.start(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember where the jobs will be."""
         STUDY.folder, STUDY.sweep = Path(config.hydra.sweep.dir), True
+        STUDY.start(config)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -112,9 +130,14 @@ def main() -> None:
     except HydraException as error:
         _fail(ConfigError(_explain(error, sys.argv[1:])))
     except SftlabError as error:
+        STUDY.fail(str(error))
         _fail(error)
     except KeyboardInterrupt:
+        STUDY.fail("interrupted")
         _interrupted()
+    except BaseException as error:  # a bug: it keeps its traceback, and the record says that the run has ended
+        STUDY.fail(f"{type(error).__name__}: {error}")
+        raise
     sys.exit(code)
 
 
@@ -122,7 +145,6 @@ def _finish(study: Study) -> int:
     """After the jobs: the decision, or what the mode asks for instead. Returns the exit code."""
     from sftlab import pipeline
     from sftlab.job import jobs
-    from sftlab.run import Run
     from sftlab.stages import report
 
     assert study.folder is not None
@@ -131,22 +153,16 @@ def _finish(study: Study) -> int:
         return pipeline.dry_run(cfg)
     if cfg is not None and cfg.mode == "report":
         return pipeline.render_again(study.folder)
-    found = jobs(study.folder)
+    found, run = jobs(study.folder), study.run
+    assert run is not None
     first = cfg or next((job.settings() for job in found if job.exit_code != 2), None)
-    if first is None:
-        return _all_failed(found)
-    run = Run.start(study.folder, name=first.name, mode=first.mode, seed=first.seed, command=_command())
     failed = [job for job in found if job.status != "success"]
-    try:
-        if first.mode == "evaluate":
-            pipeline.evaluate_only(run, first)
-        elif first.mode == "compare":
-            pipeline.compare_files(run, first)
-        elif len(failed) < len(found):
-            pipeline.decide(run, found)
-    except BaseException as error:
-        run.finish("failed", str(error) or type(error).__name__)
-        raise
+    if run.values["mode"] == "evaluate" and first is not None:
+        pipeline.evaluate_only(run, first)
+    elif run.values["mode"] == "compare" and first is not None:
+        pipeline.compare_files(run, first)
+    elif len(failed) < len(found):
+        pipeline.decide(run, found)
     reasons = "; ".join(f"job {job.number}: {job.error}" if study.sweep else str(job.error) for job in failed)
     run.finish("failed" if failed else "success", reasons or None)
     report.page(run)
@@ -227,6 +243,15 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
                 problems.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
         else:
             rest.append(argument)
+    plugins = {
+        "optuna": "optuna",
+        "ray": "ray",
+        "joblib": "joblib",
+        "submitit_slurm": "slurm",
+        "submitit_local": "slurm",
+    }
+    if (found := re.search(r"Could not find '(hydra/\w+)/(\w+)'", str(error))) and found[2] in plugins:
+        problems.append(f"{found[1]}={found[2]}: is not installed; pip install 'sftlab[{plugins[found[2]]}]'")
     if not problems:
         text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip())
         return text.removesuffix("; ")

@@ -134,7 +134,7 @@ class EvalConfig(Section):
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
-    task: Literal["choice", "exact", "rouge"]
+    task: Literal["choice", "exact"]
     pattern: str
     batch_size: PositiveInt
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]

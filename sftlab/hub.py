@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.errors import ConfigError, StageError
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every request
 
 # What a model needs to be trained, merged and served; not its other formats.
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"]

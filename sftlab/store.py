@@ -84,16 +84,16 @@ class Store:
             final.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(f"{final}.lock")
             try:
-                lock.acquire(timeout=0)
+                held = lock.acquire(timeout=0)
             except Timeout:
                 log.info("%s: waiting for another run that makes this stage (%s)", name, final)
-                lock.acquire()
+                held = lock.acquire()
         except OSError as error:
             raise StageError(
                 f"store={str(self.root)!r}: cannot be written: {error.filename}: {error.strerror}; "
                 "set store= to a folder that you may write to"
             ) from error
-        with lock:
+        with held:  # not `with lock`, which would take it a second time and never give it back
             if (final / MANIFEST).is_file():  # made while this one waited
                 return self._found(name, final)
             try:

@@ -62,7 +62,7 @@ def log_result(variables: dict[str, str], summary: dict[str, Any], table: list[l
         run = wandb.init(id=variables["WANDB_RUN_ID"], resume="allow", settings=wandb.Settings(silent=True))
         try:
             header, *rows = table
-            result: dict[str, Any] = {"result": wandb.Table(columns=header, data=rows)}
+            result: dict[str, Any] = {"result": wandb.Table(columns=header, data=[list(map(str, row)) for row in rows])}
             if figure.is_file():
                 result["bias_variance"] = wandb.Image(str(figure))
             run.log(result)

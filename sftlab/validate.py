@@ -167,7 +167,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
         try:
             compile_pattern(cfg.eval.pattern)
         except ConfigError as error:
-            yield str(error)
+            yield f"eval.pattern: {error}"
         if (cfg.eval.dataset or cfg.dataset).choices is None:
             yield "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set eval.task"
     if cfg.mode not in ("all", "train", "evaluate"):
@@ -312,7 +312,8 @@ def _train(cfg: Config) -> Iterator[str]:
         elif name in MANAGED:
             own = MANAGED[name]
             yield f"train.extra.{name}: is set by sftlab; " + (f"use {own}" if own else "leave it out")
-    if extra := {name: value for name, value in train.extra.items() if name not in MANAGED}:
+    own_keys = MANAGED.keys() | TrainConfig.model_fields.keys()
+    if extra := {name: value for name, value in train.extra.items() if name not in own_keys}:
         yield from _extra(extra)
 
 

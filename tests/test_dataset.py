@@ -1,0 +1,330 @@
+"""Rows from files and folders → splits: every format, every way that a file can be wrong, and the drawing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Row, vignette, vignettes, write_rows
+from test_prompt import settings
+
+from sftlab.errors import ConfigError
+from sftlab.records import Example
+from sftlab.stages import dataset
+from sftlab.store import Store
+
+SPLITS = ("train", "validation", "test")
+
+
+def examples(path: Path, seed: int = 42, mounted: bool = False, **changed: Any) -> dict[str, list[Example]]:
+    return dataset.examples(settings(name_or_path=str(path), **changed), seed, mounted=mounted)
+
+
+def ids(splits: dict[str, list[Example]]) -> dict[str, list[str]]:
+    return {name: [example.id for example in rows] for name, rows in splits.items()}
+
+
+def sizes(splits: dict[str, list[Example]]) -> tuple[int, ...]:
+    return tuple(len(splits[name]) for name in SPLITS)
+
+
+# — formats —
+
+
+def write_json(path: Path, rows: list[Row]) -> None:
+    path.write_text(json.dumps(rows), "utf-8")
+
+
+def write_wrapped(path: Path, rows: list[Row]) -> None:
+    path.write_text(json.dumps({"version": "1", "data": rows}), "utf-8")
+
+
+def write_lines(path: Path, rows: list[Row]) -> None:
+    path.write_text("\ufeff" + "\n\n".join(json.dumps(row) for row in rows), "utf-8")  # BOM, empty lines, no last end
+
+
+def write_parquet(path: Path, rows: list[Row]) -> None:
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.jsonl", write_rows), ("a.jsonl", write_lines), ("a.json", write_json), ("a.json", write_wrapped),
+     ("a.json", write_lines), ("a.parquet", write_parquet)],
+)  # fmt: skip
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Callable[[Path, list[Row]], Any]) -> None:
+    # Rows with three options and rows with two: a Parquet file has a null where a key is missing.
+    rows = [vignette(1, options={"A": "this", "B": "that", "C": "both"}), *vignettes(1), vignette(2, question="Größe?")]
+    write(tmp_path / name, rows)
+    made = examples(tmp_path / name, mounted=True)["test"]
+    assert [example.id for example in made] == ["row-1", "row-0", "row-2"]
+    assert [example.choices for example in made] == ["ABC", "AB", "AB"]
+    assert made[2].user == "Größe? (A) this (B) that"
+
+
+def flat(**changed: Any) -> dict[str, Any]:
+    """Settings for rows without nested columns."""
+    return {"user": "{{ question }}", "choices": "AB", "options": None, **changed}
+
+
+def test_a_csv_files_cells_stay_text(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "question", "rationale", "answer_idx"])
+        writer.writerow(["007", 'Two, "quoted"\nlines?', "NA", "A"])
+        writer.writerow(["1e3", "None", "x" * 200_000, "B"])
+    made = examples(tmp_path / "a.csv", mounted=True, **flat())["test"]
+    assert [(row.id, row.user, row.target) for row in made] == [
+        ("007", 'Two, "quoted"\nlines?', "A"),
+        ("1e3", "None", "B"),
+    ]
+    assert made[0].assistant == "NA"
+
+
+def test_a_folder_with_its_own_splits_is_used_as_it_is(tmp_path: Path) -> None:
+    rows = vignettes(30)
+    write_rows(tmp_path / "train.jsonl", rows[:20])
+    write_rows(tmp_path / "valid.jsonl", rows[20:25])
+    write_json(tmp_path / "test.json", rows[25:])
+    (tmp_path / "README.md").write_text("about", "utf-8")
+    made = ids(examples(tmp_path))
+    assert made == {
+        "train": [row["id"] for row in rows[:20]],
+        "validation": [row["id"] for row in rows[20:25]],
+        "test": [row["id"] for row in rows[25:]],
+    }
+
+
+def test_shards_of_a_split_are_all_read(tmp_path: Path) -> None:
+    rows = vignettes(30)
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", rows[:10])
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", rows[10:20])
+    write_parquet(tmp_path / "validation-00000-of-00001.parquet", rows[20:25])
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", rows[25:])
+    assert sizes(examples(tmp_path)) == (20, 5, 5)
+
+
+def test_what_a_folder_lacks_is_cut_from_its_training_rows(tmp_path: Path) -> None:
+    rows = vignettes(120)
+    write_rows(tmp_path / "train.jsonl", rows[:100])
+    write_rows(tmp_path / "test.jsonl", rows[100:])
+    made = examples(tmp_path, split={"train": 0.9, "validation": 0.1, "test": 0.5})
+    assert sizes(made) == (90, 10, 20)
+    assert ids(made)["test"] == [row["id"] for row in rows[100:]]
+
+
+def test_a_folder_of_other_names_is_one_source(tmp_path: Path) -> None:
+    write_rows(tmp_path / "part1.jsonl", vignettes(12))
+    write_rows(tmp_path / "part2.jsonl", [vignette(number) for number in range(12, 20)])
+    assert sizes(examples(tmp_path)) == (10, 5, 5)
+
+
+# — wrong files —
+
+
+def text(content: str | bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+GOOD = json.dumps(vignette(0)) + "\n"
+FILES: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("a.jsonl", text(""), "a.jsonl: is empty; give a file with rows"),
+    ("a.jsonl", text("\n \n"), "has no rows"),
+    ("a.jsonl", text(GOOD + "\n{'single': 'quotes'}\n"), "a.jsonl:3: is not JSON: "),
+    ("a.jsonl", text(GOOD + "[1, 2]\n"), "a.jsonl:2: is JSON but no object"),
+    ("a.jsonl", text(GOOD.encode() + b'{"question": "\xff"}\n'), "a.jsonl:2: is not JSON: "),
+    ("a.json", text('[{"a": 1}, {"a": 2'), "a.json: is not JSON: "),
+    ("a.json", text("[1, 2]"), "a.json: is no list of objects; write a JSON array of rows"),
+    ("a.json", text("[]"), "has no rows"),
+    ("a.csv", text("id,question\n"), "has no rows"),
+    ("a.csv", text("id,question\n1,What, now?\n"), "a.csv:2: has not the 2 cells of the header (id, question)"),
+    ("a.csv", text("id,question\n1\n"), "a.csv:2: has not the 2 cells"),
+    ("a.csv", text("id,id\n1,2\n"), "a.csv:1: two columns have the same name"),
+    ("a.csv", text('id,question\n1,"open\n'), "a.csv: cannot be read as CSV"),
+    ("a.csv", text(b"id,question\n1,\xff\n"), "a.csv: cannot be read as CSV in UTF-8"),
+    ("a.parquet", text("PAR1 is not enough"), "a.parquet: cannot be read as Parquet: "),
+    ("a.tsv", text("id\tquestion\n"), "a.tsv: is none of .jsonl, .json, .csv, .parquet"),
+]
+
+
+@pytest.mark.parametrize(("name", "write", "said"), FILES, ids=[f"{case[0]} {case[2]}" for case in FILES])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, write: Callable[[Path], Any], said: str) -> None:
+    write(tmp_path / name)
+    with pytest.raises(ConfigError) as caught:
+        examples(tmp_path / name)
+    assert said in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert ";" in str(caught.value)  # a remedy
+
+
+def test_a_folder_without_data_or_with_two_files_for_a_split(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("rows?", "utf-8")
+    with pytest.raises(ConfigError, match=r"holds no \.jsonl, \.json, \.csv, \.parquet file; check"):
+        examples(tmp_path)
+    write_rows(tmp_path / "dev.jsonl", vignettes(2))
+    write_rows(tmp_path / "train.jsonl", vignettes(9))
+    write_json(tmp_path / "valid.json", vignettes(3))
+    with pytest.raises(ConfigError, match=r"holds both dev\.jsonl and valid\.json; keep one"):
+        examples(tmp_path)
+
+
+ROWS: list[tuple[list[Row], dict[str, Any], str]] = [
+    ([*vignettes(8), vignette(3)], {}, "two rows have the id 'row-3'; mend dataset.id, or set it to null"),
+    (vignettes(8), {"keep": "answer_idx == 'B'"}, "dataset.keep=\"answer_idx == 'B'\": lets none of 8 rows through"),
+    ([*vignettes(8), vignette(8, rationale="")], {}, "a.jsonl, row 9: dataset.assistant renders to nothing"),
+    ([*vignettes(8), vignette(8, answer_idx="D")], {}, "a.jsonl, row 9: target 'D' is not one of A, B"),
+    (vignettes(8), {"user": "{{ Question }}"}, "there is no column 'Question'; the rows have id, question, options"),
+    (vignettes(8), {"split": {"train": 5, "validation": 100, "test": 0}}, "the train split of"),
+    (vignettes(8), {"max_rows": 2}, "dataset.max_rows=2: is not even one row for each of"),
+]
+
+
+@pytest.mark.parametrize(("rows", "changed", "said"), ROWS, ids=[case[2] for case in ROWS])
+def test_rows_that_do_not_make_a_dataset(tmp_path: Path, rows: list[Row], changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        examples(write_rows(tmp_path / "a.jsonl", rows), **changed)
+    assert said in str(caught.value)
+
+
+# — drawing —
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [vignette(number, group=f"case {number // 5}") for number in range(100)]
+    return write_rows(tmp_path_factory.mktemp("rows") / "a.jsonl", rows)
+
+
+def test_the_same_seed_draws_the_same_splits_and_another_others(hundred: Path) -> None:
+    first, again, other = (ids(examples(hundred, seed)) for seed in (1, 1, 2))
+    assert first == again
+    assert set(first["test"]) != set(other["test"])
+
+
+def test_no_row_is_in_two_splits_and_none_is_lost(hundred: Path) -> None:
+    made = ids(examples(hundred))
+    assert sorted(row for rows in made.values() for row in rows) == sorted(f"row-{number}" for number in range(100))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ({"train": 0.9, "validation": 0.05, "test": 0.05}, (90, 5, 5)),
+        ({"train": 0.5, "validation": 0.1, "test": 0.1}, (50, 10, 10)),  # shares of less than all leave rows out
+        ({"train": 70, "validation": 20, "test": 10}, (70, 20, 10)),
+        ({"train": 30, "validation": 20, "test": 10}, (30, 20, 10)),
+        ({"train": 640, "validation": 20, "test": 10}, (70, 20, 10)),  # as many as there are
+        ({"train": 0.9, "validation": 20, "test": 20}, (60, 20, 20)),
+        ({"train": 0.335, "validation": 0.333, "test": 0.332}, (34, 33, 33)),  # no row is lost to rounding
+        ({"train": 0.999, "validation": 0.001, "test": 0}, (99, 1, 0)),  # a split that is wanted has a row
+    ],
+)
+def test_shares_and_numbers_of_rows(hundred: Path, split: dict[str, float], expected: tuple[int, ...]) -> None:
+    assert sizes(examples(hundred, split=split)) == expected
+
+
+def homes(splits: dict[str, list[Example]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, rows in splits.items():
+        for example in rows:
+            found.setdefault(str(example.group), set()).add(name)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_a_group_stay_together(hundred: Path, seed: int) -> None:
+    made = examples(hundred, seed, group_by="{{ group }}", split={"train": 0.6, "validation": 0.23, "test": 0.17})
+    assert all(len(splits) == 1 for splits in homes(made).values())
+    assert len(homes(made)) == 20
+    assert sizes(made) == (55, 25, 20)  # whole groups of five
+
+
+def test_own_splits_that_share_a_group_are_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", [vignette(number, group=f"case {number}") for number in range(4)])
+    write_rows(tmp_path / "test.jsonl", [vignette(9, group="case 3")])
+    with pytest.raises(ConfigError, match=r"group 'case 3' in train and in test.*dataset\.group_by=null"):
+        examples(tmp_path, group_by="{{ group }}")
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "expected"),
+    [(50, (45, 2, 3)), (20, (18, 1, 1)), (11, (9, 1, 1)), (3, (1, 1, 1)), (100, (90, 5, 5)), (None, (90, 5, 5))],
+)
+def test_max_rows_keeps_the_proportions_and_is_a_limit(
+    hundred: Path, max_rows: int | None, expected: Sequence[int]
+) -> None:
+    split = {"train": 0.9, "validation": 0.05, "test": 0.05}
+    whole, made = examples(hundred, split=split), examples(hundred, split=split, max_rows=max_rows)
+    assert sum(sizes(made)) == min(max_rows or 100, 100)
+    assert sorted(sizes(made)) == sorted(expected)
+    for name in SPLITS:  # drawn from the same split, in its order
+        order = [example.id for example in whole[name]]
+        assert [row for row in order if row in set(ids(made)[name])] == ids(made)[name]
+
+
+# — mounted test sets —
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "train.jsonl", "validation.jsonl", "test.jsonl"])
+def test_a_mounted_source_of_one_split_is_all_test(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    write_rows(tmp_path / "folder" / name, vignettes(7))
+    for path in (tmp_path / "folder", tmp_path / "folder" / name):
+        assert sizes(examples(path, mounted=True)) == (0, 0, 7)
+
+
+def test_a_mounted_source_with_splits_gives_its_test_rows(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", vignettes(7))
+    write_rows(tmp_path / "test.jsonl", [vignette(8), vignette(9)])
+    assert ids(examples(tmp_path, mounted=True)) == {"train": [], "validation": [], "test": ["row-8", "row-9"]}
+
+
+def test_a_mounted_source_without_test_rows_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", vignettes(7))
+    write_rows(tmp_path / "validation.jsonl", [vignette(8)])
+    with pytest.raises(ConfigError, match=r"eval\.dataset\.split=.*the test split of .* has no rows"):
+        examples(tmp_path, mounted=True)
+
+
+# — the stage —
+
+
+def test_the_stage_holds_the_splits_and_is_made_once(tmp_path: Path, hundred: Path) -> None:
+    cfg, store = settings(name_or_path=str(hundred)), Store(tmp_path)
+    made = dataset.make(store, cfg, 42)
+    assert {name: made.split(name) for name in SPLITS} == dataset.examples(cfg, 42)
+    assert dataset.make(store, cfg, 42).stage.cached
+    # Limits on the overlap judge the rows; they do not change them, nor what was trained on them.
+    assert dataset.make(store, cfg.model_copy(update={"allow_overlap": True}), 42).stage.cached
+
+
+@pytest.mark.parametrize("what", ["seed", "settings", "mounted", "content"])
+def test_the_key_changes_with_each_input(tmp_path: Path, what: str) -> None:
+    path = write_rows(tmp_path / "a.jsonl", vignettes(20))
+    cfg = settings(name_or_path=str(path))
+    before = dataset.inputs(cfg, 1)
+    if what == "content":
+        write_rows(path, vignettes(21))
+    after = dataset.inputs(
+        settings(name_or_path=str(path), keep="true") if what == "settings" else cfg,
+        2 if what == "seed" else 1,
+        mounted=what == "mounted",
+    )
+    assert Store(tmp_path).path("dataset", before) != Store(tmp_path).path("dataset", after)
+
+
+def test_a_sample_of_the_test_set_is_drawn_by_seed(tmp_path: Path, hundred: Path) -> None:
+    made = dataset.make(Store(tmp_path), settings(name_or_path=str(hundred)), 42)
+    every = dataset.test_rows(made, None, 1)
+    some = dataset.test_rows(made, 10, 1)
+    assert len(every) == 25
+    assert some == dataset.test_rows(made, 10, 1)
+    assert some != dataset.test_rows(made, 10, 2)
+    assert some == [example for example in every if example in some]
+    assert dataset.test_rows(made, 1000, 1) == every

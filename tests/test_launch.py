@@ -1,0 +1,151 @@
+"""Child processes: their errors come back, and none outlives its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftlab.errors import ConfigError, SftlabError, StageError
+from sftlab.launch import child
+
+
+@pytest.fixture(autouse=True)
+def _find_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def run(folder: Path, **inputs: Any) -> None:
+    child("launched", folder, inputs)
+
+
+def test_inputs_arrive_and_a_good_end_is_silent(tmp_path: Path) -> None:
+    run(tmp_path, do="nothing", text="é")
+    assert json.loads((tmp_path / "inputs.json").read_text("utf-8")) == {"do": "nothing", "text": "é"}
+    assert not (tmp_path / "error.json").exists()
+    assert (tmp_path / "pid").read_text("utf-8") != str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "code", "message"),
+    [("config", ConfigError, 2, "dataset.user: a reason\nof two lines – é"),
+     ("stage", StageError, 1, "the loss is not a number")],
+)  # fmt: skip
+def test_a_childs_error_comes_back_with_its_type_and_message(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], what: str, kind: type[SftlabError], code: int, message: str
+) -> None:
+    with pytest.raises(SftlabError) as caught:
+        run(tmp_path, do=what)
+    assert type(caught.value) is kind
+    assert (caught.value.exit_code, str(caught.value)) == (code, message)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback_and_its_place(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StageError, match=r"KeyError: 'key' \(.*launched\.py:\d+\)"):
+        run(tmp_path, do="bug")
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_full_disk_in_a_library_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"the disk is full: RuntimeError.*free some space or set store="):
+        run(tmp_path, do="full")
+
+
+def test_a_killed_child_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"launched: was ended by SIGKILL; usually there was not enough memory"):
+        run(tmp_path, do="kill")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(3, "ended with exit code 3 and gave no reason"), (137, "was ended by SIGKILL"), (255, "exit code 255")],
+)
+def test_a_child_that_only_exits(tmp_path: Path, code: int, message: str) -> None:
+    with pytest.raises(StageError, match=message):
+        run(tmp_path, do="exit", code=code)
+
+
+def test_an_earlier_error_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    (tmp_path / "error.json").write_text('{"type": "ConfigError", "message": "old"}', "utf-8")
+    with pytest.raises(StageError, match="exit code 3"):
+        run(tmp_path, do="exit", code=3)
+
+
+def test_an_outer_launchers_variables_are_stripped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stripped = [
+        "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK",
+        "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "PET_NPROC_PER_NODE",
+    ]  # fmt: skip
+    for name in stripped:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SFTLAB_TEST", "kept")
+    child("launched", tmp_path, {"do": "environment"}, environment={"ACCELERATE_USE_CPU": "true"})
+    found = dict(line.partition("=")[::2] for line in (tmp_path / "environment").read_text("utf-8").splitlines())
+    assert [name for name in stripped if name in found] == []
+    assert found["SFTLAB_TEST"] == "kept"
+    assert found["ACCELERATE_USE_CPU"] == "true"
+    assert found["HF_HUB_OFFLINE"] == "1"
+
+
+# — ends —
+
+PARENT = """
+import sys
+from pathlib import Path
+from sftlab.launch import child
+try:
+    child("launched", Path(sys.argv[1]), {"do": "sleep"})
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait(condition: Any, seconds: float = 20) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def started(folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """A parent and the process id of its sleeping child."""
+    # A group of its own, so that a signal reaches the parent alone, as from a batch system.
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert wait(lambda: (folder / "pid").is_file() and (folder / "pid").read_text("utf-8"))
+    return parent, int((folder / "pid").read_text("utf-8"))
+
+
+def test_ctrl_c_in_the_parent_ends_the_child(tmp_path: Path) -> None:
+    parent, pid = started(tmp_path)
+    assert alive(pid)
+    parent.send_signal(signal.SIGINT)
+    out, _ = parent.communicate(timeout=30)
+    assert (parent.returncode, out) == (0, "interrupted\n")
+    assert not alive(pid)
+
+
+def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    parent, pid = started(tmp_path)
+    assert alive(pid)
+    parent.kill()
+    parent.communicate(timeout=30)
+    assert wait(lambda: not alive(pid))

@@ -1,0 +1,59 @@
+"""Two gloo ranks stand in for several GPUs: the same training as one process with twice the batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+
+TINY = ["model=tiny_random", "dataset.max_rows=48", "tracking=none", "mode=train", "instance=cpu"]
+# Without dropout, whose draws differ between ranks; in fp32, whose sums differ least.
+EXACT = [
+    "instance.bf16=false",
+    "peft.lora_dropout=0.0",
+    "train.num_train_epochs=2",
+    "train.per_device_eval_batch_size=2",
+]
+
+
+def train(folder: Path, name: str, *overrides: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "sftlab", *TINY, *EXACT, f"hydra.run.dir={name}", *overrides],
+        cwd=folder,
+        # As if sftlab itself had been started by a launcher: its ranks must not believe these.
+        env={**os.environ, "RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / name / "run.json").read_text("utf-8"))
+
+
+def test_two_ranks_train_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    batch = ["train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1"]
+    one = train(tmp_path, "one", "train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=1")
+    two = train(tmp_path, "two", *batch, "instance.num_processes=2")
+    assert one["receipt"]["effective_batch"] == two["receipt"]["effective_batch"] == 8
+    assert two["receipt"]["num_processes"] == 2
+    first, second = (run["selection"]["candidates"] for run in (one, two))
+    assert [row["eval_loss"] for row in second] == pytest.approx([row["eval_loss"] for row in first], abs=1e-3)
+    curves = []
+    for name in ("one", "two"):
+        lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
+        curves.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-3)
+    # A rank that did not share its gradients would have ended elsewhere.
+    weights = [
+        load_file(tmp_path / run["selection"]["candidates"][-1]["checkpoint"] / "adapter_model.safetensors")
+        for run in (one, two)
+    ]
+    for name, tensor in weights[0].items():
+        assert (weights[1][name] - tensor).abs().max() < 1e-3, name
