@@ -66,17 +66,24 @@ class StudyCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Validate, before Hydra makes the run's folder."""
+        from sftlab import instance
         from sftlab.validate import validate
 
         try:
             cfg = validate(_without_hydra(config))
+            if cfg.mode in ("all", "train", "evaluate"):
+                instance.find(cfg.instance)
         except ConfigError as error:
             # Hydra turns an exception in a callback into a warning; this one must end the program.
             _fail(error)
         STUDY.config, STUDY.folder = cfg, Path(config.hydra.run.dir)
         if cfg.dry_run or cfg.mode == "report":
+            # Neither makes a run: no .hydra, no log file, and a dry run no folder either.
             with open_dict(config):
                 config.hydra.output_subdir = None
+                config.hydra.job_logging.root.handlers = ["console"]
+                if cfg.dry_run:
+                    config.hydra.run.dir = "."
         else:
             STUDY.start(config)
 
@@ -129,6 +136,11 @@ def main() -> None:
         code = 0 if STUDY.folder is None else _finish(STUDY)
     except HydraException as error:
         _fail(ConfigError(_explain(error, sys.argv[1:])))
+    except ValueError as error:
+        if STUDY.folder is not None:
+            STUDY.fail(f"{type(error).__name__}: {error}")
+            raise
+        _fail(ConfigError(str(error)))  # Hydra's own, about an override such as model=null
     except SftlabError as error:
         STUDY.fail(str(error))
         _fail(error)
@@ -217,7 +229,7 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException as wrong:
-            reason = next(line for line in str(wrong).splitlines() if "override '" not in line)
+            reason = str(wrong).replace(f"Error parsing override '{argument}'", "").strip().partition("\n")[0]
             problems.append(f"{argument}: cannot be read ({reason}); write KEY=VALUE, with quotes: 'KEY=\"VALUE\"'")
             continue
         key, value = str(override.key_or_group), override.value()
@@ -235,23 +247,19 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
             problems.append(f"{argument}: has a choice already; write {argument[1:]}")
         elif not (key in groups | known or key.startswith("hydra") or FREE.match(key)):
             problems.append(f"{argument}: no such key; {nearest(key)}")
-        elif f"Could not override '{key}'" in str(error):
+        elif f"Could not override '{key}'" in str(error) and not key.startswith("hydra"):
             if FREE.match(key):
                 problems.append(f"{argument}: is not there yet; write +{argument}")
             else:
-                section = key.rpartition(".")[0]
+                section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
                 problems.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
         else:
             rest.append(argument)
-    plugins = {
-        "optuna": "optuna",
-        "ray": "ray",
-        "joblib": "joblib",
-        "submitit_slurm": "slurm",
-        "submitit_local": "slurm",
-    }
-    if (found := re.search(r"Could not find '(hydra/\w+)/(\w+)'", str(error))) and found[2] in plugins:
-        problems.append(f"{found[1]}={found[2]}: is not installed; pip install 'sftlab[{plugins[found[2]]}]'")
+    plugin = re.search(r"Could not find '(hydra/\w+)/(optuna|ray|joblib|submitit)(\w*)'", str(error))
+    if plugin:
+        group, name, kind = plugin.groups()
+        extra = name.replace("submitit", "slurm")
+        problems.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
     if not problems:
         text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip())
         return text.removesuffix("; ")

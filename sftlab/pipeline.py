@@ -228,13 +228,9 @@ def dry_run(cfg: Config) -> int:
         else len(dataset.examples(cfg.eval.dataset, cfg.seed, mounted=True)["test"])
     )
     n = min(n, cfg.eval.max_rows or n)
-    visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha) if n else 1.0
-    log.info(
-        "test set: %d questions show a difference of %.1f points or more (80 %% power, a fifth of the answers "
-        "changing)",
-        n,
-        100 * visible,
-    )
+    visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha)
+    shown = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
+    log.info("test set: %d questions can show %s (80 %% power, a fifth of the answers changing)", n, shown)
     if visible > cfg.eval.hoped_difference:
         log.warning(
             "the study hopes for %.1f points (eval.hoped_difference): this test set is too small to show them",

@@ -190,7 +190,7 @@ def _check(key: str, source: str, columns: Sequence[str]) -> list[str]:
     except TemplateSyntaxError as error:
         hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
         return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint or '; mend the template'}"]
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(columns) - set(environment().globals))
+    unknown = sorted(meta.find_undeclared_variables(tree) - set(columns))
     return [f"{key}: there is no column {name!r}; the rows have {', '.join(columns)}" for name in unknown]
 
 

@@ -98,11 +98,12 @@ def test_an_outer_launchers_variables_are_stripped(tmp_path: Path, monkeypatch: 
 # — ends —
 
 PARENT = """
-import sys
+import signal, sys
 from pathlib import Path
 from sftlab.launch import child
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 try:
-    child("launched", Path(sys.argv[1]), {"do": "sleep"})
+    child("launched", Path(sys.argv[1]), {"do": sys.argv[2]})
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -124,11 +125,11 @@ def wait(condition: Any, seconds: float = 20) -> bool:
     return False
 
 
-def started(folder: Path) -> tuple[subprocess.Popen[str], int]:
+def started(folder: Path, do: str = "sleep") -> tuple[subprocess.Popen[str], int]:
     """A parent and the process id of its sleeping child."""
     # A group of its own, so that a signal reaches the parent alone, as from a batch system.
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", PARENT, str(folder), do], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert wait(lambda: (folder / "pid").is_file() and (folder / "pid").read_text("utf-8"))
     return parent, int((folder / "pid").read_text("utf-8"))
@@ -143,8 +144,9 @@ def test_ctrl_c_in_the_parent_ends_the_child(tmp_path: Path) -> None:
     assert not alive(pid)
 
 
-def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path) -> None:
-    parent, pid = started(tmp_path)
+@pytest.mark.parametrize("do", ["sleep", "sleep early"])
+def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path, do: str) -> None:
+    parent, pid = started(tmp_path, do)
     assert alive(pid)
     parent.kill()
     parent.communicate(timeout=30)

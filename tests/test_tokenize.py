@@ -104,11 +104,15 @@ def test_a_cut_completion_is_refused_unless_allowed(tmp_path: Path, base: Base) 
     assert cut > max(prompts)
 
 
-def test_a_row_of_which_only_the_prompt_is_left_is_refused(tmp_path: Path, base: Base) -> None:
+def test_a_row_whose_prompt_fills_max_length_is_left_out_and_counted(
+    tmp_path: Path, base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [*vignettes(11), vignette(11, question="long " * 300)]
-    message = r"leaves nothing of the completion of 1 (train|validation) rows \(row-11"
-    with pytest.raises(ConfigError, match=message):
-        made(tmp_path, base, 300, allowed=True, rows=rows)
+    tokens = made(tmp_path, base, 300, rows=rows)
+    counts = tokens.counts["train"], tokens.counts["validation"]
+    assert [sum(count[name] for count in counts) for name in ("rows", "left_out", "truncated")] == [11, 1, 0]
+    assert "1 of " in caplog.text
+    assert "left out" in caplog.text
 
 
 @pytest.mark.parametrize("what", ["dataset", "base", "max_length", "allow"])

@@ -29,7 +29,7 @@ class Tokenized:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """By split: rows, tokens, supervised tokens, truncated rows, longest row, hash; and the BOS of a prompt."""
+        """By split: rows, tokens, supervised tokens, rows truncated and left out, longest row; BOS of a prompt."""
         counts: dict[str, Any] = json.loads((self.stage.path / "counts.json").read_text("utf-8"))
         return counts
 
@@ -37,7 +37,7 @@ class Tokenized:
 def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> dict[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 2,
+        "version": 3,
         "dataset": dataset_key,
         "tokenizer": base.identity,
         "max_length": max_length,
@@ -59,8 +59,17 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
         counts: dict[str, Any] = {}
         for split in ("train", "validation"):
             examples = dataset.split(split)
-            rows = list(_rows(examples, tokenizer, split))
-            counts[split] = _truncate(rows, split, max_length, allow_truncated_completion)
+            whole = list(_rows(examples, tokenizer, split))
+            rows = _fit(whole, split, max_length, allow_truncated_completion)
+            over = sum(len(row["input_ids"]) > max_length for row in whole)
+            counts[split] = {
+                "rows": len(rows),
+                "tokens": sum(len(row["input_ids"]) for row in rows),
+                "supervised": sum(label != IGNORED for row in rows for label in row["labels"]),
+                "truncated": over - (len(whole) - len(rows)),
+                "left_out": len(whole) - len(rows),
+                "longest": max(len(row["input_ids"]) for row in rows),
+            }
             counts[split]["content"] = key_of({"rows": [[row["input_ids"], row["labels"]] for row in rows]})
             if split == "train":
                 prompt = [
@@ -95,34 +104,37 @@ def _rows(examples: list[Example], tokenizer: Any, split: str) -> Iterator[dict[
         }
 
 
-def _truncate(rows: list[dict[str, Any]], split: str, max_length: int, allowed: bool) -> dict[str, Any]:
-    """Cut rows to ``max_length`` in place and count; rows of which no completion is left are an error."""
-    longest = max(rows, key=lambda row: len(row["input_ids"]))
-    over = [row for row in rows if len(row["input_ids"]) > max_length]
-    prompt_lengths = [sum(label == IGNORED for label in row["labels"]) for row in rows]
-    if min(prompt_lengths) >= max_length:
+def _fit(rows: list[dict[str, Any]], split: str, max_length: int, allowed: bool) -> list[dict[str, Any]]:
+    """The rows cut to ``max_length``. A row whose prompt alone fills it has nothing to learn and is left out.
+
+    Raises:
+        ConfigError: no row's prompt fits, or a completion would be cut and that is not ``allowed``.
+    """
+    fitting = [row for row in rows if any(label != IGNORED for label in row["labels"][:max_length])]
+    longest = max(len(row["input_ids"]) for row in rows)
+    if not fitting:
+        shortest = min(sum(label == IGNORED for label in row["labels"]) for row in rows)
         raise ConfigError(
-            f"train.max_length={max_length}: is shorter than the shortest prompt ({min(prompt_lengths)} tokens, {split}"
-            f"); set at least {len(longest['input_ids'])}, the longest row"
+            f"train.max_length={max_length}: is shorter than the shortest prompt ({shortest} tokens, {split}); "
+            f"set at least {longest}, the longest row"
         )
-    if over and not allowed:
+    cut = [row for row in fitting if len(row["input_ids"]) > max_length]
+    if cut and not allowed:
+        worst = max(cut, key=lambda row: len(row["input_ids"]))
         raise ConfigError(
-            f"train.max_length={max_length}: cuts the completion of {len(over)} of {len(rows)} {split} rows "
-            f"(the longest, {longest['id']}, has {len(longest['input_ids'])} tokens); set "
-            f"train.max_length={len(longest['input_ids'])}, or allow it by train.allow_truncated_completion=true"
+            f"train.max_length={max_length}: cuts the completion of {len(cut)} of {len(rows)} {split} rows "
+            f"(the longest, {worst['id']}, has {len(worst['input_ids'])} tokens); set "
+            f"train.max_length={len(worst['input_ids'])}, or allow it by train.allow_truncated_completion=true"
         )
-    for row in over:
-        row["input_ids"], row["labels"] = row["input_ids"][:max_length], row["labels"][:max_length]
-    empty = [row["id"] for row in rows if all(label == IGNORED for label in row["labels"])]
-    if empty:
-        raise ConfigError(
-            f"train.max_length={max_length}: leaves nothing of the completion of {len(empty)} {split} rows "
-            f"({', '.join(empty[:3])}, …): their prompts fill it; set a larger one"
+    if left_out := len(rows) - len(fitting):
+        log.warning(
+            "tokens: %d of %d %s rows are left out: their prompts fill train.max_length=%d (the longest has %d tokens)",
+            left_out,
+            len(rows),
+            split,
+            max_length,
+            longest,
         )
-    return {
-        "rows": len(rows),
-        "tokens": sum(len(row["input_ids"]) for row in rows),
-        "supervised": sum(label != IGNORED for row in rows for label in row["labels"]),
-        "truncated": len(over),
-        "longest": len(max(rows, key=lambda row: len(row["input_ids"]))["input_ids"]),
-    }
+    return [
+        {**row, "input_ids": row["input_ids"][:max_length], "labels": row["labels"][:max_length]} for row in fitting
+    ]

@@ -330,6 +330,7 @@ def _receipt(
         "supervised_tokens": counts["train"]["supervised"],
         "supervised_share": round(counts["train"]["supervised"] / counts["train"]["tokens"], 4),
         "truncated_rows": {split: counts[split]["truncated"] for split in ("train", "validation")},
+        "left_out_rows": {split: counts[split]["left_out"] for split in ("train", "validation")},
         "prompt_bos": counts["prompt_bos"],
         "device": machine.device,
         "num_processes": trainer.args.world_size,
