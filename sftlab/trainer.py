@@ -33,10 +33,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """
         if self.args.device.type != "cpu" or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        nll, targets = _token_losses(model, inputs)
         mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"]
+        nll, _ = _token_losses(model, inputs)
         self._total_train_tokens += int(self.accelerator.reduce(mask.new_tensor(mask.numel())).item())
-        total = num_items_in_batch if num_items_in_batch is not None else targets
+        total = num_items_in_batch if num_items_in_batch is not None else nll.numel()
         loss = nll.sum() / torch.as_tensor(total).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The count is over all ranks, and the ranks' gradients are averaged.
@@ -82,8 +82,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _row_losses(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
         if self.args.device.type == "cpu":
-            nll, _ = _token_losses(model, dict(batch))
-            return nll.sum(dim=1), tokens
+            nll, rows = _token_losses(model, dict(batch))
+            return nll.new_zeros(len(tokens)).index_add(0, rows, nll), tokens
         outputs = model(**batch, fused_lm_head=True)
         return -outputs.log_probs.float().sum(dim=1), tokens
 
@@ -92,7 +92,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
 
 def _token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood of each position's next token, 0 where it is no target: (rows, kept positions).
+    """Negative log-likelihood of every target token of a batch, and the row that each is in: two flat tensors.
 
     Only positions at which some row of the batch has a target go through the output head.
     """
@@ -100,10 +100,9 @@ def _token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
     kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
     logits = model(**inputs, use_cache=False, logits_to_keep=kept).logits
     targets = labels[:, kept]
-    nll = functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    ).view_as(targets)
-    return nll, (targets != IGNORED).sum()
+    mask = targets != IGNORED
+    nll = functional.cross_entropy(logits[mask].float(), targets[mask], reduction="none")
+    return nll, mask.nonzero()[:, 0]
 
 
 class Progress(ProgressCallback):  # type: ignore[misc]
