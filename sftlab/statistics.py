@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 FLIPS = 10_000
 """Random sign flips of the cluster-level permutation test."""
 
+BLOCK = 2_000_000
+"""Numbers drawn at a time where every row is drawn: 16 MB."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -29,6 +32,10 @@ class Comparison:
     ``lost`` those that only a got right. ``groups`` is the number of clusters that were resampled (a
     question without a group is a cluster of its own), or None where every question stands alone.
     ``verdict`` is a sentence that starts with ``better``, ``worse`` or ``inconclusive``.
+
+    Of scores that are no right or wrong (``compare_scores``), the accuracies are means, ``gained`` and
+    ``lost`` count the rows that b scored higher and lower on, ``both_right`` those where both have the
+    same score above 0, and ``both_wrong`` those where both have 0. The four always add up to ``n``.
     """
 
     n: int
@@ -120,28 +127,14 @@ def compare(
     import numpy as np
     from scipy.stats import binomtest
 
-    n = len(a)
-    if len(b) != n or (groups is not None and len(groups) != n):
-        lengths = f"{n} and {len(b)} answers" + ("" if groups is None else f" with {len(groups)} groups")
-        raise ValueError(f"{lengths} do not pair up; both models must answer the same questions")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha = {alpha} is not a chance of a false alarm; give one between 0 and 1, such as 0.05")
+    n = _paired(len(a), len(b), groups, alpha)
     if n == 0:
-        verdict = "inconclusive: cannot be judged, because there are no questions to compare on"
-        return Comparison(0, 0.0, 0.0, 0.0, (-1.0, 1.0), 1.0, 0, 0, 0, 0, None, verdict)
+        return _nothing()
 
     pairs = list(zip(map(bool, a), map(bool, b), strict=True))
     gained, lost = pairs.count((False, True)), pairs.count((True, False))
     both_right, both_wrong = pairs.count((True, True)), pairs.count((False, False))
-
-    # What a cluster contributes: its difference in correct answers, and its size.
-    totals: dict[object, tuple[int, int]] = {}
-    for row, (by_a, by_b) in enumerate(pairs):
-        group = None if groups is None else groups[row]
-        key = row if group is None else group
-        difference, size = totals.get(key, (0, 0))
-        totals[key] = (difference + by_b - by_a, size + 1)
-    clusters = np.array(list(totals.values()), dtype=np.int64)
+    clusters = _clusters(np.array([by_b - by_a for by_a, by_b in pairs], dtype=np.int64), groups)
     clustered = len(clusters) < n
 
     rng = np.random.default_rng(seed)
@@ -170,31 +163,163 @@ def compare(
     )
 
 
-def _bootstrap(
-    clusters: NDArray[np.int64], alpha: float, resamples: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Percentile interval of the summed differences over the summed sizes of resampled clusters.
+def compare_scores(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    groups: Sequence[str | None] | None,
+    alpha: float,
+    seed: int,
+    resamples: int = 10_000,
+    noise: float | None = None,
+) -> Comparison:
+    """Compare two models by scores between 0 and 1 that are no right or wrong, such as ROUGE-L.
 
-    Equal clusters are drawn together: how often each kind comes up in a resample is multinomial. That
-    is the same bootstrap, at a cost that grows with the kinds (three, without groups) and not with n.
+    As ``compare`` does: a paired bootstrap for the interval, whole groups where rows share one, and the
+    same conditions for ``better`` and ``worse``. McNemar's test has nothing to count here, so the
+    p-value is always that of the sign-flip permutation test, over the rows or over their groups.
+
+    Two scores are equal only if they are the same number: a row counts as gained however small the gain.
+
+    Args:
+        a: The scores of the base's answers.
+        b: The scores of the fine-tuned model's answers.
+        groups: What source each row comes from; None, as a whole or for one row, where it stands alone.
+        alpha: Chance of a false alarm that is accepted, in (0, 1).
+        seed: Seeds the bootstrap and the permutation test; the same seed gives the same result.
+        resamples: Bootstrap resamples.
+        noise: The largest change of the mean between runs of one and the same model, a fraction.
+
+    Raises:
+        ValueError: The sequences are not equally long, a score is not in [0, 1], or alpha is not in (0, 1).
     """
     import numpy as np
 
-    kinds, counts = np.unique(clusters, axis=0, return_counts=True)
-    drawn = rng.multinomial(len(clusters), counts / len(clusters), size=resamples)
-    low, high = np.quantile(drawn @ kinds[:, 0] / (drawn @ kinds[:, 1]), [alpha / 2, 1 - alpha / 2])
+    n = _paired(len(a), len(b), groups, alpha)
+    if n == 0:
+        return _nothing()
+    scores: NDArray[np.float64] = np.array([a, b], dtype=np.float64)
+    if not ((scores >= 0) & (scores <= 1)).all():
+        odd = next(float(score) for score in scores.flat if not 0 <= score <= 1)
+        raise ValueError(f"{odd} is no score between 0 and 1; divide scores by the highest that there can be")
+
+    difference = scores[1] - scores[0]
+    gained, lost = int(np.count_nonzero(difference > 0)), int(np.count_nonzero(difference < 0))
+    both_wrong = int(np.count_nonzero((scores == 0).all(axis=0)))
+    clusters = _clusters(difference, groups)
+    rng = np.random.default_rng(seed)
+    interval = _bootstrap(clusters, alpha, resamples, rng)
+    p_value = _sign_flip(clusters[:, 0], rng)
+
+    mean_a, mean_b = (math.fsum(row) / n for row in scores)
+    delta = round(math.fsum(difference) / n, 12) + 0.0  # gains that undo the losses leave no 1e-17
+    verdict = _worded(
+        delta,
+        interval,
+        p_value,
+        alpha,
+        noise,
+        score=f"mean {mean_b:.3f} against {mean_a:.3f}",
+        same=f"both models have a mean of {mean_a:.3f}",
+        change=f"{gained} answers scored higher, {lost} lower",
+        unchanged="" if gained + lost else ", so no answer's score changed",
+    )
+    return Comparison(
+        n=n,
+        accuracy_a=mean_a,
+        accuracy_b=mean_b,
+        delta=delta,
+        interval=interval,
+        p_value=p_value,
+        gained=gained,
+        lost=lost,
+        both_right=n - gained - lost - both_wrong,
+        both_wrong=both_wrong,
+        groups=len(clusters) if len(clusters) < n else None,
+        verdict=verdict,
+    )
+
+
+def _paired(n: int, others: int, groups: Sequence[str | None] | None, alpha: float) -> int:
+    """The number of questions that both models answered.
+
+    Raises:
+        ValueError: The sequences are not equally long, or alpha is not in (0, 1).
+    """
+    if others != n or (groups is not None and len(groups) != n):
+        lengths = f"{n} and {others} answers" + ("" if groups is None else f" with {len(groups)} groups")
+        raise ValueError(f"{lengths} do not pair up; both models must answer the same questions")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha = {alpha} is not a chance of a false alarm; give one between 0 and 1, such as 0.05")
+    return n
+
+
+def _nothing() -> Comparison:
+    verdict = "inconclusive: cannot be judged, because there are no questions to compare on"
+    return Comparison(0, 0.0, 0.0, 0.0, (-1.0, 1.0), 1.0, 0, 0, 0, 0, None, verdict)
+
+
+def _clusters(differences: NDArray[Any], groups: Sequence[str | None] | None) -> NDArray[Any]:
+    """What each cluster contributes: the sum of its rows' differences, and how many they are."""
+    import numpy as np
+
+    numbers: dict[object, int] = {}
+    names = [None] * len(differences) if groups is None else groups
+    of_row = [numbers.setdefault(row if name is None else name, len(numbers)) for row, name in enumerate(names)]
+    sums = np.zeros(len(numbers), dtype=differences.dtype)
+    np.add.at(sums, of_row, differences)
+    return np.column_stack([sums, np.bincount(of_row)])
+
+
+def _bootstrap(clusters: NDArray[Any], alpha: float, resamples: int, rng: np.random.Generator) -> tuple[float, float]:
+    """Percentile interval of the summed differences over the summed sizes of resampled clusters.
+
+    Equal clusters of whole numbers are drawn together: how often each kind comes up in a resample is
+    multinomial. That is the same bootstrap, at a cost that grows with the kinds (three, without groups)
+    and not with n. Sums of scores are seldom equal, so each of those is drawn by itself.
+    """
+    import numpy as np
+
+    if clusters.dtype.kind == "i":
+        kinds, counts = np.unique(clusters, axis=0, return_counts=True)
+        drawn = rng.multinomial(len(clusters), counts / len(clusters), size=resamples)
+        ratios = drawn @ kinds[:, 0] / (drawn @ kinds[:, 1])
+    else:
+        parts = []
+        for rows in _blocks(resamples, len(clusters)):
+            chosen = rng.integers(len(clusters), size=(rows, len(clusters)))
+            parts.append(clusters[chosen, 0].sum(axis=1) / clusters[chosen, 1].sum(axis=1))
+        ratios = np.concatenate(parts).round(12)  # an end that is 0 but for its rounding is 0
+    low, high = np.quantile(ratios, [alpha / 2, 1 - alpha / 2])
     return float(low), float(high)
 
 
-def _sign_flip(differences: NDArray[np.int64], rng: np.random.Generator) -> float:
+def _sign_flip(differences: NDArray[Any], rng: np.random.Generator) -> float:
     """Two-sided p-value of the sum of the differences, against random signs."""
     import numpy as np
 
-    # Of the clusters with a difference of the same size, a binomial number turns out positive.
-    sizes, counts = np.unique(np.abs(differences), return_counts=True)
-    sums = (2 * rng.binomial(counts, 0.5, size=(FLIPS, len(counts))) - counts) @ sizes
-    extreme = int(np.count_nonzero(np.abs(sums) >= abs(int(differences.sum()))))
+    if differences.dtype.kind == "i":
+        # Of the clusters with a difference of the same size, a binomial number turns out positive.
+        sizes, counts = np.unique(np.abs(differences), return_counts=True)
+        sums = (2 * rng.binomial(counts, 0.5, size=(FLIPS, len(counts))) - counts) @ sizes
+        seen = abs(int(differences.sum()))
+    else:
+        differences = differences[differences != 0]
+        parts = [
+            (2 * rng.integers(2, size=(rows, len(differences)), dtype=np.int8) - 1) @ differences
+            for rows in _blocks(FLIPS, len(differences))
+        ]
+        sums = np.concatenate(parts)
+        # What is as extreme but for its rounding is as extreme: 0.1 + 0.2 against 0.3.
+        seen = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    extreme = int(np.count_nonzero(np.abs(sums) >= seen))
     return (extreme + 1) / (FLIPS + 1)
+
+
+def _blocks(rows: int, width: int) -> list[int]:
+    """``rows`` in parts of at most ``BLOCK`` numbers each."""
+    most = max(1, BLOCK // max(1, width))
+    return [min(most, rows - start) for start in range(0, rows, most)]
 
 
 def _verdict(
@@ -208,10 +333,33 @@ def _verdict(
     alpha: float,
     noise: float | None,
 ) -> str:
-    delta = (right_b - right_a) / n
+    return _worded(
+        (right_b - right_a) / n,
+        interval,
+        p_value,
+        alpha,
+        noise,
+        score=f"{right_b} of {n} against {right_a}",
+        same=f"both models have {right_b} of {n} right",
+        change=f"{gained} answers gained, {lost} lost",
+        unchanged="" if gained else ", so no answer changed sides",
+    )
+
+
+def _worded(
+    delta: float,
+    interval: tuple[float, float],
+    p_value: float,
+    alpha: float,
+    noise: float | None,
+    *,
+    score: str,
+    same: str,
+    change: str,
+    unchanged: str,
+) -> str:
+    """The verdict as a sentence: what is claimed follows from the numbers, the words say what they count."""
     low, high = interval
-    score = f"{right_b} of {n} against {right_a}"
-    change = f"{gained} answers gained, {lost} lost"
     difference = f"the difference of {_points(delta)} points"
     span = f"{100 * (1 - alpha):g} % interval {_points(low)} to {_points(high)}"
     p = "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
@@ -219,8 +367,7 @@ def _verdict(
         p = f"p = {p_value:.4g}"
 
     if delta == 0:
-        same = f"both models have {right_b} of {n} right; {change}"
-        return f"inconclusive: {same}" if gained else f"inconclusive: {same}, so no answer changed sides"
+        return f"inconclusive: {same}; {change}{unchanged}"
     if noise is not None and abs(delta) <= noise:
         run_noise = f"the run-to-run noise of {100 * noise:.1f} points"
         return f"inconclusive: {score}; {difference} is no larger than {run_noise} ({span}, {p}); {change}"
@@ -357,10 +504,9 @@ def bootstrap_ties(
     best = int(np.argmin(np.where(finite, np.where(finite[:, None], loss, 0.0).sum(axis=1), np.inf)))
     excess = loss[finite] - loss[best]
     rng = np.random.default_rng(seed)
-    chunk = max(1, 2_000_000 // rows)  # 16 MB of draws at a time
     parts = []
-    for start in range(0, resamples, chunk):
-        drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=min(chunk, resamples - start))
+    for size in _blocks(resamples, rows):
+        drawn = rng.multinomial(rows, np.full(rows, 1 / rows), size=size)
         parts.append(drawn @ excess.T / (drawn @ weight)[:, None])
     low = np.quantile(np.concatenate(parts), alpha / 2, axis=0)
     tied: NDArray[np.bool_] = np.zeros(len(losses), dtype=np.bool_)

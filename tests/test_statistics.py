@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar
 
 from sftlab.statistics import (
@@ -17,6 +17,7 @@ from sftlab.statistics import (
     bootstrap_ties,
     changed,
     compare,
+    compare_scores,
     minimal_detectable_difference,
     noise,
     subgroup,
@@ -257,6 +258,144 @@ def test_what_does_not_pair_up_is_refused() -> None:
         judge([True, False], [True, True], ["x"])
     with pytest.raises(ValueError, match="alpha = 5"):
         judge([True], [True], alpha=5)
+
+
+def judge_scores(
+    a: Sequence[float],
+    b: Sequence[float],
+    groups: Sequence[str | None] | None = None,
+    alpha: float = 0.05,
+    seed: int = 0,
+    resamples: int = 4000,
+    noise: float | None = None,
+) -> Comparison:
+    return compare_scores(a, b, groups=groups, alpha=alpha, seed=seed, resamples=resamples, noise=noise)
+
+
+def gains(n: int, mean: float, spread: float = 0.1) -> tuple[list[float], list[float]]:
+    rng = np.random.default_rng(8)
+    a = rng.uniform(0.3, 0.5, n)
+    noise = rng.normal(0, spread, n)
+    return list(a), list(np.clip(a + mean + noise - noise.mean(), 0, 1))
+
+
+def test_scores_are_judged_by_their_means() -> None:
+    a, b = gains(100, 0.06)
+    better = judge_scores(a, b)
+    low, high = better.interval
+    assert better.verdict == (
+        f"better: mean {np.mean(b):.3f} against {np.mean(a):.3f} (+6.0 points, 95 % interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f}, p < 0.0001); {better.gained} answers scored higher, {better.lost} lower"
+    )
+    assert (better.accuracy_a, better.accuracy_b) == pytest.approx((np.mean(a), np.mean(b)))
+    assert better.delta == pytest.approx(0.06)
+    assert judge_scores(b, a).verdict.startswith("worse: mean")
+    # A smaller gain, and answers that change a lot: it may be chance.
+    chance = judge_scores(*gains(100, 0.02, 0.2))
+    assert chance.verdict.startswith("inconclusive: mean")
+    assert "the difference of +2.4 points could be chance (p = 0.2" in chance.verdict
+
+
+def test_scores_are_counted_row_by_row() -> None:
+    result = judge_scores([0.0, 0.0, 0.5, 0.5, 0.5, 1.0], [0.0, 0.1, 0.5, 0.4, 0.6, 1.0])
+    assert (result.gained, result.lost, result.both_right, result.both_wrong) == (2, 1, 2, 1)
+    assert result.n == 6
+    json.dumps(asdict(result), allow_nan=False)
+
+
+def test_the_interval_of_scores_is_the_analytic_one() -> None:
+    a, b = gains(500, 0.03, 0.15)
+    difference = np.subtract(b, a)
+    error = 1.96 * difference.std() / math.sqrt(500)
+    assert judge_scores(a, b).interval == pytest.approx(
+        (difference.mean() - error, difference.mean() + error), abs=0.0015
+    )
+
+
+def test_the_p_value_of_scores_is_that_of_all_signs() -> None:
+    a, b = [0.1, 0.2, 0.4, 0.3, 0.6, 0.2, 0.5, 0.5], [0.4, 0.3, 0.9, 0.2, 0.7, 0.6, 0.5, 0.3]
+    exact = permutation_test((b, a), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf)
+    assert 0.05 < exact.pvalue < 0.5
+    assert judge_scores(a, b).p_value == pytest.approx(exact.pvalue, abs=0.015)
+    # All six differences have the same size and sign, but for rounding: 2 of 64 sign patterns are as extreme.
+    a, b = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    assert len(set(np.subtract(b, a))) > 1
+    assert judge_scores(a, b).p_value == pytest.approx(2 / 64, abs=0.007)
+
+
+def test_scores_of_0_and_1_are_judged_like_right_and_wrong() -> None:
+    a, b = answers(139, 121, 70, 106)
+    right, scored = judge(a, b), judge_scores([float(x) for x in a], [float(x) for x in b])
+    for name in ("n", "accuracy_a", "accuracy_b", "gained", "lost", "both_right", "both_wrong", "groups"):
+        assert getattr(scored, name) == getattr(right, name), name
+    assert scored.delta == pytest.approx(right.delta)
+    assert scored.interval == pytest.approx(right.interval, abs=0.005)
+    assert scored.p_value == pytest.approx(right.p_value, abs=0.002)
+    groups = [str(row % 40) for row in range(len(a))]
+    assert judge_scores(a, b, groups).interval == pytest.approx(judge(a, b, groups).interval, abs=0.006)
+
+
+def test_scores_that_share_a_group_count_less() -> None:
+    rng = np.random.default_rng(9)
+    a = np.full(120, 0.5)
+    b = a + np.repeat(rng.permutation([0.2] * 9 + [-0.2] * 3), 10)
+    groups = [str(row // 10) for row in range(120)]
+    alone, grouped = judge_scores(a, b), judge_scores(a, b, groups)
+    assert alone.verdict.startswith("better")
+    assert grouped.p_value == pytest.approx(binomtest(9, 12).pvalue, abs=0.02)
+    assert grouped.verdict.startswith("inconclusive")
+    assert (alone.groups, grouped.groups) == (None, 12)
+    spread = (grouped.interval[1] - grouped.interval[0]) / (alone.interval[1] - alone.interval[0])
+    assert spread == pytest.approx(math.sqrt(10), rel=0.1)
+    uneven = judge_scores([0.0] * 10, [1.0] * 10, ["a"] * 7 + ["b", "c", "c"])
+    assert uneven.interval == (1.0, 1.0)  # sums over sizes, whichever groups are drawn
+
+
+def test_scores_that_do_not_differ_are_seldom_called_better() -> None:
+    rng = np.random.default_rng(10)
+    verdicts = [judge_scores(*rng.random((2, 40)), seed=trial, resamples=400).verdict for trial in range(200)]
+    claimed = sum(not verdict.startswith("inconclusive") for verdict in verdicts)
+    assert 0 < claimed <= 0.1 * 200
+
+
+def test_scores_with_nothing_to_judge() -> None:
+    assert judge_scores([], []) == judge([], [])
+    same = judge_scores([0.25, 0.5], [0.25, 0.5])
+    assert (same.p_value, same.delta, same.interval) == (1.0, 0.0, (0.0, 0.0))
+    assert same.verdict == (
+        "inconclusive: both models have a mean of 0.375; 0 answers scored higher, 0 lower, so no answer's score changed"
+    )
+    even = judge_scores([0.1, 0.2, 0.3], [0.2, 0.3, 0.1])  # by rounding the sum of the differences is not 0
+    assert even.delta == 0
+    assert even.verdict == "inconclusive: both models have a mean of 0.200; 2 answers scored higher, 1 lower"
+    a, b = gains(100, 0.06)
+    assert "no larger than the run-to-run noise of 7.0 points" in judge_scores(a, b, noise=0.07).verdict
+    assert judge_scores(a, b, noise=0.05).verdict.startswith("better")
+
+
+def test_the_seed_decides_about_scores_too() -> None:
+    a, b = gains(60, 0.02)
+    assert judge_scores(a, b, seed=5) == judge_scores(a, b, seed=5)
+    assert judge_scores(a, b, seed=5) != judge_scores(a, b, seed=6)
+
+
+def test_five_thousand_scores_need_little_memory() -> None:
+    a, b = np.random.default_rng(11).random((2, 5000))
+    tracemalloc.start()
+    judge_scores(a, b, resamples=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 150e6
+
+
+@pytest.mark.parametrize("odd", [1.5, -0.1, math.nan, math.inf])
+def test_what_is_no_score_is_refused(odd: float) -> None:
+    with pytest.raises(ValueError, match=f"{odd} is no score between 0 and 1"):
+        judge_scores([0.5, odd], [0.5, 0.5])
+    with pytest.raises(ValueError, match="1 and 2 answers"):
+        judge_scores([0.5], [0.5, 0.5])
+    with pytest.raises(ValueError, match="alpha = 5"):
+        judge_scores([0.5], [0.5], alpha=5)
 
 
 def connor(difference: float, changed: float, alpha: float, power: float) -> float:

@@ -128,7 +128,11 @@ def loss_curve(path: Path, run: dict[str, Any], jobs: Sequence[Job]) -> None:
         label=f"kept: epoch {chosen['epoch']:g}, {chosen['eval_loss']:.4f}",
     )
     axes.set(xlabel="epoch", ylabel="loss (nats per target token)", title=run["experiment"])
-    axes.set_ylim(bottom=0)
+    low, high = axes.get_ylim()
+    if high > 10 * max(low, chosen["eval_loss"]):
+        axes.set_yscale("log")  # the end of a curve that falls this far would lie on the axis
+    else:
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
