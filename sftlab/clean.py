@@ -1,8 +1,8 @@
 """Stages that no run refers to any more: what they take, and how they are deleted.
 
-A stage is referred to if a ``run.json`` or ``job.json`` has its key anywhere, or if a stage that is
-referred to was made from it. A key is a hash, so looking for it in the text errs on the side of keeping:
-records of other versions, of a store that was moved, and records that were cut off count all the same.
+A stage is referred to if a ``run.json`` or ``job.json`` has its key anywhere, or if a stage that is referred to was
+made from it. Keys are hashes, so looking for them in the text errs on the side of keeping: records of other versions,
+of a store that was moved, and records that were cut off count all the same.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from sftlab.store import MANIFEST
 
 log = logging.getLogger(__name__)
 
-PARTIAL = ".partial"
-KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
+PARTIAL, KEY = ".partial", re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 KIND, STAGE = re.compile(r"\w+"), re.compile(r"[0-9a-f]{16}(\.partial)?")
 TRASH = re.compile(r"\.trash-\w+-[0-9a-f]{16}(\.partial)?-\d+")
 RUNNING = re.compile(r'"status":\s*"running"')
@@ -93,9 +92,8 @@ def clean(store: Path, outputs: Path, *, delete: bool) -> None:
     unused, root = unreferenced(store, outputs), store.resolve()
     table = Table("kind", "key", "size", "last used", title=f"Not referred to by any run, in {store}")
     for item in unused:
-        kind = item.kind + " (unfinished)" * (item.path.suffix == PARTIAL)
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.last_used))
-        table.add_row(kind, item.path.stem, decimal(item.bytes), used)
+        table.add_row(item.kind, item.path.name, decimal(item.bytes), used)
     say(table if unused else f"{store}: runs refer to all of it")
     total = f"{len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
     if delete and unused and not _records(root, outputs):
@@ -198,4 +196,5 @@ def _sweep(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)  # perhaps another process deletes it now
     for path in [path for kind in _folders(root, KIND) for path in kind.glob("*.lock")]:
         if STAGE.fullmatch(path.stem) and not any(path.with_suffix(suffix).exists() for suffix in ("", PARTIAL)):
-            _with_lock(path, path.unlink)
+            with suppress(OSError):
+                _with_lock(path, path.unlink)

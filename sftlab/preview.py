@@ -17,7 +17,7 @@ from sftlab.records import Example
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 HEADER = ("Tokens", *(f"{share} %" for share in PERCENTILES[:-1]), "Longest")
-BINS, BAR = 20, 50  # at most so many bars, at most so many characters long
+BINS, BAR = 20, 50  # about so many bars at most, and so many characters long
 SHOWN = 300  # tokens of a part's beginning, and of its end, in the terminal; the page has them all
 # The parts of a row, each with two shades for the terminal: on their own ground, to be read on dark and on light.
 PARTS = {
@@ -58,16 +58,15 @@ def statistics(lengths: Sequence[tuple[int, int]], max_length: int) -> Statistic
 
 
 def histogram(lengths: Sequence[int], max_length: int) -> list[tuple[int, int, int]]:
-    """Bars (from, to, rows), none of which has rows on both sides of ``max_length``, and all but a last of one width.
-
-    The last hundredth of the rows shares a bar (two, if max_length parts it), so that a far one squeezes no others.
-    """
+    """Bars (from, to, rows), none of which has rows on both sides of ``max_length``; the last may be wide."""
     rows = sorted(lengths)
     edge = max_length + 1 if max_length < rows[-1] else 0
-    high = rows[-(-99 * len(rows) // 100) - 1]
+    high = rows[-(-99 * len(rows) // 100) - 1]  # what is much longer shares the last bar, and squeezes no others
     widths = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
     step = next(width for width in widths if (high - edge) // width - (rows[0] - edge) // width < BINS)
-    found = Counter(edge if row >= edge > high else (min(row, high) - edge) // step * step + edge for row in rows)
+    found = Counter(
+        edge if row >= edge > high else (min(row, high + step) - edge) // step * step + edge for row in rows
+    )
     starts = sorted({*found, *range(min(found), high + 1, step)})
     ends = [*(start - 1 for start in starts[1:]), max(starts[-1] + step - 1, rows[-1])]
     return [(max(start, 1), end, found[start]) for start, end in zip(starts, ends, strict=True)]

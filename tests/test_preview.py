@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import random
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def example(number: int = 0, user: str = "what is it?", assistant: str = "this")
 
 def shown(tokenizer: Any, row: Example, max_length: int = 10_000) -> tuple[Tokens, list[Any]]:
     tokens = tokenize(tokenizer, row)
-    return tokens, spans(tokenizer.decode, tokens, max_length, set(tokenizer.all_special_ids))
+    return tokens, spans(tokenizer.decode, tokens, max_length, set(tokenizer.added_tokens_decoder))
 
 
 # — counts —
@@ -78,8 +80,8 @@ def test_no_bar_has_rows_on_both_sides_of_max_length() -> None:
         lengths = [int(draw.lognormvariate(4, draw.random())) + 2 for _ in range(draw.randint(1, 300))]
         max_length = draw.randint(1, 2 * max(lengths))
         bars = histogram(lengths, max_length)
-        assert 1 <= len(bars) <= BINS
-        assert all(after[0] == bar[1] + 1 for bar, after in zip(bars, bars[1:], strict=False))
+        assert 1 <= len(bars) <= BINS + 2
+        assert all(after[0] == bar[1] + 1 for bar, after in pairwise(bars))
         assert [rows for low, high, rows in bars] == [
             sum(low <= length <= high for length in lengths) for low, high, _ in bars
         ]
@@ -92,7 +94,8 @@ def test_one_far_row_leaves_the_others_their_bars() -> None:
     for max_length in (120, 2048, 100_000):
         bars = histogram(lengths, max_length)
         assert bars[-1][1] == 90_000
-        assert sum(rows > 0 for _, _, rows in bars) > (2 if max_length == 2048 else 5), bars
+        assert sum(rows > 0 for _, _, rows in bars) >= 8
+        assert bars[-1][2] == 1 or max_length == 120
 
 
 def test_rows_are_drawn_by_seed_and_the_longest_is_there() -> None:
@@ -115,7 +118,7 @@ def test_every_token_is_there_once_and_its_part_is_right(base: Base) -> None:
     assert [one for span in found for one in span.ids] == tokens.prompt + tokens.completion
     assert [span.start for span in found] == list(range(len(found)))  # plain text: a span is a token
     assert [span.part for span in found] == ["prompt"] * prompt + ["supervised"] * len(tokens.completion)
-    assert [span.text for span in found if span.special] == ["<s>", "</s>", "</s>"]
+    assert [span.text for span in found if span.special] == ["<s>", "<user>", "</s>", "<assistant>", "</s>"]
     for max_length in (prompt + 3, prompt, 2):
         parts = [span.part for span in shown(base.tokenizer(), example(assistant="this that"), max_length)[1]]
         assert parts.count("cut") == len(found) - max_length
@@ -133,8 +136,7 @@ def test_pieces_of_a_character_make_its_text(base: Base, text: str) -> None:
     assert "".join(span.text for span in found if span.part == "supervised") == f"{text} {text}</s>"
     assert [one for span in found for one in span.ids] == tokens.prompt + tokens.completion
     if "\ufffd" not in text:
-        assert max(len(span.text) for span in found if not span.special) <= 3  # no more held back than a character
-        assert any(len(span.ids) > 1 and len(span.text) == 1 for span in found)
+        assert {len(span.text) for span in found if len(span.ids) > 1} == {1}  # no more waits than a character
 
 
 def test_a_decoder_that_drops_the_first_space_and_knows_bytes() -> None:
@@ -215,7 +217,7 @@ def test_the_terminal(base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "max_length ──── 40\n     41" in out  # the limit is between the bars that it parts
     assert "Row 701 (row-700)" in out
     assert ", the longest, left out" in out
-    assert "more, all in preview.html" in out
+    assert "more, all in preview.html" in " ".join(out.split())
     assert "│[│b│o│l│d│]│" in out
     assert "│😀│" not in out  # :smile: is text
     assert not re.search("[\x1b\u202e\r\ufffd]", out)
@@ -237,9 +239,9 @@ def test_colours_tell_the_parts_of_a_row(
     grey, green, red = "38;2;160;168;179", "38;2;111;207;151", "38;2;240;147;139"
     tokens = [(style, text) for style, text in found if re.search(f"{grey}|{green}|{red}", style)]
     assert tokens[0] == (f"1;{grey};48;2;28;32;38", "<s>")
-    assert tokens[1][0] == f"{grey};48;2;52;59;69"
+    assert tokens[1] == (f"1;{grey};48;2;52;59;69", "<user>")
     words = "".join(text for style, text in tokens if green in style)
-    struck = "".join(text for style, text in tokens if style.startswith(f"9;{red}") or style.startswith(f"1;9;{red}"))
+    struck = "".join(text for style, text in tokens if re.match(f"(1;)?9;{red}", style))
     assert words + struck == "this that this that</s>"
     assert struck
     assert "\x1b[31m" not in out
@@ -271,14 +273,13 @@ def test_the_pages_tokens_have_their_place_and_id(base: Base, tmp_path: Path) ->
     row = example(user="what 中 is it?", assistant="this 😀")
     text = run(base, tmp_path, [row], validation=[])
     tokens = tokenize(base.tokenizer(), row)
-    ids = {at: one for at, one in enumerate(tokens.prompt + tokens.completion)}
+    ids = dict(enumerate(tokens.prompt + tokens.completion))
     told: dict[int, int] = {}
     for places, numbers in re.findall(r'<span title="tokens? ([\d to]+), ids? ([\d, ]+)">', text):
         first, _, last = places.partition(" to ")
         where = range(int(first), int(last or first) + 1)
         told |= dict(zip(where, map(int, numbers.split(", ")), strict=True))
     assert told == ids
-    assert "ids 9" not in text.split("中")[0][-40:]
     assert re.search(r'title="tokens \d+ to \d+, ids \d+, \d+, \d+">中<', text)
     assert "<b>&lt;/s&gt;</b>" in text
     assert text.index('class="tokens prompt"') < text.index('class="tokens supervised"')
@@ -289,9 +290,8 @@ def test_clean_up_does_not_change_the_text(base: Base, tmp_path: Path) -> None:
     tokenizer.clean_up_tokenization_spaces = True
     splits = {"train": [example(user="one . two , do n't")], "validation": []}
     preview(tokenizer, splits, max_length=1000, folder=tmp_path, seed=1)
-    assert "one . two , do n't" in Reader((tmp_path / "preview.html").read_text("utf-8")).text.replace(
-        "  ", " "
-    ) or "".join(re.findall(r'id \d+">([^<]*)<', (tmp_path / "preview.html").read_text("utf-8"))).count(" . two , do")
+    text = (tmp_path / "preview.html").read_text("utf-8")
+    assert "one . two , do n't</s>" in html.unescape("".join(re.findall(r'id \d+">(?:<b>)?([^<]*)<', text)))
 
 
 NOTES = ["cuts completions", "are left out", "begins with two BOS", "no special token to end it"]
