@@ -64,9 +64,7 @@ def histogram(lengths: Sequence[int], max_length: int) -> list[tuple[int, int, i
     high = rows[-(-99 * len(rows) // 100) - 1]  # what is much longer shares the last bar, and squeezes no others
     widths = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
     step = next(width for width in widths if (high - edge) // width - (rows[0] - edge) // width < BINS)
-    found = Counter(
-        edge if row >= edge > high else (min(row, high + step) - edge) // step * step + edge for row in rows
-    )
+    found = Counter(edge if n >= edge > high else (min(n, high + step) - edge) // step * step + edge for n in rows)
     starts = sorted({*found, *range(min(found), high + 1, step)})
     ends = [*(start - 1 for start in starts[1:]), max(starts[-1] + step - 1, rows[-1])]
     return [(max(start, 1), end, found[start]) for start, end in zip(starts, ends, strict=True)]

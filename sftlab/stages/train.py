@@ -309,14 +309,14 @@ def _receipt(
     import resource
 
     parameters = list(trainer.model.parameters())
-    kinds = [type(module).__name__ for module in trainer.model.modules()]
     modules = [type(module).__module__ for module in trainer.model.modules()]
     config = trainer.model.config.get_text_config()
     seconds = metrics.get("train_runtime", 0.0)
     return {
         "parameters": sum(_size(parameter) for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "quantized_layers": sum(kind in ("Linear4bit", "Linear8bitLt") for kind in kinds),
+        # By their library: peft's wrapper around each of them has the same name.
+        "quantized_layers": sum(module.startswith("bitsandbytes") for module in modules),
         "attn_implementation": config._attn_implementation,
         "liger_modules": sum("liger" in module for module in modules),
         "loss": "nll of completion tokens" + (", head on target positions" if machine.device == "cpu" else ", chunked"),
