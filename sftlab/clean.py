@@ -29,8 +29,7 @@ log = logging.getLogger(__name__)
 
 PARTIAL, KEY = ".partial", re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 KIND, STAGE = re.compile(r"\w+"), re.compile(r"[0-9a-f]{16}(\.partial)?")
-TRASH = re.compile(r"\.trash-\w+-[0-9a-f]{16}(\.partial)?-\d+")
-RUNNING = re.compile(r'"status":\s*"running"')
+TRASH, RUNNING = re.compile(r"\.trash-\w+-[0-9a-f]{16}(\.partial)?-\d+"), re.compile(r'"status":\s*"running"')
 # A job names its stages when it ends, and holds no lock between two of them. So while a run goes on, what was used
 # of late may be its own. There is a limit because a run that was killed says forever that it goes on.
 RECENT = 24 * 3600
@@ -90,12 +89,12 @@ def clean(store: Path, outputs: Path, *, delete: bool) -> None:
     from rich.table import Table
 
     unused, root = unreferenced(store, outputs), store.resolve()
-    table = Table("kind", "key", "size", "last used", title=f"Not referred to by any run, in {store}")
+    table = Table("kind", "key", "size", "last used", title="Not referred to by any run", title_justify="left")
     for item in unused:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.last_used))
         table.add_row(item.kind, item.path.name, decimal(item.bytes), used)
     say(table if unused else f"{store}: runs refer to all of it")
-    total = f"{len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
+    total = f"{store}: {len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
     if delete and unused and not _records(root, outputs):
         raise ConfigError(
             f"clean.delete=true: there is no run below {outputs} or {root.parent}, so all of {store} would go; "
@@ -178,7 +177,6 @@ def _delete(root: Path, item: Unused) -> bool:
             if not item.path.is_symlink() and _last_used(item.path) == item.last_used:
                 # In one step, and out of its kind's folder, where a run might find half of it.
                 item.path.rename(trash)
-                item.path.with_suffix(".lock").unlink(missing_ok=True)  # held: whoever waits for it looks again
 
     try:
         if not _with_lock(item.path, away) or not trash.exists():
@@ -197,4 +195,4 @@ def _sweep(root: Path) -> None:
     for path in [path for kind in _folders(root, KIND) for path in kind.glob("*.lock")]:
         if STAGE.fullmatch(path.stem) and not any(path.with_suffix(suffix).exists() for suffix in ("", PARTIAL)):
             with suppress(OSError):
-                _with_lock(path, path.unlink)
+                _with_lock(path, path.unlink)  # while it is held: whoever waits for it notices, and makes another

@@ -82,6 +82,7 @@ class StudyCallback(Callback):
             with open_dict(config):
                 config.hydra.output_subdir = None
                 config.hydra.job_logging.root.handlers = ["console"]
+                config.hydra.job_logging.handlers.pop("file", None)
                 if cfg.dry_run:
                     config.hydra.run.dir = "."
         else:
@@ -169,6 +170,11 @@ def _finish(study: Study) -> int:
     assert run is not None
     first = cfg or next((job.settings() for job in found if job.exit_code != 2), None)
     failed = [job for job in found if job.status != "success"]
+    if first is not None and first.mode == "preview":
+        pipeline.show(first, study.folder)
+        run.finish("success")
+        log.info("done: %s", study.folder / "preview.html")
+        return 0
     if run.values["mode"] == "evaluate" and first is not None:
         pipeline.evaluate_only(run, first)
     elif run.values["mode"] == "compare" and first is not None:

@@ -168,7 +168,7 @@ class Config(Section):
     """One experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: str

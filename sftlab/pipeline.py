@@ -15,7 +15,8 @@ from sftlab.errors import ConfigError, StageError
 from sftlab.job import Job
 from sftlab.models import Base
 from sftlab.predictions import load_pair, unjudgeable
-from sftlab.records import Example, Prediction
+from sftlab.preview import preview
+from sftlab.records import Example, Prediction, read_jsonl
 from sftlab.run import Run
 from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
 from sftlab.statistics import compare, minimal_detectable_difference
@@ -149,6 +150,15 @@ def evaluate_only(run: Run, cfg: Config) -> None:
     data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
     finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
     judge(run, cfg, store, base, finetuned, named, test_data(cfg, store, data))
+
+
+def show(cfg: Config, folder: Path) -> None:
+    """``mode=preview``: what would be trained on, token by token."""
+    store = Store(cfg.store)
+    base = models.resolve(cfg.model, store, cfg.seed)
+    data = dataset.make(store, cfg.dataset, cfg.seed)
+    splits = {name: data.split(name) for name in ("train", "validation")}
+    preview(base.tokenizer(), splits, max_length=cfg.train.max_length, folder=folder, seed=cfg.seed)
 
 
 def compare_files(run: Run, cfg: Config) -> None:
@@ -343,10 +353,12 @@ def _track(run: Run, cfg: Config, winner: Job) -> None:
     folder = run.folder if (run.folder / "job.json").is_file() else run.folder / str(winner.number)
     variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{winner.number}", _run_id(folder, winner))
     evaluation = run.values.get("evaluation", {})
+    trained_now = winner.times["train"] > 0
+    history = [] if trained_now else list(read_jsonl(Path(winner.stages["train"]) / "metrics.jsonl"))
     summary = {
         f"{name}_accuracy": evaluation[name]["accuracy"] for name in ("baseline", "finetuned") if name in evaluation
     } | {"best_eval_loss": run.values["selection"]["eval_loss"], "best_epoch": run.values["selection"]["epoch"]}
-    tracking.log_result(variables, summary, report.table_rows(evaluation), run.folder / "loss.png")
+    tracking.log_result(variables, summary, report.table_rows(evaluation), run.folder / "loss.png", history)
 
 
 def _link(link: Path, target: Path) -> None:

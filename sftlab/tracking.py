@@ -49,8 +49,17 @@ def announce(cfg: TrackingConfig, folder: Path) -> None:
         log.info("wandb: offline (no API key; `wandb login`, or `wandb sync %s/wandb/offline-run-*` later)", folder)
 
 
-def log_result(variables: dict[str, str], summary: dict[str, Any], table: list[list[Any]], figure: Path) -> None:
-    """Add the final table, the figure and the summary to the run that training began."""
+def log_result(
+    variables: dict[str, str],
+    summary: dict[str, Any],
+    table: list[list[Any]],
+    figure: Path,
+    history: list[dict[str, Any]],
+) -> None:
+    """Add the final table, the figure and the summary to the run that training began.
+
+    ``history`` is what an earlier run's training logged, where this one found it finished and trained nothing.
+    """
     if not variables:
         return
     import wandb
@@ -61,6 +70,13 @@ def log_result(variables: dict[str, str], summary: dict[str, Any], table: list[l
     try:
         run = wandb.init(id=variables["WANDB_RUN_ID"], resume="allow", settings=wandb.Settings(silent=True))
         try:
+            for row in history:
+                named = {
+                    f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
+                    for name, value in row.items()
+                    if isinstance(value, int | float)
+                }
+                run.log({"train/global_step": row["step"], **named})
             header, *rows = table
             result: dict[str, Any] = {"result": wandb.Table(columns=header, data=[list(map(str, row)) for row in rows])}
             if figure.is_file():

@@ -170,7 +170,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
             yield f"eval.pattern: {error}"
         if (cfg.eval.dataset or cfg.dataset).choices is None:
             yield "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set eval.task"
-    if cfg.mode not in ("all", "train", "evaluate"):
+    if cfg.mode not in ("all", "train", "evaluate", "preview"):
         return  # nothing is read but a finished run's files
     if cfg.mode != "evaluate" or cfg.eval.dataset is None:
         yield from _dataset(cfg, cfg.dataset, mounted=False)

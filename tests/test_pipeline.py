@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -88,7 +89,8 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
     assert any("loss" in row for row in history)
     receipt = run["receipt"]
     assert receipt["trainable_parameters"] < receipt["parameters"]
-    assert receipt["effective_batch"] == 8
+    assert receipt["effective_batch"] == 4
+    assert receipt["rank_checksums"][0] > 0
     assert receipt["truncated_rows"] == {"train": 0, "validation": 0}
 
 
@@ -117,10 +119,8 @@ def test_dry_run_says_what_is_cached_and_writes_nothing(tiny: Path, place: Path)
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
     assert "train    cached" in text
-    assert "questions show a difference of" in text or "no difference" in text
-    # Hydra itself makes the folder for its log; a run's files are not in it.
-    assert [name for name in sorted(path.name for path in place.iterdir()) if name not in before] in ([], ["dry"])
-    assert not (place / "dry" / "run.json").exists()
+    assert "16 questions can show" in text
+    assert sorted(path.name for path in place.iterdir()) == before
 
 
 def test_report_mode_renders_again(tiny: Path, place: Path) -> None:
@@ -157,30 +157,33 @@ def test_compare_mode_judges_two_files(place: Path) -> None:
     assert comparison["verdict"].startswith("better")
     assert comparison["gained"] == 36
     assert comparison["lost"] == 12
-    # Twice the binomial tail: at most 12 of 48 by a fair coin.
-    assert comparison["p_value"] == pytest.approx(0.000683, rel=0.05)
+    # Twice the tail of a fair coin: at most 12 heads of 48.
+    tail = sum(math.comb(48, heads) for heads in range(13)) / 2**48
+    assert comparison["p_value"] == pytest.approx(2 * tail)
     assert (place / "compared" / "report.html").is_file()
 
 
-def test_wandb_offline_gets_curve_and_table_and_no_secret(place: Path) -> None:
+@pytest.mark.parametrize("trained", ["now", "before"])
+def test_wandb_offline_gets_curve_and_table_and_no_secret(place: Path, trained: str) -> None:
     # Not a key that wandb could use: it only must not be written anywhere.
     done = sftlab(
         place,
         *TINY[:4],
         "train.max_length=768",
         "eval.max_rows=3",
-        "hydra.run.dir=tracked",
+        "seed=3",
+        f"hydra.run.dir=tracked-{trained}",
         WANDB_MODE="offline",
         HF_TOKEN="hf_secretsecretsecret",
         WANDB_API_KEY="a" * 40,
     )
     assert done.returncode == 0, done.stderr
-    offline = list((place / "tracked").glob("wandb/offline-run-*/*.wandb"))
+    offline = list((place / f"tracked-{trained}").glob("wandb/offline-run-*/*.wandb"))
     assert len(offline) >= 1
     content = b"".join(path.read_bytes() for path in offline)
     assert b"eval/loss" in content
     assert b"finetuned_accuracy" in content
-    for path in (place / "tracked").rglob("*"):
+    for path in (place / f"tracked-{trained}").rglob("*"):
         if path.is_file():
             text = path.read_bytes()
             assert b"hf_secretsecretsecret" not in text, path
@@ -219,7 +222,14 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
     assert len(table) == 6
     assert sum(row["selected"] == "True" for row in table) == 1
     # The proof of exactness: the same jobs, each trained alone in a store of its own.
-    alone = sftlab(place, *CONSTANT, "train.num_train_epochs=3", "hydra.run.dir=alone", "store=alone_store")
+    alone = sftlab(
+        place,
+        *CONSTANT,
+        "train.num_train_epochs=3",
+        "train.per_device_train_batch_size=8",
+        "hydra.run.dir=alone",
+        "store=alone_store",
+    )
     assert alone.returncode == 0, alone.stderr
     for epoch in (1, 2, 3):
         shared, separate = weights(place / "swept", epoch), weights(place / "alone", epoch)

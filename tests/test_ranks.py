@@ -36,8 +36,6 @@ def train(folder: Path, name: str, *overrides: str) -> dict:
 
 
 def test_two_ranks_train_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     batch = ["train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1"]
     one = train(tmp_path, "one", "train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=1")
     two = train(tmp_path, "two", *batch, "instance.num_processes=2")
@@ -50,10 +48,7 @@ def test_two_ranks_train_like_one_process_with_twice_the_batch(tmp_path: Path) -
         lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
         curves.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
     assert curves[1] == pytest.approx(curves[0], abs=1e-3)
-    # A rank that did not share its gradients would have ended elsewhere.
-    weights = [
-        load_file(tmp_path / run["selection"]["candidates"][-1]["checkpoint"] / "adapter_model.safetensors")
-        for run in (one, two)
-    ]
-    for name, tensor in weights[0].items():
-        assert (weights[1][name] - tensor).abs().max() < 1e-3, name
+    # Ranks that did not share their gradients would have drifted apart.
+    checksums = two["receipt"]["rank_checksums"]
+    assert len(checksums) == 2
+    assert checksums[0] == checksums[1]

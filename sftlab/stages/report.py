@@ -43,8 +43,8 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
         say(f"… and {len(ordered) - SHOWN} more in run.json")
     if len(selection.ties) > 1:
         say(
-            f"{len(selection.ties)} checkpoints (→ and =) lie within the noise of the lowest validation loss; → is kept. "
-            "select.tie=earliest keeps the one that was trained least"
+            f"{len(selection.ties)} checkpoints (→ and =) lie within the noise of the lowest validation loss; → is "
+            "kept, and select.tie=earliest would keep the one that was trained least"
         )
 
 

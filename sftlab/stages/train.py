@@ -219,8 +219,25 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         trainer.remove_callback(noisy)
     trainer.add_callback(Progress())
     result = trainer.train(resume_from_checkpoint=str(resumed[-1]) if resumed else None)
+    checksums = _checksums(trainer)
+    if len(set(checksums)) > 1:
+        raise StageError(
+            f"train: the ranks' weights differ after training (checksums {checksums}): gradients were not shared, and "
+            "no checkpoint of this run can be trusted; please report it with the versions in run.json"
+        )
     if trainer.is_world_process_zero():
-        write_json(folder / "receipt.json", _receipt(trainer, train, machine, given["counts"], result.metrics))
+        receipt = _receipt(trainer, train, machine, given["counts"], result.metrics)
+        write_json(folder / "receipt.json", receipt | {"rank_checksums": checksums})
+
+
+def _checksums(trainer: Any) -> list[float]:
+    """For each rank a sum over its trained weights: equal, to the last bit, where they are the same."""
+    import torch
+
+    weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    total = torch.stack([weight.detach().double().abs().sum() for weight in weights]).sum()
+    checksums: list[float] = trainer.accelerator.gather(total.reshape(1)).tolist()
+    return checksums
 
 
 def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int, report_to: list[str]) -> dict[str, Any]:
