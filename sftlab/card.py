@@ -18,7 +18,7 @@ from sftlab.page import DASH, VERDICTS, count, decimals, finite, percent, points
 if TYPE_CHECKING:
     from jinja2 import Template
 
-PUSH_KEY = "push.repo_id"
+PUSH_KEY = "hub.repo_id"
 # What sftlab keeps in a merged model's folder: it tells paths of this machine, and is of no use to anybody else.
 OWN_FILES = ["manifest.json", "inputs.json", "check.json", "error.json"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.csv)(?<!\.parquet)", re.ASCII)
@@ -39,6 +39,8 @@ def card(run: dict[str, Any], config: dict[str, Any]) -> str:
     """
     import yaml
 
+    settings = _flat("peft.", config.get("peft")) | _flat("train.", config.get("train"))
+    tables = {"Training": settings, "What took effect": _flat("", run.get("receipt"))}
     run, config = _part(run), _part(config)
     title = _line(run["experiment"] or config["name"] or "model")
     verdict = str(run["evaluation"]["comparison"]["verdict"] or "")
@@ -56,10 +58,7 @@ def card(run: dict[str, Any], config: dict[str, Any]) -> str:
         test=_short(test["name_or_path"]) or "the test set",
         metric=METRICS.get(str(config["eval"]["task"]), ("", "accuracy"))[1],
         alpha=finite(config["eval"]["alpha"]) or 0.05,
-        tables={
-            "Training": _flat("peft.", config["peft"]) | _flat("train.", config["train"]),
-            "What took effect": _flat("", run["receipt"]),
-        },
+        tables=tables,
     )
     front = yaml.safe_dump(_metadata(title, run, config, test), sort_keys=False, allow_unicode=True, width=1000)
     text = f"---\n{front}---\n\n" + re.sub(r"\n{3,}", "\n\n", text.strip()) + "\n"
@@ -106,9 +105,9 @@ def _short(name: Any) -> str:
     return _line(_hub_id(text) or re.split(r"[\\/]", text.rstrip("\\/"))[-1])
 
 
-def _flat(prefix: str, values: Part) -> dict[str, str]:
+def _flat(prefix: str, values: dict[str, Any] | None) -> dict[str, str]:
     """The values of a section, as they would be written on the command line."""
-    given = {prefix + key: value for key, value in values.items() if value != {}}
+    given = {prefix + key: value for key, value in (values or {}).items() if value not in (None, {})}
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in given.items()
     }

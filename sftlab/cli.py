@@ -77,13 +77,13 @@ class StudyCallback(Callback):
             # Hydra turns an exception in a callback into a warning; this one must end the program.
             _fail(error)
         STUDY.config, STUDY.folder = cfg, Path(config.hydra.run.dir)
-        if cfg.dry_run or cfg.mode == "report":
-            # Neither makes a run: no .hydra, no log file, and a dry run no folder either.
+        if cfg.dry_run or cfg.mode in ("report", "clean"):
+            # None of them makes a run: no .hydra, no log file, and but for the report no folder either.
             with open_dict(config):
                 config.hydra.output_subdir = None
                 config.hydra.job_logging.root.handlers = ["console"]
                 config.hydra.job_logging.handlers.pop("file", None)
-                if cfg.dry_run:
+                if cfg.dry_run or cfg.mode == "clean":
                     config.hydra.run.dir = "."
         else:
             STUDY.start(config)
@@ -164,6 +164,11 @@ def _finish(study: Study) -> int:
     cfg = study.config
     if cfg is not None and cfg.dry_run:
         return pipeline.dry_run(cfg)
+    if cfg is not None and cfg.mode == "clean":
+        from sftlab.clean import clean
+
+        clean(Path(cfg.store), Path(cfg.store).parent, delete=cfg.clean.delete)
+        return 0
     if cfg is not None and cfg.mode == "report":
         return pipeline.render_again(study.folder)
     found, run = jobs(study.folder), study.run

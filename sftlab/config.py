@@ -164,11 +164,25 @@ class TrackingConfig(Section):
     entity: str | None
 
 
+class CleanConfig(Section):
+    """What ``mode=clean`` does with stages that no run refers to."""
+
+    delete: bool
+
+
+class HubConfig(Section):
+    """Whether the merged model and its card go to the hub."""
+
+    push: bool
+    repo_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
+    private: bool
+
+
 class Config(Section):
     """One experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "clean"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: str
@@ -181,3 +195,5 @@ class Config(Section):
     select: SelectConfig
     merge: MergeConfig
     tracking: TrackingConfig
+    hub: HubConfig
+    clean: CleanConfig

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab import instance, models, overlap, score, tracking
+from sftlab.card import card, push
 from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
 from sftlab.job import Job
@@ -115,6 +116,20 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         finetuned = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
         judge(run, cfg, store, base, finetuned, base, test_data(cfg, store, data))
     _track(run, cfg, winner)
+    publish(run, cfg)
+
+
+def publish(run: Run, cfg: Config) -> None:
+    """The model card beside the merged model, and both to the hub if the config asks for it."""
+    if "evaluation" not in run.values:
+        return
+    text = card(run.values, cfg.model_dump())
+    (run.folder / "model_card.md").write_text(text, encoding="utf-8")
+    if cfg.hub.push:
+        assert cfg.hub.repo_id is not None
+        log.info(
+            "hub: pushed to %s", push(run.folder / "merged", cfg.hub.repo_id, private=cfg.hub.private, readme=text)
+        )
 
 
 def comparable(jobs: Sequence[Job]) -> list[list[Job]]:

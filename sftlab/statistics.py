@@ -222,7 +222,7 @@ def compare_scores(
         score=f"mean {mean_b:.3f} against {mean_a:.3f}",
         same=f"both models have a mean of {mean_a:.3f}",
         change=f"{gained} answers scored higher, {lost} lower",
-        unchanged="" if gained + lost else ", so no answer's score changed",
+        unchanged="" if gained else ", so no answer's score changed",
     )
     return Comparison(
         n=n,

@@ -158,6 +158,8 @@ def _impossible(cfg: Config) -> Iterator[str]:
         yield "instance.attn_implementation=flash_attention_2: needs a GPU, and instance.device is cpu; set sdpa"
     if cfg.mode == "evaluate" and cfg.eval.name_or_path is None:
         yield "mode=evaluate: which model? Set eval.name_or_path to a folder or hub id"
+    if cfg.hub.push and cfg.hub.repo_id is None:
+        yield "hub.push=true: where to? Set hub.repo_id to owner/name"
     if cfg.mode == "compare" and len(cfg.eval.predictions) != 2:
         yield (
             f"mode=compare: eval.predictions has {len(cfg.eval.predictions)} files; give two, the base model's first: "

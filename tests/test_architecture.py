@@ -25,7 +25,7 @@ HEAVY = {
     "rouge_score", "scipy", "statsmodels", "torch", "transformers", "trl", "vllm", "wandb",
 }  # fmt: skip
 # Imported by nothing but the child process that trains: a subclass must know its parent.
-HEAVY_MODULES = {"sftlab.trainer", "sftlab.metrics.exact_match"}
+HEAVY_MODULES = {"sftlab.trainer", "sftlab.metrics.exact_match", "sftlab.metrics.rouge"}
 
 
 def name_of(path: Path) -> str:

@@ -236,6 +236,13 @@ def test_another_test_set_is_named_and_is_no_training_data() -> None:
     assert "466 questions of `GBaker/MedQA-USMLE-4-options`" in text
 
 
+def test_the_embedded_data_is_named_as_what_it_is() -> None:
+    text = card(RUN, changed(CONFIG, dataset__name_or_path="generate:vignettes"))
+    about = front(text)["model-index"][0]["results"][0]["dataset"]
+    assert about == {"name": "vignettes made by sftlab", "type": "vignettes-made-by-sftlab"}
+    assert "466 questions of `vignettes made by sftlab`" in text
+
+
 def test_full_fine_tuning_and_scores() -> None:
     config = changed(CONFIG, peft={"method": "none"}, eval__task="rouge", eval__alpha=0.01)
     text = card(RUN, config)

@@ -83,6 +83,7 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
     assert "<html" in (tiny / "report.html").read_text("utf-8")
     assert (tiny / "best").resolve() == Path(chosen["checkpoint"]).resolve() or (tiny / "best").exists()
     assert (tiny / "merged" / "config.json").is_file()
+    assert "model-index:" in (tiny / "model_card.md").read_text("utf-8")
     assert (tiny / "merged" / "tokenizer.json").is_file()
     history = rows(tiny / "metrics.jsonl")
     assert sum("eval_loss" in row for row in history) == 2
@@ -130,6 +131,21 @@ def test_report_mode_renders_again(tiny: Path, place: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tiny / "report.html").is_file()
     assert (tiny / "run.json").read_bytes() == run
+
+
+def test_clean_mode_lists_and_keeps_what_runs_refer_to(tiny: Path, place: Path) -> None:
+    stray = place / "outputs" / "store" / "tokens" / ("0" * 16)
+    stray.mkdir()
+    (stray / "manifest.json").write_text("{}")
+    kept = read(tiny / "run.json")["stages"].values()
+    listed = sftlab(place, "mode=clean")
+    assert listed.returncode == 0, listed.stderr
+    assert "0" * 16 in listed.stdout
+    assert stray.is_dir()
+    deleted = sftlab(place, "mode=clean", "clean.delete=true")
+    assert deleted.returncode == 0, deleted.stderr
+    assert not stray.exists()
+    assert all((place / stage).is_dir() for stage in kept)
 
 
 def test_evaluate_mode_takes_any_model(tiny: Path, place: Path) -> None:

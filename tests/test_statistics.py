@@ -368,6 +368,8 @@ def test_scores_with_nothing_to_judge() -> None:
     even = judge_scores([0.1, 0.2, 0.3], [0.2, 0.3, 0.1])  # by rounding the sum of the differences is not 0
     assert even.delta == 0
     assert even.verdict == "inconclusive: both models have a mean of 0.200; 2 answers scored higher, 1 lower"
+    together = judge_scores([0.1, 0.7, 0.2], [0.7, 0.2, 0.1], ["same"] * 3)
+    assert (together.interval, together.p_value) == ((0.0, 0.0), 1.0)
     a, b = gains(100, 0.06)
     assert "no larger than the run-to-run noise of 7.0 points" in judge_scores(a, b, noise=0.07).verdict
     assert judge_scores(a, b, noise=0.05).verdict.startswith("better")
