@@ -445,7 +445,7 @@ def test_a_model_is_uploaded_with_its_card_and_without_what_is_ours(
     assert address == f"{os.environ['HF_ENDPOINT']}/me/model"
     assert hub["files"] == {**model, "README.md": "# card é".encode()}
     for name, said in zip(repositories[1:3], refused, strict=True):  # not there, and there but not to be written
-        assert said.startswith(f"2: push.repo_id='{name}': the hub (http://127.0.0.1"), said
+        assert said.startswith(f"2: hub.repo_id='{name}': the hub (http://127.0.0.1"), said
         assert "does not let you write there; log in by `hf auth login`" in said
     assert "broken/model" in broken
     assert "answered 400" in broken
@@ -456,7 +456,7 @@ def test_a_private_model_is_not_put_into_a_public_repository(
 ) -> None:
     hub["private"] = False
     (said,) = pushed(monkeypatch, write_model(tmp_path / "merged"), "me/model")
-    assert said.startswith("2: push.repo_id='me/model': is public; make it private at http://127.0.0.1")
+    assert said.startswith("2: hub.repo_id='me/model': is public; make it private at http://127.0.0.1")
     assert hub["created"] == {"name": "model", "organization": "me", "visibility": "private"}
     assert hub["files"] == {}
 
