@@ -167,7 +167,7 @@ def _finish(study: Study) -> int:
     if cfg is not None and cfg.mode == "clean":
         from sftlab.clean import clean
 
-        clean(Path(cfg.store), Path(cfg.store).parent, delete=cfg.clean.delete)
+        clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete)
         return 0
     if cfg is not None and cfg.mode == "report":
         return pipeline.render_again(study.folder)

@@ -168,6 +168,7 @@ class CleanConfig(Section):
     """What ``mode=clean`` does with stages that no run refers to."""
 
     delete: bool
+    outputs: str
 
 
 class HubConfig(Section):
