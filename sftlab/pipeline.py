@@ -48,6 +48,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         cfg.train.num_train_epochs,
     )
     variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{job.number}", _run_id(folder, job))
+    tracking.announce(cfg.tracking, folder)
     trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     job.stages = {"dataset": str(data.stage.path), "tokens": str(tokens.stage.path), "train": str(trained.stage.path)}
     job.times = {stage.name: round(stage.seconds, 1) for stage in (data.stage, tokens.stage, trained.stage)}

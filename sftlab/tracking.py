@@ -46,7 +46,8 @@ def mode() -> str:
 def announce(cfg: TrackingConfig, folder: Path) -> None:
     """Say in one line where the curves go."""
     if cfg.backend == "wandb" and mode() == "offline":
-        log.info("wandb: offline (no API key; `wandb login`, or `wandb sync %s/wandb/offline-run-*` later)", folder)
+        reason = "WANDB_MODE" if "WANDB_MODE" in os.environ else "no API key; `wandb login` makes one known"
+        log.info("wandb: offline (%s); `wandb sync %s/wandb/offline-run-*` sends it later", reason, folder)
 
 
 def log_result(

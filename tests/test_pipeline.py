@@ -195,6 +195,7 @@ def test_wandb_offline_gets_curve_and_table_and_no_secret(place: Path, trained: 
         WANDB_API_KEY="a" * 40,
     )
     assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("wandb: offline (WANDB_MODE)") == 1
     offline = list((place / f"tracked-{trained}").glob("wandb/offline-run-*/*.wandb"))
     assert len(offline) >= 1
     content = b"".join(path.read_bytes() for path in offline)
