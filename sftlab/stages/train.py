@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConf
         history = read_jsonl(source / "metrics.jsonl")
         write_jsonl(folder / "metrics.jsonl", (row for row in history if row["epoch"] <= train.num_train_epochs))
         receipt = json.loads((source / "receipt.json").read_text("utf-8"))
-        steps = step_of(complete(folder)[-1].name)
+        steps = json.loads((complete(folder)[-1] / COMPLETE).read_text("utf-8"))["step"]
         write_json(
             folder / "receipt.json",
             {**receipt, "optimizer_steps": steps, "train_seconds": 0.0, "prefix_of_epochs": epochs},
@@ -371,14 +370,6 @@ def _peak_memory(machine: Machine, resource: Any) -> float:
 
         return float(torch.cuda.max_memory_allocated()) / 2**30
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**20
-
-
-def step_of(checkpoint: str) -> int:
-    """The optimizer step in a checkpoint's name."""
-    found = re.search(r"checkpoint-(\d+)$", checkpoint)
-    if found is None:
-        raise StageError(f"{checkpoint}: is no checkpoint folder")
-    return int(found.group(1))
 
 
 if __name__ == "__main__":
