@@ -40,12 +40,14 @@ class Study:
     sweep: bool = False
     config: Config | None = None
     run: Run | None = None
+    held: Any = None
 
     def start(self, composed: DictConfig) -> None:
-        """Write ``run.json``: the run has begun."""
-        from sftlab.run import Run
+        """Take the folder, and write ``run.json``: the run has begun."""
+        from sftlab.run import Run, hold
 
         assert self.folder is not None
+        self.held = hold(self.folder)
         name, mode, seed = str(composed.name), str(composed.mode), int(composed.seed)
         self.run = Run.start(self.folder, name=name, mode=mode, seed=seed, command=_command())
 
@@ -89,7 +91,14 @@ class StudyCallback(Callback):
             STUDY.start(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember where the jobs will be."""
+        """Stop a sweep of which every job would be invalid, before anything is written, and remember its folder."""
+        from sftlab.validate import validate
+
+        try:
+            validate(_without_hydra(config))
+        except ConfigError as error:
+            if hopeless := _in_every_job(error, config):
+                _fail(ConfigError(hopeless))
         STUDY.folder, STUDY.sweep = Path(config.hydra.sweep.dir), True
         STUDY.start(config)
 
@@ -119,6 +128,9 @@ def job(composed: DictConfig) -> float:
         # Told in the job's file and not by an exception, which would end the other jobs of some launchers.
         record.status, record.error, record.exit_code = "failed", str(error), error.exit_code
         log.error("job %d: %s", number, error)
+    except Exception as error:  # a bug, of ours or of a library: it ends this job and no other
+        record.status, record.error, record.exit_code = "failed", f"{type(error).__name__}: {error}", 1
+        log.exception("job %d: ended by an error that nobody expected; please report it", number)
     record.write(folder)
     return min((candidate.eval_loss for candidate in record.candidates), default=float("inf"))
 
@@ -201,6 +213,32 @@ def _all_failed(found: list[Any]) -> int:
     return 2 if found and all(one.exit_code == 2 for one in found) else 1
 
 
+def _in_every_job(error: ConfigError, config: DictConfig) -> str:
+    """Of a sweep's problems those that no value of a swept key can mend; "" if there is none.
+
+    That is told by their words: a problem that names no swept key, nor a key of a swept group.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from sftlab.config import Config
+    from sftlab.validate import known_keys, listed, problems
+
+    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    swept = {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
+    swept |= set(config.hydra.sweeper.get("params") or {})
+    known = set(known_keys(Config))
+    hopeless = []
+    for problem in problems(error):
+        place = re.match(r"[\w.]*", problem)
+        words = {word for word in re.findall(r"[\w.]+", problem) if word in known or word.partition(".")[0] in known}
+        mendable = any(
+            word == key or word.startswith(f"{key}.") or key.startswith(f"{word}.") for word in words for key in swept
+        )
+        if place and place[0] in known and not mendable:
+            hopeless.append(problem)
+    return listed(hopeless) if hopeless else ""
+
+
 def _command() -> str:
     return shlex.join(["python", "-m", "sftlab", *sys.argv[1:]])
 
@@ -231,47 +269,47 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from sftlab.config import Config
-    from sftlab.validate import SECRET, SECRETS, known_keys, listed, nearest, validate
+    from sftlab.validate import SECRET, SECRETS, known_keys, listed, nearest, problems, validate
 
     groups = {str(folder.relative_to(CONF)) for folder in CONF.iterdir() if folder.is_dir()}
     known = set(known_keys(Config))
-    problems, rest = [], []
+    found, rest = [], []
     for argument in get_args_parser().parse_args(arguments).overrides:
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException as wrong:
             reason = str(wrong).replace(f"Error parsing override '{argument}'", "").strip().partition("\n")[0]
-            problems.append(f"{argument}: cannot be read ({reason}); write KEY=VALUE, with quotes: 'KEY=\"VALUE\"'")
+            found.append(f"{argument}: cannot be read ({reason}); write KEY=VALUE, with quotes: 'KEY=\"VALUE\"'")
             continue
         key, value = str(override.key_or_group), override.value()
         added = override.is_add() and not override.is_force_add()
         choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
         if SECRET.search(key):
-            problems.append(f"{key}: {SECRETS}")
+            found.append(f"{key}: {SECRETS}")
         elif key in groups and isinstance(value, str) and value not in choices:
             close = difflib.get_close_matches(value, choices, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
-            problems.append(f"{argument.lstrip('+')}: no such choice; {hint}there are {', '.join(choices)}")
+            found.append(f"{argument.lstrip('+')}: no such choice; {hint}there are {', '.join(choices)}")
         elif key in ("experiment", "debug") and not override.is_add():
-            problems.append(f"{argument}: is added to the defaults; write +{argument}")
+            found.append(f"{argument}: is added to the defaults; write +{argument}")
         elif key in groups and added and key not in ("experiment", "debug") and not override.package:
-            problems.append(f"{argument}: has a choice already; write {argument[1:]}")
+            found.append(f"{argument}: has a choice already; write {argument[1:]}")
         elif not (key in groups | known or key.startswith("hydra") or FREE.match(key)):
-            problems.append(f"{argument}: no such key; {nearest(key)}")
+            found.append(f"{argument}: no such key; {nearest(key)}")
         elif f"Could not override '{key}'" in str(error) and not key.startswith("hydra"):
             if FREE.match(key):
-                problems.append(f"{argument}: is not there yet; write +{argument}")
+                found.append(f"{argument}: is not there yet; write +{argument}")
             else:
                 section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
-                problems.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
+                found.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
         else:
             rest.append(argument)
     plugin = re.search(r"Could not find '(hydra/\w+)/(optuna|ray|joblib|submitit)(\w*)'", str(error))
     if plugin:
         group, name, kind = plugin.groups()
         extra = name.replace("submitit", "slurm")
-        problems.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
-    if not problems:
+        found.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
+    if not found:
         text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip())
         return text.removesuffix("; ")
     GlobalHydra.instance().clear()
@@ -279,7 +317,7 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             validate(compose("config", overrides=rest))
     except ConfigError as wrong:
-        problems += [line.removeprefix("  - ") for line in str(wrong).splitlines() if not line.endswith("problems:")]
+        found += problems(wrong)
     except HydraException:
         pass
-    return listed(problems)
+    return listed(found)

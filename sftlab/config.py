@@ -147,6 +147,7 @@ class EvalConfig(Section):
 class SelectConfig(Section):
     """Which checkpoint is kept."""
 
+    metric: Literal["eval_loss", "exact_match"]
     tie: Literal["earliest", "lowest"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +13,7 @@ from sftlab.records import Candidate
 from sftlab.store import write_json
 
 JOB = "job.json"
+OWN = "a job of its own"
 
 
 @dataclass
@@ -19,7 +21,8 @@ class Job:
     """What a job leaves in ``job.json`` for the decision, which may run in another process.
 
     ``comparable`` holds everything that must be equal for two jobs' validation losses to be ranked
-    together; ``stages`` the folder of each finished stage.
+    together; ``family`` is the same for jobs that share their first steps; ``stages`` has the folder of
+    each finished stage.
     """
 
     number: int
@@ -33,7 +36,7 @@ class Job:
     comparable: dict[str, Any] = field(default_factory=dict)
     overlap: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
-    trained_as: str = "a job of its own"
+    family: str | None = None
     candidates: list[Candidate] = field(default_factory=list)
 
     def settings(self) -> Config:
@@ -51,6 +54,22 @@ class Job:
         values = json.loads(path.read_text("utf-8"))
         values["candidates"] = [Candidate(**row) for row in values["candidates"]]
         return cls(**values)
+
+
+def trained_as(job: Job, among: Sequence[Job]) -> str:
+    """What kind of training stands behind a job's checkpoints: its own, or steps of another job of the sweep."""
+    alike = [other for other in among if other.family is not None and other.family == job.family]
+    if not alike:
+        return OWN
+    longest = max(alike, key=lambda other: (other.settings().train.num_train_epochs, -other.number))
+    train, most = job.settings().train, longest.settings().train.num_train_epochs
+    if longest is job:
+        return OWN
+    if train.num_train_epochs == most:
+        return f"the same as job {longest.number}"
+    if train.lr_scheduler_type == "warmup_stable_decay":
+        return f"a decay of {train.lr_scheduler_kwargs['num_decay_steps']} steps from job {longest.number}"
+    return f"the first epochs of job {longest.number}"
 
 
 def jobs(folder: Path) -> list[Job]:

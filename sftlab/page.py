@@ -146,8 +146,9 @@ def _knowledge(comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every checkpoint, lowest validation loss first, each with what sets its job apart from the others."""
+    """Every checkpoint, the best first, each with what sets its job apart from the others."""
     selection = run.get("selection") or {}
+    kinds = {job.get("job"): job.get("trained_as") for job in run.get("jobs") or []}
     jobs = [set(job.get("overrides") or []) for job in run.get("jobs") or []]
     shared = set.intersection(*jobs) if len(jobs) > 1 else set()
     rows = []
@@ -157,8 +158,14 @@ def _candidates(run: dict[str, Any]) -> list[dict[str, Any]]:
             "kept" if path == selection.get("checkpoint") else "tied" if path in (selection.get("ties") or []) else ""
         )
         own = [override for override in row.get("overrides") or [] if override not in shared]
-        rows.append({**row, "mark": mark, "own": own, "name": os.path.basename(str(path or ""))})
-    return sorted(rows, key=lambda row: math.inf if finite(row.get("eval_loss")) is None else row["eval_loss"])
+        name = os.path.basename(str(path or ""))
+        rows.append({**row, "mark": mark, "own": own, "name": name, "trained_as": kinds.get(row.get("job"))})
+
+    def order(row: dict[str, Any]) -> tuple[float, float]:
+        loss = finite(row.get("eval_loss"))
+        return -(finite(row.get("exact_match")) or 0), math.inf if loss is None else loss
+
+    return sorted(rows, key=order)
 
 
 def _losses(log: Path) -> dict[str, list[float]]:

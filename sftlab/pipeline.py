@@ -13,15 +13,15 @@ from sftlab import instance, models, overlap, score, tracking
 from sftlab.card import card, push
 from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
-from sftlab.job import Job
+from sftlab.job import Job, trained_as
 from sftlab.models import Base
 from sftlab.predictions import load_pair, unjudgeable
 from sftlab.preview import preview
-from sftlab.records import Example, Prediction, read_jsonl
+from sftlab.records import Candidate, Example, Prediction, read_jsonl
 from sftlab.run import Run
 from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
 from sftlab.statistics import compare, minimal_detectable_difference
-from sftlab.store import Store
+from sftlab.store import Store, key_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     if cfg.mode == "all":
         test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    train.check_schedule(tokens, cfg.train, machine)
     log.info(
         "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
         base.name,
@@ -53,16 +54,21 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.stages = {"dataset": str(data.stage.path), "tokens": str(tokens.stage.path), "train": str(trained.stage.path)}
     job.times = {stage.name: round(stage.seconds, 1) for stage in (data.stage, tokens.stage, trained.stage)}
     job.receipt = trained.receipt
-    if "prefix_of_epochs" in trained.receipt:
-        job.trained_as = f"the first epochs of a job of {trained.receipt['prefix_of_epochs']}"
+    job.family = train.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
-    job.comparable = {
-        # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
-        "validation tokens": tokens.counts["validation"]["content"],
-        "base precision": trained.receipt["base_dtype"],
-        "quantised layers": trained.receipt["quantized_layers"],
-        "autocast": trained.receipt["autocast"],
-    }
+    if cfg.select.metric == "exact_match":
+        job.comparable = {
+            "validation questions": key_of({"rows": [[row.id, row.target] for row in data.split("validation")]}),
+            **cfg.eval.model_dump(include={"engine", "max_tokens", "temperature", "task", "pattern"}),
+        }
+    else:
+        job.comparable = {
+            # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
+            "validation tokens": tokens.counts["validation"]["content"],
+            "base precision": trained.receipt["base_dtype"],
+            "quantised layers": trained.receipt["quantized_layers"],
+            "autocast": trained.receipt["autocast"],
+        }
 
 
 def decide(run: Run, jobs: Sequence[Job]) -> None:
@@ -70,11 +76,11 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     done = [job for job in jobs if job.status == "success"]
     groups = comparable(done)
     ranked = max(groups, key=len)  # of equally large ones the first
-    selection = select.select(
-        [candidate for job in ranked for candidate in job.candidates],
-        ranked[0].settings().select.tie,
-        run.values["seed"],
-    )
+    candidates = [candidate for job in ranked for candidate in job.candidates]
+    how = ranked[0].settings().select
+    answers = validation_answers(candidates, ranked) if how.metric == "exact_match" else None
+    selection = select.select(candidates, how.tie, run.values["seed"], answers)
+    unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     winner = next(job for job in done if job.number == selection.chosen.job)
     cfg = winner.settings()
     run.update(
@@ -89,15 +95,17 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
                 "status": job.status,
                 "error": job.error,
                 "ranked": job in ranked,
-                "trained_as": job.trained_as,
+                "trained_as": trained_as(job, done),
             }
             for job in jobs
         ],
         selection={
             **asdict(selection.chosen),
-            "lowest_eval_loss": selection.lowest.eval_loss,
+            "metric": how.metric,
+            "lowest_eval_loss": min(candidate.eval_loss for candidate in candidates),
+            "best": selection.best.checkpoint,
             "ties": [candidate.checkpoint for candidate in selection.ties],
-            "candidates": [asdict(candidate) for job in done for candidate in job.candidates],
+            "candidates": [asdict(candidate) for candidate in [*selection.candidates, *unranked]],
         },
     )
     _link(run.folder / "best", Path(selection.chosen.checkpoint))
@@ -118,6 +126,39 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         judge(run, cfg, store, base, finetuned, base, test_data(cfg, store, data))
     _track(run, cfg, winner)
     publish(run, cfg)
+    if len(done) == len(jobs):  # nothing is left that might go on from their checkpoints
+        for job in jobs:
+            train.release(Store(cfg.store), Path(job.stages["train"]))
+
+
+def validation_answers(candidates: Sequence[Candidate], jobs: Sequence[Job]) -> list[list[bool]]:
+    """For each checkpoint, which validation questions it answers rightly, by the same reading as on the test set.
+
+    Each is merged for that, and its merged model deleted again: of a long sweep's they would fill a disk.
+    """
+    right = []
+    for number, candidate in enumerate(candidates, 1):
+        job = next(job for job in jobs if job.number == candidate.job)
+        cfg = job.settings()
+        log.info("select: validation answers of checkpoint %d of %d", number, len(candidates))
+        store, machine = Store(cfg.store), instance.find(cfg.instance)
+        base = models.resolve(cfg.model, store, cfg.seed)
+        data = dataset.make(store, cfg.dataset, cfg.seed)
+        settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
+        examples = data.split("validation")
+        prompts = evaluate.prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
+        merged = store.path("merged", merge.inputs(Path(candidate.checkpoint), base))
+        model = evaluate.Model(merged, merged.name, base.trust_remote_code)
+        made = None
+        if not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
+            made = merge.make(
+                store, Path(candidate.checkpoint), base, Path(job.stages["tokens"]), machine, cfg.merge
+            ).stage
+        generated = evaluate.make(store, model, prompts, settings, machine, cfg.seed)
+        if made is not None and not made.cached:
+            store.remove(made)
+        right.append([row.correct for row in score.predictions(generated.rows(), examples, settings)])
+    return right
 
 
 def publish(run: Run, cfg: Config) -> None:
@@ -146,11 +187,13 @@ def comparable(jobs: Sequence[Job]) -> list[list[Job]]:
         first = groups[0][0]
         differs = [name for name, value in first.comparable.items() if other[0].comparable[name] != value]
         log.warning(
-            "select: the losses of jobs %s and of jobs %s cannot be ranked together: %s differ. Only the largest group "
-            "is ranked; compare the groups' best by mode=evaluate on one test set",
+            "select: jobs %s and jobs %s cannot be ranked together: %s differ. Only the largest group is ranked; %s",
             ", ".join(str(job.number) for job in groups[0]),
             ", ".join(str(job.number) for job in other),
             " and ".join(differs),
+            "make them equal, or compare the groups' best by mode=evaluate on one test set"
+            if first.settings().select.metric == "exact_match"
+            else "select.metric=exact_match ranks by answers on validation instead",
         )
     return groups
 
@@ -360,8 +403,6 @@ def test_prompts(cfg: Config, base: Base, test: tuple[list[Example], str]) -> ev
 
 
 def _run_id(folder: Path, job: Job) -> str:
-    from sftlab.store import key_of
-
     return key_of({"folder": str(folder.resolve()), "job": job.number})
 
 

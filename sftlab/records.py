@@ -83,6 +83,7 @@ class Candidate(Record):
 
     ``checkpoint`` is its folder, ``job`` the number of the job in its sweep (0 for a single run) and
     ``overrides`` what makes that job different. ``seconds`` is training time from the job's start.
+    ``exact_match`` is the share of right answers on validation, where checkpoints are ranked by it.
     """
 
     eval_loss: float
@@ -93,6 +94,7 @@ class Candidate(Record):
     overrides: list[str]
     train_loss: float | None
     seconds: float
+    exact_match: float | None = None
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

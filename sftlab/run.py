@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sftlab.job import JOB
 from sftlab.store import write_json
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
@@ -74,6 +81,26 @@ class Run:
     def save(self) -> None:
         """Replace ``run.json``."""
         write_json(self.folder / RUN, self.values)
+
+
+def hold(folder: Path) -> BaseFileLock:
+    """Keep a run's folder to this process while it lives, and forget the jobs of an earlier run there.
+
+    What those found is in the store; left behind, a job that is not of this run would take part in its
+    decision.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another run that uses the folder %s", folder)
+        lock.acquire()
+    for left in (folder / JOB, *folder.glob(f"*/{JOB}")):
+        left.unlink(missing_ok=True)
+    return lock
 
 
 def _now() -> str:

@@ -14,8 +14,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,26 +74,11 @@ class Store:
             StageError: the disk is full or the store cannot be written.
             Exception: whatever ``build`` raises; the stage is not there then, and can be asked for again.
         """
-        from filelock import FileLock, Timeout
-
         final = self.path(name, inputs)
         if (final / MANIFEST).is_file():
             return self._found(name, final)
         partial = final.with_name(final.name + ".partial")
-        try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{final}.lock")
-            try:
-                held = lock.acquire(timeout=0)
-            except Timeout:
-                log.info("%s: waiting for another run that makes this stage (%s)", name, final)
-                held = lock.acquire()
-        except OSError as error:
-            raise StageError(
-                f"store={str(self.root)!r}: cannot be written: {error.filename}: {error.strerror}; "
-                "set store= to a folder that you may write to"
-            ) from error
-        with held:  # not `with lock`, which would take it a second time and never give it back
+        with self.lock(name, final.name):
             if (final / MANIFEST).is_file():  # made while this one waited
                 return self._found(name, final)
             try:
@@ -116,6 +101,39 @@ class Store:
                     ) from error
                 raise
         return Stage(name, final.name, final, cached=False, seconds=seconds)
+
+    def remove(self, stage: Stage) -> None:
+        """Delete a finished stage; asked for again, it is built again."""
+        with self.lock(stage.name, stage.key):
+            (stage.path / MANIFEST).unlink()  # first, so that nobody takes half of it for a finished one
+            shutil.rmtree(stage.path)
+
+    @contextmanager
+    def lock(self, name: str, key: str) -> Iterator[None]:
+        """Keep a stage to this process; another one that holds it is waited for, with a line that says so.
+
+        Raises:
+            StageError: the store cannot be written.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / name / f"{key}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("%s: waiting for another run that makes this stage (%s)", name, self.root / name / key)
+                lock.acquire()
+        except OSError as error:
+            raise StageError(
+                f"store={str(self.root)!r}: cannot be written: {error.filename}: {error.strerror}; "
+                "set store= to a folder that you may write to"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _found(self, name: str, final: Path) -> Stage:
         # Tells people when a stage was last of use; a store may be shared by those who only read it.

@@ -23,6 +23,8 @@ IGNORED = -100
 class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer for rows that are tokenised already (``input_ids`` and ``labels``)."""
 
+    evaluated_step: int | None = None
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -68,7 +70,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             gathered = self.accelerator.gather_for_metrics(torch.stack([row_nll.double(), row_tokens.double()], dim=1))
             sums += gathered.tolist()
         model.train(training)
-        self.row_losses = sums
+        self.row_losses, self.evaluated_step = sums, self.state.global_step
         tokens = sum(row[1] for row in sums)
         metrics = {
             f"{metric_key_prefix}_loss": sum(row[0] for row in sums) / tokens,
@@ -125,24 +127,36 @@ class Progress(ProgressCallback):  # type: ignore[misc]
 class Checkpoints(TrainerCallback):  # type: ignore[misc]
     """Mark a checkpoint as complete, last of all, with what selection needs to know of it."""
 
-    def __init__(self, earlier_seconds: float) -> None:
+    def __init__(self, earlier_seconds: float, decay_steps: int | None) -> None:
         self.start = time.monotonic() - earlier_seconds
+        self.decay_steps = decay_steps
         self.trainer: Trainer | None = None
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save where a job of fewer or more epochs would part from this one: before its decay."""
+        an_epoch = state.max_steps // int(args.num_train_epochs)
+        if self.decay_steps and (state.global_step + self.decay_steps) % an_epoch == 0 and state.global_step % an_epoch:
+            control.should_save = True
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write ``checkpoint.json``: a checkpoint without it was cut off and is not used."""
+        """Write ``checkpoint.json``: a checkpoint without it was cut off and is not used.
+
+        ``eval_loss`` is null where the checkpoint is only for others to go on from.
+        """
         if not state.is_world_process_zero or self.trainer is None:
             return
         history = state.log_history
+        evaluated = self.trainer.evaluated_step == state.global_step
         row = {
             "step": state.global_step,
             "epoch": round(float(state.epoch or 0), 4),
-            "eval_loss": _last(history, "eval_loss"),
+            "eval_loss": _last(history, "eval_loss") if evaluated else None,
             "train_loss": _last(history, "loss"),
             "seconds": round(time.monotonic() - self.start, 1),
         }
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        write_json(folder / "rows.json", self.trainer.row_losses)
+        if evaluated:
+            write_json(folder / "rows.json", self.trainer.row_losses)
         write_json(folder / COMPLETE, row)
 
 

@@ -119,6 +119,14 @@ def listed(problems: list[str]) -> str:
     return lines[0] if len(lines) == 1 else f"{len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines)
 
 
+def problems(error: ConfigError) -> list[str]:
+    """What ``listed`` put together, one by one."""
+    first, *lines = str(error).splitlines()
+    if not lines or not first.endswith("problems:"):
+        return [str(error)]
+    return [part.strip() for part in "\n".join(lines).removeprefix("  - ").split("\n  - ")]
+
+
 def shown(value: Any) -> str:
     """A value as it is written in YAML and on the command line."""
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
@@ -308,6 +316,8 @@ def _train(cfg: Config) -> Iterator[str]:
     ):
         if value not in choices:
             yield f"train.{key}={value!r}: should be one of {', '.join(choices)}"
+    if train.lr_scheduler_type == "warmup_stable_decay":
+        yield from _stable(train)
     for name in train.extra:
         if name in TrainConfig.model_fields:
             yield f"train.extra.{name}: is a key of its own; set train.{name}"
@@ -317,6 +327,23 @@ def _train(cfg: Config) -> Iterator[str]:
     own_keys = MANAGED.keys() | TrainConfig.model_fields.keys()
     if extra := {name: value for name, value in train.extra.items() if name not in own_keys}:
         yield from _extra(extra)
+
+
+def _stable(train: TrainConfig) -> Iterator[str]:
+    """What transformers' get_wsd_schedule must be told, and what follows from the number of epochs."""
+    decay = train.lr_scheduler_kwargs.get("num_decay_steps")
+    if not isinstance(decay, int) or isinstance(decay, bool) or decay < 1:
+        told = f"={decay!r}" if "num_decay_steps" in train.lr_scheduler_kwargs else ""
+        yield (
+            f"train.lr_scheduler_kwargs.num_decay_steps{told}: warmup_stable_decay needs the number of steps at its "
+            "end on which the learning rate falls; write +train.lr_scheduler_kwargs.num_decay_steps=10"
+        )
+    for name in ("num_stable_steps", "num_training_steps", "num_warmup_steps"):
+        if name in train.lr_scheduler_kwargs:
+            yield (
+                f"train.lr_scheduler_kwargs.{name}: follows from train.num_train_epochs, train.warmup_steps and "
+                "num_decay_steps; leave it out"
+            )
 
 
 def _extra(extra: dict[str, Any]) -> Iterator[str]:

@@ -234,7 +234,11 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
     assert "train.per_device_train_batch_size=0" in run["error"]
     assert [job["status"] for job in run["jobs"]] == ["success", "failed"] * 3
     assert [len([row for row in run["selection"]["candidates"] if row["job"] == job]) for job in (0, 2, 4)] == [1, 3, 2]
-    assert run["jobs"][4]["trained_as"] == "the first epochs of a job of 3"
+    assert [run["jobs"][job]["trained_as"] for job in (0, 2, 4)] == [
+        "the first epochs of job 2",
+        "a job of its own",
+        "the first epochs of job 2",
+    ]
     with (place / "swept" / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
     assert len(table) == 6
@@ -300,3 +304,49 @@ def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) -> None:
+    settings = [
+        *TINY,
+        "mode=train",
+        "train.lr_scheduler_type=warmup_stable_decay",
+        "train.warmup_steps=2",
+        "+train.lr_scheduler_kwargs.num_decay_steps=3",
+        "peft.lora_dropout=0.1",
+    ]
+    done = sftlab(place, "-m", *settings, "train.num_train_epochs=3,1,2", "hydra.sweep.dir=branched")
+    assert done.returncode == 0, done.stderr
+    run = read(place / "branched" / "run.json")
+    kinds = [job["trained_as"] for job in run["jobs"]]
+    assert kinds == ["a job of its own", *["a decay of 3 steps from job 0"] * 2]
+    assert "has its first" in done.stdout + done.stderr
+    assert [row["epoch"] for row in run["selection"]["candidates"]] == [1, 2, 3, 1, 1, 2]
+    # Nothing is left of what was only there to go on from.
+    trained = [Path(place / read(file)["stages"]["train"]) for file in sorted((place / "branched").glob("*/job.json"))]
+    assert not [file for path in trained for file in path.glob("checkpoint-*/optimizer.pt")]
+    assert [len(list(path.glob("checkpoint-*"))) for path in trained] == [3, 1, 2]
+    alone = sftlab(place, *settings, "train.num_train_epochs=2", "hydra.run.dir=unbranched", "store=unbranched_store")
+    assert alone.returncode == 0, alone.stderr
+    rows_of = {row["checkpoint"]: row for row in run["selection"]["candidates"] if row["job"] == 2}
+    for path, epoch in zip(sorted(rows_of, key=lambda name: rows_of[name]["step"]), (1, 2), strict=True):
+        from safetensors.torch import load_file
+
+        branched, separate = load_file(place / path / "adapter_model.safetensors"), weights(place / "unbranched", epoch)
+        for name, tensor in separate.items():
+            assert (branched[name] == tensor).all(), (epoch, name)
+
+
+def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: Path) -> None:
+    done = sftlab(place, *TINY, "select.metric=exact_match", "hydra.run.dir=answered")
+    assert done.returncode == 0, done.stderr
+    chosen = read(place / "answered" / "run.json")["selection"]
+    assert chosen["metric"] == "exact_match"
+    assert [row["step"] for row in chosen["candidates"]] == [
+        row["step"] for row in read(tiny / "run.json")["selection"]["candidates"]
+    ]
+    assert all(0 <= row["exact_match"] <= 1 for row in chosen["candidates"])
+    assert chosen["exact_match"] == max(row["exact_match"] for row in chosen["candidates"])
+    assert "right answers on validation" in done.stdout
+    # One merged model is left: the others are made again when they are asked for.
+    assert (place / "answered" / "merged" / "config.json").is_file()

@@ -105,6 +105,11 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
     }
 
 
+def cached(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine: Machine, seed: int) -> bool:
+    """Whether the model's answers are in the store: its weights need not be there then."""
+    return store.has("generations", inputs(model, given, cfg, machine.device, seed))
+
+
 def make(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine: Machine, seed: int) -> Generated:
     """The model's answers, from the store or generated now."""
 

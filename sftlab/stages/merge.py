@@ -34,9 +34,10 @@ class Merged:
         return check
 
 
-def inputs(train_key: str, step: int, base: Base) -> dict[str, Any]:
-    """What the merged model is made of."""
-    return {"version": 1, "train": train_key, "step": step, "base": base.identity}
+def inputs(checkpoint: Path, base: Base) -> dict[str, Any]:
+    """What the merged model is made of: a checkpoint of a finished training, and its base."""
+    step = int(checkpoint.name.split("-")[1])
+    return {"version": 1, "train": checkpoint.parent.name, "step": step, "base": base.identity}
 
 
 def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Machine, cfg: MergeConfig) -> Merged:
@@ -46,7 +47,6 @@ def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Mach
         StageError: no weight changed, the model does not load again, or merging costs more validation
             loss than ``merge.max_loss_gap``.
     """
-    key = inputs(checkpoint.parent.name, int(checkpoint.name.split("-")[1]), base)
 
     def build(folder: Path) -> None:
         given = {
@@ -59,7 +59,7 @@ def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Mach
         }
         child("sftlab.stages.merge", folder, given, environment=machine.environment())
 
-    merged = Merged(store.stage("merged", key, build))
+    merged = Merged(store.stage("merged", inputs(checkpoint, base), build))
     check = merged.check
     gap = check["merged_loss"] - check["adapter_loss"]
     if gap > cfg.max_loss_gap:

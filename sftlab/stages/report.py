@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sftlab.job import Job
+from sftlab.job import OWN, Job, trained_as
 from sftlab.records import read_jsonl, write_jsonl
 from sftlab.run import Run
 from sftlab.stages.select import Selection
@@ -21,10 +21,16 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
 
     several = len(jobs) > 1
     differing = _differing(jobs)
-    table = Table(title="Checkpoints by validation loss", title_justify="left")
-    for name in ("", *(("job", "overrides") if several else ()), "epoch", "step", "train loss", "eval loss"):
-        table.add_column(name, justify="left" if name in ("", "overrides") else "right")
-    ordered = sorted(selection.candidates, key=lambda candidate: candidate.eval_loss)
+    kinds = {job.number: trained_as(job, jobs) for job in jobs}
+    by_answers = selection.chosen.exact_match is not None
+    columns = ["", *(("job", "overrides") if several else ()), "epoch", "step", "train loss", "eval loss"]
+    columns += ["exact match"] if by_answers else []
+    columns += ["trained as"] if set(kinds.values()) != {OWN} else []
+    title = "Checkpoints by right answers on validation" if by_answers else "Checkpoints by validation loss"
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("", "overrides", "trained as") else "right")
+    ordered = sorted(selection.candidates, key=lambda row: (-(row.exact_match or 0), row.eval_loss))
     for candidate in ordered[:SHOWN]:
         mark = "→" if candidate == selection.chosen else "=" if candidate in selection.ties else ""
         table.add_row(
@@ -34,6 +40,8 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
             str(candidate.step),
             "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
             f"{candidate.eval_loss:.4f}",
+            *([f"{candidate.exact_match:.2%}"] if candidate.exact_match is not None else []),
+            *([kinds[candidate.job]] if columns[-1] == "trained as" else []),
         )
     for job in jobs:
         if job.status != "success":
@@ -43,7 +51,7 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
         say(f"… and {len(ordered) - SHOWN} more in run.json")
     if len(selection.ties) > 1:
         say(
-            f"{len(selection.ties)} checkpoints (→ and =) lie within the noise of the lowest validation loss; → is "
+            f"{len(selection.ties)} checkpoints (→ and =) lie within the noise of the best one on validation; → is "
             "kept, and select.tie=earliest would keep the one that was trained least"
         )
 
@@ -61,12 +69,18 @@ def sweep_csv(path: Path, selection: Selection, jobs: Sequence[Job]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file)
         out.writerow(
-            ["job", "overrides", "epoch", "step", "train_loss", "eval_loss", "seconds", "trained_as", "selected"]
+            [
+                *("job", "overrides", "epoch", "step", "train_loss", "eval_loss", "seconds"),
+                *("exact_match", "trained_as", "selected"),
+            ]
         )
+        ranked = {(row.job, row.checkpoint): row for row in selection.candidates}
         for job in jobs:
-            for row in job.candidates:
-                losses = [row.epoch, row.step, row.train_loss, row.eval_loss, row.seconds]
-                out.writerow([row.job, " ".join(row.overrides), *losses, job.trained_as, row == selection.chosen])
+            for candidate in job.candidates:
+                row = ranked.get((job.number, candidate.checkpoint), candidate)
+                found = [row.epoch, row.step, row.train_loss, row.eval_loss, row.seconds, row.exact_match]
+                kind = trained_as(job, jobs)
+                out.writerow([row.job, " ".join(row.overrides), *found, kind, row == selection.chosen])
 
 
 def say(what: Any) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sftlab.launch import child, serve
 from sftlab.models import Base
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
-from sftlab.store import Stage, Store, write_json
+from sftlab.store import Stage, Store, key_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,13 @@ class Trained:
         return list(read_jsonl(self.stage.path / "metrics.jsonl"))
 
     def candidates(self, job: int, overrides: list[str]) -> list[Candidate]:
-        """The checkpoints that exist, in the order of their steps."""
+        """The checkpoints that exist and were evaluated, in the order of their steps."""
         rows = [(json.loads((path / COMPLETE).read_text("utf-8")), path) for path in complete(self.stage.path)]
-        return [Candidate(**row, checkpoint=str(path), job=job, overrides=overrides) for row, path in rows]
+        return [
+            Candidate(**row, checkpoint=str(path), job=job, overrides=overrides)
+            for row, path in rows
+            if row["eval_loss"] is not None
+        ]
 
 
 def inputs(
@@ -80,12 +85,12 @@ def make(
     key = inputs(tokens.stage.key, base, peft, train, machine, seed)
 
     def build(folder: Path) -> None:
-        if _shared(store, key, folder, train):
-            return
         for left in folder.glob("checkpoint-*"):
             if not (left / COMPLETE).is_file():  # cut off while it was written
                 shutil.rmtree(left)
-        if found := complete(folder):
+        if _shared(store, key, folder, train):
+            return
+        if found := [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]:
             log.info("train: goes on from %s", found[-1].name)
         arguments = {
             "tokens": str(tokens.stage.path.resolve()),
@@ -108,74 +113,163 @@ def make(
         )
         if not complete(folder):
             raise StageError("train: ended without a checkpoint; see its output above")
-        # A longer job of the same constant schedule may go on from the last checkpoint; from others nothing will.
-        for checkpoint in complete(folder)[: -1 if prefix_is_exact(train) else None]:
-            for name in [*OPTIMIZER_FILES, *(file.name for file in checkpoint.glob("rng_state*.pth"))]:
-                (checkpoint / name).unlink(missing_ok=True)
+        # Another job may go on from where the schedule does not yet depend on the number of epochs, until the sweep
+        # is decided. From the other checkpoints nothing will.
+        forks = set() if decay_steps(train) is None else set(_forks(folder, train))
+        for checkpoint in complete(folder):
+            if _step(checkpoint) not in forks:
+                _forget_optimizer(checkpoint)
 
     return Trained(store.stage("train", key, build, resumable=True))
 
 
-def prefix_is_exact(train: TrainConfig) -> bool:
-    """Whether k epochs of a longer job are the k-epoch job, weight for weight.
+def steps(tokens: Tokenized, train: TrainConfig, machine: Machine) -> int | None:
+    """Optimizer steps of a job; None where packing decides how many sequences there are."""
+    if train.packing:
+        return None
+    rows = int(tokens.counts["train"]["rows"])
+    batches = ceil(rows / (train.per_device_train_batch_size * machine.num_processes))
+    return train.num_train_epochs * ceil(batches / machine.accumulation(train))
 
-    They are if the learning rate at a step does not depend on how many steps there will be: constant,
-    after a warm-up of a set number of steps (not a share of all).
+
+def check_schedule(tokens: Tokenized, train: TrainConfig, machine: Machine) -> None:
+    """Refuse a schedule whose warm-up and decay are longer than the job.
+
+    Raises:
+        ConfigError: they are; transformers would leave out a part of them without a word.
     """
-    constant = train.lr_scheduler_type == "constant" or (
-        train.lr_scheduler_type == "constant_with_warmup" and (train.warmup_steps >= 1 or train.warmup_steps == 0)
-    )
-    return constant and train.save_total_limit is None
+    total = steps(tokens, train, machine)
+    if train.lr_scheduler_type != "warmup_stable_decay" or total is None:
+        return
+    decay = int(train.lr_scheduler_kwargs["num_decay_steps"])
+    warmup = train.warmup_steps if train.warmup_steps >= 1 else train.warmup_steps * total
+    if warmup + decay > total:
+        raise ConfigError(
+            f"train.lr_scheduler_kwargs.num_decay_steps={decay}: with {warmup:g} steps of warm-up this is longer than "
+            f"the job, which has {total} steps; set it to at most {int(total - warmup)}, or train longer"
+        )
+
+
+def decay_steps(train: TrainConfig) -> int | None:
+    """Optimizer steps at a job's end on which its learning rate depends on how long the job is.
+
+    Before them two jobs that differ in ``num_train_epochs`` only are the same job, weight for weight:
+    the shorter one can be taken from the longer, or the longer go on from the shorter. 0 for a constant
+    schedule; the decay of ``warmup_stable_decay``; None where all steps depend on it (cosine, linear, a
+    warm-up that is a share of the steps), and where checkpoints are deleted.
+    """
+    if train.save_total_limit is not None:
+        return None
+    warmup_is_share = 0 < train.warmup_steps < 1
+    match train.lr_scheduler_type:
+        case "constant":  # without a warm-up, whatever is set for one
+            return 0
+        case "constant_with_warmup" if not warmup_is_share:
+            return 0
+        case "warmup_stable_decay" if not warmup_is_share:
+            return int(train.lr_scheduler_kwargs["num_decay_steps"])
+    return None
+
+
+def family(inputs: Mapping[str, Any], train: TrainConfig) -> str | None:
+    """The same text for all jobs that share their steps; None for a job that shares none."""
+    return None if decay_steps(train) is None else key_of(_but_epochs(inputs))
+
+
+def release(store: Store, path: Path) -> None:
+    """Delete what a finished training kept for others to go on from.
+
+    These are its optimizer states, and the checkpoints that have no validation loss.
+    """
+    with store.lock("train", path.name):
+        for checkpoint in complete(path):
+            if _evaluated(checkpoint):
+                _forget_optimizer(checkpoint)
+            else:
+                shutil.rmtree(checkpoint)
 
 
 def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConfig) -> bool:
-    """Fill ``folder`` from a job that differs in its number of epochs only, where that is exact.
+    """Take from a finished job that differs in its number of epochs all that this one has in common with it.
 
-    From a longer job everything is taken, and True returned: there is nothing left to train. Of the
-    longest shorter one the last checkpoint is taken, for training to go on from.
+    True if nothing is left to train. Otherwise the folder has the checkpoints up to the last common
+    one, for training to go on from.
     """
-    if not prefix_is_exact(train):
+    decay = decay_steps(train)
+    if decay is None:
         return False
-    others = [
-        (int(manifest["inputs"]["train"]["num_train_epochs"]), path)
-        for path, manifest in store.finished("train")
-        if _but_epochs(manifest["inputs"]) == _but_epochs(key)
-    ]
-    longer = sorted(other for other in others if other[0] > train.num_train_epochs)
-    shorter = sorted(other for other in others if other[0] < train.num_train_epochs)
-    if longer:
-        epochs, source = longer[0]
+    offers = []
+    for path, manifest in store.finished("train"):
+        if _but_epochs(manifest["inputs"]) != _but_epochs(key):
+            continue
+        epochs = int(manifest["inputs"]["train"]["num_train_epochs"])
+        an_epoch = _step(complete(path)[-1]) // epochs
+        last = min(epochs, train.num_train_epochs) * an_epoch - decay
+        common = [checkpoint for checkpoint in complete(path) if _step(checkpoint) <= last]
+        whole = bool(common) and _step(common[-1]) == train.num_train_epochs * an_epoch
+        while common and not whole and not _resumable(common[-1]):
+            common.pop()
+        if common:
+            offers.append((whole, _step(common[-1]), epochs, path, common))
+    if not offers:
+        return False
+    whole, step, epochs, source, common = max(offers, key=lambda offer: (offer[:2], -offer[2]))
+    if not whole and (mine := complete(folder)) and _step(mine[-1]) >= step:
+        return False  # it was killed beyond that
+    with store.lock("train", source.name):
+        if not whole and not _resumable(common[-1]):
+            return False  # another sweep that is done with it has just released it
         shutil.rmtree(folder)
         folder.mkdir()
-        for checkpoint in complete(source):
-            if json.loads((checkpoint / COMPLETE).read_text("utf-8"))["epoch"] <= train.num_train_epochs:
-                shutil.copytree(checkpoint, folder / checkpoint.name, copy_function=os.link)
+        for checkpoint in common:
+            # Under its own name only when it is whole. A prefix stays as it is; what is trained on may be written to.
+            copied = folder / "copy.partial"
+            shutil.copytree(checkpoint, copied, copy_function=os.link if whole else shutil.copy2)
+            if whole:
+                _forget_optimizer(copied)
+            copied.rename(folder / checkpoint.name)
+    log.info("train: has its first %d steps in common with a finished job of %d epochs", step, epochs)
+    if whole:
         history = read_jsonl(source / "metrics.jsonl")
         write_jsonl(folder / "metrics.jsonl", (row for row in history if row["epoch"] <= train.num_train_epochs))
         receipt = json.loads((source / "receipt.json").read_text("utf-8"))
-        steps = json.loads((complete(folder)[-1] / COMPLETE).read_text("utf-8"))["step"]
-        write_json(
-            folder / "receipt.json",
-            {**receipt, "optimizer_steps": steps, "train_seconds": 0.0, "prefix_of_epochs": epochs},
-        )
-        log.info("train: is a prefix of a finished job of %d epochs with the same constant schedule", epochs)
-        return True
-    if shorter and not complete(folder):
-        epochs, source = shorter[-1]
-        for checkpoint in complete(source):
-            shutil.copytree(checkpoint, folder / checkpoint.name, dirs_exist_ok=True)
-        log.info("train: goes on from a finished job of %d epochs with the same constant schedule", epochs)
-    return False
+        write_json(folder / "receipt.json", {**receipt, "optimizer_steps": step, "train_seconds": 0.0})
+    return whole
+
+
+def _forks(folder: Path, train: TrainConfig) -> list[int]:
+    """The steps at which a job of each smaller or equal number of epochs leaves what it has in common with others."""
+    an_epoch = _step(complete(folder)[-1]) // train.num_train_epochs
+    decay = decay_steps(train) or 0
+    # From a constant job a shorter one is a copy: only a longer one goes on, from the end.
+    first = 1 if decay else train.num_train_epochs
+    return [epochs * an_epoch - decay for epochs in range(first, train.num_train_epochs + 1)]
 
 
 def _but_epochs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, "train": {**inputs["train"], "num_train_epochs": None}}
 
 
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def _evaluated(checkpoint: Path) -> bool:
+    return bool(json.loads((checkpoint / COMPLETE).read_text("utf-8"))["eval_loss"] is not None)
+
+
+def _resumable(checkpoint: Path) -> bool:
+    return (checkpoint / "optimizer.pt").is_file()
+
+
+def _forget_optimizer(checkpoint: Path) -> None:
+    for name in [*OPTIMIZER_FILES, *(file.name for file in checkpoint.glob("rng_state*.pth"))]:
+        (checkpoint / name).unlink(missing_ok=True)
+
+
 def complete(folder: Path) -> list[Path]:
     """The complete checkpoints of a folder, by step."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+    return sorted((path for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()), key=_step)
 
 
 # ------------------------------------------------------------------- in the child process
@@ -201,9 +295,9 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: SFTConfig refuses these settings: {error}") from error
     model = _model(base, peft, train, machine)
-    resumed = complete(folder)
+    resumed = [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]
     earlier = json.loads((resumed[-1] / COMPLETE).read_text("utf-8"))["seconds"] if resumed else 0.0
-    checkpoints = Checkpoints(earlier)
+    checkpoints = Checkpoints(earlier, decay_steps(train))
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -225,7 +319,9 @@ def run(folder: Path, given: dict[str, Any]) -> None:
             "no checkpoint of this run can be trusted; please report it with the versions in run.json"
         )
     if trainer.is_world_process_zero():
-        receipt = _receipt(trainer, train, machine, given["counts"], result.metrics)
+        seconds = result.metrics["train_runtime"]
+        share = 1 - (_step(resumed[-1]) if resumed else 0) / trainer.state.global_step
+        receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
         write_json(folder / "receipt.json", receipt | {"rank_checksums": checksums})
 
 
@@ -319,15 +415,17 @@ def _model(base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine) -
 
 
 def _receipt(
-    trainer: Any, train: TrainConfig, machine: Machine, counts: dict[str, Any], metrics: dict[str, float]
+    trainer: Any, train: TrainConfig, machine: Machine, counts: dict[str, Any], seconds: float, share: float
 ) -> dict[str, Any]:
-    """What took effect, read off the model and the trainer and not off the settings."""
+    """What took effect, read off the model and the trainer and not off the settings.
+
+    ``seconds`` is the time of this process, which took ``share`` of the job's steps.
+    """
     import resource
 
     parameters = list(trainer.model.parameters())
     modules = [type(module).__module__ for module in trainer.model.modules()]
     config = trainer.model.config.get_text_config()
-    seconds = metrics.get("train_runtime", 0.0)
     return {
         "parameters": sum(_size(parameter) for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -351,8 +449,8 @@ def _receipt(
         "device": machine.device,
         "num_processes": trainer.args.world_size,
         "train_seconds": round(seconds, 1),
-        "tokens_per_second": round(counts["train"]["tokens"] * train.num_train_epochs / seconds, 1)
-        if seconds
+        "tokens_per_second": round(counts["train"]["tokens"] * train.num_train_epochs * share / seconds, 1)
+        if seconds and share
         else None,
         "peak_memory_gib": round(_peak_memory(machine, resource), 2),
     }
