@@ -82,7 +82,8 @@ class Candidate(Record):
     """A checkpoint that may be kept. ``eval_loss`` is nats per target token over the validation rows.
 
     ``checkpoint`` is its folder, ``job`` the number of the job in its sweep (0 for a single run) and
-    ``overrides`` what makes that job different. ``seconds`` is training time from the job's start.
+    ``overrides`` what makes that job different. ``train_loss`` is the mean over the steps of its epoch,
+    ``seconds`` training time from the job's start.
     ``exact_match`` is the share of right answers on validation, where checkpoints are ranked by it.
     """
 

@@ -136,7 +136,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         """Save where a job of fewer or more epochs would part from this one: before its decay."""
         an_epoch = state.max_steps // int(args.num_train_epochs)
         if self.decay_steps and (state.global_step + self.decay_steps) % an_epoch == 0 and state.global_step % an_epoch:
-            control.should_save = True
+            control.should_save = control.should_log = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log where a checkpoint is saved: what is logged after it is then the same for one that goes on from it."""
+        control.should_log = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write ``checkpoint.json``: a checkpoint without it was cut off and is not used.
@@ -151,7 +157,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             "step": state.global_step,
             "epoch": round(float(state.epoch or 0), 4),
             "eval_loss": _last(history, "eval_loss") if evaluated else None,
-            "train_loss": _last(history, "loss"),
+            "train_loss": _mean_loss(history, state.global_step - state.max_steps // int(args.num_train_epochs)),
             "seconds": round(time.monotonic() - self.start, 1),
         }
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -172,6 +178,13 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
             partial.replace(self.path)
+
+
+def _mean_loss(history: list[dict[str, Any]], after: int) -> float | None:
+    """The training loss over the steps after one: what was logged, each weighted by the steps that it is a mean of."""
+    logged = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row and row["step"] > after]
+    steps = [step - before for (step, _), before in zip(logged, [after, *(step for step, _ in logged)], strict=False)]
+    return sum(loss * of for (_, loss), of in zip(logged, steps, strict=True)) / sum(steps) if logged else None
 
 
 def _last(history: list[dict[str, Any]], name: str) -> float | None:

@@ -350,3 +350,16 @@ def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: P
     assert "right answers on validation" in done.stdout
     # One merged model is left: the others are made again when they are asked for.
     assert (place / "answered" / "merged" / "config.json").is_file()
+
+
+def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:
+    # A learning rate so high that the last epoch is not the best one.
+    settings = ["mode=train", "train.num_train_epochs=4", "train.learning_rate=0.1", "train.save_total_limit=1"]
+    done = sftlab(place, *TINY, *settings, "hydra.run.dir=limited")
+    assert done.returncode == 0, done.stderr
+    losses = [row["eval_loss"] for row in rows(place / "limited" / "metrics.jsonl") if "eval_loss" in row]
+    assert min(losses) < losses[-1]
+    chosen = read(place / "limited" / "run.json")["selection"]
+    assert chosen["eval_loss"] == min(losses)
+    assert (place / "limited" / "best" / "adapter_model.safetensors").is_file()
+    assert len(chosen["candidates"]) <= 2

@@ -1,0 +1,134 @@
+"""A sweep that is killed again and again, and one that has company: both end as an undisturbed one does."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+
+SWEEP = [
+    *("-m", "model=tiny_random", "dataset.max_rows=48", "tracking=none", "train.max_length=768"),
+    *("eval.engine=transformers", "eval.max_tokens=16", "eval.max_rows=4"),
+    *("train.lr_scheduler_type=constant", "peft.lora_dropout=0.1", "train.num_train_epochs=1,3"),
+]
+# What two runs of the same sweep never share: the clock, and what is measured by it or by the machine's memory.
+MEASURED = re.compile(r"started|finished|times|.*seconds|tokens_per_second.*|mfu|peak_memory_gib")
+
+
+def start(folder: Path, sweep_dir: str) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "sftlab", *SWEEP, f"hydra.sweep.dir={sweep_dir}"]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    return out
+
+
+def kept(value: Any) -> Any:
+    """A record without what is measured."""
+    if isinstance(value, dict):
+        return {name: kept(part) for name, part in value.items() if not MEASURED.fullmatch(name)}
+    return [kept(part) for part in value] if isinstance(value, list) else value
+
+
+def results(folder: Path) -> dict[str, Any]:
+    run = kept(json.loads((folder / "run.json").read_text("utf-8")))
+    predictions = {file.name: file.read_text("utf-8") for file in (folder / "predictions").iterdir()}
+    return {"run": run, "predictions": predictions}
+
+
+def stage_processes(parent: int) -> Iterator[tuple[int, str]]:
+    """The stages that a run's children are at, by process id."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            ppid = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue  # it has ended
+        if ppid == parent and len(words) > 2 and words[2].startswith("sftlab.stages."):
+            yield int(entry.name), words[2].removeprefix("sftlab.stages.")
+
+
+def wait_for_stage(process: subprocess.Popen[str], stage: str, begun: Callable[[], bool]) -> int:
+    """The process id of a child that is at a stage, once ``begun`` says that it has got somewhere."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        for pid, name in stage_processes(process.pid):
+            if name == stage and begun():
+                return pid
+        assert process.poll() is None, f"ended before {stage}: {process.communicate()[0]}"
+        time.sleep(0.01)
+    pytest.fail(f"{stage} was never reached")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start(folder, "swept"))
+    found = results(folder / "swept")
+    assert found["run"]["status"] == "success"
+    assert len(found["run"]["selection"]["candidates"]) == 4
+    return found
+
+
+@pytest.mark.parametrize("victim", ["parent", "child"])
+def test_a_sweep_killed_at_three_points_ends_the_same(undisturbed: dict[str, Any], victim: str, tmp_path: Path) -> None:
+    store = tmp_path / "outputs" / "store"
+    points: list[tuple[str, Callable[[], bool]]] = [
+        # The second job, in its second epoch: the decision is then made over the first one.
+        ("train", lambda: any(store.glob("train/*.partial/checkpoint-16"))),
+        ("merge", lambda: any(store.glob("merged/*.partial/inputs.json"))),
+        ("evaluate", lambda: any(store.glob("generations/*.partial/prompts.jsonl"))),
+    ]
+    for stage, begun in points:
+        process = start(tmp_path, "swept")
+        child = wait_for_stage(process, stage, begun)
+        os.kill(process.pid if victim == "parent" else child, signal.SIGKILL)
+        out, _ = process.communicate(timeout=400)
+        if victim == "parent":
+            assert process.returncode == -signal.SIGKILL
+            deadline = time.monotonic() + 30  # nobody is left behind
+            while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not Path(f"/proc/{child}").exists()
+        else:
+            assert process.returncode == 1, out
+            assert "SIGKILL" in out
+            assert "Traceback" not in out
+            assert json.loads((tmp_path / "swept" / "run.json").read_text("utf-8"))["status"] == "failed"
+    finish(start(tmp_path, "swept"))
+    assert results(tmp_path / "swept") == undisturbed
+
+
+def test_two_sweeps_at_once_make_every_stage_once(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    both = [start(tmp_path, "swept"), start(tmp_path, "beside")]
+    out = "".join(finish(process) for process in both)
+    assert "waiting for another run" in out
+    first = results(tmp_path / "swept")
+    assert first == undisturbed
+    second = results(tmp_path / "beside")
+    for run in (first, second):
+        del run["run"]["command"]
+    assert second == first
+    for job in (0, 1):
+        seconds = [
+            json.loads((tmp_path / run / str(job) / "job.json").read_text("utf-8"))["times"]["train"]
+            for run in ("swept", "beside")
+        ]
+        assert sorted(second > 0 for second in seconds) == [False, True]
+    assert len(list((tmp_path / "outputs" / "store").glob("generations/*/manifest.json"))) == 2
+    assert not list((tmp_path / "outputs" / "store").glob("*/*.partial"))

@@ -1,0 +1,249 @@
+"""What the jobs of a sweep share, how they are ranked, and what is said of those that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftlab import pipeline
+from sftlab.config import Config
+from sftlab.errors import ConfigError
+from sftlab.instance import Machine
+from sftlab.job import OWN, Job, jobs, trained_as
+from sftlab.records import Candidate
+from sftlab.run import hold
+from sftlab.stages import report, train
+from sftlab.stages.select import select
+from sftlab.stages.tokenize import Tokenized
+from sftlab.store import Stage, Store, write_json
+
+Compose = Callable[..., Config]
+WSD = [
+    "train.lr_scheduler_type=warmup_stable_decay",
+    "train.warmup_steps=2",
+    "+train.lr_scheduler_kwargs.num_decay_steps=3",
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "decay"),
+    [
+        (["train.lr_scheduler_type=constant"], 0),
+        (["train.lr_scheduler_type=constant", "train.warmup_steps=0.1"], 0),
+        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=5"], 0),
+        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=0"], 0),
+        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=0.1"], None),
+        (WSD, 3),
+        ([*WSD, "train.warmup_steps=0.1"], None),
+        (["train.lr_scheduler_type=cosine", "train.warmup_steps=0"], None),
+        (["train.lr_scheduler_type=linear"], None),
+        (["train.lr_scheduler_type=constant", "train.save_total_limit=2"], None),
+    ],
+)
+def test_epochs_are_shared_only_where_the_schedule_allows(
+    config: Compose, overrides: list[str], decay: int | None
+) -> None:
+    assert train.decay_steps(config(*overrides).train) == decay
+
+
+def job(number: int, cfg: Config, family: str | None, status: str = "success") -> Job:
+    return Job(number, [], cfg.model_dump(), status=status, family=family)
+
+
+def test_the_table_says_what_stands_behind_a_job(config: Compose) -> None:
+    def epochs(count: int, *more: str) -> Config:
+        return config(f"train.num_train_epochs={count}", *more)
+
+    constant = [job(0, epochs(1), "a"), job(1, epochs(3), "a"), job(2, epochs(3), "a"), job(3, epochs(5), None)]
+    assert [trained_as(one, constant) for one in constant] == [
+        "the first epochs of job 1",
+        OWN,
+        "the same as job 1",
+        OWN,
+    ]
+    decayed = [job(0, epochs(1, *WSD), "b"), job(1, epochs(2, *WSD), "b")]
+    assert [trained_as(one, decayed) for one in decayed] == ["a decay of 3 steps from job 1", OWN]
+
+
+def tokens(rows: int) -> Tokenized:
+    class Counted(Tokenized):
+        counts = {"train": {"rows": rows}}  # noqa: RUF012
+
+    return Counted(Stage("tokens", "key", Path(), cached=True, seconds=0.0))
+
+
+def test_a_decay_longer_than_the_job_is_refused(config: Compose) -> None:
+    machine = Machine("cpu", "cpu", 1, "sdpa")
+    cfg = config(*WSD, "train.num_train_epochs=1", "train.per_device_train_batch_size=4")
+    train.check_schedule(tokens(20), cfg.train, machine)  # five steps: two up, three down
+    with pytest.raises(ConfigError, match=r"num_decay_steps=3: .* 4 steps; set it to at most 2"):
+        train.check_schedule(tokens(16), cfg.train, machine)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr_scheduler_type=warmup_stable_decay", "needs the number of steps at its end"),
+        ("+train.lr_scheduler_kwargs.num_decay_steps=0.5", "num_decay_steps=0.5: warmup_stable_decay needs"),
+        ("+train.lr_scheduler_kwargs.num_stable_steps=5", "follows from train.num_train_epochs"),
+    ],
+)
+def test_a_stable_schedule_that_cannot_be(config: Compose, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config("train.lr_scheduler_type=warmup_stable_decay", override)
+
+
+def candidate(job: int, epoch: float, loss: float) -> Candidate:
+    return Candidate(loss, epoch, int(epoch), f"job-{job}/checkpoint-{int(epoch)}", job, [], None, 1.0)
+
+
+def test_answers_rank_before_the_loss() -> None:
+    made = [candidate(0, 1, 0.5), candidate(0, 2, 0.7), candidate(1, 1, 0.6)]
+    right = [[False] * 40, [True] * 39 + [False], [True] * 39 + [False]]
+    chosen = select(made, "lowest", 42, right)
+    assert chosen.chosen == chosen.best == replace(made[2], exact_match=39 / 40)  # equal answers: the lower loss
+    assert [row.exact_match for row in chosen.candidates] == [0, 39 / 40, 39 / 40]
+    assert {row.job for row in chosen.ties} == {0, 1}
+    assert len(chosen.ties) == 2
+
+
+def test_what_cannot_be_ranked_together_is_named_with_a_remedy(
+    config: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config()
+    first, second = ({"validation tokens": "a", "autocast": dtype} for dtype in ("bfloat16", None))
+    made = [replace(job(number, cfg, None), comparable=what) for number, what in enumerate((first, second, first))]
+    groups = pipeline.comparable(made)
+    assert [[one.number for one in group] for group in groups] == [[0, 2], [1]]
+    assert "jobs 0, 2 and jobs 1 cannot be ranked together: autocast differ" in caplog.text
+    assert "select.metric=exact_match" in caplog.text
+
+
+def test_the_ranking_and_the_table_name_every_kind(
+    config: Compose, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import csv
+
+    cfg = config("train.num_train_epochs=1"), config("train.num_train_epochs=2")
+    made = [replace(job(0, cfg[0], "a"), candidates=[candidate(0, 1, 0.6)], overrides=["train.num_train_epochs=1"])]
+    two = [candidate(1, 1, 0.6), candidate(1, 2, 0.5)]
+    made.append(replace(job(1, cfg[1], "a"), candidates=two, overrides=["train.num_train_epochs=2"]))
+    every = [row for one in made for row in one.candidates]
+    selection = select(every, "lowest", 42, [[False, True], [False, True], [True, True]])
+    failed = Job(2, ["train.num_train_epochs=0"], {}, status="failed", error="must be positive")
+    report.ranking(selection, [*made, failed])
+    printed = capsys.readouterr().out
+    assert "the first epochs of job 1" in printed
+    assert "must be positive" in printed
+    assert "100.00%" in printed
+    report.sweep_csv(tmp_path / "sweep.csv", selection, made)
+    with (tmp_path / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["selected"] for row in table] == ["False", "False", "True"]
+    assert [row["exact_match"] for row in table] == ["0.5", "0.5", "1.0"]
+    assert [row["trained_as"] for row in table] == ["the first epochs of job 1", OWN, OWN]
+
+
+def checkpoint(folder: Path, step: int, *, evaluated: bool = True) -> None:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_text("weights")
+    (path / "optimizer.pt").write_text("state")
+    (path / "rng_state.pth").write_text("state")
+    write_json(path / train.COMPLETE, {"eval_loss": 1.0 if evaluated else None})
+
+
+def test_a_decided_sweep_keeps_only_what_can_be_chosen(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        checkpoint(folder, 5, evaluated=False)
+        checkpoint(folder, 8)
+
+    store = Store(tmp_path)
+    stage = store.stage("train", {}, build)
+    train.release(store, stage.path)
+    assert sorted(str(file.relative_to(stage.path)) for file in stage.path.rglob("*") if file.is_file()) == [
+        "checkpoint-8/adapter_model.safetensors",
+        "checkpoint-8/checkpoint.json",
+        "manifest.json",
+    ]
+
+
+def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stage = store.stage("merged", {}, lambda folder: (folder / "model").write_text("weights") and None)
+    store.remove(stage)
+    assert not stage.path.exists()
+    assert not store.stage("merged", {}, lambda folder: (folder / "model").write_text("again") and None).cached
+
+
+def test_jobs_of_an_earlier_sweep_take_no_part(config: Compose, tmp_path: Path) -> None:
+    for number in (0, 1, 7):
+        job(number, config(), None).write(tmp_path / str(number))
+    lock = hold(tmp_path)
+    assert jobs(tmp_path) == []
+    lock.release()
+
+
+def test_a_second_run_waits_for_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import logging, sys, pathlib; logging.basicConfig(level='INFO')\n"
+        "from sftlab.run import hold; hold(pathlib.Path(sys.argv[1]))"
+    )
+    lock = hold(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "waiting for another run that uses the folder" in process.stderr.readline()
+    assert process.poll() is None
+    lock.release()
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def run(folder: Path, *overrides: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    start = f"{code}\nfrom sftlab.cli import main\nmain()" if code else "from sftlab.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", start, *overrides], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_sweep_that_cannot_have_a_valid_job_writes_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "train.num_train_epochs=1,2", "dataset.max_rows=-3")
+    assert done.returncode == 2
+    assert done.stderr == "sftlab: dataset.max_rows=-3: should be greater than 0\n"
+    assert not os.listdir(tmp_path)
+
+
+def test_a_value_that_the_sweep_mends_does_not_stop_it(tmp_path: Path) -> None:
+    # The composed default is impossible on the CPU; one of the two cells is not.
+    settings = ["-m", "instance=cpu", "train.use_liger_kernel=true,false", "instance.attn_implementation=sdpa"]
+    done = run(tmp_path, *settings, "hydra.sweep.dir=swept", "mode=train", code=FAULTS)
+    assert done.returncode == 1
+    found = {one.number: one for one in jobs(tmp_path / "swept")}
+    assert "Liger needs a GPU" in str(found[0].error)
+    assert found[1].error == "KeyError: 'a bug'"
+
+
+FAULTS = """
+import sftlab.pipeline
+def run_job(cfg, job, folder):
+    raise KeyError("a bug")
+sftlab.pipeline.run_job = run_job
+"""
+
+
+def test_a_bug_ends_its_job_and_not_the_sweep(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "train.num_train_epochs=1,2", "hydra.sweep.dir=swept", code=FAULTS)
+    assert done.returncode == 1
+    assert [(one.status, one.error) for one in jobs(tmp_path / "swept")] == [("failed", "KeyError: 'a bug'")] * 2
+    record: dict[str, Any] = json.loads((tmp_path / "swept" / "run.json").read_text("utf-8"))
+    assert record["status"] == "failed"
+    assert "job 0: KeyError: 'a bug'; job 1" in record["error"]
+    assert "Traceback" in done.stderr + done.stdout  # a bug is to be reported
