@@ -196,6 +196,10 @@ def _finish(study: Study) -> int:
         pipeline.evaluate_only(run, first)
     elif run.values["mode"] == "compare" and first is not None:
         pipeline.compare_files(run, first)
+    elif first is not None and first.instance.node_rank > 0:
+        log.info(
+            "machine %d of %d: trained; machine 0 has the checkpoints", first.instance.node_rank, first.instance.nnodes
+        )
     elif len(failed) < len(found):
         pipeline.decide(run, found)
     reasons = "; ".join(f"job {job.number}: {job.error}" if study.sweep else str(job.error) for job in failed)

@@ -121,6 +121,10 @@ class InstanceConfig(Section):
     bf16: bool
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"]
     use_liger_kernel: bool
+    strategy: Literal["ddp", "fsdp"]
+    nnodes: PositiveInt
+    node_rank: Count
+    rdzv_endpoint: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None
 
 
 class EvalConfig(Section):

@@ -1,8 +1,8 @@
 """Child processes: whatever takes the GPU, or much memory, runs in one and gives all of it back.
 
 The parent writes the child's inputs to ``inputs.json`` in the folder that the child fills, and
-starts ``python -m sftlab.stages.X FOLDER``, through ``torch.distributed.run`` when there are several
-ranks. A child that cannot go on leaves its reason in ``error.json``.
+starts ``python -m sftlab.stages.X FOLDER``, through ``sftlab.ranks`` when there are several ranks.
+A child that cannot go on leaves its reason in ``error.json``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,11 @@ INPUTS, ERROR = "inputs.json", "error.json"
 # What a launcher of an outer process left behind would make a child believe that it is a rank of it.
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "GROUP_", "ROLE_", "ACCELERATE_", "PET_")
 
+# How gloo and NCCL say that the process at the other end has ended.
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+
 QUIET = {
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -51,10 +55,12 @@ def child(
     folder: Path,
     inputs: Mapping[str, Any],
     *,
-    processes: int = 1,
+    launcher: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run ``python -m MODULE FOLDER`` with these inputs, and wait for it.
+
+    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank.
 
     Raises:
         SftlabError: the child's own error, with its message.
@@ -64,8 +70,8 @@ def child(
     write_json(folder / INPUTS, inputs)
     (folder / ERROR).unlink(missing_ok=True)
     command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    if launcher:
+        command += ["sftlab.ranks", *launcher, "-m"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
     process = subprocess.Popen(
         [*command, module, str(folder)],
@@ -101,15 +107,18 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except SftlabError as error:
-        _report(folder, type(error).__name__, str(error))
+        report(folder, type(error).__name__, str(error))
     except Exception as error:
+        if any(words in str(error) for words in LOST):
+            report(folder, "StageError", f"another rank has ended, see its output: {error}", lost=True)
+            sys.exit(1)
         traceback.print_exc()
         # The last frame tells a bug report more than the message alone.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
         if os.strerror(errno.ENOSPC) in str(error):  # libraries in Rust and C++ say it in errors of their own
             message = f"the disk is full: {message}; free some space or set store= to another folder"
-        _report(folder, "StageError", message)
+        report(folder, "StageError", message)
     else:
         return
     sys.exit(1)
@@ -123,10 +132,11 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _report(folder: Path, kind: str, message: str) -> None:
-    # Of several ranks the first to fail has the cause; the others fail because it did.
-    if not (folder / ERROR).exists():
-        write_json(folder / ERROR, {"type": kind, "message": message})
+def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None:
+    """Leave the reason in ``error.json``: of several ranks' the first that is not the loss of another rank."""
+    path = folder / ERROR
+    if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
+        write_json(path, {"type": kind, "message": message, "lost": lost})
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

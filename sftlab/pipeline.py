@@ -44,13 +44,15 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         cfg.peft.method,
         machine.effective_batch(cfg.train),
         cfg.train.per_device_train_batch_size,
-        machine.num_processes,
+        machine.world_size,
         machine.accumulation(cfg.train),
         cfg.train.num_train_epochs,
     )
     variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{job.number}", _run_id(folder, job))
     tracking.announce(cfg.tracking, folder)
     trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
+    if trained is None:
+        return  # another machine has what was trained
     job.stages = {"dataset": str(data.stage.path), "tokens": str(tokens.stage.path), "train": str(trained.stage.path)}
     job.times = {stage.name: round(stage.seconds, 1) for stage in (data.stage, tokens.stage, trained.stage)}
     job.receipt = trained.receipt
@@ -273,7 +275,7 @@ def dry_run(cfg: Config) -> int:
     log.info(
         "machine: %s, %d process(es), effective batch %d",
         machine.device,
-        machine.num_processes,
+        machine.world_size,
         machine.effective_batch(cfg.train),
     )
     base = models.cached(cfg.model, store, cfg.seed)

@@ -135,6 +135,14 @@ class Store:
         finally:
             lock.release()
 
+    def abandoned(self, name: str) -> Iterator[Path]:
+        """The folders that killed builds of a kind left, each kept to this process while it is looked at."""
+        from filelock import FileLock, Timeout
+
+        for folder in sorted((self.root / name).glob("*.partial")):
+            with suppress(Timeout), FileLock(self.root / name / f"{folder.stem}.lock").acquire(timeout=0):
+                yield folder
+
     def _found(self, name: str, final: Path) -> Stage:
         # Tells people when a stage was last of use; a store may be shared by those who only read it.
         with suppress(OSError):

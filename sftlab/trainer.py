@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             # The count is over all ranks, and the ranks' gradients are averaged.
             loss = loss * self.accelerator.num_processes
         return loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
+        """The batches of a step and their number of target tokens, each row once.
+
+        So that all ranks have equally many batches, accelerate fills the last ones with the first rows again.
+        Those get no target. (Packed rows, which are one sequence, are left as they are.)
+        """
+        return super().get_batch_samples(map(self._without_repetitions, epoch_iterator), num_batches, device)
+
+    def _without_repetitions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        state, labels = self.accelerator.gradient_state, batch["labels"]
+        if state.end_of_dataloader and state.remainder > 0 and not self.args.packing:
+            first = self.accelerator.process_index * self.args.per_device_train_batch_size
+            labels[max(0, state.remainder - first) :] = IGNORED
+        return batch
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from sftlab import models
-from sftlab.config import Config, DatasetConfig, TrainConfig
+from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
 from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern
 from sftlab.stages import dataset
@@ -164,6 +164,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
         yield "train.use_liger_kernel=true: Liger needs a GPU, and instance.device is cpu; set it to false"
     if cfg.instance.device == "cpu" and cfg.instance.attn_implementation == "flash_attention_2":
         yield "instance.attn_implementation=flash_attention_2: needs a GPU, and instance.device is cpu; set sdpa"
+    yield from _machines(cfg.instance)
     if cfg.mode == "evaluate" and cfg.eval.name_or_path is None:
         yield "mode=evaluate: which model? Set eval.name_or_path to a folder or hub id"
     if cfg.hub.push and cfg.hub.repo_id is None:
@@ -191,6 +192,19 @@ def _impossible(cfg: Config) -> Iterator[str]:
         yield from _model(cfg, "eval.name_or_path", cfg.eval.name_or_path, None)
     if cfg.model.chat_template is not None and not Path(cfg.model.chat_template).is_file():
         yield f"model.chat_template={cfg.model.chat_template!r}: no such file; give a Jinja template, or null"
+
+
+def _machines(instance: InstanceConfig) -> Iterator[str]:
+    if instance.nnodes > 1 and instance.rdzv_endpoint is None:
+        yield (
+            f"instance.nnodes={instance.nnodes}: where do the machines meet? Set instance.rdzv_endpoint to HOST:PORT, "
+            "a name of machine 0 that the others reach and a free port of it, on every machine"
+        )
+    if instance.node_rank >= instance.nnodes:
+        yield (
+            f"instance.node_rank={instance.node_rank}: machines are counted from 0 and instance.nnodes is "
+            f"{instance.nnodes}; set it below that"
+        )
 
 
 def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:
@@ -303,12 +317,13 @@ def _train(cfg: Config) -> Iterator[str]:
     train = cfg.train
     if train.packing and train.allow_truncated_completion:
         yield "train.packing=true: packing cuts nothing here; set train.allow_truncated_completion=false"
-    at_once = train.per_device_train_batch_size * (cfg.instance.num_processes or 1)
+    devices = (cfg.instance.num_processes or 1) * cfg.instance.nnodes
+    at_once = train.per_device_train_batch_size * devices
     if train.global_batch_size is not None and train.global_batch_size % at_once:
         yield (
             f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
             f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on "
-            f"{cfg.instance.num_processes or 1} devices); change one of them"
+            f"{devices} devices); change one of them"
         )
     for key, value, choices in (
         ("lr_scheduler_type", train.lr_scheduler_type, _members("trainer_utils.py", "SchedulerType")),

@@ -151,3 +151,24 @@ def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path, do: str) -> 
     parent.kill()
     parent.communicate(timeout=30)
     assert wait(lambda: not alive(pid))
+
+
+# — ranks —
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("do", "said", "printed"),
+    [("bug", r"KeyError: 'key' \(.*launched\.py:\d+\)", 1),
+     ("kill", "launched: rank 1 was ended by SIGKILL; usually there was not enough memory", 0)],
+)  # fmt: skip
+def test_a_rank_that_dies_ends_the_others_and_gives_its_own_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], do: str, said: str, printed: int
+) -> None:
+    start = time.monotonic()
+    with pytest.raises(StageError, match=said):
+        child("launched", tmp_path, {"do": do}, launcher=["--standalone", "--nproc-per-node=2"])
+    assert time.monotonic() - start < 60  # gloo itself waits for half an hour
+    assert not alive(int((tmp_path / "pid").read_text("utf-8")))
+    errors = capfd.readouterr().err
+    assert errors.count("Traceback") == printed

@@ -2,56 +2,160 @@
 
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sftlab.instance import Machine
+from sftlab.launch import child
+
 pytestmark = pytest.mark.smoke
 
-TINY = ["model=tiny_random", "tracking=none", "mode=train", "instance=cpu"]
-# Training rows that fill the last batch of both ranks (accelerate fills it with the first rows again where they do
-# not, and that is another training), and an odd number of validation rows, of which none may count twice.
-ROWS = "dataset.split={train: 32, validation: 7, test: 8}"
-# Without dropout, whose draws differ between ranks; in fp32, whose sums differ least.
+# Training rows that do not fill the last batch of both ranks (accelerate fills it with the first rows again), and an
+# odd number of validation rows: none of them may count twice. Without dropout, whose draws differ between ranks; in
+# fp32, whose sums differ least.
 EXACT = [
+    "model=tiny_random",
+    "tracking=none",
+    "mode=train",
+    "instance=cpu",
     "instance.bf16=false",
+    "dataset.split={train: 29, validation: 7, test: 8}",
     "peft.lora_dropout=0.0",
-    "train.num_train_epochs=2",
+    "train.num_train_epochs=3",
+    "train.logging_steps=1",
     "train.per_device_eval_batch_size=2",
+    "train.global_batch_size=8",
 ]
+ONE = ["train.per_device_train_batch_size=8"]
+TWO = ["train.per_device_train_batch_size=4", "instance.num_processes=2"]
+# As if sftlab itself had been started by a launcher: its ranks must not believe these.
+LAUNCHED = {**os.environ, "RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"}
 
 
-def train(folder: Path, name: str, *overrides: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-m", "sftlab", *TINY, ROWS, *EXACT, f"hydra.run.dir={name}", *overrides],
-        cwd=folder,
-        # As if sftlab itself had been started by a launcher: its ranks must not believe these.
-        env={**os.environ, "RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads((folder / name / "run.json").read_text("utf-8"))
+def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sftlab", *EXACT, f"hydra.run.dir={name}", *overrides]
+    return subprocess.Popen(command, cwd=folder, env=LAUNCHED, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_ranks_train_like_one_process_with_twice_the_batch(tmp_path: Path) -> None:
-    batch = ["train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1"]
-    one = train(tmp_path, "one", "train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=1")
-    two = train(tmp_path, "two", *batch, "instance.num_processes=2")
-    assert one["receipt"]["effective_batch"] == two["receipt"]["effective_batch"] == 8
-    assert two["receipt"]["num_processes"] == 2
-    first, second = (run["selection"]["candidates"] for run in (one, two))
-    assert [row["eval_loss"] for row in second] == pytest.approx([row["eval_loss"] for row in first], abs=1e-3)
-    curves = []
-    for name in ("one", "two"):
-        lines = (tmp_path / name / "metrics.jsonl").read_text("utf-8").splitlines()
-        curves.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
-    assert curves[1] == pytest.approx(curves[0], abs=1e-3)
+def end(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    return {**json.loads((folder / "run.json").read_text("utf-8")), "losses": losses(folder)}
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def eval_losses(run: dict[str, Any]) -> list[float]:
+    return [row["eval_loss"] for row in sorted(run["selection"]["candidates"], key=lambda row: row["step"])]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process with twice the batch."""
+    folder = tmp_path_factory.mktemp("one")
+    run = end(start(folder, "run", *ONE), folder / "run")
+    assert (run["receipt"]["effective_batch"], run["receipt"]["num_processes"]) == (8, 1)
+    assert len(run["losses"]) == 12
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    return end(start(folder, "run", *TWO), folder / "run") | {"folder": folder}
+
+
+def test_two_ranks_train_like_one_process_with_twice_the_batch(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert (two["receipt"]["effective_batch"], two["receipt"]["num_processes"]) == (8, 2)
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    # Every validation row counts once, by its tokens.
+    assert eval_losses(two) == pytest.approx(eval_losses(one), abs=1e-3)
     # Ranks that did not share their gradients would have drifted apart.
     checksums = two["receipt"]["rank_checksums"]
     assert len(checksums) == 2
-    assert checksums[0] == checksums[1]
+    assert checksums[0] == checksums[1] == pytest.approx(one["receipt"]["rank_checksums"][0], rel=1e-4)
+
+
+def test_a_model_that_two_ranks_share_out_trains_as_well(
+    tmp_path: Path, two: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP2, and its checkpoints are whole: as those of DDP, but for what resumes training."""
+    import torch
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+    stage = two["folder"] / two["stages"]["train"]
+    inputs = json.loads((stage / "inputs.json").read_text("utf-8"))
+    inputs["machine"]["strategy"] = "fsdp"
+    inputs["checkpoints"] = str(tmp_path)
+    inputs["tokens"] = str(two["folder"] / two["stages"]["tokens"])
+    machine = Machine(**inputs["machine"])
+
+    def train() -> dict[str, Any]:
+        child("fsdp_on_cpu", tmp_path, inputs, launcher=machine.launcher(), environment=machine.environment())
+        assert losses(tmp_path) == pytest.approx(two["losses"], abs=1e-3)
+        return json.loads((tmp_path / "receipt.json").read_text("utf-8"))
+
+    receipt = train()
+    assert receipt["strategy"] == "fsdp"
+    for name in ("parameters", "trainable_parameters", "effective_batch"):
+        assert receipt[name] == two["receipt"][name]
+    last = tmp_path / "checkpoint-12"
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (last, stage / last.name))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=1e-4, rtol=1e-3)
+    shutil.rmtree(last)
+    assert train()["optimizer_steps"] == 12  # from checkpoint-8
+    assert last.is_dir()
+
+
+def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: dict[str, Any]) -> None:
+    for ranks, checkpoint in ((TWO, "checkpoint-4"), (ONE, "checkpoint-8")):
+        process = start(tmp_path, "killed", *ranks)
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob(f"outputs/store/train/*.partial/{checkpoint}/checkpoint.json")):
+            assert time.monotonic() < until, process.communicate()[1]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        shutil.rmtree(tmp_path / "killed")
+    run = end(start(tmp_path, "run", *TWO), tmp_path / "run")
+    assert run["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert eval_losses(run) == pytest.approx(eval_losses(one), abs=1e-3)
+    elsewhere = [(row["until_step"], row["num_processes"]) for row in run["receipt"]["earlier_machines"]]
+    assert elsewhere == [(4, 2), (8, 1)]
+    assert list(tmp_path.glob("outputs/store/train/*.partial")) == []
+
+
+def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> None:
+    """Each with a store of its own; the second ends with the training."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+        nodes = ["instance.nnodes=2", f"instance.node_rank={rank}", f"instance.rdzv_endpoint={endpoint}"]
+        started.append(start(tmp_path / str(rank), "run", "train.per_device_train_batch_size=4", *nodes))
+    first = end(started[0], tmp_path / "0" / "run")
+    assert first["receipt"]["num_processes"] == 2
+    assert first["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    _, errors = started[1].communicate(timeout=60)
+    assert started[1].returncode == 0, errors
+    second = json.loads((tmp_path / "1" / "run" / "run.json").read_text("utf-8"))
+    assert second["status"] == "success"
+    assert "selection" not in second
+    assert list((tmp_path / "1").glob("outputs/store/train/*")) == []

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sftlab.config import Lora, NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance import Machine
-from sftlab.launch import child, serve
+from sftlab.launch import INPUTS, child, serve
 from sftlab.models import Base
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
@@ -25,8 +26,9 @@ from sftlab.store import Stage, Store, key_of, write_json
 log = logging.getLogger(__name__)
 
 COMPLETE = "checkpoint.json"
+MACHINES = "machines.json"
 # What a checkpoint needs only to go on training.
-OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt")
+OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "optimizer.bin", "pytorch_model_fsdp.bin")
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,17 @@ def make(
     machine: Machine,
     seed: int,
     environment: Mapping[str, str],
-) -> Trained:
-    """Train, or find what was trained; a run that was killed goes on from its last complete checkpoint."""
+) -> Trained | None:
+    """Train, or find what was trained; a run that was killed goes on from its last complete checkpoint.
+
+    None on a machine that is not the first of several: what its ranks trained is on the first.
+    """
     key = inputs(tokens.stage.key, base, peft, train, machine, seed)
 
-    def build(folder: Path) -> None:
-        for left in folder.glob("checkpoint-*"):
-            if not (left / COMPLETE).is_file():  # cut off while it was written
-                shutil.rmtree(left)
-        if _shared(store, key, folder, train):
-            return
-        if found := [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]:
-            log.info("train: goes on from %s", found[-1].name)
+    def ranks(folder: Path, checkpoints: Path) -> None:
         arguments = {
+            "stage": key,
+            "checkpoints": str(checkpoints),
             "tokens": str(tokens.stage.path.resolve()),
             "base": str(base.path.resolve()),
             "trust_remote_code": base.trust_remote_code,
@@ -108,9 +108,21 @@ def make(
             "sftlab.stages.train",
             folder,
             arguments,
-            processes=machine.num_processes,
+            launcher=machine.launcher(),
             environment={**machine.environment(), **environment},
         )
+
+    def build(folder: Path) -> None:
+        for left in folder.glob("checkpoint-*"):
+            if not (left / COMPLETE).is_file():  # cut off while it was written
+                shutil.rmtree(left)
+        if _shared(store, key, folder, train):
+            return
+        if not complete(folder):
+            _take_over(store, key, folder, train, machine)
+        if found := [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]:
+            log.info("train: goes on from %s", found[-1].name)
+        ranks(folder, folder)
         if not complete(folder):
             raise StageError("train: ended without a checkpoint; see its output above")
         # Another job may go on from where the schedule does not yet depend on the number of epochs, until the sweep
@@ -120,6 +132,12 @@ def make(
             if _step(checkpoint) not in forks:
                 _forget_optimizer(checkpoint)
 
+    if machine.node_rank > 0 and not store.has("train", key):
+        final = store.path("train", key)
+        with TemporaryDirectory(prefix="sftlab-") as folder:
+            ranks(Path(folder), final.with_name(final.name + ".partial"))
+    if machine.node_rank > 0:
+        return None
     return Trained(store.stage("train", key, build, resumable=True))
 
 
@@ -128,7 +146,7 @@ def steps(tokens: Tokenized, train: TrainConfig, machine: Machine) -> int | None
     if train.packing:
         return None
     rows = int(tokens.counts["train"]["rows"])
-    batches = ceil(rows / (train.per_device_train_batch_size * machine.num_processes))
+    batches = ceil(rows / (train.per_device_train_batch_size * machine.world_size))
     return train.num_train_epochs * ceil(batches / machine.accumulation(train))
 
 
@@ -237,6 +255,41 @@ def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConf
     return whole
 
 
+def _take_over(store: Store, key: dict[str, Any], folder: Path, train: TrainConfig, machine: Machine) -> None:
+    """Go on with what a killed run left that is the same experiment on another machine.
+
+    That is one with the same effective batch, and hence the same steps. ``machines.json`` tells which
+    steps were trained elsewhere.
+    """
+    for path in store.abandoned("train"):
+        if not (path / INPUTS).is_file() or not (found := [one for one in complete(path) if _resumable(one)]):
+            continue
+        given = json.loads((path / INPUTS).read_text("utf-8"))
+        if _but_machine(given["stage"]) != _but_machine(key):
+            continue
+        other, settings = Machine(**given["machine"]), TrainConfig.model_validate(given["train"])
+        same_steps = other.effective_batch(settings) == machine.effective_batch(train)
+        if not same_steps or other.strategy != machine.strategy:
+            continue
+        log.info("train: takes over a run that was killed on another machine (%s)", other.name)
+        earlier = json.loads((path / MACHINES).read_text("utf-8")) if (path / MACHINES).is_file() else []
+        write_json(folder / MACHINES, [*earlier, {"until_step": _step(found[-1]), **other.numerics()}])
+        for checkpoint in complete(path):
+            checkpoint.rename(folder / checkpoint.name)
+        shutil.rmtree(path)
+        return
+
+
+def _but_machine(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A training's inputs without what may differ between machines that make the same steps."""
+    free = {
+        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+        "global_batch_size", "gradient_checkpointing", "use_liger_kernel",
+    }  # fmt: skip
+    train = {name: value for name, value in inputs["train"].items() if name not in free}
+    return {**inputs, "train": train, "machine": None}
+
+
 def _forks(folder: Path, train: TrainConfig) -> list[int]:
     """The steps at which a job of each smaller or equal number of epochs leaves what it has in common with others."""
     an_epoch = _step(complete(folder)[-1]) // train.num_train_epochs
@@ -259,7 +312,7 @@ def _evaluated(checkpoint: Path) -> bool:
 
 
 def _resumable(checkpoint: Path) -> bool:
-    return (checkpoint / "optimizer.pt").is_file()
+    return any((checkpoint / name).is_file() for name in ("optimizer.pt", "optimizer.bin"))  # the latter is FSDP's
 
 
 def _forget_optimizer(checkpoint: Path) -> None:
@@ -294,8 +347,10 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         arguments = SFTConfig(**_arguments(folder, train, machine, given["seed"], given["report_to"]))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: SFTConfig refuses these settings: {error}") from error
+    resumed = [checkpoint for checkpoint in complete(Path(given["checkpoints"])) if _resumable(checkpoint)]
+    if machine.nnodes > 1:
+        _agree(given, _step(resumed[-1]) if resumed else 0)
     model = _model(base, peft, train, machine)
-    resumed = [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]
     earlier = json.loads((resumed[-1] / COMPLETE).read_text("utf-8"))["seconds"] if resumed else 0.0
     checkpoints = Checkpoints(earlier, decay_steps(train))
     trainer = Trainer(
@@ -322,7 +377,30 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         seconds = result.metrics["train_runtime"]
         share = 1 - (_step(resumed[-1]) if resumed else 0) / trainer.state.global_step
         receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
-        write_json(folder / "receipt.json", receipt | {"rank_checksums": checksums})
+        elsewhere = json.loads((folder / MACHINES).read_text("utf-8")) if (folder / MACHINES).is_file() else []
+        write_json(folder / "receipt.json", receipt | {"rank_checksums": checksums, "earlier_machines": elsewhere})
+
+
+def _agree(given: dict[str, Any], step: int) -> None:
+    """Make sure that all machines train the same rows in the same way, from the same step.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    from accelerate.utils import gather_object
+
+    mine = key_of({name: given[name] for name in ("peft", "train", "seed", "counts")})
+    found = gather_object([(mine, step)])
+    if len({key for key, _ in found}) > 1:
+        raise ConfigError(
+            "instance.nnodes: the machines were given different rows or settings; start the same command on each, "
+            "with the same data, and only instance.node_rank different"
+        )
+    if len({step for _, step in found}) > 1:
+        raise ConfigError(
+            f"instance.nnodes: not every machine sees the checkpoints to go on from ({given['checkpoints']}); set "
+            "store= to a folder that all machines share, or delete this one to begin anew"
+        )
 
 
 def _checksums(trainer: Any) -> list[float]:
@@ -331,6 +409,8 @@ def _checksums(trainer: Any) -> list[float]:
 
     weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     total = torch.stack([weight.detach().double().abs().sum() for weight in weights]).sum()
+    if isinstance(total, torch.distributed.tensor.DTensor):  # of FSDP, which shares the weights out
+        total = total.full_tensor()
     checksums: list[float] = trainer.accelerator.gather(total.reshape(1)).tolist()
     return checksums
 
@@ -357,8 +437,19 @@ def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int, re
         "dataset_kwargs": None if train.packing else {"skip_prepare_dataset": True},
         "eval_packing": False,
         "dataloader_pin_memory": machine.device != "cpu",
+        **(_fsdp(train) if machine.strategy == "fsdp" else {}),
         **train.extra,
     }
+
+
+def _fsdp(train: TrainConfig) -> dict[str, Any]:
+    """FSDP2. Its checkpoints are whole, as without it: selection and merging need not know of it."""
+    config = {
+        "version": 2,
+        "state_dict_type": "FULL_STATE_DICT",
+        "activation_checkpointing": train.gradient_checkpointing,
+    }
+    return {"fsdp": True, "fsdp_config": config, "gradient_checkpointing": False}
 
 
 def _peft(values: dict[str, Any]) -> PeftConfig:
@@ -448,6 +539,7 @@ def _receipt(
         "prompt_bos": counts["prompt_bos"],
         "device": machine.device,
         "num_processes": trainer.args.world_size,
+        "strategy": "fsdp" if trainer.is_fsdp_enabled else "ddp",
         "train_seconds": round(seconds, 1),
         "tokens_per_second": round(counts["train"]["tokens"] * train.num_train_epochs * share / seconds, 1)
         if seconds and share

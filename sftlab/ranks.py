@@ -1,0 +1,42 @@
+"""Starts the ranks of a training on this machine: ``torch.distributed.run``, with its failures told in our words.
+
+``python -m sftlab.ranks ARGUMENTS -m MODULE FOLDER``. The first rank to fail ends the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from sftlab.launch import die_with_parent, report
+
+
+def main(arguments: list[str]) -> None:
+    """Run the ranks; the exit code is 1 if one of them failed, and a killed one is told in ``error.json``."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    die_with_parent()
+    # What it logs about a failure is told by the rank itself, or below.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    folder = Path(arguments[-1])
+    try:
+        run.main(arguments)
+    except ChildFailedError as error:
+        for rank, failure in sorted(error.failures.items()):
+            # SIGTERM is how the others are ended.
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                name = signal.Signals(-failure.exitcode).name
+                hint = "; usually there was not enough memory" if name == "SIGKILL" else ""
+                report(folder, "StageError", f"{arguments[-2]}: rank {rank} was ended by {name}{hint}. What was "
+                       "finished is kept; run the command again")  # fmt: skip
+        sys.exit(1)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
