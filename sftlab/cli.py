@@ -74,7 +74,9 @@ class StudyCallback(Callback):
         try:
             cfg = validate(_without_hydra(config))
             if cfg.mode in ("all", "train", "evaluate"):
-                instance.find(cfg.instance)
+                machine = instance.find(cfg.instance)
+                if cfg.mode != "evaluate":
+                    instance.check(machine, cfg.train, cfg.peft)
         except ConfigError as error:
             # Hydra turns an exception in a callback into a warning; this one must end the program.
             _fail(error)

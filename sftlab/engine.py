@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from sftlab.models import reads_images
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -69,6 +71,8 @@ class Vllm:
             max_model_len=settings.max_model_len,
             seed=settings.seed,
             enable_prefix_caching=True,
+            # Of a model that reads images too, only the text part takes memory.
+            language_model_only=reads_images(Path(settings.model)),
             # Compiling needs a compiler, which a CPU machine may not have.
             enforce_eager=on_cpu,
             **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sftlab.config import InstanceConfig, TrainConfig
+from sftlab.config import InstanceConfig, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError
 
 # OpenMP threads wait for each other by spinning. Where another process wants one of the cores, each of the thousands
 # of small operations of a step then costs a time slice (measured on 2 cores, one of them busy: 53 tokens/s, and with
 # these 395). GOMP is torch's, KMP is vLLM's.
 BRIEF_SPIN = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
+
+# The optimizers of transformers that a package brings: the beginning of their names, its module, and what to install.
+OPTIMIZERS = (
+    ("adamw_torch_4bit adamw_torch_8bit", "torchao", "torchao"),
+    ("adamw_8bit adamw_bnb ademamix lion paged_ rmsprop_bnb", "bitsandbytes", "bitsandbytes"),
+    ("galore_", "galore_torch", "galore-torch"),
+    ("apollo_", "apollo_torch", "apollo-torch"),
+    ("lomo adalomo", "lomo_optim", "lomo-optim"),
+    ("grokadamw", "grokadamw", "grokadamw"),
+    ("schedule_free_", "schedulefree", "schedulefree"),
+    ("stable_adamw", "optimi", "torch-optimi"),
+    ("adamw_anyprecision", "torchdistx", "torchdistx"),
+)
+
+# Dense bfloat16 TFLOP/s (accumulated in float32, without sparsity) by a part of the name that torch gives a GPU, the
+# more special first. From NVIDIA's data sheets; of GeForce cards from the architecture white papers.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.4,
+    "H100 NVL": 835.5,
+    "H100 PCIe": 756.0,
+    "H100": 989.4,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "A10": 125.0,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +150,51 @@ def find(cfg: InstanceConfig) -> Machine:
             f"{'the CPU' if device == 'cpu' else 'one'} here; set instance.strategy=ddp"
         )
     return found
+
+
+def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
+    """Refuse settings that this machine cannot let take effect, instead of training without them.
+
+    Raises:
+        ConfigError: a package or a GPU is missing, with a line for each setting that needs it.
+    """
+    problems = []
+    if train.use_liger_kernel and machine.device == "cpu":
+        problems.append("train.use_liger_kernel=true: Liger needs a GPU, and this trains on the CPU; set it to false")
+    elif train.use_liger_kernel and not _installed("liger_kernel"):
+        problems.append("train.use_liger_kernel=true: is not installed; pip install liger-kernel, or set it to false")
+    if machine.attn_implementation == "flash_attention_2":
+        key = "instance.attn_implementation=flash_attention_2"
+        if machine.device == "cpu":
+            problems.append(f"{key}: needs a GPU, and this trains on the CPU; set instance.attn_implementation=sdpa")
+        elif not _installed("flash_attn"):
+            problems.append(
+                f"{key}: is not installed; pip install flash-attn, or set instance.attn_implementation=sdpa"
+            )
+        elif not train.bf16:
+            problems.append(f"{key}: has no float32; set train.bf16=true, or instance.attn_implementation=sdpa")
+    if isinstance(peft, Qlora) and not _installed("bitsandbytes"):
+        problems.append("peft.method=qlora: quantises by bitsandbytes; pip install bitsandbytes, or choose peft=lora")
+    for names, module, package in OPTIMIZERS:
+        if train.optim.startswith(tuple(names.split())) and not _installed(module):
+            problems.append(
+                f"train.optim={train.optim}: comes with {package}; pip install {package}, or set "
+                "train.optim=adamw_torch"
+            )
+    if train.optim.startswith("paged_") and machine.device == "cpu":
+        problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_8bit")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a GPU, None if it is not known."""
+    words = f" {device_name.replace('-', ' ')} "
+    return next((1e12 * peak for name, peak in PEAK_TFLOPS.items() if f" {name} " in words), None)
 
 
 def visible_gpus() -> int:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+RANDOM = ("llama", "gemma3", "gemma3_vision", "qwen3")  # the architectures of random:ARCHITECTURE
+
 
 @dataclass(frozen=True)
 class Base:
@@ -112,6 +114,19 @@ def load(path: Path, *, dtype: str, trust_remote_code: bool = False, **options: 
     )
 
 
+def reads_images(folder: Path) -> bool:
+    """Whether a saved model has an encoder of images beside its text model."""
+    return "vision_config" in json.loads((folder / "config.json").read_text("utf-8"))
+
+
+def beside_text(model: PreTrainedModel) -> list[str]:
+    """The parts of a model that text does not pass through, such as ``vision_tower``; [] for a text model."""
+    if model.config.get_text_config() is model.config:
+        return []
+    text = model.get_decoder()
+    return [name for name, part in model.base_model.named_children() if part is not text]
+
+
 def _content(folder: Path) -> str:
     """A hash over the files that make a model. Sizes and times stand in for large files' bytes."""
     parts: dict[str, Any] = {}
@@ -191,7 +206,7 @@ def _random(architecture: str, seed: int, folder: Path) -> None:
 
 
 def _config(architecture: str, vocabulary: int, tokenizer: PreTrainedTokenizerBase) -> Any:
-    from transformers import Gemma3TextConfig, LlamaConfig, Qwen3Config
+    from transformers import Gemma3Config, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
     shape: Mapping[str, Any] = {
         "vocab_size": vocabulary,
@@ -206,5 +221,14 @@ def _config(architecture: str, vocabulary: int, tokenizer: PreTrainedTokenizerBa
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if architecture == "gemma3_vision":
+        eye = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        return Gemma3Config(
+            text_config=dict(shape),
+            vision_config={**eye, "image_size": 56, "patch_size": 14},
+            mm_tokens_per_image=4,
+            **{f"{name}_token_index": tokenizer.pad_token_id for name in ("boi", "eoi", "image")},
+            **{name: shape[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        )
     kinds = {"llama": LlamaConfig, "gemma3": Gemma3TextConfig, "qwen3": Qwen3Config}
     return kinds[architecture](**shape)

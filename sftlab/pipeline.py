@@ -30,7 +30,10 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     """Dataset → tokens → training: what it found goes into ``job`` and its file."""
     store = Store(cfg.store)
     machine = instance.find(cfg.instance)
+    instance.check(machine, cfg.train, cfg.peft)
     base = models.resolve(cfg.model, store, cfg.seed)
+    if cfg.mode == "all":
+        evaluate.check_engine(base, cfg.eval)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = test_data(cfg, store, data)
     job.overlap = gate(cfg, data, test[0])
@@ -77,6 +80,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     """Select over all jobs, merge, evaluate both models, report: once, after the jobs, from files only."""
     done = [job for job in jobs if job.status == "success"]
     groups = comparable(done)
+    _warn_of_batches(done)
     ranked = max(groups, key=len)  # of equally large ones the first
     candidates = [candidate for job in ranked for candidate in job.candidates]
     how = ranked[0].settings().select
@@ -200,6 +204,19 @@ def comparable(jobs: Sequence[Job]) -> list[list[Job]]:
     return groups
 
 
+def _warn_of_batches(jobs: Sequence[Job]) -> None:
+    """Say so when the machine, which should change nothing, changed how many rows there are in a step."""
+    batches = {job.receipt["effective_batch"] for job in jobs}
+    machines = {(job.receipt["device"], job.receipt["num_processes"]) for job in jobs}
+    if len(batches) > 1 and len(machines) > 1:
+        each = ", ".join(f"job {job.number}: {job.receipt['effective_batch']}" for job in jobs)
+        log.warning(
+            "select: the jobs ran on different machines with different effective batches (%s), and differ by these "
+            "too; set train.global_batch_size to have the same on each",
+            each,
+        )
+
+
 def evaluate_only(run: Run, cfg: Config) -> None:
     """``mode=evaluate``: any model against the base, on the test set."""
     store = Store(cfg.store)
@@ -208,6 +225,7 @@ def evaluate_only(run: Run, cfg: Config) -> None:
     named = models.resolve(
         cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None}), store, cfg.seed
     )
+    evaluate.check_engine(named, cfg.eval)
     data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
     finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
     judge(run, cfg, store, base, finetuned, named, test_data(cfg, store, data))

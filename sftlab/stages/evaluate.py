@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.instance import Machine
 from sftlab.launch import child, serve
-from sftlab.models import Base
+from sftlab.models import Base, reads_images
 from sftlab.prompt import prompt_tokens
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
 from sftlab.store import Stage, Store, write_json
@@ -103,6 +104,19 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
         "seed": seed,
         "forced": cfg.pattern if cfg.forced and cfg.task == "choice" else None,
     }
+
+
+def check_engine(base: Base, cfg: EvalConfig) -> None:
+    """Refuse a model that the engine could not load, before anything is trained.
+
+    Raises:
+        ConfigError: vLLM's code for models that read images too asks for torchvision, also for text alone.
+    """
+    if cfg.engine == "vllm" and reads_images(base.path) and find_spec("torchvision") is None:
+        raise ConfigError(
+            f"eval.engine=vllm: {base.name} reads images too, and for such models vLLM needs torchvision; "
+            "pip install torchvision, or set eval.engine=transformers"
+        )
 
 
 def cached(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine: Machine, seed: int) -> bool:

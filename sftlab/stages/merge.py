@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sftlab.store import Stage, Store, write_json
 
 log = logging.getLogger(__name__)
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # Enough validation rows and prompts to see a broken merge, few enough to cost seconds.
 CHECK_ROWS, CHECK_PROMPTS, CHECK_TOKENS = 16, 4, 24
 
@@ -109,6 +111,9 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         model.generation_config = load_generation_config(base)
     model.to("cpu").save_pretrained(folder)
     base.tokenizer().save_pretrained(folder)
+    for name in PROCESSOR_FILES:  # of models that read images too, which engines ask for before any text
+        if (base.path / name).is_file():
+            shutil.copyfile(base.path / name, folder / name)
 
     again = load(folder, dtype="bfloat16", trust_remote_code=code).to(given["device"]).eval()
     after = _fingerprint(again)

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from math import ceil
@@ -16,9 +16,9 @@ from typing import Any
 
 from sftlab.config import Lora, NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
-from sftlab.instance import Machine
+from sftlab.instance import Machine, peak_flops
 from sftlab.launch import INPUTS, child, serve
-from sftlab.models import Base
+from sftlab.models import Base, beside_text
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
 from sftlab.store import Stage, Store, key_of, write_json
@@ -348,6 +348,8 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: SFTConfig refuses these settings: {error}") from error
     resumed = [checkpoint for checkpoint in complete(Path(given["checkpoints"])) if _resumable(checkpoint)]
+    if train.use_liger_kernel:
+        _check_liger(base)
     if machine.nnodes > 1:
         _agree(given, _step(resumed[-1]) if resumed else 0)
     model = _model(base, peft, train, machine)
@@ -359,7 +361,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         train_dataset=load_from_disk(str(Path(given["tokens"]) / "train")),
         eval_dataset=load_from_disk(str(Path(given["tokens"]) / "validation")),
         processing_class=base.tokenizer(),
-        peft_config=lora_config(peft),
+        peft_config=lora_config(peft, beside_text(model)),
         callbacks=[checkpoints, Metrics(folder / "metrics.jsonl")],
     )
     checkpoints.trainer = trainer
@@ -379,6 +381,18 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
         elsewhere = json.loads((folder / MACHINES).read_text("utf-8")) if (folder / MACHINES).is_file() else []
         write_json(folder / "receipt.json", receipt | {"rank_checksums": checksums, "earlier_machines": elsewhere})
+
+
+def _check_liger(base: Base) -> None:
+    """Raise a ConfigError for a model that Liger has no kernels for: transformers would train without a word."""
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from transformers import AutoConfig
+
+    kind = AutoConfig.from_pretrained(base.path, trust_remote_code=base.trust_remote_code).model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise ConfigError(
+            f"train.use_liger_kernel=true: Liger has no kernels for {kind} models; set train.use_liger_kernel=false"
+        )
 
 
 def _agree(given: dict[str, Any], step: int) -> None:
@@ -459,8 +473,8 @@ def _peft(values: dict[str, Any]) -> PeftConfig:
     return made
 
 
-def lora_config(peft: PeftConfig) -> Any:
-    """Peft's LoraConfig for a method, or None for full fine-tuning."""
+def lora_config(peft: PeftConfig, untouched: Sequence[str] = ()) -> Any:
+    """Peft's LoraConfig for a method, without adapters in the ``untouched`` parts, or None for full fine-tuning."""
     from peft import LoraConfig
 
     match peft:
@@ -475,6 +489,7 @@ def lora_config(peft: PeftConfig) -> Any:
                 target_modules=peft.target_modules,
                 use_rslora=peft.use_rslora,
                 use_dora=peft.use_dora,
+                exclude_modules=rf"(.*\.)?({'|'.join(untouched)})\..*" if untouched else None,
             )
 
 
@@ -495,13 +510,21 @@ def _model(base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine) -
             bnb_4bit_use_double_quant=peft.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=torch.bfloat16 if train.bf16 else torch.float32,
         )
-    model = load(
-        base.path,
-        dtype="bfloat16" if frozen and train.bf16 else "float32",
-        trust_remote_code=base.trust_remote_code,
-        **options,
-    )
+    try:
+        model = load(
+            base.path,
+            dtype="bfloat16" if frozen and train.bf16 else "float32",
+            trust_remote_code=base.trust_remote_code,
+            **options,
+        )
+    except (ImportError, ValueError) as error:
+        raise ConfigError(
+            f"model: cannot be loaded with instance.attn_implementation={machine.attn_implementation} and "
+            f"peft.method={peft.method}: {error}; change one of them"
+        ) from error
     model.config.use_cache = False
+    for name in beside_text(model):
+        model.base_model.get_submodule(name).requires_grad_(False)
     return model
 
 
@@ -517,14 +540,19 @@ def _receipt(
     parameters = list(trainer.model.parameters())
     modules = [type(module).__module__ for module in trainer.model.modules()]
     config = trainer.model.config.get_text_config()
+    size = sum(_size(parameter) for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    tokens = counts["train"]["tokens"] * train.num_train_epochs * share
+    speed = tokens / seconds if seconds and share else None
     return {
-        "parameters": sum(_size(parameter) for parameter in parameters),
-        "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "parameters": size,
+        "trainable_parameters": trained,
         # By their library: peft's wrapper around each of them has the same name.
         "quantized_layers": sum(module.startswith("bitsandbytes") for module in modules),
         "attn_implementation": config._attn_implementation,
         "liger_modules": sum("liger" in module for module in modules),
-        "loss": "nll of completion tokens" + (", head on target positions" if machine.device == "cpu" else ", chunked"),
+        "loss": f"nll of completion tokens, {_head(train, machine)}",
+        "optimizer_state": _state_types(trainer.optimizer),
         # Of frozen weights where there are any: adapters are trained in fp32 whatever the base is in.
         "base_dtype": str(min(parameters, key=lambda parameter: parameter.requires_grad).dtype),
         "autocast": "bfloat16" if train.bf16 else None,
@@ -541,11 +569,37 @@ def _receipt(
         "num_processes": trainer.args.world_size,
         "strategy": "fsdp" if trainer.is_fsdp_enabled else "ddp",
         "train_seconds": round(seconds, 1),
-        "tokens_per_second": round(counts["train"]["tokens"] * train.num_train_epochs * share / seconds, 1)
-        if seconds and share
-        else None,
+        "tokens_per_second": None if speed is None else round(speed, 1),
+        "tokens_per_second_per_device": None if speed is None else round(speed / trainer.args.world_size, 1),
+        "mfu": _utilization(size, trained, speed, trainer.args.world_size, machine),
         "peak_memory_gib": round(_peak_memory(machine, resource), 2),
     }
+
+
+def _state_types(optimizer: Any) -> list[str]:
+    """The number formats of what the optimizer keeps for each weight, such as ``uint8`` of an 8-bit one."""
+    states = (state for kept in optimizer.state.values() for state in kept.values())
+    return sorted({str(state.dtype).removeprefix("torch.") for state in states if getattr(state, "ndim", 0)})
+
+
+def _head(train: TrainConfig, machine: Machine) -> str:
+    if machine.device == "cpu":
+        return "head on target positions"
+    return "Liger's kernel" if train.use_liger_kernel else "chunked"
+
+
+def _utilization(size: int, trained: int, speed: float | None, devices: int, machine: Machine) -> float | None:
+    """Model FLOPs utilisation: the share of the GPUs' peak that the model's own arithmetic took; None where unknown.
+
+    For each token 2 FLOPs a weight forward, 2 backward, and 2 for the gradient of each weight that is trained (6 in
+    full fine-tuning, as in PaLM's appendix B). Attention scores are left out, so it is a lower bound.
+    """
+    if machine.device != "cuda" or speed is None:
+        return None
+    import torch
+
+    peak = peak_flops(torch.cuda.get_device_name())
+    return None if peak is None else round(speed * (4 * size + 2 * trained) / (devices * peak), 4)
 
 
 def _size(parameter: Any) -> int:

@@ -1,0 +1,64 @@
+"""What a machine cannot let take effect is refused, with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from sftlab.errors import ConfigError
+from sftlab.instance import Machine, check, find, peak_flops
+
+CPU, GPU = Machine("cpu", "cpu", 1, "sdpa"), Machine("small", "cuda", 1, "sdpa")
+FLASH = Machine("small", "cuda", 1, "flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("machine", "overrides", "missing", "said"),
+    [
+        (CPU, ["train.use_liger_kernel=true"], None, "train.use_liger_kernel=true: Liger needs a GPU"),
+        (GPU, ["train.use_liger_kernel=true"], "liger_kernel", "pip install liger-kernel, or set it to false"),
+        (FLASH, [], "flash_attn", "pip install flash-attn, or set instance.attn_implementation=sdpa"),
+        (Machine("auto", "cpu", 1, "flash_attention_2"), [], None, "needs a GPU, and this trains on the CPU"),
+        (CPU, ["train.optim=adamw_torch_4bit"], "torchao", "pip install torchao, or set train.optim=adamw_torch"),
+        (CPU, ["train.optim=galore_adamw"], "galore_torch", "comes with galore-torch; pip install galore-torch"),
+        (CPU, ["train.optim=paged_adamw_8bit"], None, "pages between GPU and CPU memory; set train.optim=adamw_8bit"),
+    ],
+)  # fmt: skip
+def test_what_cannot_take_effect_is_refused(
+    config: Callable[..., Any], machine: Machine, overrides: list[str], missing: str | None, said: str
+) -> None:
+    if missing is not None and find_spec(missing) is not None:
+        pytest.skip("is installed")
+    cfg = config("model=tiny_random", "instance=auto", *overrides)
+    with pytest.raises(ConfigError) as caught:
+        check(machine, cfg.train, cfg.peft)
+    assert said in str(caught.value)
+
+
+def test_what_the_machine_has_is_taken(config: Callable[..., Any]) -> None:
+    for optim in ("adamw_torch", "adafactor", "adamw_torch_fused", "sgd"):
+        cfg = config("model=tiny_random", "instance=cpu", f"train.optim={optim}")
+        check(CPU, cfg.train, cfg.peft)
+
+
+def test_a_model_is_not_shared_out_on_the_cpu(config: Callable[..., Any]) -> None:
+    cfg = config("model=tiny_random", "instance=cpu", "instance.strategy=fsdp", "instance.num_processes=2")
+    with pytest.raises(ConfigError, match="shares a model among several GPUs, and instance=cpu trains on the CPU"):
+        find(cfg.instance)
+
+
+def test_the_default_strategy_and_a_single_machine_are_not_in_the_key(config: Callable[..., Any]) -> None:
+    found = find(config("model=tiny_random", "instance=cpu").instance).numerics()
+    assert found == {"device": "cpu", "num_processes": 1, "attn_implementation": "sdpa"}
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA A100-SXM4-80GB", 312.0),
+     ("NVIDIA L4", 121.0), ("NVIDIA L40S", 362.0), ("NVIDIA A10", 125.0), ("NVIDIA A10G", None), ("Tesla T4", None)],
+)  # fmt: skip
+def test_the_peak_of_known_gpus(name: str, teraflops: float | None) -> None:
+    assert peak_flops(name) == (None if teraflops is None else teraflops * 1e12)
