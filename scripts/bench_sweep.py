@@ -27,9 +27,10 @@ EXPERIMENT = "+experiment=demo_sweep"
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall-clock seconds, and tokens that went through training (prompt and completion)."""
+    """Wall-clock seconds, of them those in training, and tokens that went through it (prompt and completion)."""
 
     seconds: float
+    training: float
     tokens: float
 
 
@@ -46,7 +47,8 @@ def run(folder: Path, store: Path, overrides: list[str]) -> tuple[Cost, list[Job
     found = jobs(folder)
     receipts = [json.loads((Path(job.stages["train"]) / "receipt.json").read_text("utf-8")) for job in found]
     # A receipt's rate and time are those of the steps that this job took itself.
-    return Cost(seconds, sum(row["tokens_per_second"] * row["train_seconds"] for row in receipts)), found
+    training = sum(row["train_seconds"] for row in receipts)
+    return Cost(seconds, training, sum(row["tokens_per_second"] * row["train_seconds"] for row in receipts)), found
 
 
 def main() -> None:
@@ -74,6 +76,8 @@ def main() -> None:
     seconds, tokens = sum(cost.seconds for cost in alone), sum(cost.tokens for cost in alone)
     print(f"\n{len(found)} jobs             sweep   one by one   ratio")
     print(f"wall-clock (s)   {together.seconds:8,.0f} {seconds:12,.0f} {together.seconds / seconds:7.2f}")
+    beside, beside_alone = together.seconds - together.training, seconds - sum(cost.training for cost in alone)
+    print(f"beside training  {beside:8,.0f} {beside_alone:12,.0f} {beside / beside_alone:7.2f}")
     print(f"tokens trained   {together.tokens:8,.0f} {tokens:12,.0f} {together.tokens / tokens:7.2f}")
     print(f"lowest validation loss: {best:.6f} in the sweep, {min(losses):.6f} one by one")
 

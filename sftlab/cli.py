@@ -11,6 +11,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -41,6 +42,7 @@ class Study:
     config: Config | None = None
     run: Run | None = None
     held: Any = None
+    scratch: TemporaryDirectory[str] | None = None
 
     def start(self, composed: DictConfig) -> None:
         """Take the folder, and write ``run.json``: the run has begun."""
@@ -101,15 +103,24 @@ class StudyCallback(Callback):
         except ConfigError as error:
             if hopeless := _in_every_job(error, config):
                 _fail(ConfigError(hopeless))
-        STUDY.folder, STUDY.sweep = Path(config.hydra.sweep.dir), True
-        STUDY.start(config)
+        STUDY.sweep = True
+        if config.dry_run:
+            # Hydra writes multirun.yaml and the jobs' folders in any case: to where they are gone afterwards.
+            STUDY.scratch = TemporaryDirectory(prefix="sftlab-")
+            with open_dict(config):
+                config.hydra.sweep.dir = STUDY.scratch.name
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={STUDY.scratch.name}")
+            STUDY.folder = Path(STUDY.scratch.name)
+        else:
+            STUDY.folder = Path(config.hydra.sweep.dir)
+            STUDY.start(config)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
     from sftlab.job import Job
-    from sftlab.pipeline import run_job
+    from sftlab.pipeline import dry_run, run_job
     from sftlab.validate import validate
 
     hydra_config = HydraConfig.get()
@@ -121,6 +132,9 @@ def job(composed: DictConfig) -> float:
     try:
         cfg = validate(_without_hydra(composed))
         record.config = cfg.model_dump()
+        if cfg.dry_run and hydra_config.mode == RunMode.MULTIRUN:
+            log.info("job %d: %s", number, " ".join(record.overrides))
+            dry_run(cfg)
         if cfg.mode not in ("all", "train") or cfg.dry_run:
             return 0.0  # nothing to train: main goes on with it
         record.write(folder)
@@ -186,6 +200,9 @@ def _finish(study: Study) -> int:
     if cfg is not None and cfg.mode == "report":
         return pipeline.render_again(study.folder)
     found, run = jobs(study.folder), study.run
+    if study.scratch is not None:  # the dry run of a sweep: only jobs that cannot run have left a word
+        study.scratch.cleanup()
+        return _all_failed(found) if found else 0
     assert run is not None
     first = cfg or next((job.settings() for job in found if job.exit_code != 2), None)
     failed = [job for job in found if job.status != "success"]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 import unicodedata
@@ -13,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +74,14 @@ class Report:
     def leaking(self) -> int:
         """How many findings are exact or over the limit; a question found in two splits counts twice."""
         return sum(pair.exact + pair.near for pair in self.pairs)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A report from its JSON file."""
+        values = json.loads(path.read_text("utf-8"))
+        values["pairs"] = tuple(Pair(**row) for row in values["pairs"])
+        values["worst"] = tuple(Overlap(**row) for row in values["worst"])
+        return cls(**values)
 
 
 def normalise(question: str) -> str:

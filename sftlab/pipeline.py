@@ -21,7 +21,7 @@ from sftlab.records import Candidate, Example, Prediction, read_jsonl
 from sftlab.run import Run
 from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
 from sftlab.statistics import compare, minimal_detectable_difference
-from sftlab.store import Store, key_of
+from sftlab.store import Stage, Store, key_of, write_json
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         evaluate.check_engine(base, cfg.eval)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = test_data(cfg, store, data)
-    job.overlap = gate(cfg, data, test[0])
+    job.overlap, checked = gate(cfg, store, data, test)
     if cfg.mode == "all":
         test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
@@ -56,8 +56,9 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     if trained is None:
         return  # another machine has what was trained
-    job.stages = {"dataset": str(data.stage.path), "tokens": str(tokens.stage.path), "train": str(trained.stage.path)}
-    job.times = {stage.name: round(stage.seconds, 1) for stage in (data.stage, tokens.stage, trained.stage)}
+    stages = (data.stage, checked, tokens.stage, trained.stage)
+    job.stages = {stage.name: str(stage.path) for stage in stages}
+    job.times = {stage.name: round(stage.seconds, 1) for stage in stages}
     job.receipt = trained.receipt
     job.family = train.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
@@ -376,18 +377,26 @@ def comparison(baseline: list[Prediction], finetuned: list[Prediction], cfg: Con
     return result
 
 
-def gate(cfg: Config, data: dataset.Dataset, test: list[Example]) -> dict[str, Any]:
+def gate(
+    cfg: Config, store: Store, data: dataset.Dataset, test: tuple[list[Example], str]
+) -> tuple[dict[str, Any], Stage]:
     """Look for questions that an earlier split already holds, and stop before training where there are any.
 
-    Returns the shares of overlap and the worst pairs, for the record.
+    Returns the shares of overlap and the worst pairs, for the record, and the stage that has them: the
+    jobs of a sweep share it.
 
     Raises:
         ConfigError: exact duplicates or too large overlaps, with the worst pairs.
     """
-    found = overlap.check(
-        {"train": data.split("train"), "validation": data.split("validation"), "test": test},
-        max_overlap=cfg.dataset.max_overlap,
-    )
+    examples, test_key = test
+
+    def build(folder: Path) -> None:
+        splits = {"train": data.split("train"), "validation": data.split("validation"), "test": examples}
+        write_json(folder / "overlap.json", asdict(overlap.check(splits, max_overlap=cfg.dataset.max_overlap)))
+
+    inputs = {"version": 1, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows, cfg.seed]}
+    stage = store.stage("overlap", {**inputs, "max_overlap": cfg.dataset.max_overlap}, build)
+    found = overlap.Report.read(stage.path / "overlap.json")
     for pair in found.pairs:
         log.info(
             "overlap: %s in %s: %d exact, %d over %.0f %%, largest share %.0f %%, median %.0f %%",
@@ -405,7 +414,7 @@ def gate(cfg: Config, data: dataset.Dataset, test: list[Example]) -> dict[str, A
             "drop them, raise the limit, or go on with dataset.allow_overlap=true (the report will say so)\n"
             + overlap.describe(found)
         )
-    return {**asdict(found), "leaking": found.leaking, "allow_overlap": cfg.dataset.allow_overlap}
+    return {**asdict(found), "leaking": found.leaking, "allow_overlap": cfg.dataset.allow_overlap}, stage
 
 
 def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[list[Example], str]:

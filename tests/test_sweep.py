@@ -247,3 +247,29 @@ def test_a_bug_ends_its_job_and_not_the_sweep(tmp_path: Path) -> None:
     assert record["status"] == "failed"
     assert "job 0: KeyError: 'a bug'; job 1" in record["error"]
     assert "Traceback" in done.stderr + done.stdout  # a bug is to be reported
+
+
+@pytest.mark.parametrize("epochs", ["1,2", "1,0"])
+def test_the_dry_run_of_a_sweep_tells_of_every_job_and_writes_nothing(tmp_path: Path, epochs: str) -> None:
+    # Only the model's folder, which takes no time to make, says whether a stage is cached.
+    settings = ["-m", "+experiment=demo_sweep", "dry_run=true", "train.gradient_accumulation_steps=2"]
+    done = run(tmp_path, *settings, f"train.num_train_epochs={epochs}")
+    told = done.stdout + done.stderr
+    if epochs == "1,2":
+        assert done.returncode == 0, told
+        assert "job 1: " in told
+        assert told.count("questions can show") == 2
+    else:
+        assert done.returncode == 2
+        assert told.count("questions can show") == 1
+        assert "sftlab: job 1: train.num_train_epochs=0: should be greater than 0" in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_a_value_on_the_command_line_collapses_an_axis_of_an_experiment(tmp_path: Path) -> None:
+    settings = ["+experiment=demo_sweep", "dry_run=true", "train.num_train_epochs=7"]
+    told = run(tmp_path, *settings)
+    assert told.returncode == 0, told.stderr
+    lines = [line for line in (told.stdout + told.stderr).splitlines() if " job " in line]
+    assert len(lines) == 2  # the other axis is left
+    assert all("train.num_train_epochs=7" in line for line in lines)

@@ -12,7 +12,7 @@ from typing import Any
 from sftlab.config import MergeConfig
 from sftlab.errors import StageError
 from sftlab.instance import Machine
-from sftlab.launch import child, serve
+from sftlab.launch import child, leave_out, serve
 from sftlab.models import Base
 from sftlab.store import Stage, Store, write_json
 
@@ -84,6 +84,7 @@ def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Mach
 
 def run(folder: Path, given: dict[str, Any]) -> None:
     """Merge, save, load again and compare."""
+    leave_out("bitsandbytes", "wandb")
     import torch
     from datasets import load_from_disk
     from peft import PeftModel

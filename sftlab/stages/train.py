@@ -17,7 +17,7 @@ from typing import Any
 from sftlab.config import Lora, NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance import Machine, peak_flops
-from sftlab.launch import INPUTS, child, serve
+from sftlab.launch import INPUTS, child, leave_out, serve
 from sftlab.models import Base, beside_text
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
@@ -330,6 +330,10 @@ def complete(folder: Path) -> list[Path]:
 
 def run(folder: Path, given: dict[str, Any]) -> None:
     """Train in this process, which may be one of several ranks."""
+    optim = given["train"]["optim"]
+    quantised = given["peft"]["method"] == "qlora" or any(word in optim for word in ("bit", "bnb", "paged"))
+    leave_out(*([] if quantised else ["bitsandbytes"]), *([] if given["report_to"] else ["wandb"]))
+
     from datasets import load_from_disk
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import SFTConfig
