@@ -232,7 +232,7 @@ def _finish(study: Study) -> int:
 
 def _all_failed(found: list[Any]) -> int:
     for one in found:
-        print(f"sftlab: {'' if len(found) == 1 else f'job {one.number}: '}{one.error}", file=sys.stderr)
+        print(f"sftlab: {f'job {one.number}: ' if STUDY.sweep else ''}{one.error}", file=sys.stderr)
     return 2 if found and all(one.exit_code == 2 for one in found) else 1
 
 
