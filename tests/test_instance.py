@@ -10,6 +10,8 @@ import pytest
 
 from sftlab.errors import ConfigError
 from sftlab.instance import Machine, check, find, peak_flops
+from sftlab.job import Job
+from sftlab.pipeline import _warn_of_batches
 
 CPU, GPU = Machine("cpu", "cpu", 1, "sdpa"), Machine("small", "cuda", 1, "sdpa")
 FLASH = Machine("small", "cuda", 1, "flash_attention_2")
@@ -62,3 +64,16 @@ def test_the_default_strategy_and_a_single_machine_are_not_in_the_key(config: Ca
 )  # fmt: skip
 def test_the_peak_of_known_gpus(name: str, teraflops: float | None) -> None:
     assert peak_flops(name) == (None if teraflops is None else teraflops * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said"),
+    [([(1, 8), (2, 8)], False), ([(1, 8), (1, 16)], False), ([(1, 8), (2, 16)], True)],
+)  # fmt: skip
+def test_machines_that_change_the_effective_batch_are_told(
+    caplog: pytest.LogCaptureFixture, jobs: list[tuple[int, int]], said: bool
+) -> None:
+    """A batch that was swept on purpose is not."""
+    receipts = [{"device": "cuda", "num_processes": devices, "effective_batch": batch} for devices, batch in jobs]
+    _warn_of_batches([Job(number, [], {}, receipt=receipt) for number, receipt in enumerate(receipts)])
+    assert ("(job 0: 8, job 1: 16), and differ by these too; set train.global_batch_size" in caplog.text) is said
