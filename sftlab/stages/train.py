@@ -331,7 +331,7 @@ def complete(folder: Path) -> list[Path]:
 def run(folder: Path, given: dict[str, Any]) -> None:
     """Train in this process, which may be one of several ranks."""
     optim = given["train"]["optim"]
-    quantised = given["peft"]["method"] == "qlora" or any(word in optim for word in ("bit", "bnb", "paged"))
+    quantised = given["peft"]["method"] == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
     leave_out(*([] if quantised else ["bitsandbytes"]), *([] if given["report_to"] else ["wandb"]))
 
     from datasets import load_from_disk
