@@ -11,11 +11,20 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import regex
 
 from sftlab.errors import ConfigError
 
+SECONDS = 1.0  # that a pattern of the user's may take for one text
+LONGEST = 40_000  # characters of a completion that ``lenient`` reads; 8192 tokens are about 35,000
+LAYERS = 50  # pairs of quotes and the like that ``normalise`` takes off
 
-def compile_pattern(pattern: str) -> re.Pattern[str]:
+
+@cache
+def compile_pattern(pattern: str) -> regex.Pattern[str]:
     r"""The answer pattern, ready for ``strict`` and ``last``; upper and lower case are the same to it.
 
     Raises:
@@ -38,19 +47,51 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
             f"answer pattern {pattern!r} has {compiled.groups} capturing groups; exactly one must capture the "
             r"answer, as in the answer is\s*\(([A-Z])\); write any other as (?:...)"
         )
-    return compiled
+    try:
+        return regex.compile(pattern, regex.IGNORECASE)  # which knows a time limit
+    except regex.error as error:
+        raise ConfigError(f"answer pattern {pattern!r} is not a regular expression: {error}; rewrite it") from error
 
 
-def strict(text: str, pattern: re.Pattern[str]) -> str | None:
+def probe(pattern: str) -> None:
+    """Try the answer pattern on long texts of one character each, the usual way to find one that backtracks for ever.
+
+    Raises:
+        ConfigError: It does not compile, or takes longer than ``SECONDS``.
+    """
+    compiled = compile_pattern(pattern)
+    for character in dict.fromkeys("a1 \n(" + re.sub(r"\\.", "", pattern)):
+        last(character * 2000 + "\0", compiled)
+
+
+def limited(find: Any, text: str, pattern: str) -> Iterator[Any]:
+    """The matches that ``find`` (a compiled pattern's ``finditer``) has in a text, within ``SECONDS``.
+
+    Raises:
+        ConfigError: It takes longer.
+    """
+    try:
+        yield from find(text, timeout=SECONDS)
+    except TimeoutError as error:
+        raise ConfigError(
+            f"pattern {pattern!r} takes more than {SECONDS:g} s on {text[:30]!r} … ({len(text):,} characters); "
+            "take repetitions out of repetitions, such as (a+)+ or (.*,)*"
+        ) from error
+
+
+def strict(text: str, pattern: regex.Pattern[str]) -> str | None:
     """The answer in the first match of a pattern made by ``compile_pattern``, or None without a match.
 
     A single letter comes back in upper case, anything longer as it stands. A letter that is none of the
     options is returned all the same: the answer was given in the right form, and is wrong.
+
+    Raises:
+        ConfigError: the pattern backtracks for longer than ``SECONDS``.
     """
     return next(_matches(text, pattern), None)
 
 
-def last(text: str, pattern: re.Pattern[str]) -> str | None:
+def last(text: str, pattern: regex.Pattern[str]) -> str | None:
     """Like ``strict``, but the last match: what a text that reasons first comes to in the end."""
     answer = None
     for answer in _matches(text, pattern):  # noqa: B007 – the last one is what is wanted
@@ -58,13 +99,15 @@ def last(text: str, pattern: re.Pattern[str]) -> str | None:
     return answer
 
 
-def _matches(text: str, pattern: re.Pattern[str]) -> Iterator[str]:
-    for match in pattern.finditer(text):
+def _matches(text: str, pattern: regex.Pattern[str]) -> Iterator[str]:
+    for match in limited(pattern.finditer, text, pattern.pattern):
         if answer := (match[1] or "").strip():
             yield answer.upper() if len(answer) == 1 else answer
 
 
-def read(text: str, pattern: re.Pattern[str], choices: str, options: Mapping[str, str] | None) -> dict[str, str | None]:
+def read(
+    text: str, pattern: regex.Pattern[str], choices: str, options: Mapping[str, str] | None
+) -> dict[str, str | None]:
     """The answer by each way of reading: ``strict``, ``last`` and ``lenient``."""
     return {
         "strict": strict(text, pattern),
@@ -81,16 +124,19 @@ def normalise(text: str) -> str:
     signs stay: "-5" is not "5", "50%" is not "50". Text that is nothing but signs keeps them.
     """
     text = text.strip()
-    if fence := _FENCE.fullmatch(text):
-        text = fence[1]
+    if (fence := _FENCE.match(text)) and text.endswith(("```", "~~~")) and len(text) >= fence.end() + 3:
+        text = text[fence.end() : -3]
     text = " ".join(text.casefold().split())
     bare = text
-    while (shorter := _WRAPPED.sub(lambda pair: pair[2] or pair[3], bare.rstrip(" .,;:!?")).strip()) != bare:
+    for _ in range(LAYERS):  # few have two, and a model stuck on one sign has thousands
+        shorter = _WRAPPED.sub(lambda pair: pair[2] or pair[3], bare.rstrip(" .,;:!?")).strip()
+        if shorter == bare:
+            break
         bare = shorter
     return bare or text
 
 
-_FENCE = re.compile(r"(?:```|~~~)[^\S\n]*[\w+#-]*[^\S\n]*\n(.*?)\n?[^\S\n]*(?:```|~~~)", re.DOTALL)
+_FENCE = re.compile(r"(?:```|~~~)[^\S\n]{0,20}[\w+#-]{0,40}[^\S\n]{0,20}\n")
 _WRAPPED = re.compile(r"^(?:(\*\*|__|[*_`\"'])(.+)\1|[“‘«](.+)[”’»])$", re.DOTALL)
 
 
@@ -107,7 +153,8 @@ def lenient(text: str, choices: str, options: Mapping[str, str] | None) -> str |
     "(A) is wrong", "no, wait") without another, where the answer is asked, supposed or hedged
     ("if the answer is (A)", "it could be (B)"), and where a lone capital or article may belong to
     the prose ("Answer: A blood test", "C. difficile", "B cells"). What follows a new
-    "Question:" after the answer was written for another question, and is not read.
+    "Question:" after the answer was written for another question, and is not read. Of a completion of more
+    than ``LONGEST`` characters the middle is not read.
 
     Args:
         text: The completion.
@@ -116,6 +163,8 @@ def lenient(text: str, choices: str, options: Mapping[str, str] | None) -> str |
     """
     if not choices:
         return None
+    if len(text) > LONGEST:
+        text = text[: LONGEST // 2] + "\n\n" + text[-LONGEST // 2 :]
     reader = _Reader(text, options or {})
     standing: frozenset[str] = frozenset()
     statement = -1
@@ -166,7 +215,7 @@ _CORRECT = _words(
 )
 _FILLER = re.compile(
     r"[\s,:]*(?:(?:therefore|thus|hence|most|likely|probably|clearly|definitely|indeed|still|simply|actually|be|it|is|"
-    r"option|choice|letter|answer|the|correct|right|best|not|either|neither|both|only)\b[\s,:]*)*",
+    r"option|choice|letter|answer|the|correct|right|best|not|either|neither|both|only)\b[\s,:]*){0,12}",
     re.IGNORECASE,
 )
 
@@ -492,7 +541,7 @@ class _Reader:
         self, end: int, letters: frozenset[str], small: bool, verbs: bool = False
     ) -> tuple[frozenset[str], int]:
         """The letters with those that follow by "or", "and" or a comma, and (unless ``verbs``) have no verb."""
-        for _ in range(26):  # a model stuck on "(A) (A) (A) …" goes on for longer
+        for _ in range(12):  # a model stuck on "(A) (A) (A) …" goes on for longer
             following = _NEXT.match(self.text, end)
             more = following and self._letter(following.end())
             if not following or not more:

@@ -22,6 +22,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+import regex
+
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern, normalise, strict
@@ -165,7 +167,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ConfigError(f"{path}:{number}: is not a JSON object: {error}; write one object a line") from error
 
 
-def _row(values: dict[str, Any], line: int, place: str, pattern: re.Pattern[str] | None) -> _Row:
+def _row(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[str] | None) -> _Row:
     harness = "completion" not in values and not {"doc_id", "resps"}.isdisjoint(values)
     needed = ("doc_id", "resps", "target") if harness else ("id", "completion", "target")
     if missing := [name for name in needed if values.get(name) is None or (name == "target" and values[name] == "")]:

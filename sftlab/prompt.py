@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import regex
+
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
+from sftlab.extract import limited
 from sftlab.records import Example
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers import PreTrainedTokenizerBase
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by")
 
 
@@ -63,6 +67,12 @@ class Templates:
             ConfigError: an empty prompt, completion or target, or a target that is none of the choices.
         """
         text = {name: self.render(name, row, place) for name in TEMPLATES}
+        for name, made in text.items():
+            if made is not None and not made.isascii() and (half := _SURROGATE.search(made)):
+                raise ConfigError(
+                    f"{place}: {self.key}.{name} holds half of a surrogate pair (\\u{ord(half[0]):04x}), which is no "
+                    "character; write the file again as UTF-8"
+                )
         user, assistant, target = (text[name] or "" for name in ("user", "assistant", "target"))
         for name in ("user", "assistant", "target"):
             if not (text[name] or "").strip():
@@ -119,23 +129,58 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     Raises:
         ConfigError: the template writes the prompt differently when an answer follows.
     """
-    prompt_text = _template(tokenizer, messages(example), generation=True)
-    answered = [*messages(example), {"role": "assistant", "content": example.assistant}]
-    full_text = _template(tokenizer, answered, generation=False)
+    turns, marks = _marked(tokenizer, [*messages(example), {"role": "assistant", "content": example.assistant}])
+    prompt_text = _template(tokenizer, turns[:-1], generation=True)
+    full_text = _template(tokenizer, turns, generation=False)
     if not full_text.startswith(prompt_text):
         raise ConfigError(
             f"{example.id}: the chat template of {tokenizer.name_or_path} does not begin a conversation with its "
             "prompt (it may strip or move text); give another one by model.chat_template"
         )
-    prompt = tokenizer(prompt_text, add_special_tokens=False)["input_ids"]
-    completion = tokenizer(full_text[len(prompt_text) :], add_special_tokens=False)["input_ids"]
-    return Tokens(prompt=prompt, completion=completion, text=prompt_text)
+    prompt, text = _ids(tokenizer, prompt_text, marks)
+    completion, _ = _ids(tokenizer, full_text[len(prompt_text) :], marks)
+    return Tokens(prompt=prompt, completion=completion, text=text)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], str]:
     """Token ids and text of the prompt alone, as ``tokenize`` makes them."""
-    text = _template(tokenizer, messages(example), generation=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"], text
+    turns, marks = _marked(tokenizer, messages(example))
+    return _ids(tokenizer, _template(tokenizer, turns, generation=True), marks)
+
+
+def _marked(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """Turns in which a mark stands for what looks like a special token, and what each mark stands for.
+
+    An end of turn that a question quotes is a piece of text, and must not end the turn.
+    """
+    specials, first = _specials(tokenizer)
+    said = "".join(turn["content"] for turn in turns)
+    if first.isdisjoint(said):
+        return turns, {}
+    free = (char for code in range(0xF0000, 0xFFFFE) if (char := chr(code)) not in said)  # private use
+    marks = {next(free): special for special in specials if special in said}
+    for mark, special in marks.items():
+        turns = [{**turn, "content": turn["content"].replace(special, mark)} for turn in turns]
+    return turns, marks
+
+
+@cache
+def _specials(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], set[str]]:
+    """The special tokens of a tokenizer, the longest first, and the characters that they begin with."""
+    found = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}, key=len)
+    return found[::-1], {special[0] for special in found}
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, marks: Mapping[str, str]) -> tuple[list[int], str]:
+    """Token ids of a text that a template wrote, and the text; what a mark stands for is read as plain text."""
+    parts = re.split(f"([{''.join(marks)}])", text) if marks else [text]
+    ids: list[int] = []
+    for part in parts:
+        plain = part in marks
+        ids += tokenizer(marks.get(part, part), add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+    return ids, "".join(marks.get(part, part) for part in parts)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation: bool) -> str:
@@ -168,9 +213,9 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 def _search(text: str, pattern: str) -> str:
     """The first group of the first match of a regular expression, or an empty string."""
-    if not (compiled := re.compile(pattern)).groups:
+    if not re.compile(pattern).groups:
         raise ValueError(f"search({pattern!r}) has no group in parentheses")
-    found = compiled.search(text)
+    found = next(limited(regex.compile(pattern).finditer, text, pattern), None)
     return found.group(1) or "" if found else ""
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from sftlab import models
 from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
 from sftlab.errors import ConfigError
-from sftlab.extract import compile_pattern
+from sftlab.extract import probe
 from sftlab.stages import dataset
 from sftlab.store import Store
 
@@ -176,7 +176,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
         )
     if cfg.eval.task == "choice":
         try:
-            compile_pattern(cfg.eval.pattern)
+            probe(cfg.eval.pattern)
         except ConfigError as error:
             yield f"eval.pattern: {error}"
         if (cfg.eval.dataset or cfg.dataset).choices is None:

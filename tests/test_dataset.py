@@ -139,6 +139,8 @@ FILES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("a.jsonl", text(GOOD + "\n{'single': 'quotes'}\n"), "a.jsonl:3: is not JSON: "),
     ("a.jsonl", text(GOOD + "[1, 2]\n"), "a.jsonl:2: is JSON but no object"),
     ("a.jsonl", text(GOOD.encode() + b'{"question": "\xff"}\n'), "a.jsonl:2: is not JSON: "),
+    ("a.jsonl", text(GOOD + "\n" + "[" * 200_000), "a.jsonl:3: is not JSON: maximum recursion depth"),
+    ("a.json", text('{"a":' * 200_000), "a.json: is not JSON: maximum recursion depth"),
     ("a.json", text('[{"a": 1}, {"a": 2'), "a.json: is not JSON: "),
     ("a.json", text("[1, 2]"), "a.json: is no list of objects; write a JSON array of rows"),
     ("a.json", text("[]"), "has no rows"),

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 
+from sftlab import extract
 from sftlab.errors import ConfigError
-from sftlab.extract import compile_pattern, last, lenient, normalise, read, strict
+from sftlab.extract import compile_pattern, last, lenient, normalise, probe, read, strict
 
 PATTERN = compile_pattern(r"the answer is\s*\(([A-Z])\)")
 OPTIONS = {
@@ -364,26 +366,42 @@ def test_a_commitment_survives_any_prose_in_front_of_it() -> None:
         assert lenient(f"{prose}.\nThe answer is (D).", "ABCD", OPTIONS) == "D", prose
 
 
-@pytest.mark.parametrize(
-    "piece",
-    [
-        "\n",
-        " ",
-        "a ",
-        "(A) ",
-        "A, ",
-        "**",
-        "the answer is ",
-        "the answer is (A) ",
-        "I choose not ",
-        "Iron deficiency ",
-        "no, wait. ",
-    ],
-)
-def test_a_degenerate_completion_is_read_in_time(piece: str) -> None:
-    start = time.perf_counter()
-    lenient(piece * (16_000 // len(piece)), "ABCD", OPTIONS)
-    assert time.perf_counter() - start < 2
+PATHOLOGICAL = (
+    "\n", " ", "a ", "x", "(A) ", "(a)", "A, ", "**", "'", '"', "`", "{", "```\n", "- ", "the answer is ", "<answer>",
+    "the answer is (A) ", "I choose not ", "Iron deficiency ", "no, wait. ", "\\boxed{", "The fever is (B). ",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", PATHOLOGICAL)
+def test_a_megabyte_is_read_in_a_second(piece: str) -> None:
+    text = piece * (2**20 // len(piece)) + "x"
+    before = time.process_time()
+    read(text, PATTERN, "ABCD", OPTIONS)
+    for start in ("", "```\n"):
+        normalise(start + text)
+    assert time.process_time() - before < 3  # below one on a machine that does nothing else
+
+
+def test_a_long_answer_is_read_at_both_ends() -> None:
+    filler = "The fever is high. " * 10_000
+    assert lenient(f"{filler}The answer is (B).", "ABCD", OPTIONS) == "B"
+    assert lenient(f"The answer is (C). {filler}", "ABCD", OPTIONS) == "C"
+    assert lenient(f"The answer is (C). {filler}The answer is (B).", "ABCD", OPTIONS) == "B"
+
+
+@pytest.mark.parametrize("pattern", [r"((?:a|aa)+)$", r"(?:(a+a+)+)y"])
+@pytest.mark.parametrize("read_by", [lambda pattern: strict("a" * 500 + "!", compile_pattern(pattern)), probe])
+def test_a_pattern_that_backtracks_for_ever_is_refused_in_time(
+    monkeypatch: pytest.MonkeyPatch, read_by: Callable[[str], object], pattern: str
+) -> None:
+    monkeypatch.setattr(extract, "SECONDS", 0.2)
+    with pytest.raises(ConfigError, match=r"takes more than 0\.2 s on 'a.*take repetitions out of repetitions"):
+        read_by(pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"the answer is\s*\(([A-Z])\)", r"#### *(-?[\d,.]+)", r"(?s).*?answer:\s*(\w)"])
+def test_a_common_pattern_passes_the_probe(pattern: str) -> None:
+    probe(pattern)
 
 
 @pytest.mark.parametrize(

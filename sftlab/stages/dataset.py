@@ -205,7 +205,7 @@ def _jsonl(file: Path) -> Rows:
                 continue
             try:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{file}:{number}: is not JSON: {error}; mend or delete the line") from error
             if not isinstance(row, dict):
                 raise ConfigError(f"{file}:{number}: is JSON but no object of column → value; mend or delete the line")
@@ -216,7 +216,7 @@ def _jsonl(file: Path) -> Rows:
 def _json(file: Path) -> Rows:
     try:
         rows = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):  # JSON lines under another name
             return _jsonl(file)
         raise ConfigError(f"{file}: is not JSON: {error}; mend the file") from error
