@@ -9,19 +9,23 @@ import re
 import shlex
 import signal
 import sys
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
+from hydra._internal import hydra as engine
+from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sftlab.errors import ConfigError, SftlabError
+from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, redacted
 
 if TYPE_CHECKING:
     from sftlab.config import Config
@@ -41,6 +45,7 @@ class Study:
     sweep: bool = False
     config: Config | None = None
     run: Run | None = None
+    tracebacks: bool = False
     held: Any = None
     scratch: TemporaryDirectory[str] | None = None
 
@@ -49,6 +54,10 @@ class Study:
         from sftlab.run import Run, hold
 
         assert self.folder is not None
+        if reason := _no_folder(self.folder):
+            _fail(
+                ConfigError(f"hydra.run.dir={str(self.folder)!r}: {reason}; set it to a folder that you may write to")
+            )
         self.held = hold(self.folder)
         name, mode, seed = str(composed.name), str(composed.mode), int(composed.seed)
         self.run = Run.start(self.folder, name=name, mode=mode, seed=seed, command=_command())
@@ -56,10 +65,49 @@ class Study:
     def fail(self, reason: str) -> None:
         """Write into ``run.json`` that the run did not end well, unless that is told already."""
         if self.run is not None and self.run.values["status"] == "running":
-            self.run.finish("failed", reason)
+            self.run.finish("failed", redacted(reason))
 
 
 STUDY = Study()
+USE = "set HF_TOKEN or WANDB_API_KEY in the environment, or log in, and leave it out here"
+
+# What Hydra may make of a configuration: its plugins, their samplers, handlers of log lines, and our callback.
+TRUSTED = (
+    "sftlab.cli.StudyCallback",
+    "hydra_plugins.",
+    "hydra._internal.core_plugins.",
+    "optuna.samplers.",
+    "logging.",
+    "colorlog.",
+)
+
+
+class TrustedCallbacks(Callbacks):
+    """Hydra's callbacks, made once it is clear that the configuration names no code besides ``TRUSTED``."""
+
+    def __init__(self, config: DictConfig | None = None) -> None:
+        if config is not None and (reason := next(_distrusted(config), None)):
+            _fail(ConfigError(reason))
+        super().__init__(config)
+
+
+def _distrusted(config: DictConfig) -> Iterator[str]:
+    hydra_config = OmegaConf.to_container(config.hydra, resolve=False)
+    assert isinstance(hydra_config, dict)
+    if hydra_config["callbacks"].get("study") != {"_target_": "sftlab.cli.StudyCallback"}:
+        yield "hydra.callbacks.study: is what checks a run before it starts; leave it as it is"
+    todo: list[tuple[str, Any]] = [("hydra", hydra_config)]
+    while todo:
+        place, value = todo.pop()
+        last = place.rpartition(".")[2]
+        if isinstance(value, dict | list):
+            children = value.items() if isinstance(value, dict) else enumerate(value)
+            todo += [(f"{place}.{name}", child) for name, child in children]
+        elif last in ("_target_", "class", "()") and value is not None and not str(value).startswith(TRUSTED):
+            yield f"{place}={value!r}: no code is run that a configuration names; leave it out"
+        elif place.startswith("hydra.job.env_set.") and SECRET_NAME.search(last):
+            yield f"{place}: is written to files; set the variable in the shell instead"
+
 
 # Dictionaries that take keys of the user's choosing.
 FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.")
@@ -71,6 +119,7 @@ class StudyCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Validate, before Hydra makes the run's folder."""
         from sftlab import instance
+        from sftlab.run import Run
         from sftlab.validate import validate
 
         try:
@@ -79,9 +128,14 @@ class StudyCallback(Callback):
                 machine = instance.find(cfg.instance)
                 if cfg.mode != "evaluate":
                     instance.check(machine, cfg.train, cfg.peft)
+            if cfg.mode == "report":
+                Run.read(Path(config.hydra.run.dir))
+        # Hydra turns an exception in a callback into a warning; these must end the program.
         except ConfigError as error:
-            # Hydra turns an exception in a callback into a warning; this one must end the program.
             _fail(error)
+        except Exception:  # a bug
+            traceback.print_exc()
+            sys.exit(1)
         STUDY.config, STUDY.folder = cfg, Path(config.hydra.run.dir)
         if cfg.dry_run or cfg.mode in ("report", "clean"):
             # None of them makes a run: no .hydra, no log file, and but for the report no folder either.
@@ -153,7 +207,9 @@ def job(composed: DictConfig) -> float:
 
 def main() -> None:
     """The entry of ``python -m sftlab`` and of the ``sftlab`` command."""
+    STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
+    engine.Callbacks = TrustedCallbacks  # type: ignore[attr-defined]
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -161,24 +217,25 @@ def main() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        for argument in sys.argv[1:]:
+            if redacted(argument) != argument:
+                raise ConfigError(f"{redacted(argument)}: holds a secret; the command is written to files, so {USE}")
         job()
         code = 0 if STUDY.folder is None else _finish(STUDY)
     except HydraException as error:
         _fail(ConfigError(_explain(error, sys.argv[1:])))
-    except ValueError as error:
-        if STUDY.folder is not None:
-            STUDY.fail(f"{type(error).__name__}: {error}")
-            raise
-        _fail(ConfigError(str(error)))  # Hydra's own, about an override such as model=null
     except SftlabError as error:
         STUDY.fail(str(error))
         _fail(error)
     except KeyboardInterrupt:
         STUDY.fail("interrupted")
         _interrupted()
-    except BaseException as error:  # a bug: it keeps its traceback, and the record says that the run has ended
+    except BaseException as error:
+        if STUDY.folder is None and isinstance(error, TypeError | ValueError):
+            # Hydra's own, about an override such as model=null or train=[1]
+            _fail(ConfigError(_explain(error, sys.argv[1:])))
         STUDY.fail(f"{type(error).__name__}: {error}")
-        raise
+        raise  # a bug: it keeps its traceback, and the record says that the run has ended
     sys.exit(code)
 
 
@@ -270,7 +327,18 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
+def _no_folder(folder: Path) -> str | None:
+    """Why a folder cannot be made, having made it if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"cannot be made: {error.strerror}"
+    return None if os.access(folder, os.W_OK) else "may not be written to"
+
+
 def _fail(error: SftlabError) -> NoReturn:
+    if STUDY.tracebacks:
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
     print(f"sftlab: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
@@ -284,7 +352,7 @@ def _interrupted() -> NoReturn:
     sys.exit(130)
 
 
-def _explain(error: HydraException, arguments: list[str]) -> str:
+def _explain(error: Exception, arguments: list[str]) -> str:
     """Hydra's error about a composition as place, value and remedy, together with all else that is wrong."""
     from hydra import compose, initialize_config_dir
     from hydra._internal.utils import get_args_parser
@@ -309,6 +377,10 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
         choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
         if SECRET.search(key):
             found.append(f"{key}: {SECRETS}")
+        elif not key:
+            found.append(f"{argument}: has no key; write KEY=VALUE")
+        elif key in groups and key not in ("experiment", "debug") and not (isinstance(value, str) or override.package):
+            found.append(f"{argument}: a group needs one choice; there are {', '.join(choices)}")
         elif key in groups and isinstance(value, str) and value not in choices:
             close = difflib.get_close_matches(value, choices, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
@@ -333,8 +405,8 @@ def _explain(error: HydraException, arguments: list[str]) -> str:
         extra = name.replace("submitit", "slurm")
         found.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
     if not found:
-        text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip())
-        return text.removesuffix("; ")
+        text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip()).removesuffix("; ")
+        return text if ";" in text else f"{text}; `python -m sftlab --cfg all` lists all keys, with values that fit"
     GlobalHydra.instance().clear()
     try:  # what is wrong besides
         with initialize_config_dir(str(CONF), version_base="1.3"):

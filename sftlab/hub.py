@@ -49,7 +49,13 @@ def check_model(name: str, revision: str | None, key: str) -> None:
         try:
             snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
         except LocalEntryNotFoundError:
-            HfApi().get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=revision))
+            api = HfApi()
+            api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=revision))
+            if not any(file.endswith(".safetensors") for file in api.list_repo_files(name, revision=revision)):
+                raise ConfigError(
+                    f"{key}={name!r}: has no weights as safetensors, and pickled ones may run code; "
+                    "name a model that has them"
+                ) from None
 
 
 def check_dataset(name: str, revision: str | None, key: str) -> None:

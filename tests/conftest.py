@@ -20,19 +20,21 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture
-def config() -> Callable[..., Any]:
+def make_config(*overrides: str) -> Any:
     """Compose conf/ with these overrides, and validate."""
     from hydra import compose, initialize_config_dir
 
     from sftlab.cli import CONF
     from sftlab.validate import validate
 
-    def made(*overrides: str) -> Any:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return validate(compose("config", overrides=list(overrides)))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return validate(compose("config", overrides=list(overrides)))
 
-    return made
+
+@pytest.fixture
+def config() -> Callable[..., Any]:
+    """``make_config``."""
+    return make_config
 
 
 def vignette(number: int, **changed: Any) -> Row:
@@ -82,5 +84,6 @@ def write_model(folder: Path, template: str | None = TEMPLATE) -> Path:
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, "utf-8")
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 2048}), "utf-8")
-    (folder / "model.safetensors").write_bytes(b"stands for weights")
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     return folder

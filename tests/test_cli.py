@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,27 +20,34 @@ HEAVY = {
     "matplotlib", "bitsandbytes",
 }  # fmt: skip
 
-# The program as it is, and at its end what it has imported of these modules.
-DRIVER = """
-import atexit, sys
-atexit.register(lambda: print("loaded:", *sorted(set({names}) & set(sys.modules)), file=sys.stderr))
-from sftlab.cli import main
-main()
-"""
 
-
-def sftlab(folder: Path, *arguments: str, heavy: set[str] = HEAVY) -> tuple[int, str, str, str]:
-    """Exit code, standard output, standard error, and the heavy modules that were imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER.format(names=heavy), *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONWARNINGS": "default"},
-        capture_output=True,
+@cache
+def server() -> subprocess.Popen[str]:
+    server = subprocess.Popen(
+        [sys.executable, "-W", "default", Path(__file__).with_name("commands.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
-    errors, _, loaded = done.stderr.rpartition("loaded:")
-    return done.returncode, done.stdout, errors, loaded.strip()
+    assert server.stdin is not None
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)
+    return server
+
+
+def sftlab(folder: Path, *arguments: str) -> tuple[int, str, str, str]:
+    """Exit code, standard output, standard error, and the heavy modules that were imported."""
+    process = server()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with tempfile.TemporaryDirectory() as output:
+        case = {"folder": str(folder), "arguments": arguments, "environment": dict(os.environ), "names": list(HEAVY)}
+        process.stdin.write(json.dumps(case | {"output": output}) + "\n")
+        process.stdin.flush()
+        code, seconds = map(float, process.stdout.readline().split())
+        assert seconds < 5
+        out, errors, loaded = ((Path(output) / name).read_text("utf-8") for name in ("out", "err", "loaded"))
+        return int(code), out, errors, loaded
 
 
 def files(folder: Path) -> list[str]:
@@ -142,7 +153,12 @@ def test_a_prompt_that_max_length_cuts_ends_with_2_and_leaves_no_stage(tmp_path:
     "arguments", [["--help"], ["--cfg", "job"], ["+experiment=medqa", "--cfg", "job", "--resolve"]]
 )
 def test_help_and_cfg_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
-    code, out, message, loaded = sftlab(tmp_path, *arguments, heavy=HEAVY | {"numpy", "pyarrow", "huggingface_hub"})
-    assert (code, message, loaded) == (0, "", "")
-    assert "python -m sftlab" in out or "learning_rate: " in out
+    names = HEAVY | {"numpy", "pyarrow", "huggingface_hub"}
+    code = f"import atexit, sys; atexit.register(lambda: print({names} & set(sys.modules), file=sys.stderr)); "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "from sftlab.cli import main; main()", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+    assert "python -m sftlab" in done.stdout or "learning_rate: " in done.stdout
     assert files(tmp_path) == []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import vignettes, write_model
+from conftest import TEMPLATE, vignettes, write_model
 from test_cli import refused
 from test_dataset import examples, ids
 from test_prompt import settings
@@ -30,6 +32,9 @@ class Hub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     files: dict[str, dict[str, bytes]] = {}  # noqa: RUF012 – set by the fixture, read by every request
     asked: list[str] = []  # noqa: RUF012
+    commit = COMMIT
+    older: dict[str, dict[str, dict[str, bytes]]] = {}  # noqa: RUF012 – by commit
+    cut: list[str] = []  # noqa: RUF012 – files that are cut off once
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -46,31 +51,53 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.asked.append(f"{self.command} {path}")
-        if "/broken/" in path:
-            return self.answer(503, {"error": "down for maintenance"})
+        if status := re.search(r"/status/(\d+)", path):
+            return self.answer(int(status[1]), {"error": "down for maintenance"}, Retry_After="1")
+        if "/stalled/" in path:
+            time.sleep(3)
+            return None
         name = next((name for name in self.files if f"/{name}/" in f"{path}/"), None)
         if name is None:
             return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         rest = path.partition(name)[2].strip("/")
         # A gated repository shows its description to everybody, and its files to those who accepted its terms.
         if "gated" in name and ("resolve" in rest or rest == "auth-check"):
-            return self.answer(403, {"error": "Access is restricted"}, X_Error_Code="GatedRepo")
-        files = self.files[name]
+            status = 401 if "nobody" in name else 403  # without a token, and with one that was not granted access
+            return self.answer(status, {"error": "Access is restricted"}, X_Error_Code="GatedRepo")
         match rest.split("/"):
             case ["" | "auth-check"]:
-                return self.answer(200, self.info(name, files))
-            case ["revision", revision] if revision in ("main", COMMIT):
-                return self.answer(200, self.info(name, files))
-            case ["tree", _, *folder]:
-                inside = {file: text for file, text in files.items() if not folder or file.startswith("/".join(folder))}
-                return self.answer(200, [self.entry(file, text) for file, text in inside.items()])
-            case ["resolve", revision, *file] if revision in ("main", COMMIT) and "/".join(file) in files:
-                text = files["/".join(file)]
-                etag = f'"{hashlib.sha1(text).hexdigest()}"'
-                return self.answer(200, text, ETag=etag, X_Repo_Commit=COMMIT, Accept_Ranges="bytes")
-            case ["resolve", revision, *_] if revision in ("main", COMMIT):
-                return self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
+                return self.answer(200, self.info(name, self.commit))
+            case ["revision", revision] if self.at(revision):
+                return self.answer(200, self.info(name, self.at(revision)))
+            case ["tree", revision, *folder]:
+                files = self.stored(name, self.at(revision)).items()
+                return self.answer(200, [self.entry(*file) for file in files if file[0].startswith("/".join(folder))])
+            case ["resolve", revision, *file] if commit := self.at(revision):
+                return self.file("/".join(file), self.stored(name, commit), commit)
         return self.answer(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
+
+    def file(self, file: str, files: dict[str, bytes], commit: str) -> None:
+        if file not in files:
+            return self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
+        text, told = files[file], {"X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+        told["ETag"] = f'"{hashlib.sha1(text).hexdigest()}"'
+        if self.command == "GET" and file in self.cut:
+            self.cut.remove(file)
+            self.answer(200, text[:-10], Content_Length=str(len(text)), **told)
+            self.close_connection = True
+            return None
+        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
+            start, size = int(asked[1]), len(text)
+            return self.answer(206, text[start:], Content_Range=f"bytes {start}-{size - 1}/{size}", **told)
+        return self.answer(200, text, **told)
+
+    def at(self, revision: str) -> str:
+        """The commit that a revision names, or nothing."""
+        commit = self.commit if revision == "main" else revision
+        return commit if commit == self.commit or commit in self.older else ""
+
+    def stored(self, name: str, commit: str) -> dict[str, bytes]:
+        return self.older.get(commit, self.files)[name]
 
     do_HEAD = do_GET  # noqa: N815 – the name that http.server calls
 
@@ -79,13 +106,14 @@ class Hub(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(f"POST {path}")
         name = next(name for name in self.files if f"/{name}/" in path)
-        files = self.files[name]
+        files = self.stored(name, self.at(path.rpartition("/")[2]))
         self.answer(200, [self.entry(file, files[file]) for file in asked["paths"] if file in files])  # paths-info
 
-    def info(self, name: str, files: dict[str, bytes]) -> dict[str, Any]:
+    def info(self, name: str, commit: str) -> dict[str, Any]:
         return {
-            "_id": "1", "id": name, "sha": COMMIT, "private": False, "gated": "manual" if "gated" in name else False,
-            "downloads": 0, "likes": 0, "tags": [], "siblings": [{"rfilename": file} for file in files],
+            "_id": "1", "id": name, "sha": commit, "private": False, "gated": "manual" if "gated" in name else False,
+            "downloads": 0, "likes": 0, "tags": [],
+            "siblings": [{"rfilename": file} for file in self.stored(name, commit)],
         }  # fmt: skip
 
     def entry(self, file: str, text: bytes) -> dict[str, Any]:
@@ -101,11 +129,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     Hub.files = {
         "org/tiny": {**stored, "README.md": b"about", "model.gguf": b"not needed", "code.py": b"raise SystemExit"},
         "org/gated": stored,
+        "org/gated-nobody": stored,
+        "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
         "org/bare": {"README.md": b"about"},
         "org/rows": {"train.jsonl": rows, "README.md": b"---\nlicense: mit\n---\n"},
         "org/gated-rows": {"train.jsonl": rows},
     }
-    Hub.asked = []
+    Hub.asked, Hub.cut, Hub.older, Hub.commit = [], [], {}, COMMIT
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     ask(monkeypatch, tmp_path_factory.mktemp("home"), server.server_port)
@@ -122,6 +152,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, home: Path, port: int) -> None:
     monkeypatch.setenv("HF_HOME", str(home))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
 
 
 def python(code: str) -> Any:
@@ -150,7 +181,18 @@ REFUSED = [
     ),
     (["model.name_or_path=org/tiny", "model.revision=v9"], ["model.name_or_path='org/tiny': has no such revision"]),
     (["model.name_or_path=org/bare"], ["model.name_or_path='org/bare': has no config.json; give a saved model"]),
-    (["model.name_or_path=broken/model"], ["the hub ({hub}) answered 503", "try again later"]),
+    (["model.name_or_path=org/gated-nobody"], ["model.name_or_path='org/gated-nobody': is gated", "`hf auth login`"]),
+    (["model.name_or_path=org/pickled"], ["'org/pickled': has no weights as safetensors", "name a model that has"]),
+    *(
+        ([f"model.name_or_path=status/{status}"], [f"the hub ({{hub}}) answered {status}", "try again later"])
+        for status in (403, 429, 500, 503)
+    ),
+    (["model.name_or_path=status/401"], ["is neither a local path nor a repository that you can see", "hf auth login"]),
+    (
+        [*DATA, "dataset.name_or_path=status/500"],
+        ["dataset.name_or_path='status/500': the hub ({hub}) answered 500", "try again later"],
+    ),
+    (["model.name_or_path=stalled/model"], ["the hub ({hub}) cannot be reached", "timed out", "check the network"]),
     (
         [*DATA, "dataset.name_or_path=org/gated-rows"],
         ["dataset.name_or_path='org/gated-rows': is gated", "accept its terms at {hub}/datasets/org/gated-rows,"],
@@ -215,6 +257,50 @@ def test_a_model_is_downloaded_once_and_then_found_without_the_hub(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert python(SNAPSHOT) == [names, commit, folder]
     assert hub.asked == []
+
+
+def test_a_file_that_is_cut_off_is_fetched_to_its_end(hub: type[Hub]) -> None:
+    hub.cut.append("tokenizer.json")
+    names, _, folder = python(SNAPSHOT)
+    assert hub.cut == []
+    for name in names:
+        assert (Path(folder) / name).read_bytes() == hub.files["org/tiny"][name]
+
+
+PINNED = """
+import json, os
+from pathlib import Path
+from conftest import make_config
+from sftlab import models, pipeline
+from sftlab.stages import dataset
+from sftlab.store import Store
+cfg = make_config(*json.loads(os.environ["OVERRIDES"]))
+base = models.resolve(cfg.model, Store("store"), cfg.seed)
+cfg = pipeline.pinned(cfg, base)
+rows = dataset.examples(cfg.dataset, cfg.seed)
+text = (base.path / "chat_template.jinja").read_text("utf-8")
+print(json.dumps([pipeline.revisions(cfg), text, sorted(row.user for part in rows.values() for row in part)]))
+"""
+
+
+def test_a_rerun_with_the_recorded_revisions_gets_the_same_bytes(
+    hub: type[Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*DATA[:1], "model.name_or_path=org/tiny", "dataset.name_or_path=org/rows"]
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("OVERRIDES", json.dumps(overrides))
+    first = python(PINNED)
+    assert first[0] == {"model.revision": COMMIT, "dataset.revision": COMMIT}
+    hub.older[COMMIT] = {name: dict(files) for name, files in hub.files.items()}
+    hub.commit = "f" * 40  # the branch goes on
+    hub.files["org/tiny"]["chat_template.jinja"] = TEMPLATE.replace("<", "[").encode()
+    hub.files["org/rows"]["train.jsonl"] = "".join(json.dumps(row) + "\n" for row in vignettes(30)).encode()
+    later = python(PINNED)
+    assert later[0] == {"model.revision": hub.commit, "dataset.revision": hub.commit}
+    assert later[1:] != first[1:]
+    monkeypatch.setenv("OVERRIDES", json.dumps([*overrides, *(f"{key}={value}" for key, value in first[0].items())]))
+    assert python(PINNED) == first
 
 
 ROWS = """

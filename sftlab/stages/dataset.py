@@ -45,6 +45,12 @@ def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str,
     return {"version": 2, "dataset": settings, "seed": seed, "mounted": mounted, "source": _identity(cfg)}
 
 
+def revision(cfg: DatasetConfig) -> str | None:
+    """The commit that a dataset from the hub has now; None for any other."""
+    found = _identity(cfg)
+    return found if isinstance(found, str) else None
+
+
 def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Dataset:
     """The dataset's examples, from the store or made now.
 
@@ -128,9 +134,9 @@ def _read(cfg: DatasetConfig, seed: int, key: str) -> dict[str, Rows]:
         if not files:
             raise ConfigError(f"{key}.name_or_path={name!r}: holds no {', '.join(SUFFIXES)} file; check the path")
         return {split: [row for file in group for row in _rows(file)] for split, group in files.items()}
-    from sftlab.hub import dataset_rows
+    from sftlab.hub import dataset_commit, dataset_rows
 
-    splits = dataset_rows(name, cfg.subset, cfg.revision)
+    splits = dataset_rows(name, cfg.subset, dataset_commit(name, cfg.revision))  # not what a branch is a moment later
     return _named({split: _dense_rows(rows) for split, rows in splits.items()})
 
 
