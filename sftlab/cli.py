@@ -337,8 +337,8 @@ def _no_folder(folder: Path) -> str | None:
 
 
 def _fail(error: SftlabError) -> NoReturn:
-    if STUDY.tracebacks:
-        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+    if STUDY.tracebacks and sys.exc_info()[0]:
+        print(redacted(traceback.format_exc()), file=sys.stderr)
     print(f"sftlab: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 

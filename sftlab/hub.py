@@ -135,6 +135,11 @@ def explained(name: str, key: str) -> Iterator[None]:
             f"{_first_line(error)}; check the network, or give a local folder"
         ) from error
     except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise ConfigError(
+                f"{key}={name!r}: the hub ({constants.ENDPOINT}) refuses your token ({error.response.status_code}); "
+                f"log in with `hf auth login` (or set HF_TOKEN), and see {page} for who may read it"
+            ) from error
         raise ConfigError(
             f"{key}={name!r}: the hub ({constants.ENDPOINT}) answered {error.response.status_code}: "
             f"{_first_line(error)}; see {page}, or try again later"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,15 @@ def server() -> subprocess.Popen[str]:
         text=True,
     )
     assert server.stdin is not None
+    assert server.stdout is not None
+    atexit.register(server.stdout.close)
     atexit.register(server.wait)
     atexit.register(server.stdin.close)
     return server
 
 
-def sftlab(folder: Path, *arguments: str) -> tuple[int, str, str, str]:
-    """Exit code, standard output, standard error, and the heavy modules that were imported."""
+def sftlab(folder: Path, *arguments: str, limit: float = inf) -> tuple[int, str, str, str]:
+    """Exit code, standard output, standard error, and the heavy modules that were imported, within CPU seconds."""
     process = server()
     assert process.stdin is not None
     assert process.stdout is not None
@@ -45,7 +48,7 @@ def sftlab(folder: Path, *arguments: str) -> tuple[int, str, str, str]:
         process.stdin.write(json.dumps(case | {"output": output}) + "\n")
         process.stdin.flush()
         code, seconds = map(float, process.stdout.readline().split())
-        assert seconds < 5
+        assert seconds < limit
         out, errors, loaded = ((Path(output) / name).read_text("utf-8") for name in ("out", "err", "loaded"))
         return int(code), out, errors, loaded
 
@@ -57,7 +60,7 @@ def files(folder: Path) -> list[str]:
 def refused(folder: Path, *arguments: str) -> str:
     """The message for a command line that must be refused before anything is written."""
     before = files(folder)
-    code, out, message, loaded = sftlab(folder, *arguments)
+    code, out, message, loaded = sftlab(folder, *arguments, limit=5)
     assert code == 2, message
     assert out == ""
     assert message.startswith("sftlab: ")

@@ -185,9 +185,12 @@ REFUSED = [
     (["model.name_or_path=org/pickled"], ["'org/pickled': has no weights as safetensors", "name a model that has"]),
     *(
         ([f"model.name_or_path=status/{status}"], [f"the hub ({{hub}}) answered {status}", "try again later"])
-        for status in (403, 429, 500, 503)
+        for status in (429, 500, 503)
     ),
-    (["model.name_or_path=status/401"], ["is neither a local path nor a repository that you can see", "hf auth login"]),
+    *(
+        ([f"model.name_or_path=status/{status}"], [f"refuses your token ({status}); log in with `hf auth login`"])
+        for status in (401, 403)
+    ),
     (
         [*DATA, "dataset.name_or_path=status/500"],
         ["dataset.name_or_path='status/500': the hub ({hub}) answered 500", "try again later"],
@@ -271,6 +274,7 @@ PINNED = """
 import json, os
 from pathlib import Path
 from conftest import make_config
+os.environ["HF_HUB_OFFLINE"] = "0"
 from sftlab import models, pipeline
 from sftlab.stages import dataset
 from sftlab.store import Store
@@ -283,6 +287,7 @@ print(json.dumps([pipeline.revisions(cfg), text, sorted(row.user for part in row
 """
 
 
+@pytest.mark.smoke
 def test_a_rerun_with_the_recorded_revisions_gets_the_same_bytes(
     hub: type[Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
