@@ -14,6 +14,7 @@ from markupsafe import Markup as Markdown  # what is Markdown already and must n
 from sftlab.errors import ConfigError, StageError
 from sftlab.hub import MODEL_FILES, explained
 from sftlab.page import DASH, VERDICTS, count, decimals, finite, percent, points
+from sftlab.score import METRICS, metric
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -22,7 +23,6 @@ PUSH_KEY = "hub.repo_id"
 # What sftlab keeps in a merged model's folder: it tells paths of this machine, and is of no use to anybody else.
 OWN_FILES = ["manifest.json", "inputs.json", "check.json", "error.json"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*(?<!\.jsonl)(?<!\.json)(?<!\.csv)(?<!\.parquet)", re.ASCII)
-METRICS = {"rouge": ("rouge", "ROUGE-L")}  # by eval.task; of all others it is the accuracy
 
 
 class Part(dict[str, Any]):
@@ -56,7 +56,10 @@ def card(run: dict[str, Any], config: dict[str, Any]) -> str:
         base=_short(config["model"]["name_or_path"]),
         data=_short(config["dataset"]["name_or_path"]),
         test=_short(test["name_or_path"]) or "the test set",
-        metric=METRICS.get(str(config["eval"]["task"]), ("", "accuracy"))[1],
+        metric=metric(run["evaluation"]),
+        metric_names=METRICS,
+        others=[name for name in METRICS if name not in ("accuracy", metric(run["evaluation"]))],
+        metric_name=METRICS[metric(run["evaluation"])],
         alpha=finite(config["eval"]["alpha"]) or 0.05,
         tables=tables,
     )
@@ -80,16 +83,17 @@ def _metadata(title: str, run: Any, config: Any, test: Any) -> dict[str, Any]:
     made |= {"base_model": base} if base else {}
     made |= {"datasets": [data]} if data else {}
     made["tags"] = ["sft", "sftlab", *([_line(method)] if method and method != "none" else [])]
-    value = finite(run["evaluation"]["finetuned"]["accuracy"])
+    judged = metric(run["evaluation"])
+    value = finite(run["evaluation"]["finetuned"][judged])
     if value is not None:
         source = _hub_id(test["name_or_path"])
         name = _short(test["name_or_path"]) or "test set"
         about = {"name": name, "type": source or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"}
         fields = {"config": test["subset"], "revision": test["revision"]} if source else {}
         about |= {field: _line(given) for field, given in fields.items() if given}
-        kind, label = METRICS.get(str(config["eval"]["task"]), ("accuracy", "Accuracy"))
-        metric = {"type": kind, "name": label, "value": round(100 * value, 2), "verified": False}
-        result = {"task": {"type": "text-generation"}, "dataset": about, "metrics": [metric]}
+        kind, label = ("accuracy", "Accuracy") if judged == "accuracy" else ("rouge", METRICS[judged])
+        found = {"type": kind, "name": label, "value": round(100 * value, 2), "verified": False}
+        result = {"task": {"type": "text-generation"}, "dataset": about, "metrics": [found]}
         made["model-index"] = [{"name": title, "results": [result]}]
     return made
 

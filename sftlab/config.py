@@ -139,8 +139,11 @@ class EvalConfig(Section):
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
-    task: Literal["choice", "exact"]
+    task: Literal["choice", "exact", "rouge"]
     pattern: str
+    extract: str | None
+    rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    group_by: str | None
     batch_size: PositiveInt
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
     kv_cache_gib: PositiveFloat

@@ -123,10 +123,7 @@ def normalise(text: str) -> str:
     pairs of quotes, backticks or emphasis marks, and closing punctuation. Inside, and at the front,
     signs stay: "-5" is not "5", "50%" is not "50". Text that is nothing but signs keeps them.
     """
-    text = text.strip()
-    if (fence := _FENCE.match(text)) and text.endswith(("```", "~~~")) and len(text) >= fence.end() + 3:
-        text = text[fence.end() : -3]
-    text = " ".join(text.casefold().split())
+    text = " ".join(unfenced(text).casefold().split())
     bare = text
     for _ in range(LAYERS):  # few have two, and a model stuck on one sign has thousands
         shorter = _WRAPPED.sub(lambda pair: pair[2] or pair[3], bare.rstrip(" .,;:!?")).strip()
@@ -134,6 +131,14 @@ def normalise(text: str) -> str:
             break
         bare = shorter
     return bare or text
+
+
+def unfenced(text: str) -> str:
+    """Text without white space around it, and without the code fence that it stands in as a whole."""
+    text = text.strip()
+    if (fence := _FENCE.match(text)) and text.endswith(("```", "~~~")) and len(text) >= fence.end() + 3:
+        return text[fence.end() : -3].strip()
+    return text
 
 
 _FENCE = re.compile(r"(?:```|~~~)[^\S\n]{0,20}[\w+#-]{0,40}[^\S\n]{0,20}\n")

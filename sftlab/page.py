@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.records import Prediction, read_jsonl
+from sftlab.score import METRICS, metric
 from sftlab.statistics import subgroup
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ VERDICTS = ("better", "worse", "inconclusive")
 # What questions are filtered by, in the order of the buttons: two models compared, or one alone.
 PAIRED = ("differ", "gained", "lost", "unparsed", "both-wrong", "both-right", "all")
 ALONE = ("wrong", "right", "unparsed", "all")
+# And where answers have scores, which are no right or wrong.
+SCORED_PAIRED = ("differ", "gained", "lost", "same", "unparsed", "all")
+SCORED_ALONE = ("scored", "unparsed", "all")
+FOREST = 20  # subgroups that are drawn; more would be no picture
 DASH = "–"
 
 
@@ -46,7 +51,11 @@ def render(folder: Path) -> str:
         curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,
         losses=_losses(folder / "metrics.jsonl"),
         letters=_letters(evaluation, answers),
+        metric=metric(evaluation),
+        metric_names=METRICS,
+        metric_name=METRICS[metric(evaluation)],
         groups=_groups(answers),
+        forest=_forest(evaluation),
         questions=_questions(answers),
     )
     # A lone surrogate, which broken input can leave in a text, could not be written as UTF-8.
@@ -189,10 +198,25 @@ def _letters(evaluation: dict[str, Any], answers: dict[str, list[Prediction]]) -
 def _groups(answers: dict[str, list[Prediction]]) -> list[tuple[str, list[tuple[int, int, float, float] | None]]]:
     """Correct answers, questions and interval of each group by each model, where there are few enough to read."""
     groups = dict.fromkeys(row.group for rows in answers.values() for row in rows if row.group is not None)
-    if not 2 <= len(groups) <= 20:
+    scored = any(row.score is not None for rows in answers.values() for row in rows)
+    if scored or not 2 <= len(groups) <= 20:
         return []
     found = [subgroup([row.correct for row in rows], [row.group for row in rows]) for rows in answers.values() if rows]
     return [(name, [part.get(name) for part in found]) for name in groups]
+
+
+def _forest(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """The subgroups that were compared, where they are few enough to draw: the name, the difference and its ends."""
+    found = []
+    for group in (evaluation.get("subgroups") or {}).get("groups") or []:
+        difference = group.get("difference") or {}
+        ends = difference.get("ci95") or []
+        numbers = [finite(value) for value in (difference.get("delta"), *ends)]
+        if len(numbers) == 3 and None not in numbers:
+            found.append(
+                {"name": str(group.get("name") or DASH), "delta": numbers[0], "low": numbers[1], "high": numbers[2]}
+            )
+    return found if len(found) <= FOREST else []
 
 
 def _questions(answers: dict[str, list[Prediction]]) -> dict[str, Any]:
@@ -211,18 +235,27 @@ def _questions(answers: dict[str, list[Prediction]]) -> dict[str, Any]:
                 "question": of.prompt[len(before) : len(of.prompt) - len(after)],
                 "target": of.target,
                 "group": of.group,
+                "subgroup": of.subgroup,
                 "kinds": _kinds(pair),
                 "sides": [None if side is None else _side(side, of.prompt) for side in pair],
             }
         )
-    kinds = PAIRED if len(shown) > 1 else ALONE
+    scored = any(row.score is not None for row in first.values())
+    if scored:  # the largest change first; of one model alone the lowest score
+        rows.sort(key=_change)
+    kinds = (SCORED_PAIRED if scored else PAIRED) if len(shown) > 1 else SCORED_ALONE if scored else ALONE
     buttons = [(kind, sum(kind in row["kinds"] for row in rows)) for kind in kinds]
     block = {"models": [MODELS[name] for name in shown], "before": before, "after": after, "rows": rows}
     # Nothing in the block may look like markup to the HTML parser, or end a line in old JavaScript.
     escapes = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
     text = json.dumps(block, ensure_ascii=False).translate(escapes)
     start = kinds[0] if buttons[0][1] else "all"
-    return {"models": block["models"], "buttons": buttons, "start": start, "json": text}
+    return {"models": block["models"], "buttons": buttons, "start": start, "json": text, "scored": scored}
+
+
+def _change(row: dict[str, Any]) -> float:
+    scores = [side["score"] for side in row["sides"] if side is not None and side["score"] is not None]
+    return -abs(scores[1] - scores[0]) if len(scores) > 1 else scores[0] if scores else 0
 
 
 def _frame(prompts: list[str]) -> tuple[str, str]:
@@ -243,6 +276,14 @@ def _kinds(pair: list[Prediction | None]) -> list[str]:
     """The buttons that a question is shown under."""
     sides = [side for side in pair if side is not None]
     kinds = ["all"] + ["unparsed"] * any(side.answer is None for side in sides)
+    scores = [side.score for side in sides if side.score is not None]
+    if scores:
+        if len(scores) < 2:
+            return [*kinds, "scored"]
+        return [
+            *kinds,
+            *(["same"] if scores[0] == scores[1] else ["differ", "gained" if scores[1] > scores[0] else "lost"]),
+        ]
     if len(sides) < 2:
         return [*kinds, "right" if sides[0].correct else "wrong"]
     if sides[0].correct == sides[1].correct:
@@ -254,4 +295,6 @@ def _side(row: Prediction, shared: str) -> dict[str, Any]:
     """One model's answer. Its prompt only where it is not the shared one: another tokenizer, another template."""
     other = None if row.prompt == shared else row.prompt
     side = {"text": row.completion, "answer": row.answer, "correct": row.correct, "readings": row.readings}
-    return {**side, "cut": row.finish_reason == "length", "prompt": other}
+    if row.score is not None and row.answer == row.completion.strip():
+        side["answer"] = ""  # it is the text, which need not be there twice
+    return {**side, "score": row.score, "cut": row.finish_reason == "length", "prompt": other}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from sftlab.preview import preview
 from sftlab.records import Candidate, Example, Prediction, read_jsonl
 from sftlab.run import Run
 from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
-from sftlab.statistics import compare, minimal_detectable_difference
+from sftlab.statistics import compare, detectable_mean_difference, minimal_detectable_difference
 from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.subgroups import subgroups
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     if cfg.select.metric == "exact_match":
         job.comparable = {
             "validation questions": key_of({"rows": [[row.id, row.target] for row in data.split("validation")]}),
-            **cfg.eval.model_dump(include={"engine", "max_tokens", "temperature", "task", "pattern"}),
+            **cfg.eval.model_dump(include={"engine", "max_tokens", "temperature", "task", "pattern", "extract"}),
         }
     else:
         job.comparable = {
@@ -272,14 +273,16 @@ def show(cfg: Config, folder: Path) -> None:
 def compare_files(run: Run, cfg: Config) -> None:
     """``mode=compare``: the verdict for two prediction files, whoever made them."""
     first, second = map(Path, cfg.eval.predictions)
-    pair = load_pair(first, second, cfg.eval)
+    pair = [score.scored(rows, cfg.eval) for rows in load_pair(first, second, cfg.eval)]
     names = ("baseline", "finetuned")
     rows = dict(zip(names, pair, strict=True))
     result: dict[str, Any] = {}
     for name in names:
         result[name] = evaluation_of(rows[name], run.folder, name, cfg)
     result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
-    if reason := unjudgeable(*pair):
+    if cfg.eval.group_by is not None:
+        result["subgroups"] = subgroups(rows, cfg.eval, cfg.seed)
+    if reason := unjudgeable({"the first file": pair[0], "the second file": pair[1]}):
         result["comparison"]["verdict"] = f"inconclusive: {reason}"
     run.update(evaluation=result, sources=dict(zip(names, map(str, (first, second)), strict=True)))
     report.table(result)
@@ -290,7 +293,7 @@ def evaluation_of(rows: list[Prediction], folder: Path, name: str, cfg: Config) 
     (folder / "predictions").mkdir(exist_ok=True)
     Prediction.write(folder / "predictions" / f"{name}.jsonl", rows)
     return {
-        **score.summary(rows, cfg.eval),
+        **score.summary(rows, cfg.eval, cfg.seed),
         "readings": score.readings_table(rows),
         "letters": score.letters(rows),
     }
@@ -323,7 +326,8 @@ def dry_run(cfg: Config) -> int:
     """``dry_run=true``: everything up to the first stage that would take long, without writing a run."""
     store = Store(cfg.store)
     machine = instance.find(cfg.instance)
-    examples = dataset.examples(cfg.dataset, cfg.seed)
+    column = cfg.eval.group_by
+    examples = dataset.examples(cfg.dataset, cfg.seed, column=column if cfg.eval.dataset is None else None)
     log.info("dataset: %s", ", ".join(f"{len(rows):,} {name}" for name, rows in examples.items()))
     planned: list[tuple[str, bool]] = [("dataset", store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))]
     log.info(
@@ -350,9 +354,20 @@ def dry_run(cfg: Config) -> int:
     n = (
         len(examples["test"])
         if cfg.eval.dataset is None
-        else len(dataset.examples(cfg.eval.dataset, cfg.seed, mounted=True)["test"])
+        else len(dataset.examples(cfg.eval.dataset, cfg.seed, mounted=True, column=column)["test"])
     )
     n = min(n, cfg.eval.max_rows or n)
+    if cfg.eval.task == "rouge":
+        visible = detectable_mean_difference(0.1, n, alpha=cfg.eval.alpha)
+        log.info(
+            "test set: %d texts can show %.1f points of %s or more if the models' scores differ from text to text by a "
+            "standard deviation of 10 points (80 %% power; the report says it for the spread that was found, and "
+            "eval.hoped_difference is for accuracies)",
+            n,
+            100 * visible,
+            score.METRICS[cfg.eval.rouge],
+        )
+        return 0
     visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha)
     shown = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
     log.info("test set: %d questions can show %s (80 %% power, a fifth of the answers changing)", n, shown)
@@ -387,16 +402,24 @@ def judge(
         prompts = test_prompts(cfg, source, test)
         generated = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
-        rows[name] = score.predictions(generated.rows(), examples, cfg.eval)
+        rows[name] = score.scored(score.predictions(generated.rows(), examples, cfg.eval), cfg.eval)
         result[name] = evaluation_of(rows[name], run.folder, name, cfg)
     if cfg.eval.baseline:
         result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
+        # A base model that never answers in the form asked for is a finding; two such models show nothing.
+        named = {"the base model": rows["baseline"], "the fine-tuned model": rows["finetuned"]}
+        if reason := unjudgeable(named, every=True):
+            result["comparison"]["verdict"] = f"inconclusive: {reason}"
+    if cfg.eval.group_by is not None:
+        result["subgroups"] = subgroups(rows, cfg.eval, cfg.seed)
     run.update(evaluation=result, stages=stages, times=times)
     report.table(result)
 
 
 def comparison(baseline: list[Prediction], finetuned: list[Prediction], cfg: Config) -> dict[str, Any]:
-    """The verdict, by the strict reading and by answers where every question has one (forced)."""
+    """The verdict, by the strict reading and by answers where every question has one (forced); or by scores."""
+    if cfg.eval.task == "rouge":
+        return score.comparison(baseline, finetuned, cfg.eval, cfg.seed)
     groups = [row.group for row in baseline]
     settings: dict[str, Any] = {"groups": groups, "alpha": cfg.eval.alpha, "seed": cfg.seed}
     strict = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings)
@@ -454,10 +477,18 @@ def gate(
 
 def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[list[Example], str]:
     """The test set and the key of the dataset that it comes from: the dataset's own, or a mounted one."""
+    mounted = cfg.eval.dataset is not None
     if cfg.eval.dataset is not None:
         data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
     assert data is not None
-    return dataset.test_rows(data, cfg.eval.max_rows, cfg.seed), data.stage.key
+    rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
+    if cfg.mode != "train":
+        score.check(rows, cfg.eval)
+        if cfg.eval.group_by is not None:
+            source = cfg.eval.dataset or cfg.dataset
+            values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
+            rows = [replace(row, subgroup=values[row.id]) for row in rows]
+    return rows, data.stage.key
 
 
 def test_prompts(cfg: Config, base: Base, test: tuple[list[Example], str]) -> evaluate.Prompts:
@@ -476,8 +507,9 @@ def _track(run: Run, cfg: Config, winner: Job) -> None:
     evaluation = run.values.get("evaluation", {})
     trained_now = winner.times["train"] > 0
     history = [] if trained_now else list(read_jsonl(Path(winner.stages["train"]) / "metrics.jsonl"))
+    metric = score.metric(evaluation)
     summary = {
-        f"{name}_accuracy": evaluation[name]["accuracy"] for name in ("baseline", "finetuned") if name in evaluation
+        f"{name}_{metric}": evaluation[name][metric] for name in ("baseline", "finetuned") if name in evaluation
     } | {"best_eval_loss": run.values["selection"]["eval_loss"], "best_epoch": run.values["selection"]["epoch"]}
     tracking.log_result(variables, summary, report.table_rows(evaluation), run.folder / "loss.png", history)
 

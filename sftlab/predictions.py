@@ -1,7 +1,8 @@
 """Two files of answers to the same questions, from wherever they come → predictions read by one pattern.
 
 A row has ``id``, ``completion`` and ``target``, as in this project's own predictions; ``prompt``, ``group``,
-``finish_reason``, ``choices``, ``options`` and ``readings.forced`` are used where they are there. In a choice, a
+``finish_reason``, ``choices``, ``options`` and ``readings.forced`` are used where they are there, and the column
+that ``eval.group_by`` names (in ``doc``, too; own predictions keep it as ``subgroup``). In a choice, a
 target is a letter ("B", "(B)"), or a text that the pattern reads ("#### 42") or that is the answer as it stands.
 
 Or it is a row of ``samples_*.jsonl`` of lm-evaluation-harness. Its id is ``doc_id``, which every task has, and
@@ -16,7 +17,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
@@ -28,7 +29,7 @@ from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern, normalise, strict
 from sftlab.records import Example, Generation, Prediction
-from sftlab.score import predictions
+from sftlab.score import check, predictions
 
 log = logging.getLogger(__name__)
 _LETTER = re.compile(r"\W*([A-Za-z])\W*")
@@ -47,6 +48,7 @@ class _Row:
     likeliest: str | None  # a letter, "" for none of them, and None where the answer is a text
     answers: int
     doc_hash: str
+    subgroup: str | None
 
 
 def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list[Prediction]]:
@@ -65,7 +67,15 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
         options = other.options | row.options
         choices = "".join(sorted({*options, row.target})) if letters and options else letters
         texts = {letter: text for letter, text in options.items() if text} or None
-        examples.append(Example(row.generation.id, "", "", "", row.target, choices, row.group or other.group, texts))
+        group, subgroup = row.group or other.group, row.subgroup or other.subgroup
+        examples.append(Example(row.generation.id, "", "", "", row.target, choices, group, texts, subgroup))
+    if cfg.task != "choice":
+        check(examples, cfg)
+    if cfg.group_by is not None and all(example.subgroup is None for example in examples):
+        columns = ", ".join(_columns(next(_objects(a))[1]))
+        raise ConfigError(
+            f"eval.group_by={cfg.group_by!r}: no row of {a} or {b} has a value in such a column; there are {columns}"
+        )
     made = _score([row for row, _ in pairs], examples, cfg), _score([row for _, row in pairs], examples, cfg)
     answers = {row.answer for rows in made for row in rows if row.answer}
     if cfg.task == "choice" and not letters and answers and all(map(_is_letter, answers)):
@@ -77,13 +87,24 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     return made
 
 
-def unjudgeable(rows_a: list[Prediction], rows_b: list[Prediction]) -> str | None:
-    """Why the two models cannot be judged: no answer of one of them could be read. None where they can."""
-    files = {"the first file": rows_a, "the second file": rows_b}
-    mute = {name: rows for name, rows in files.items() if rows and all(row.answer is None for row in rows)}
-    if not mute:
+def unjudgeable(given: Mapping[str, list[Prediction]], *, every: bool = False) -> str | None:
+    """Why models cannot be judged: no answer of one of them (or of ``every`` one) could be read. None where they can.
+
+    ``given`` has the predictions of each by the name that people know them by. Scores cannot be judged either where
+    no target has a word that could be shared.
+    """
+    first = next(iter(given.values()))
+    if first and first[0].score is not None and not any(re.search(r"[a-zA-Z0-9]", row.target) for row in first):
+        return (
+            "cannot be judged by this score: no target has a word of ASCII letters or digits, and ROUGE knows no other "
+            f"words; see id {first[0].id!r}"
+        )
+    mute = {name: rows for name, rows in given.items() if rows and all(row.answer is None for row in rows)}
+    if not mute or (every and len(mute) < len(given)):
         return None
     names, row = " or ".join(mute), next(iter(mute.values()))[0]
+    if not row.readings and any(row.completion.strip() for rows in mute.values() for row in rows):
+        return f"cannot be judged: eval.extract makes nothing of any answer of {names}; see id {row.id!r}"
     if not row.readings:
         return f"cannot be judged: every completion of {names} is empty; generate them again"
     return (
@@ -138,7 +159,7 @@ def _read(path: Path, cfg: EvalConfig) -> dict[str, _Row]:
     pattern = compile_pattern(cfg.pattern) if cfg.task == "choice" else None
     rows: dict[str, _Row] = {}
     for line, values in _objects(path):
-        row = _row(values, line, f"{path}:{line}", pattern)
+        row = _row(values, line, f"{path}:{line}", pattern, cfg.group_by)
         seen = rows.setdefault(row.generation.id, row)
         again = row == seen and row.filter is not None and (row.filter == "" or row.filter != seen.filter)
         if seen is not row and not again:
@@ -167,7 +188,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ConfigError(f"{path}:{number}: is not a JSON object: {error}; write one object a line") from error
 
 
-def _row(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[str] | None) -> _Row:
+def _row(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[str] | None, column: str | None) -> _Row:
     harness = "completion" not in values and not {"doc_id", "resps"}.isdisjoint(values)
     needed = ("doc_id", "resps", "target") if harness else ("id", "completion", "target")
     if missing := [name for name in needed if values.get(name) is None or (name == "target" and values[name] == "")]:
@@ -192,7 +213,8 @@ def _row(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[s
     kept = _text(values.get("filter")) if harness else None
     options = _options(plain.get("choices")) | _options(plain.get("options"))
     group, doc_hash = _text(plain.get("group")) or None, _text(values.get("doc_hash"))
-    return _Row(line, kept, made, target, group, options, likeliest, answers, doc_hash)
+    subgroup = None if column is None else _text(_columns(values).get(column)) or None
+    return _Row(line, kept, made, target, group, options, likeliest, answers, doc_hash, subgroup)
 
 
 def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str, Any], str | None, int]:
@@ -225,6 +247,12 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
         raise ConfigError(f"{place}: target {target[:60]!r} is none of {len(letters)} options; give index or letter")
     best = "" if any(map(math.isnan, likelihoods)) else letters[likelihoods.index(max(likelihoods))]
     return row | {"choices": letters, "completion": ""}, best, len(resps[0])
+
+
+def _columns(values: dict[str, Any]) -> dict[str, Any]:
+    """What a row can be told apart by: its own fields, and those of the question where lm-evaluation-harness has it."""
+    doc = values.get("doc")
+    return (doc if isinstance(doc, dict) else {}) | values
 
 
 def _items(value: Any) -> list[Any]:

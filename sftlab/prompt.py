@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import regex
@@ -39,7 +39,7 @@ class Templates:
         if cfg.keep is not None:
             sources["keep"] = "{{ true if (" + cfg.keep + ") else '' }}"
         for name, source in sources.items():
-            problems += _check(f"{key}.{name}", source, columns)
+            problems += check(f"{key}.{name}", source, columns)
         if problems:
             raise ConfigError("\n".join(problems))
         self._compiled = {name: environment().from_string(source) for name, source in sources.items()}
@@ -219,6 +219,7 @@ def _search(text: str, pattern: str) -> str:
     return found.group(1) or "" if found else ""
 
 
+@lru_cache(maxsize=20_000)  # a row's SQL is its completion and its target
 def _sql(text: str) -> str:
     """A SQL statement laid out by sqlparse."""
     import sqlparse
@@ -226,7 +227,8 @@ def _sql(text: str) -> str:
     return str(sqlparse.format(text, reindent=True, keyword_case="upper")).strip()
 
 
-def _check(key: str, source: str, columns: Sequence[str]) -> list[str]:
+def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
+    """What is wrong with a template over these columns; nothing where it can be rendered."""
     from jinja2 import TemplateSyntaxError, meta
 
     try:

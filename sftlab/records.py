@@ -30,7 +30,8 @@ class Example(Record):
 
     ``choices`` holds the option letters that ``target`` may be ("ABCD"), and is empty for a task
     that is not multiple choice. ``group`` names the source that rows share, or is None.
-    ``options`` maps each letter to the option's text where the dataset tells it.
+    ``options`` maps each letter to the option's text where the dataset tells it. ``subgroup`` is a test
+    row's value in the column eval.group_by, by which results are told apart; None where there is none.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Example(Record):
     choices: str = ""
     group: str | None = None
     options: dict[str, str] | None = None
+    subgroup: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Generation(Record):
 class Prediction(Record):
     """A generation with what was read out of it; ``answer`` is None where nothing could be read.
 
-    ``readings`` has the answer by each way of reading (strict, last, lenient, forced).
+    ``readings`` has the answer by each way of reading (strict, last, lenient, forced). ``score`` is between 0
+    and 1, and None where the task has none but right and wrong. ``subgroup`` is the example's.
     """
 
     id: str
@@ -75,6 +78,18 @@ class Prediction(Record):
     correct: bool
     group: str | None
     readings: dict[str, str | None]
+    score: float | None = None
+    subgroup: str | None = None
+
+    @classmethod
+    def write(cls, path: Path, records: Iterable[Self]) -> None:
+        """Write predictions to a JSONL file, replacing it; without ``score`` and ``subgroup`` where there is none."""
+        rows = [asdict(record) for record in records]
+        for row in rows:
+            for name in ("score", "subgroup"):
+                if row[name] is None:
+                    del row[name]
+        write_jsonl(path, rows)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,44 @@ def subgroup(
     return {group: (sum(rows), len(rows), *wilson(sum(rows), len(rows), alpha)) for group, rows in members.items()}
 
 
+def mean_interval(
+    scores: Sequence[float],
+    groups: Sequence[str | None] | None,
+    *,
+    seed: int,
+    alpha: float = 0.05,
+    resamples: int = 10_000,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a mean of scores, at the level 1 − alpha.
+
+    Rows are resampled, and whole groups of them where any rows share one, as in ``compare_scores``.
+
+    Raises:
+        ValueError: There are no scores.
+    """
+    import numpy as np
+
+    if not scores:
+        raise ValueError("a mean of no scores has no interval; give at least one")
+    clusters = _clusters(np.array(scores, dtype=np.float64), groups)
+    return _bootstrap(clusters, alpha, resamples, np.random.default_rng(seed))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number by Holm's method (1979), in the same order: multiplied, at most 1."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+
+
+def fewest(alpha: float) -> int:
+    """The smallest number of rows (or groups of them) in which a paired test can reach p < alpha at all.
+
+    With n of them the smallest p is 2 / 2^n: all went one way.
+    """
+    return math.floor(1 - math.log2(alpha)) + 1
+
+
 def compare(
     a: Sequence[bool],
     b: Sequence[bool],
@@ -172,6 +210,7 @@ def compare_scores(
     seed: int,
     resamples: int = 10_000,
     noise: float | None = None,
+    name: str = "mean",
 ) -> Comparison:
     """Compare two models by scores between 0 and 1 that are no right or wrong, such as ROUGE-L.
 
@@ -189,6 +228,7 @@ def compare_scores(
         seed: Seeds the bootstrap and the permutation test; the same seed gives the same result.
         resamples: Bootstrap resamples.
         noise: The largest change of the mean between runs of one and the same model, a fraction.
+        name: What the verdict calls the means.
 
     Raises:
         ValueError: The sequences are not equally long, a score is not in [0, 1], or alpha is not in (0, 1).
@@ -219,8 +259,8 @@ def compare_scores(
         p_value,
         alpha,
         noise,
-        score=f"mean {mean_b:.3f} against {mean_a:.3f}",
-        same=f"both models have a mean of {mean_a:.3f}",
+        score=f"{name} {mean_b:.3f} against {mean_a:.3f}",
+        same=f"both models have a {name} of {mean_a:.3f}",
         change=f"{gained} answers scored higher, {lost} lower",
         unchanged="" if gained else ", so no answer's score changed",
     )
@@ -426,6 +466,45 @@ def minimal_detectable_difference(n: int, changed: float = 0.2, alpha: float = 0
     if surplus(changed) < 0:
         return math.inf
     return float(brentq(surplus, 0.0, changed, xtol=1e-6))
+
+
+def detectable_mean_difference(spread: float, n: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The smallest difference of means that a paired test finds with probability ``power``, in normal approximation.
+
+    (z(1 − alpha/2) + z(power)) · spread / √n, ``spread`` being the standard deviation over ``n`` independent rows of
+    the differences between the two models' scores. ``math.inf`` where n is below 2.
+
+    Raises:
+        ValueError: spread is negative, or not 0 < alpha < power < 1.
+    """
+    from scipy.stats import norm
+
+    if not spread >= 0 or not 0 < alpha < power < 1:
+        raise ValueError(
+            f"spread = {spread}, alpha = {alpha}, power = {power} cannot be; give spread ≥ 0 and 0 < alpha < power < 1"
+        )
+    if n < 2:
+        return math.inf
+    return float(norm.ppf(1 - alpha / 2) + norm.ppf(power)) * spread / math.sqrt(n)
+
+
+def spread_of_differences(a: Sequence[float], b: Sequence[float], groups: Sequence[str | None] | None) -> float:
+    """Standard deviation of the differences b − a between paired scores, as if rows were independent.
+
+    Where rows share groups it is the one that independent rows would need for the mean to be as uncertain as it is:
+    √n times the standard error over whole groups. NaN never comes out; of fewer than two rows or groups it is 0.
+    """
+    import numpy as np
+
+    difference: NDArray[np.float64] = np.array(b, dtype=np.float64) - np.array(a, dtype=np.float64)
+    if not len(difference):
+        return 0.0
+    clusters = _clusters(difference, groups)
+    count, n = len(clusters), len(difference)
+    if count < 2:
+        return 0.0
+    residual = clusters[:, 0] - difference.mean() * clusters[:, 1]
+    return float(math.sqrt(count / (count - 1) * float((residual**2).sum()) / n))
 
 
 def noise(runs: Sequence[Sequence[bool]]) -> float:

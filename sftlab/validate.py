@@ -18,11 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from sftlab import models
+from sftlab import models, score
 from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
 from sftlab.predictions import load_pair
+from sftlab.prompt import check
 from sftlab.stages import dataset
 from sftlab.store import Store
 
@@ -201,6 +202,16 @@ def _impossible(cfg: Config) -> Iterator[str]:
             yield f"eval.pattern: {error}"
         if (cfg.eval.dataset or cfg.dataset).choices is None:
             yield "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set eval.task"
+        if cfg.eval.extract is not None:
+            yield (
+                f"eval.extract={cfg.eval.extract!r}: eval.task=choice reads answers by eval.pattern; set it to null, "
+                "or eval.task to exact or rouge"
+            )
+    elif cfg.eval.extract is not None:
+        for problem in check("eval.extract", cfg.eval.extract, ["text"]):
+            yield problem.replace("column", "variable").replace("the rows have", "there is only")
+    if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
+        yield "select.metric=exact_match: counts right answers, and eval.task=rouge has none; set it to eval_loss"
     if cfg.mode not in ("all", "train", "evaluate", "preview"):
         return  # nothing is read but a finished run's files
     if cfg.mode != "evaluate" or cfg.eval.dataset is None:
@@ -268,9 +279,13 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
         if not local:
             _reachable(name, data.revision, f"{key}.name_or_path")
             return
-        if Store(cfg.store).has("dataset", dataset.inputs(data, cfg.seed, mounted=mounted)):
+        tested = cfg.mode != "train" and (mounted or cfg.eval.dataset is None)
+        column = cfg.eval.group_by if tested else None
+        if column is None and Store(cfg.store).has("dataset", dataset.inputs(data, cfg.seed, mounted=mounted)):
             return
-        splits = dataset.examples(data, cfg.seed, mounted=mounted)
+        splits = dataset.examples(data, cfg.seed, mounted=mounted, column=column)
+        if tested and (cfg.eval.task != "choice" or data.choices is not None):
+            score.check(splits["test"], cfg.eval)
     except ConfigError as error:
         yield from str(error).splitlines()
         return

@@ -199,7 +199,7 @@ CHECKPOINTS: list[Case] = [
     (
         REPORT,
         text("r/run.json", '{"schema_version": 1, "evaluation": 3}'),
-        ["r: its files are not as a run writes them: TypeError", "run its command again"],
+        ["r: its files are not as a run writes them: AttributeError", "run its command again"],
     ),
 ]
 

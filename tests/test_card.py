@@ -243,13 +243,37 @@ def test_the_embedded_data_is_named_as_what_it_is() -> None:
     assert "466 questions of `vignettes made by sftlab`" in text
 
 
+SCORES = {
+    "evaluation__baseline": {
+        "rougeL": 0.5129, "rouge1": 0.6, "rouge2": 0.2, "rougeLsum": 0.55, "metric": "rougeL",
+        "ci95": [0.467, 0.558], "n": 466, "unparsed": 12, "truncated": 3,
+    },
+    "evaluation__finetuned": {
+        "rougeL": 0.55794, "rouge1": 0.65, "rouge2": 0.25, "rougeLsum": 0.6, "metric": "rougeL",
+        "ci95": [0.513, 0.602], "n": 466, "unparsed": 1, "truncated": 0,
+    },
+}  # fmt: skip
+
+
 def test_full_fine_tuning_and_scores() -> None:
     config = changed(CONFIG, peft={"method": "none"}, eval__task="rouge", eval__alpha=0.01)
-    text = card(RUN, config)
+    text = card(changed(RUN, **SCORES), config)
     assert front(text)["tags"] == ["sft", "sftlab"]
     metric = front(text)["model-index"][0]["results"][0]["metrics"][0]
     assert metric == {"type": "rouge", "name": "ROUGE-L", "value": 55.79, "verified": False}
-    assert "| model | ROUGE-L |" in text
+    lines = text.splitlines()
+    for said in (
+        "| model | ROUGE-L | interval | ROUGE-1 | ROUGE-2 | ROUGE-Lsum | texts | empty | cut off |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| Baseline | 0.513 | 0.467 to 0.558 | 0.600 | 0.200 | 0.550 | 466 | 12 | 3 |",
+        "| Fine-tuned | 0.558 | 0.513 to 0.602 | 0.650 | 0.250 | 0.600 | 466 | 1 | 0 |",
+        "| Difference | +4.5 points | +1.1 to +8.2 | | | | 466 | | |",
+        "41 texts score higher than the base model's, 20 lower.",
+    ):
+        assert said in lines, said
+    assert "correct" not in text
+    assert "Unread" not in text
+    assert "(if scores differ as much as here from text to text)" in " ".join(text.split())
     assert "of the difference 99 %" in text
     assert "where p is below 0.01" in " ".join(text.split())
 

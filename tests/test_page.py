@@ -435,6 +435,147 @@ def test_free_text_has_no_letters(tmp_path: Path) -> None:
     assert "Accuracy by group" not in page.text
 
 
+def scores(folder: Path) -> dict[str, Any]:
+    """A run whose answers have scores: each answer's is a number between 0 and 1, and two are empty."""
+    run = write(folder)
+    draw = random.Random(3)
+    for name, shift in (("baseline", 0.2), ("finetuned", 0.4)):
+        path = folder / "predictions" / f"{name}.jsonl"
+        rows = [row.__dict__ for row in Prediction.read(path)]
+        for number, row in enumerate(rows):
+            text = f"{name} summary {number}" if number > 1 else ""
+            row |= {"completion": text, "answer": text or None, "readings": {}, "correct": False, "subgroup": "civil"}
+            row |= {"target": f"reference {number}", "score": shift + draw.random() / 2 if text else 0.0}
+        write_jsonl(path, rows)
+        kinds = {"rouge1": 0.6, "rouge2": 0.2, "rougeL": shift + 0.25, "rougeLsum": 0.55}
+        run["evaluation"][name] = {**kinds, "metric": "rougeL", "ci95": [shift, shift + 0.3], "n": 60, "unparsed": 2}
+        run["evaluation"][name] |= {"truncated": 1, "readings": {}, "letters": {}}
+    run["evaluation"]["comparison"] = {
+        "n": 60,
+        "delta": 0.2,
+        "ci95": [0.15, 0.25],
+        "p_value": 0.0001,
+        "gained": 50,
+        "lost": 8,
+        "same": 2,
+        "mean_a": 0.45,
+        "mean_b": 0.65,
+        "groups": None,
+        "smallest_visible_difference": 0.05,
+        "verdict": "better: mean ROUGE-L 0.650 against 0.450 (+20.0 points, 95 % interval +15.0 to +25.0, p = 0.0001)",
+    }
+    run["evaluation"]["subgroups"] = found = copy.deepcopy(SUBGROUPS)
+    for group in found["groups"]:
+        for name in ("baseline", "finetuned"):
+            group[name] = {"rougeL": group[name]["accuracy"], "ci95": group[name]["ci95"]}
+    found["groups"][1]["baseline"]["ci95"] = None
+    save(folder, run)
+    return run
+
+
+SUBGROUPS: dict[str, Any] = {
+    "column": "meta_info",
+    "alpha": 0.05,
+    "without": 3,
+    "compared": 1,
+    "note": "1 of 2 subgroups were compared. Among many, some differ by chance.",
+    "groups": [
+        {
+            "name": "step2&3",
+            "n": 55,
+            "baseline": {"accuracy": 0.4, "ci95": [0.28, 0.53], "correct": 22},
+            "finetuned": {"accuracy": 0.6, "ci95": [0.47, 0.72], "correct": 33},
+            "difference": {
+                "delta": 0.2,
+                "ci95": [0.05, 0.35],
+                "gained": 15,
+                "lost": 4,
+                "p_value": 0.0192,
+                "p_adjusted": 0.0385,
+            },
+            "reason": None,
+        },
+        {
+            "name": "step1",
+            "n": 2,
+            "baseline": {"accuracy": 0.5, "ci95": [0.09, 0.91], "correct": 1},
+            "finetuned": {"accuracy": 0.5, "ci95": [0.09, 0.91], "correct": 1},
+            "difference": None,
+            "reason": "too few rows to compare",
+        },
+    ],
+}
+
+
+def test_scores(tmp_path: Path) -> None:
+    scores(tmp_path / "run")
+    page = read(tmp_path / "run")
+    for part in (
+        "Mean ROUGE-L 0.650 against 0.450",
+        "Baseline ROUGE-L 0.450 0.200 to 0.500",
+        "Model ROUGE-L 95 % interval ROUGE-1 ROUGE-2 ROUGE-Lsum Texts Empty Cut off",
+        "Fine-tuned 0.650 0.400 to 0.700 0.600 0.200 0.550 60 2 1",
+        "Text by text",
+        "50 higher 8 lower 2 same",
+        "ROUGE-L by meta_info",
+        "step1 2 0.500 – 0.500 0.090 to 0.910 too few rows to compare",
+        "Higher",
+    ):
+        assert part in page.text, part
+    for part in ("Accuracy", "accuracy", "Question by question", "both wrong", "Format or knowledge?"):
+        assert part not in page.text, part
+    rows = block(page)["rows"]
+    changes = [abs(row["sides"][1]["score"] - row["sides"][0]["score"]) for row in rows]
+    assert changes == sorted(changes, reverse=True)
+    assert changes[-1] == 0
+    assert rows[-1]["kinds"] == ["all", "unparsed", "same"]
+    assert rows[0]["sides"][0]["answer"] == ""  # the text that was scored is there once
+
+
+def test_scores_of_one_model_alone(tmp_path: Path) -> None:
+    run = scores(tmp_path / "run")
+    (tmp_path / "run" / "predictions" / "baseline.jsonl").unlink()
+    del run["evaluation"]["baseline"], run["evaluation"]["comparison"], run["evaluation"]["subgroups"]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "The model has a mean ROUGE-L of 0.650." in page.text
+    assert "Its 95 % interval over 60 texts is 0.400 to 0.700." in page.text
+    assert block(page)["rows"][0]["sides"][0]["score"] == 0
+
+
+def test_subgroups(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    run["evaluation"]["subgroups"] = copy.deepcopy(SUBGROUPS)
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    for part in (
+        "Accuracy by meta_info 1 of 2 subgroups were compared.",
+        "step2&3 55 40.0% 28.0% to 53.0% 60.0% 47.0% to 72.0% +20.0 +5.0 to +35.0 0.0192 0.0385",
+        "step1 2 50.0% 9.0% to 91.0% 50.0% 9.0% to 91.0% too few rows to compare",
+        "3 questions without a value in this column are in none.",
+    ):
+        assert part in page.text, part
+    assert ("a", {"href": "#subgroups"}) in page.elements
+    assert sum(tag == "svg" for tag, _ in page.elements) == 3
+    run["evaluation"]["subgroups"]["groups"] = [
+        {**copy.deepcopy(SUBGROUPS["groups"][0]), "name": f"{HOSTILE} {number}"} for number in range(31)
+    ]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "All 31 subgroups" in page.text
+    assert sum(tag == "svg" for tag, _ in page.elements) == 2  # thirty-one would be no picture
+    assert "<img src=x" not in render(tmp_path / "run")
+
+
+@pytest.mark.parametrize("part", [*SUBGROUPS, *SUBGROUPS["groups"][0]])
+def test_each_part_of_the_subgroups_may_be_absent(tmp_path: Path, part: str) -> None:
+    run = write(tmp_path / "run", n=12)
+    run["evaluation"]["subgroups"] = found = copy.deepcopy(SUBGROUPS)
+    (found if part in found else found["groups"][0]).pop(part)
+    save(tmp_path / "run", run)
+    assert "Accuracy by" in read(tmp_path / "run").text
+
+
 def test_failed_run(tmp_path: Path) -> None:
     save(tmp_path, {"experiment": "x", "status": "failed", "error": HOSTILE, "started": "2026-11-24T23:13:08+00:00"})
     page = read(tmp_path)

@@ -12,10 +12,11 @@ from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.predictions import load_pair, unjudgeable
 from sftlab.records import Prediction
+from sftlab.score import scored
 
 PATTERN = r"the answer is\s*\(([A-Z])\)"
-CHOICE = EvalConfig.model_construct(task="choice", pattern=PATTERN)
-EXACT = EvalConfig.model_construct(task="exact", pattern=PATTERN)
+CHOICE = EvalConfig.model_construct(task="choice", pattern=PATTERN, extract=None, rouge="rougeL", group_by=None)
+EXACT = CHOICE.model_copy(update={"task": "exact"})
 
 Rows = list[dict[str, Any]]
 
@@ -34,6 +35,10 @@ TWO = [row("x", "A", "A"), row("y", "B", "C")]
 def write(path: Path, rows: Rows | bytes) -> Path:
     path.write_bytes(rows if isinstance(rows, bytes) else "".join(json.dumps(one) + "\n" for one in rows).encode())
     return path
+
+
+def files(a: list[Prediction], b: list[Prediction]) -> dict[str, list[Prediction]]:
+    return {"the first file": a, "the second file": b}
 
 
 def load(
@@ -138,7 +143,7 @@ def test_targets_of_a_choice(tmp_path: Path, written: str, target: str) -> None:
 
 
 def test_longer_answers_are_read_out_of_completion_and_target(tmp_path: Path) -> None:
-    cfg = EvalConfig.model_construct(task="choice", pattern=r"#### *(\S+)")
+    cfg = CHOICE.model_copy(update={"pattern": r"#### *(\S+)"})
     a = [{"id": 1, "completion": "9 + 9 #### 18", "target": "9 + 9 = 18\n#### 18"}]
     b = [{"id": 1, "completion": "9 + 8 #### 17", "target": 18}]
     left, right = load(tmp_path, a, b, cfg)
@@ -379,7 +384,7 @@ FAULTS: list[tuple[str, Rows | bytes, Rows | bytes, EvalConfig, list[str]]] = [
         CHOICE,
         ["a.jsonl:1: target 'Scurvy' is no letter", "eval.pattern"],
     ),
-    ("pattern", TWO, TWO, EvalConfig.model_construct(task="choice", pattern="("), ["answer pattern '('"]),
+    ("pattern", TWO, TWO, CHOICE.model_copy(update={"pattern": "("}), ["answer pattern '('"]),
     ("exact likelihoods", [ranked(0, [-1, -2], "0")], TWO, EXACT, ["a.jsonl:1: resps has 2", "eval.task=choice"]),
     ("one likelihood", [ranked(0, [-1], "0")], TWO, CHOICE, ["a.jsonl:1: resps has 1 log-likelihoods", "2 to 26"]),
     ("gold", [ranked(0, [-1, -2], "2")], TWO, CHOICE, ["a.jsonl:1: target '2' is none of 2 options"]),
@@ -425,16 +430,16 @@ def test_unreadable_answers_are_no_error_but_cannot_be_judged(tmp_path: Path) ->
     mute = [{**one, "completion": "x" * 100 + "\nthe answer is **A**"} for one in TWO]
     left, right = load(tmp_path, mute, TWO)
     assert [(one.answer, one.correct) for one in left] == [(None, False)] * 2
-    why = unjudgeable(left, right)
+    why = unjudgeable(files(left, right))
     assert why is not None
     assert "no answer of the first file could be read; see id 'x'" in why
     assert r"xx\nthe answer is **A**'" in why
     assert "set eval.pattern" in why
-    assert "the second file" in (unjudgeable(right, left) or "")
-    assert "the first file or the second file" in (unjudgeable(left, left) or "")
-    assert unjudgeable(right, right) is None
-    assert unjudgeable([left[0], right[1]], right) is None
-    assert unjudgeable([], []) is None
+    assert "the second file" in (unjudgeable(files(right, left)) or "")
+    assert "the first file or the second file" in (unjudgeable(files(left, left)) or "")
+    assert unjudgeable(files(right, right)) is None
+    assert unjudgeable(files([left[0], right[1]], right)) is None
+    assert unjudgeable(files([], [])) is None
 
 
 def test_empty_completions_are_not_the_patterns_fault(tmp_path: Path) -> None:
@@ -442,7 +447,8 @@ def test_empty_completions_are_not_the_patterns_fault(tmp_path: Path) -> None:
         tmp_path, [{"id": 1, "completion": "", "target": "x"}], [{"id": 1, "completion": "x", "target": "x"}], EXACT
     )
     assert (
-        unjudgeable(left, right) == "cannot be judged: every completion of the first file is empty; generate them again"
+        unjudgeable(files(left, right))
+        == "cannot be judged: every completion of the first file is empty; generate them again"
     )
 
 
@@ -454,3 +460,27 @@ def test_many_rows(tmp_path: Path) -> None:
     assert time.process_time() - begin < 4
     assert left == right
     assert sum(one.correct for one in left) == 2_500
+
+
+def test_a_column_tells_subgroups_apart(tmp_path: Path) -> None:
+    cfg = CHOICE.model_copy(update={"group_by": "step"})
+    a = [row("x", "A", "A", step=1), row("y", "B", "C")]
+    b = [row("x", "A", "A"), row("y", "B", "C", step="two")]
+    left, right = load(tmp_path, a, b, cfg)
+    assert [one.subgroup for one in left] == [one.subgroup for one in right] == ["1", "two"]
+    asked = generated(0, says("A"), "A", doc={"step": "s1", "choices": "AB"})
+    assert load(tmp_path, [asked], [asked], cfg)[0][0].subgroup == "s1"
+    Prediction.write(tmp_path / "a.jsonl", left)
+    own = CHOICE.model_copy(update={"group_by": "subgroup"})
+    again = load_pair(tmp_path / "a.jsonl", write(tmp_path / "b.jsonl", b), own)
+    assert [one.subgroup for one in again[0]] == ["1", "two"]
+
+
+def test_predictions_have_a_score_and_a_subgroup_only_where_there_is_one(tmp_path: Path) -> None:
+    Prediction.write(tmp_path / "plain.jsonl", load(tmp_path, TWO, TWO)[0])
+    assert set(json.loads((tmp_path / "plain.jsonl").read_text("utf-8").splitlines()[0])) == {
+        *("id", "prompt", "completion", "finish_reason", "answer", "target", "correct", "group", "readings"),
+    }
+    cfg = CHOICE.model_copy(update={"task": "rouge"})
+    Prediction.write(tmp_path / "scored.jsonl", scored(load(tmp_path, TWO, TWO, cfg)[0], cfg))
+    assert json.loads((tmp_path / "scored.jsonl").read_text("utf-8").splitlines()[0])["score"] == pytest.approx(2 / 5)

@@ -42,14 +42,20 @@ def metric() -> Any:
 
 def test_every_row_has_the_score_worked_out_by_hand(metric: Any) -> None:
     predictions, references, scores = map(list, zip(*BY_HAND, strict=True))
-    result = metric.compute(predictions=predictions, references=references)
-    assert result["scores"] == pytest.approx(scores)
-    assert result["rougeL"] == pytest.approx(sum(scores) / len(scores))
+    rows = {"predictions": predictions, "references": references}
+    assert metric.compute(**rows, rouge_types=["rougeL"], use_aggregator=False) == {"rougeL": pytest.approx(scores)}
+    assert metric.compute(**rows)["rougeL"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_the_other_kinds(metric: Any) -> None:
+    # Words in common: a b c d of 4 and 5; pairs: ab, cd of 3 and 4; in order over all: c d; line by line: a b, c d.
+    result = metric.compute(predictions=["c d\na b"], references=["a b\nc d x"])
+    assert result == pytest.approx({"rouge1": 8 / 9, "rouge2": 4 / 7, "rougeL": 4 / 9, "rougeLsum": 8 / 9})
 
 
 def test_the_mean_is_over_rows_and_not_over_words(metric: Any) -> None:
-    result = metric.compute(predictions=["a", "x " * 100], references=["a", "y " * 100])
-    assert result == {"rougeL": 0.5, "scores": [1.0, 0.0]}
+    result = metric.compute(predictions=["a", "x " * 100], references=["a", "y " * 100], rouge_types=["rougeL"])
+    assert result == {"rougeL": 0.5}
 
 
 def test_rows_that_do_not_pair_up_are_refused(metric: Any) -> None:

@@ -18,8 +18,13 @@ from sftlab.statistics import (
     changed,
     compare,
     compare_scores,
+    detectable_mean_difference,
+    fewest,
+    holm,
+    mean_interval,
     minimal_detectable_difference,
     noise,
+    spread_of_differences,
     subgroup,
     wilson,
 )
@@ -494,3 +499,55 @@ def test_subgroup() -> None:
     assert result["a"] == (0, 1, *wilson(0, 1))
     with pytest.raises(ValueError, match="shorter"):
         subgroup([True, True], ["a"])
+
+
+def test_holm_by_hand() -> None:
+    # Sorted: 0.01 · 3, then 0.02 · 2, then 0.9 · 1, and never below the one before; at most 1.
+    assert holm([0.02, 0.9, 0.01]) == pytest.approx([0.04, 0.9, 0.03])
+    assert holm([0.6, 0.5]) == [1, 1]
+    assert holm([]) == []
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.05, 0.01, 1e-4])
+def test_fewest_is_where_the_exact_test_begins_to_reject(alpha: float) -> None:
+    n = fewest(alpha)
+    for count, rejects in ((n, True), (n - 1, False)):
+        found = compare([False] * count, [True] * count, groups=None, alpha=alpha, seed=1, resamples=10)
+        assert (found.p_value < alpha) == rejects
+
+
+def test_interval_of_a_mean() -> None:
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(200):
+        low, high = mean_interval(list(rng.beta(2, 3, 60)), None, seed=1, resamples=1000)
+        held += low <= 2 / 5 <= high
+    assert held == pytest.approx(190, abs=10)
+    assert mean_interval([0.5], None, seed=1) == (0.5, 0.5)
+    scores, groups = [0.1, 0.1, 0.9, 0.9], ["a", "a", "b", "b"]
+    assert mean_interval(scores, groups, seed=1) == (0.1, 0.9)  # two sources, not four rows
+    with pytest.raises(ValueError, match="no scores"):
+        mean_interval([], None, seed=1)
+
+
+def test_detectable_mean_difference_by_simulation() -> None:
+    from scipy.stats import ttest_1samp
+
+    difference = detectable_mean_difference(0.2, 100)
+    rng = np.random.default_rng(6)
+    found = [ttest_1samp(rng.normal(difference, 0.2, 100), 0).pvalue < 0.05 for _ in range(2000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+    assert detectable_mean_difference(0.2, 1) == math.inf
+    with pytest.raises(ValueError, match="spread = -1"):
+        detectable_mean_difference(-1, 10)
+
+
+def test_spread_of_differences() -> None:
+    a, b = [0.1, 0.2, 0.3, 0.9], [0.3, 0.2, 0.5, 0.6]
+    assert spread_of_differences(a, b, None) == pytest.approx(np.std([0.2, 0.0, 0.2, -0.3], ddof=1))
+    # Rows that are there twice tell nothing new: the mean is no more certain, though n has doubled.
+    names = ["w", "x", "y", "z"]
+    twice = spread_of_differences(a * 2, b * 2, names * 2)
+    assert twice == pytest.approx(math.sqrt(2) * spread_of_differences(a, b, None))
+    assert spread_of_differences([], [], None) == 0
+    assert spread_of_differences([0.1], [0.9], None) == 0

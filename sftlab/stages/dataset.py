@@ -8,7 +8,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,17 @@ def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) 
     return Dataset(store.stage("dataset", inputs(cfg, seed, mounted=mounted), build))
 
 
-def examples(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str, list[Example]]:
-    """All three splits, made in memory."""
+def examples(
+    cfg: DatasetConfig, seed: int, *, mounted: bool = False, column: str | None = None
+) -> dict[str, list[Example]]:
+    """All three splits, made in memory. ``column`` (eval.group_by) gives test rows their subgroup."""
     key = "eval.dataset" if mounted else "dataset"
     sources = _read(cfg, seed, key)
     if not any(sources.values()):
         raise ConfigError(f"{key}.name_or_path={cfg.name_or_path!r}: has no rows; give a source with at least one")
-    made = {name: _examples(rows, cfg, key, name) for name, rows in sources.items()}
+    if column is not None:
+        _check_column(column, sources)
+    made = {name: _examples(rows, cfg, key, name, column) for name, rows in sources.items()}
     if not any(made.values()):
         raise ConfigError(f"{key}.keep={cfg.keep!r}: lets none of {sum(map(len, sources.values())):,} rows through")
     _unique_ids(made, cfg, key)
@@ -103,6 +107,19 @@ def test_rows(dataset: Dataset, max_rows: int | None, seed: int) -> list[Example
         drawn = sorted(random.Random(seed).sample(range(len(rows)), max_rows))
         rows = [rows[index] for index in drawn]
     return rows
+
+
+def subgroups(cfg: DatasetConfig, seed: int, column: str, *, mounted: bool = False) -> dict[str, str | None]:
+    """The value in a column of each test row, by its id.
+
+    Read from the source again: a column of the test rows changes nothing of what is trained on, and is no part
+    of the dataset's stage, whose key every later one depends on.
+
+    Raises:
+        ConfigError: there is no such column.
+    """
+    rows = examples(cfg, seed, mounted=mounted, column=column)["test"]
+    return {row.id: row.subgroup for row in rows}
 
 
 def _identity(cfg: DatasetConfig) -> Any:
@@ -265,7 +282,20 @@ def _parquet(file: Path) -> Rows:
         raise ConfigError(f"{file}: cannot be read as Parquet: {error}; mend the file") from error
 
 
-def _examples(rows: Rows, cfg: DatasetConfig, key: str, split: str) -> list[Example]:
+def _check_column(column: str, sources: Mapping[str, Rows]) -> None:
+    home = next(rows for name in ("test", "all", "train", *sources) if (rows := sources.get(name)))
+    columns = list(dict.fromkeys(name for row in home for name in row))
+    if column not in columns:
+        raise ConfigError(f"eval.group_by={column!r}: there is no such column; the test rows have {', '.join(columns)}")
+
+
+def _subgroup(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _examples(rows: Rows, cfg: DatasetConfig, key: str, split: str, column: str | None) -> list[Example]:
     if not rows:
         return []
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -274,7 +304,8 @@ def _examples(rows: Rows, cfg: DatasetConfig, key: str, split: str) -> list[Exam
     for number, row in enumerate(rows, start=1):
         place = f"{cfg.name_or_path}, {'' if split == 'all' else split + ' '}row {number}"
         if templates.keeps(row, place):
-            made.append(templates.example(row, f"{split}-{number:06}", place))
+            example = templates.example(row, f"{split}-{number:06}", place)
+            made.append(replace(example, subgroup=_subgroup(row.get(column))) if column is not None else example)
     return made
 
 

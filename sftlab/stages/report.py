@@ -9,9 +9,10 @@ from typing import Any
 from sftlab.job import OWN, Job, trained_as
 from sftlab.records import read_jsonl, write_jsonl
 from sftlab.run import Run
+from sftlab.score import METRICS, metric
 from sftlab.stages.select import Selection
 
-SHOWN = 20  # checkpoints in the terminal's ranking
+SHOWN = 20  # checkpoints in the terminal's ranking, and subgroups
 
 
 def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
@@ -155,6 +156,8 @@ def loss_curve(path: Path, run: dict[str, Any], jobs: Sequence[Job]) -> None:
 
 def table_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
     """The final table, its header first."""
+    if metric(evaluation) != "accuracy":
+        return _score_rows(evaluation)
     header = ["model", "accuracy", "95 % interval", "correct", "n", "unparsed", "truncated"]
     rows: list[list[Any]] = [header]
     for name in ("baseline", "finetuned"):
@@ -189,9 +192,56 @@ def table_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
     return rows
 
 
+def _score_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
+    """The final table of a task with scores: the one that is judged, and then the others."""
+    judged = metric(evaluation)
+    others = [name for name in METRICS if name not in ("accuracy", judged)]
+    header = ["model", METRICS[judged], "95 % interval", *(METRICS[name] for name in others)]
+    rows: list[list[Any]] = [[*header, "higher, lower", "n", "empty", "truncated"]]
+    for name in ("baseline", "finetuned"):
+        if name in evaluation:
+            row = evaluation[name]
+            low, high = row["ci95"]
+            means = [f"{row[other]:.3f}" for other in others]
+            interval = f"{low:.3f} – {high:.3f}"
+            rows.append([name, f"{row[judged]:.3f}", interval, *means, "", row["n"], row["unparsed"], row["truncated"]])
+    if "comparison" in evaluation:
+        row = evaluation["comparison"]
+        low, high = row["ci95"]
+        change = [f"{100 * row['delta']:+.2f} points", f"{100 * low:+.1f} – {100 * high:+.1f}"]
+        rows.append(["difference", *change, *[""] * len(others), f"+{row['gained']} −{row['lost']}", row["n"], "", ""])
+    return rows
+
+
+def subgroup_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """The table of subgroups, its header first."""
+    found, judged = evaluation["subgroups"], metric(evaluation)
+    models = [name for name in ("baseline", "finetuned") if name in evaluation]
+
+    def side(row: dict[str, Any]) -> str:
+        value, interval = row[judged], row["ci95"]
+        if judged == "accuracy":
+            return f"{value:.1%} ({interval[0]:.1%} – {interval[1]:.1%})"
+        return f"{value:.3f}" + (f" ({interval[0]:.3f} – {interval[1]:.3f})" if interval else "")
+
+    rows = [[found["column"], "n", *models, *(("difference", "p, adjusted") if len(models) > 1 else ())]]
+    for group in found["groups"]:
+        row = [group["name"], str(group["n"]), *(side(group[name]) for name in models)]
+        if len(models) > 1:
+            change = group["difference"]
+            if change is None:
+                row += [group["reason"], ""]
+            else:
+                low, high = (100 * end for end in change["ci95"])
+                row += [f"{100 * change['delta']:+.1f} ({low:+.1f} – {high:+.1f})", f"{change['p_adjusted']:.2g}"]
+        rows.append(row)
+    return rows
+
+
 def table(evaluation: dict[str, Any]) -> None:
-    """Print baseline, fine-tuned and difference, and the verdict."""
+    """Print baseline, fine-tuned and difference, the verdict, and the same by subgroup."""
     from rich.table import Table
+    from rich.text import Text
 
     header, *rows = table_rows(evaluation)
     printed = Table(title="On the test set", title_justify="left")
@@ -204,6 +254,21 @@ def table(evaluation: dict[str, Any]) -> None:
         say(f"Verdict: {evaluation['comparison']['verdict']}")
         if "forced" in evaluation["comparison"]:
             say(f"With an answer forced where there was none: {evaluation['comparison']['forced']['verdict']}")
+    if "subgroups" in evaluation:
+        found = evaluation["subgroups"]
+        header, *rows = subgroup_rows(evaluation)
+        printed = Table(title="By subgroup, with 95 % intervals", title_justify="left")
+        for name in header:
+            printed.add_column(Text(name), justify="left" if name == header[0] else "right")
+        for row in rows[:SHOWN]:
+            printed.add_row(*map(Text, row))
+        say(printed)
+        if len(rows) > SHOWN:
+            say(f"… and {len(rows) - SHOWN} more in run.json")
+        if found["without"]:
+            say(f"{found['without']} test rows have no value in this column")
+        if found["note"]:
+            say(found["note"])
 
 
 def page(run: Run) -> None:
