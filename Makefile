@@ -11,20 +11,26 @@ PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 demo: .venv/installed
 	.venv/bin/python -m sftlab
 
-test: .venv/installed
+test: .venv/tested
 	scripts/check
 	.venv/bin/python -m pytest tests -m "smoke"
 
-check: .venv/installed
+check: .venv/tested
 	scripts/check
 
-# One stamp for everything: rebuilt only when a lock or pyproject.toml has changed.
+# Two stamps, rebuilt only when a lock or pyproject.toml has changed: what the demo needs, and what the tests need on
+# top of it (the launchers and Optuna, which they run).
 .venv/installed: locks/torch-cpu.lock locks/cpu.lock pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing the locked packages into .venv (about three minutes, once) …"
 	$(PIP) --require-hashes --retries 1 --extra-index-url $(TORCH_INDEX) -r locks/torch-cpu.lock
 	$(PIP) --require-hashes -r locks/cpu.lock
 	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+EXTRAS = locks/optuna.lock locks/ray.lock locks/slurm.lock locks/joblib.lock
+.venv/tested: .venv/installed $(EXTRAS)
+	$(PIP) --require-hashes $(addprefix -r ,$(EXTRAS))
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,13 +20,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra._internal import hydra as engine
 from hydra._internal.callbacks import Callbacks
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.plugins.config_source import ConfigLoadError
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, redacted
+from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, redacted
 
 if TYPE_CHECKING:
     from sftlab.config import Config
@@ -48,6 +52,8 @@ class Study:
     tracebacks: bool = False
     held: Any = None
     scratch: TemporaryDirectory[str] | None = None
+    launcher: str = "basic"
+    lost: str | None = None  # what ended the launcher before its jobs
 
     def start(self, composed: DictConfig) -> None:
         """Take the folder, and write ``run.json``: the run has begun."""
@@ -109,6 +115,37 @@ def _distrusted(config: DictConfig) -> Iterator[str]:
             yield f"{place}: is written to files; set the variable in the shell instead"
 
 
+def _extend_launchers() -> None:
+    """What a launcher reserves for a job comes from the instance: conf/hydra/reserve, on top of the plugin's config.
+
+    A file in conf/hydra/launcher would take the place of the plugin's, and not be known to need it.
+    """
+
+    def gpus(device: str, num_processes: int | None) -> int | None:
+        from sftlab.instance import gpus_per_job
+
+        return gpus_per_job(device, num_processes) or None
+
+    def at_once(device: str, num_processes: int | None) -> int:
+        from sftlab import launchers
+
+        return launchers.at_once(device, num_processes)
+
+    OmegaConf.register_new_resolver("sftlab.gpus", gpus, replace=True)
+    OmegaConf.register_new_resolver("sftlab.at_once", at_once, replace=True)
+    Plugins.instance()  # finds the installed ones, which register their configs
+    store = ConfigStore.instance()
+    for file in (CONF / "hydra" / "reserve").glob("*.yaml"):
+        with suppress(ConfigLoadError):
+            node = store.load(f"hydra/launcher/{file.name}").node
+            store.store(file.stem, OmegaConf.merge(node, OmegaConf.load(file)), "hydra/launcher", provider="sftlab")
+
+
+_extend_launchers()
+
+# What a dry run, which starts nothing, does with the jobs instead.
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
 # Dictionaries that take keys of the user's choosing.
 FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.")
 
@@ -150,6 +187,7 @@ class StudyCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Stop a sweep of which every job would be invalid, before anything is written, and remember its folder."""
+        from sftlab import launchers
         from sftlab.validate import validate
 
         try:
@@ -157,11 +195,16 @@ class StudyCallback(Callback):
         except ConfigError as error:
             if hopeless := _in_every_job(error, config):
                 _fail(ConfigError(hopeless))
-        STUDY.sweep = True
+        try:
+            launchers.prepare(config, _swept(config))
+        except ConfigError as error:
+            _fail(error)
+        STUDY.sweep, STUDY.launcher = True, str(config.hydra.runtime.choices["hydra/launcher"])
         if config.dry_run:
             # Hydra writes multirun.yaml and the jobs' folders in any case: to where they are gone afterwards.
             STUDY.scratch = TemporaryDirectory(prefix="sftlab-")
             with open_dict(config):
+                config.hydra.launcher = {"_target_": BASIC}
                 config.hydra.sweep.dir = STUDY.scratch.name
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={STUDY.scratch.name}")
             STUDY.folder = Path(STUDY.scratch.name)
@@ -173,10 +216,12 @@ class StudyCallback(Callback):
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
+    from sftlab import launchers
     from sftlab.job import Job
     from sftlab.pipeline import dry_run, run_job
     from sftlab.validate import validate
 
+    _environment()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     number = int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0
@@ -184,6 +229,7 @@ def job(composed: DictConfig) -> float:
     assert isinstance(values, dict)
     record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
     try:
+        _go_where_the_sweep_was_started(hydra_config.runtime.cwd)
         cfg = validate(_without_hydra(composed))
         record.config = cfg.model_dump()
         if cfg.dry_run and hydra_config.mode == RunMode.MULTIRUN:
@@ -192,7 +238,9 @@ def job(composed: DictConfig) -> float:
         if cfg.mode not in ("all", "train") or cfg.dry_run:
             return 0.0  # nothing to train: main goes on with it
         record.write(folder)
-        run_job(cfg, record, folder)
+        launcher = str(hydra_config.runtime.choices["hydra/launcher"])
+        with launchers.devices(launcher, cfg.instance.device, cfg.instance.num_processes):
+            run_job(cfg, record, folder)
         record.status = "success"
     except SftlabError as error:
         # Told in the job's file and not by an exception, which would end the other jobs of some launchers.
@@ -210,17 +258,13 @@ def main() -> None:
     STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
     engine.Callbacks = TrustedCallbacks  # type: ignore[attr-defined]
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    _environment()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         for argument in sys.argv[1:]:
             if redacted(argument) != argument:
                 raise ConfigError(f"{redacted(argument)}: holds a secret; the command is written to files, so {USE}")
-        job()
+        _run_jobs()
         code = 0 if STUDY.folder is None else _finish(STUDY)
     except HydraException as error:
         _fail(ConfigError(_explain(error, sys.argv[1:])))
@@ -237,6 +281,50 @@ def main() -> None:
         STUDY.fail(f"{type(error).__name__}: {error}")
         raise  # a bug: it keeps its traceback, and the record says that the run has ended
     sys.exit(code)
+
+
+def _run_jobs() -> None:
+    """Hydra composes and starts the jobs, which keep their errors to themselves; a launcher has errors of its own.
+
+    If it could not start (no cluster there), that is all. If it loses a worker, which was killed, it stops waiting for
+    the others, and what is finished is decided over.
+    """
+    try:
+        job()
+    except (HydraException, SftlabError):
+        raise
+    except Exception as error:
+        from sftlab.job import jobs
+        from sftlab.launchers import PARALLEL
+
+        if STUDY.folder is None or STUDY.launcher not in PARALLEL:
+            raise
+        reason = f"hydra/launcher={STUDY.launcher}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if not jobs(STUDY.folder):
+            raise StageError(reason) from error
+        log.error("%s", reason)
+        STUDY.lost = reason
+
+
+def _environment() -> None:
+    """Quiet and without telemetry: here, and in a launcher's workers, which may have none of these variables."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _go_where_the_sweep_was_started(folder: str) -> None:
+    """Relative paths (the store, a dataset) mean the same in every worker of a launcher."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise StageError(
+            f"{folder}: cannot be entered on {os.uname().nodename} ({error.strerror}); a launcher's machines must "
+            "share the folder that the command was started in"
+        ) from error
 
 
 def _finish(study: Study) -> int:
@@ -261,6 +349,11 @@ def _finish(study: Study) -> int:
         study.scratch.cleanup()
         return _all_failed(found) if found else 0
     assert run is not None
+    for one in found:
+        if one.status == "running":
+            one.status, one.exit_code = "failed", 1
+            one.error = "ended without a word: it was killed, or its machine is gone; run the same command again"
+            one.write(study.folder / str(one.number) if study.sweep else study.folder)
     first = cfg or next((job.settings() for job in found if job.exit_code != 2), None)
     failed = [job for job in found if job.status != "success"]
     if first is not None and first.mode == "preview":
@@ -278,13 +371,15 @@ def _finish(study: Study) -> int:
         )
     elif len(failed) < len(found):
         pipeline.decide(run, found)
-    reasons = "; ".join(f"job {job.number}: {job.error}" if study.sweep else str(job.error) for job in failed)
-    run.finish("failed" if failed else "success", reasons or None)
+    reasons = [f"job {job.number}: {job.error}" if study.sweep else str(job.error) for job in failed]
+    if study.lost:
+        reasons.append(study.lost)
+    run.finish("failed" if reasons else "success", "; ".join(reasons) or None)
     report.page(run)
     if failed and len(failed) == len(found):
         return _all_failed(found)
     log.info("done: %s", study.folder / "report.html")
-    return 1 if failed else 0
+    return 1 if reasons else 0
 
 
 def _all_failed(found: list[Any]) -> int:
@@ -298,14 +393,10 @@ def _in_every_job(error: ConfigError, config: DictConfig) -> str:
 
     That is told by their words: a problem that names no swept key, nor a key of a swept group.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     from sftlab.config import Config
     from sftlab.validate import known_keys, listed, problems
 
-    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    swept = {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
-    swept |= set(config.hydra.sweeper.get("params") or {})
+    swept = _swept(config)
     known = set(known_keys(Config))
     hopeless = []
     for problem in problems(error):
@@ -317,6 +408,15 @@ def _in_every_job(error: ConfigError, config: DictConfig) -> str:
         if place and place[0] in known and not mendable:
             hopeless.append(problem)
     return listed(hopeless) if hopeless else ""
+
+
+def _swept(config: DictConfig) -> set[str]:
+    """The keys and groups that a sweep gives more than one value."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    swept = {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
+    return swept | set(config.hydra.sweeper.get("params") or {})
 
 
 def _command() -> str:

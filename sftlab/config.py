@@ -126,6 +126,9 @@ class InstanceConfig(Section):
     nnodes: PositiveInt
     node_rank: Count
     rdzv_endpoint: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None
+    partition: str | None
+    timeout_min: PositiveInt
+    cpus: PositiveInt | None
 
 
 class EvalConfig(Section):

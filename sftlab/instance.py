@@ -131,18 +131,15 @@ def find(cfg: InstanceConfig) -> Machine:
     Raises:
         ConfigError: the config wants GPUs that this machine does not have.
     """
-    gpus = visible_gpus()
-    device = cfg.device if cfg.device != "auto" else ("cuda" if gpus else "cpu")
-    if device == "cpu":
-        processes = cfg.num_processes or 1
-    else:
-        processes = cfg.num_processes or max(gpus, 1)
-        if gpus < processes:
-            raise ConfigError(
-                f"instance={cfg.name}: wants {processes} GPU{'s' if processes > 1 else ''} and this machine shows "
-                f"{gpus or 'none'}; choose instance=auto or instance=cpu, or set instance.num_processes"
-            )
+    gpus = len(visible_gpus())
+    wanted = gpus_per_job(cfg.device, cfg.num_processes)
+    if gpus < wanted:
+        raise ConfigError(
+            f"instance={cfg.name}: wants {wanted} GPU{'s' if wanted > 1 else ''} and this machine shows "
+            f"{gpus or 'none'}; choose instance=auto or instance=cpu, or set instance.num_processes"
+        )
     attention = cfg.attn_implementation if cfg.attn_implementation != "auto" else "sdpa"
+    device, processes = "cuda" if wanted else "cpu", wanted or cfg.num_processes or 1
     found = Machine(cfg.name, device, processes, attention, cfg.strategy, cfg.nnodes, cfg.node_rank, cfg.rdzv_endpoint)
     if found.strategy == "fsdp" and (found.world_size == 1 or device == "cpu"):
         raise ConfigError(
@@ -150,6 +147,14 @@ def find(cfg: InstanceConfig) -> Machine:
             f"{'the CPU' if device == 'cpu' else 'one'} here; set instance.strategy=ddp"
         )
     return found
+
+
+def gpus_per_job(device: str, num_processes: int | None) -> int:
+    """How many GPUs a job on such an instance takes; ``auto`` and null are what this machine has."""
+    gpus = len(visible_gpus())
+    if device == "cpu" or (device == "auto" and not gpus):
+        return 0
+    return num_processes or max(gpus, 1)
 
 
 def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
@@ -197,8 +202,9 @@ def peak_flops(device_name: str) -> float | None:
     return next((1e12 * peak for name, peak in PEAK_TFLOPS.items() if f" {name} " in words), None)
 
 
-def visible_gpus() -> int:
-    """How many NVIDIA GPUs a process started here may use, without importing torch."""
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that a process started here may use, as CUDA_VISIBLE_DEVICES names them, without torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return len([part for part in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if part.strip() not in ("", "-1")])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        names = [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        return [name for name in names if name not in ("", "-1")]
+    return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]

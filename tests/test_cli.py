@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import subprocess
@@ -107,11 +106,39 @@ def test_an_override_that_cannot_be_is_refused(tmp_path: Path, arguments: list[s
     assert [part for part in said if part not in message] == [], message
 
 
-@pytest.mark.skipif(importlib.util.find_spec("hydra_plugins") is not None, reason="is installed")
-def test_a_plugin_that_is_not_installed(tmp_path: Path) -> None:
-    message = refused(tmp_path, "-m", "hydra/sweeper=optuna", "train.lerning_rate=1,2")
-    assert "hydra/sweeper=optuna: is not installed; pip install 'sftlab[optuna]'" in message
+MISSING = [("hydra/sweeper=optuna", "optuna"), ("hydra/launcher=ray", "ray"), ("hydra/launcher=joblib", "joblib"),
+           ("hydra/launcher=submitit_slurm", "slurm")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "extra"), MISSING)
+def test_a_plugin_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, extra: str
+) -> None:
+    # As if none were: the namespace that they are found in cannot be imported.
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "hydra_plugins.py").write_text("raise ImportError", "utf-8")
+    message = refused(tmp_path, "-m", choice, "train.lerning_rate=1,2")
+    assert f"{choice}: is not installed; pip install 'sftlab[{extra}]'" in message
     assert "did you mean train.learning_rate?" in message
+
+
+LAUNCHED = [
+    (["hydra/launcher=joblib", "instance=large"], ["hydra/launcher=joblib: a job takes 4 GPUs (instance=large)",
+                                                   "this machine shows none"]),
+    (["hydra/launcher=ray", "instance=small"], ["a job takes 1 GPU (instance=small)", "hydra.launcher.ray.init.addr"]),
+    (["hydra/launcher=submitit_slurm", "instance=large"], ["none of the 4 GPUs of instance=large", "set mode=train"]),
+    (["hydra/launcher=submitit_slurm", "instance=small,large", "mode=train"], ["instance: cannot be swept"]),
+    (["hydra/launcher=ray", "instance=cpu", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], ["gives a job one"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), LAUNCHED, ids=[" ".join(arguments) for arguments, _ in LAUNCHED])
+def test_a_launcher_whose_jobs_could_not_start_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    message = refused(tmp_path, "-m", *arguments, "model=tiny_random", "train.learning_rate=1e-3,2e-3")
+    assert [part for part in said if part not in message] == [], message
 
 
 @pytest.mark.parametrize("override", ["+hf_token=abc123", "hf_token=abc123", "++train.extra.hub_token=abc123"])
