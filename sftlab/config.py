@@ -142,12 +142,14 @@ class EvalConfig(Section):
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
+    repeats: PositiveInt
     task: Literal["choice", "exact", "rouge"]
     pattern: str
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
     group_by: str | None
     batch_size: PositiveInt
+    tensor_parallel_size: PositiveInt
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
     kv_cache_gib: PositiveFloat
     alpha: Annotated[float, Field(gt=0, lt=1)]

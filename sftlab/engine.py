@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ class Settings:
     temperature: float
     seed: int
     batch_size: int
+    tensor_parallel_size: int
     gpu_memory_utilization: float
     kv_cache_gib: float
 
@@ -39,8 +40,11 @@ class Settings:
 class Engine(Protocol):
     """A loaded model that continues prompts."""
 
-    def generate(self, prompts: Sequence[list[int]], *, progress: str) -> list[Completion]:
-        """A completion for each prompt, in their order."""
+    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+        """A completion for each prompt, with the prompt's place among them, in the order they are finished.
+
+        Nothing of an earlier call is made use of, so that two calls are as two runs.
+        """
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
         """For each prompt the likeliest of its allowed next tokens."""
@@ -71,6 +75,7 @@ class Vllm:
             max_model_len=settings.max_model_len,
             seed=settings.seed,
             enable_prefix_caching=True,
+            tensor_parallel_size=settings.tensor_parallel_size,
             # Of a model that reads images too, only the text part takes memory.
             language_model_only=reads_images(Path(settings.model)),
             # Compiling needs a compiler, which a CPU machine may not have.
@@ -78,16 +83,27 @@ class Vllm:
             **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),
         )
 
-    def generate(self, prompts: Sequence[list[int]], *, progress: str) -> list[Completion]:
-        """A completion for each prompt, in their order."""
+    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+        """A completion for each prompt, with the prompt's place among them, in the order they are finished."""
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
 
-        sampling = SamplingParams(
-            max_tokens=self.settings.max_tokens, temperature=self.settings.temperature, seed=self.settings.seed
-        )
-        requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
-        outputs = [request.outputs[0] for request in self.llm.generate(requests, sampling, use_tqdm=_bar(progress))]
-        return [Completion(out.text, list(out.token_ids), out.finish_reason or "stop") for out in outputs]
+        # What LLM.generate does, but for its end: it gives nothing back before all are finished.
+        engine = self.llm.llm_engine
+        self.llm.reset_prefix_cache()
+        for place, prompt in enumerate(prompts):
+            sampling = SamplingParams(
+                max_tokens=self.settings.max_tokens,
+                temperature=self.settings.temperature,
+                seed=seed,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            engine.add_request(str(place), tokens_input(prompt), sampling)
+        while engine.has_unfinished_requests():
+            for request in engine.step():
+                out = request.outputs[0]
+                yield int(request.request_id), Completion(out.text, list(out.token_ids), out.finish_reason or "stop")
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
         """For each prompt the likeliest of its allowed next tokens."""
@@ -95,7 +111,7 @@ class Vllm:
 
         sampling = [SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=tokens) for tokens in allowed]
         requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
-        outputs = self.llm.generate(requests, sampling, use_tqdm=_bar("forced answers"))
+        outputs = self.llm.generate(requests, sampling, use_tqdm=False)
         return [int(output.outputs[0].token_ids[0]) for output in outputs]
 
 
@@ -112,35 +128,30 @@ class Transformers:
         self.model: Any = load(Path(settings.model), dtype="bfloat16", trust_remote_code=settings.trust_remote_code)
         self.model.to(settings.device).eval()
 
-    def generate(self, prompts: Sequence[list[int]], *, progress: str) -> list[Completion]:
-        """A completion for each prompt, in their order; equally long prompts run together."""
+    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+        """A completion for each prompt, with the prompt's place among them; equally long prompts run together."""
         import torch
-        from tqdm.auto import tqdm
 
         sampling: dict[str, Any] = {"do_sample": False}
         if self.settings.temperature > 0:
-            torch.manual_seed(self.settings.seed)
+            torch.manual_seed(seed)
             sampling = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0, "top_p": 1.0}
-        done: dict[int, Completion] = {}
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         size = self.settings.batch_size
         ends = self._ends()
-        with tqdm(total=len(prompts), desc=progress, unit="prompt") as bar:
-            for first in range(0, len(order), size):
-                batch = order[first : first + size]
-                ids, mask = self._pad([prompts[index] for index in batch])
-                with torch.no_grad():
-                    out = self.model.generate(
-                        input_ids=ids,
-                        attention_mask=mask,
-                        max_new_tokens=self.settings.max_tokens,
-                        pad_token_id=self._padding(),
-                        **sampling,
-                    )
-                for index, row in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                    done[index] = self._completion(row, ends)
-                bar.update(len(batch))
-        return [done[index] for index in range(len(prompts))]
+        for first in range(0, len(order), size):
+            batch = order[first : first + size]
+            ids, mask = self._pad([prompts[place] for place in batch])
+            with torch.no_grad():
+                out = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    max_new_tokens=self.settings.max_tokens,
+                    pad_token_id=self._padding(),
+                    **sampling,
+                )
+            for place, row in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                yield place, self._completion(row, ends)
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
         """For each prompt the likeliest of its allowed next tokens."""
@@ -176,16 +187,3 @@ class Transformers:
         tokens = row if stop is None else row[:stop]
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Completion(text, tokens, "length" if stop is None else "stop")
-
-
-def _bar(text: str) -> Any:
-    """VLLM's progress bar, with our words."""
-    from functools import partial
-
-    from tqdm.auto import tqdm
-
-    def bar(*args: Any, **options: Any) -> Any:
-        options.pop("dynamic_ncols", None)
-        return tqdm(*args, **{**options, "desc": text, "unit": "prompt", "postfix": None})
-
-    return partial(bar)

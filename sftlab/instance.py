@@ -103,6 +103,15 @@ class Machine:
             ]
         return [*meeting, f"--nproc-per-node={self.num_processes}"]
 
+    def engines(self, tensor_parallel_size: int) -> list[dict[str, str]]:
+        """For each generation engine that fits on this machine, the variables that show it its own devices."""
+        shown = self.environment()
+        if self.device == "cpu":
+            return [shown] * self.num_processes
+        gpus = shown["CUDA_VISIBLE_DEVICES"].split(",")
+        firsts = range(0, len(gpus) - tensor_parallel_size + 1, tensor_parallel_size)
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + tensor_parallel_size])} for first in firsts]
+
     def accumulation(self, train: TrainConfig) -> int:
         """Batches per optimizer step: as set, or derived from the global batch size.
 

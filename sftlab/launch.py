@@ -15,8 +15,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,15 @@ QUIET = {
 }
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a child is given: the folder that it fills, its inputs, and variables of its own."""
+
+    folder: Path
+    inputs: Mapping[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 def child(
     module: str,
     folder: Path,
@@ -67,22 +79,48 @@ def child(
         StageError: the child died: by a signal, or without saying why.
         KeyboardInterrupt: Ctrl-C; the child got it too and has ended.
     """
-    write_json(folder / INPUTS, inputs)
-    (folder / ERROR).unlink(missing_ok=True)
+    children(module, [Task(folder, inputs, environment or {})], launcher=launcher)
+
+
+def children(
+    module: str, tasks: Sequence[Task], *, launcher: Sequence[str] = (), watch: Callable[[], None] | None = None
+) -> None:
+    """Run a child for each task, all at once, and wait for them; ``watch`` is called while they run.
+
+    If one fails the others are ended, and its error is raised: what ``child`` raises.
+    """
+    running: dict[subprocess.Popen[bytes], Path] = {}
+    try:
+        for task in tasks:
+            running[_start(module, task, launcher)] = task.folder
+        while running:
+            with suppress(subprocess.TimeoutExpired):
+                next(iter(running)).wait(timeout=0.2)
+            if watch is not None:
+                watch()
+            for process in [process for process in running if process.poll() is not None]:
+                _check(module, process.returncode, running.pop(process))
+    except BaseException:
+        _end(list(running))
+        raise
+
+
+def _start(module: str, task: Task, launcher: Sequence[str]) -> subprocess.Popen[bytes]:
+    write_json(task.folder / INPUTS, task.inputs)
+    (task.folder / ERROR).unlink(missing_ok=True)
     command = [sys.executable, "-m"]
     if launcher:
         command += ["sftlab.ranks", *launcher, "-m"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
-    process = subprocess.Popen(
-        [*command, module, str(folder)],
-        env={**inherited, **QUIET, **(environment or {})},
+    return subprocess.Popen(
+        [*command, module, str(task.folder)],
+        env={**inherited, **QUIET, **task.environment},
         preexec_fn=die_with_parent,
     )
-    try:
-        code = process.wait()
-    except BaseException:
-        _end(process)
-        raise
+
+
+def _check(module: str, code: int, folder: Path) -> None:
+    """Raise why a child ended, unless all was well."""
     if code == 0:
         return
     if (folder / ERROR).is_file():
@@ -149,19 +187,17 @@ def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None
         write_json(path, {"type": kind, "message": message, "lost": lost})
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask a child to end, and make it end."""
-    for ask, patience in ((signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, None)):
-        try:
-            process.wait(timeout=1 if ask == signal.SIGINT else 0)
-            return
-        except subprocess.TimeoutExpired:
-            process.send_signal(ask)
-        try:
-            process.wait(timeout=patience)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask children to end, and make them end."""
+    for ask, patience in ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60)):
+        running = [process for process in processes if process.poll() is None]
+        deadline = time.monotonic() + patience
+        for process in running:
+            if ask is not None:
+                process.send_signal(ask)
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0, deadline - time.monotonic()))
 
 
 def die_with_parent() -> None:

@@ -402,10 +402,16 @@ def judge(
         prompts = test_prompts(cfg, source, test)
         generated = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
-        rows[name] = score.scored(score.predictions(generated.rows(), examples, cfg.eval), cfg.eval)
+        repeats = [
+            score.scored(score.predictions(generated.rows(number), examples, cfg.eval), cfg.eval)
+            for number in range(cfg.eval.repeats)
+        ]
+        rows[name] = repeats[0]
         result[name] = evaluation_of(rows[name], run.folder, name, cfg)
+        if len(repeats) > 1:
+            result[name]["repeats"] = score.repeats(repeats)
     if cfg.eval.baseline:
-        result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
+        result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg, result)
         # A base model that never answers in the form asked for is a finding; two such models show nothing.
         named = {"the base model": rows["baseline"], "the fine-tuned model": rows["finetuned"]}
         if reason := unjudgeable(named, every=True):
@@ -416,20 +422,28 @@ def judge(
     report.table(result)
 
 
-def comparison(baseline: list[Prediction], finetuned: list[Prediction], cfg: Config) -> dict[str, Any]:
-    """The verdict, by the strict reading and by answers where every question has one (forced); or by scores."""
+def comparison(
+    baseline: list[Prediction], finetuned: list[Prediction], cfg: Config, evaluation: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The verdict, by the strict reading and by answers where every question has one (forced); or by scores.
+
+    Where ``evaluation`` tells how much each model's repeats differ, nothing smaller is called a difference.
+    """
+    repeats = [values["repeats"] for values in (evaluation or {}).values() if "repeats" in values]
+    noise = max((found["noise"] for found in repeats), default=None)
     if cfg.eval.task == "rouge":
-        return score.comparison(baseline, finetuned, cfg.eval, cfg.seed)
+        return score.comparison(baseline, finetuned, cfg.eval, cfg.seed, noise)
     groups = [row.group for row in baseline]
     settings: dict[str, Any] = {"groups": groups, "alpha": cfg.eval.alpha, "seed": cfg.seed}
-    strict = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings)
+    strict = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings, noise=noise)
     result = asdict(strict)
     result["ci95"] = list(result.pop("interval"))
     visible = minimal_detectable_difference(strict.n, alpha=cfg.eval.alpha)
     result["smallest_visible_difference"] = visible if isfinite(visible) else None
     if cfg.eval.task == "choice" and cfg.eval.forced:
         right = [[row.readings.get("forced") == row.target for row in rows] for rows in (baseline, finetuned)]
-        forced = asdict(compare(right[0], right[1], **settings))
+        noise = max((found["forced_noise"] for found in repeats), default=None)
+        forced = asdict(compare(right[0], right[1], **settings, noise=noise))
         forced["ci95"] = list(forced.pop("interval"))
         result["forced"] = forced
     return result

@@ -15,7 +15,15 @@ from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern, normalise, read, unfenced
 from sftlab.prompt import environment
 from sftlab.records import Example, Generation, Prediction
-from sftlab.statistics import compare_scores, detectable_mean_difference, mean_interval, spread_of_differences, wilson
+from sftlab.statistics import (
+    changed,
+    compare_scores,
+    detectable_mean_difference,
+    mean_interval,
+    noise,
+    spread_of_differences,
+    wilson,
+)
 
 METRICS = {
     "accuracy": "accuracy",
@@ -147,11 +155,16 @@ def scores_of(rows: Sequence[Prediction]) -> list[float]:
 
 
 def comparison(
-    baseline: Sequence[Prediction], finetuned: Sequence[Prediction], cfg: EvalConfig, seed: int
+    baseline: Sequence[Prediction],
+    finetuned: Sequence[Prediction],
+    cfg: EvalConfig,
+    seed: int,
+    run_noise: float | None = None,
 ) -> dict[str, Any]:
     """The verdict by mean score: ``gained`` and ``lost`` count answers that score higher and lower, ``same`` others."""
     a, b, groups = scores_of(baseline), scores_of(finetuned), [row.group for row in baseline]
-    found = compare_scores(a, b, groups=groups, alpha=cfg.alpha, seed=seed, name=f"mean {METRICS[cfg.rouge]}")
+    name = f"mean {METRICS[cfg.rouge]}"
+    found = compare_scores(a, b, groups=groups, alpha=cfg.alpha, seed=seed, noise=run_noise, name=name)
     values = asdict(found)
     values["ci95"] = list(values.pop("interval"))
     values["same"] = values.pop("both_right") + values.pop("both_wrong")
@@ -161,6 +174,23 @@ def comparison(
     # Without any difference there is no spread to tell it from.
     values["smallest_visible_difference"] = visible if isfinite(visible) and visible > 0 else None
     return values
+
+
+def repeats(runs: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
+    """How much a model's answers differ between generations of one test set, each in another order.
+
+    ``values`` has the accuracy or mean score of each; ``changed`` counts the questions that are right in one and
+    wrong in another, or whose scores differ; ``noise`` is the largest difference of two values, and
+    ``forced_noise`` the same where an answer without a letter was made to have one.
+    """
+    found = [[float(row.correct) if row.score is None else row.score for row in rows] for rows in runs]
+    forced = [[float(row.readings.get("forced", row.answer) == row.target) for row in rows] for rows in runs]
+    return {
+        "values": [sum(row) / len(row) for row in found],
+        "changed": changed(found),
+        "noise": noise(found),
+        "forced_noise": noise(forced),
+    }
 
 
 def exact_match(answers: list[str], targets: list[str]) -> float:

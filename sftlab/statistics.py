@@ -507,28 +507,28 @@ def spread_of_differences(a: Sequence[float], b: Sequence[float], groups: Sequen
     return float(math.sqrt(count / (count - 1) * float((residual**2).sum()) / n))
 
 
-def noise(runs: Sequence[Sequence[bool]]) -> float:
-    """The largest difference in accuracy between two repeats of one model, a fraction.
+def noise(runs: Sequence[Sequence[float]]) -> float:
+    """The largest difference in accuracy, or in mean score, between two repeats of one model, a fraction.
 
     Raises:
         ValueError: There are fewer than two repeats (the noise is unknown, not 0), or their lengths differ.
     """
     n = _repeats(runs)
-    scores = [sum(map(bool, run)) for run in runs]
+    scores = [sum(run) for run in runs]
     return (max(scores) - min(scores)) / n if n else 0.0
 
 
-def changed(runs: Sequence[Sequence[bool]]) -> int:
-    """How many questions are right in some repeats of one model and wrong in others.
+def changed(runs: Sequence[Sequence[float]]) -> int:
+    """How many questions are right in some repeats of one model and wrong in others, or score differently.
 
     Raises:
         ValueError: There are fewer than two repeats, or their lengths differ.
     """
     _repeats(runs)
-    return sum(len(set(map(bool, row))) > 1 for row in zip(*runs, strict=True))
+    return sum(len(set(row)) > 1 for row in zip(*runs, strict=True))
 
 
-def _repeats(runs: Sequence[Sequence[bool]]) -> int:
+def _repeats(runs: Sequence[Sequence[float]]) -> int:
     """The number of questions that all repeats answered."""
     lengths = {len(run) for run in runs}
     if len(runs) < 2 or len(lengths) > 1:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from sftlab import models, score
+from sftlab import instance, models, score
 from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
@@ -212,6 +212,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
             yield problem.replace("column", "variable").replace("the rows have", "there is only")
     if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
         yield "select.metric=exact_match: counts right answers, and eval.task=rouge has none; set it to eval_loss"
+    yield from _engines(cfg)
     if cfg.mode not in ("all", "train", "evaluate", "preview"):
         return  # nothing is read but a finished run's files
     if cfg.mode != "evaluate" or cfg.eval.dataset is None:
@@ -260,6 +261,22 @@ def _machines(instance: InstanceConfig) -> Iterator[str]:
         yield (
             f"instance.node_rank={instance.node_rank}: machines are counted from 0 and instance.nnodes is "
             f"{instance.nnodes}; set it below that"
+        )
+
+
+def _engines(cfg: Config) -> Iterator[str]:
+    size = cfg.eval.tensor_parallel_size
+    gpus = cfg.instance.num_processes or len(instance.visible_gpus())
+    if size == 1 or cfg.mode not in ("all", "evaluate"):
+        return
+    if cfg.eval.engine != "vllm":
+        yield f"eval.tensor_parallel_size={size}: only vLLM spreads a model; set it to 1, or eval.engine to vllm"
+    elif cfg.instance.device == "cpu" or not gpus:
+        yield f"eval.tensor_parallel_size={size}: on the CPU there is nothing to spread a model over; set it to 1"
+    elif gpus % size:
+        yield (
+            f"eval.tensor_parallel_size={size}: does not divide the {gpus} GPUs of instance={cfg.instance.name}; "
+            "set one that does, or instance.num_processes"
         )
 
 

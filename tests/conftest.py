@@ -20,8 +20,8 @@ TEMPLATE = (
 )
 
 
-def make_config(*overrides: str) -> Any:
-    """Compose conf/ with these overrides, and validate."""
+def composed(*overrides: str) -> Any:
+    """conf/ with these overrides, validated."""
     from hydra import compose, initialize_config_dir
 
     from sftlab.cli import CONF
@@ -33,8 +33,8 @@ def make_config(*overrides: str) -> Any:
 
 @pytest.fixture
 def config() -> Callable[..., Any]:
-    """``make_config``."""
-    return make_config
+    """Compose conf/ with these overrides, and validate."""
+    return composed
 
 
 def vignette(number: int, **changed: Any) -> Row:

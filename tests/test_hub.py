@@ -273,12 +273,12 @@ def test_a_file_that_is_cut_off_is_fetched_to_its_end(hub: type[Hub]) -> None:
 PINNED = """
 import json, os
 from pathlib import Path
-from conftest import make_config
+from conftest import composed
 os.environ["HF_HUB_OFFLINE"] = "0"
 from sftlab import models, pipeline
 from sftlab.stages import dataset
 from sftlab.store import Store
-cfg = make_config(*json.loads(os.environ["OVERRIDES"]))
+cfg = composed(*json.loads(os.environ["OVERRIDES"]))
 base = models.resolve(cfg.model, Store("store"), cfg.seed)
 cfg = pipeline.pinned(cfg, base)
 rows = dataset.examples(cfg.dataset, cfg.seed)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from sftlab.errors import ConfigError, SftlabError, StageError
-from sftlab.launch import child
+from sftlab.launch import Task, child, children
 
 
 @pytest.fixture(autouse=True)
@@ -95,15 +95,44 @@ def test_an_outer_launchers_variables_are_stripped(tmp_path: Path, monkeypatch: 
     assert found["HF_HUB_OFFLINE"] == "1"
 
 
+# — several —
+
+
+def test_several_children_run_at_once_each_with_its_own(tmp_path: Path) -> None:
+    tasks = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        tasks.append(Task(tmp_path / name, {"do": "environment"}, {"SFTLAB_TEST": name}))
+    looked: list[int] = []
+    children("launched", tasks, watch=lambda: looked.append(1))
+    for name in ("a", "b"):
+        assert f"SFTLAB_TEST={name}" in (tmp_path / name / "environment").read_text("utf-8").splitlines()
+    assert looked
+
+
+def test_one_that_fails_ends_the_others_and_its_error_is_raised(tmp_path: Path) -> None:
+    does = {"first": "sleep", "second": "config", "third": "sleep"}
+    tasks = []
+    for name, do in does.items():
+        (tmp_path / name).mkdir()
+        tasks.append(Task(tmp_path / name, {"do": do}))
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=r"dataset\.user: a reason"):
+        children("launched", tasks)
+    assert time.monotonic() - begin < 30  # they sleep for 60
+    left = [tmp_path / name / "pid" for name in ("first", "third")]
+    assert not any(alive(int(pid.read_text("utf-8"))) for pid in left if pid.is_file())
+
+
 # — ends —
 
 PARENT = """
 import signal, sys
 from pathlib import Path
-from sftlab.launch import child
+from sftlab.launch import Task, child, children
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 try:
-    child("launched", Path(sys.argv[1]), {"do": sys.argv[2]})
+    children("launched", [Task(Path(folder), {"do": sys.argv[1]}) for folder in sys.argv[2:]])
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -125,32 +154,39 @@ def wait(condition: Any, seconds: float = 20) -> bool:
     return False
 
 
-def started(folder: Path, do: str = "sleep") -> tuple[subprocess.Popen[str], int]:
-    """A parent and the process id of its sleeping child."""
+def started(folder: Path, do: str = "sleep", count: int = 2) -> tuple[subprocess.Popen[str], list[int]]:
+    """A parent and the process ids of its sleeping children."""
+    folders = [folder / str(number) for number in range(count)]
+    for each in folders:
+        each.mkdir()
     # A group of its own, so that a signal reaches the parent alone, as from a batch system.
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(folder), do], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", PARENT, do, *map(str, folders)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    assert wait(lambda: (folder / "pid").is_file() and (folder / "pid").read_text("utf-8"))
-    return parent, int((folder / "pid").read_text("utf-8"))
+    pids = [each / "pid" for each in folders]
+    assert wait(lambda: all(pid.is_file() and pid.read_text("utf-8") for pid in pids))
+    return parent, [int(pid.read_text("utf-8")) for pid in pids]
 
 
-def test_ctrl_c_in_the_parent_ends_the_child(tmp_path: Path) -> None:
-    parent, pid = started(tmp_path)
-    assert alive(pid)
+def test_ctrl_c_in_the_parent_ends_its_children(tmp_path: Path) -> None:
+    parent, pids = started(tmp_path)
+    assert all(map(alive, pids))
     parent.send_signal(signal.SIGINT)
     out, _ = parent.communicate(timeout=30)
     assert (parent.returncode, out) == (0, "interrupted\n")
-    assert not alive(pid)
+    assert not any(map(alive, pids))
 
 
 @pytest.mark.parametrize("do", ["sleep", "sleep early"])
 def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path, do: str) -> None:
-    parent, pid = started(tmp_path, do)
-    assert alive(pid)
+    parent, pids = started(tmp_path, do)
+    assert all(map(alive, pids))
     parent.kill()
     parent.communicate(timeout=30)
-    assert wait(lambda: not alive(pid))
+    assert wait(lambda: not any(map(alive, pids)))
 
 
 # — ranks —

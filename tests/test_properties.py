@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from conftest import make_config
+from conftest import composed as compose
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -167,7 +167,7 @@ VALUES = st.recursive(
 
 @pytest.fixture(scope="module")
 def composed() -> Any:
-    return make_config("mode=report").model_dump()
+    return compose("mode=report").model_dump()
 
 
 @settings(many, suppress_health_check=[HealthCheck.function_scoped_fixture])

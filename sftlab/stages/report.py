@@ -250,6 +250,13 @@ def table(evaluation: dict[str, Any]) -> None:
     for row in rows:
         printed.add_row(*map(str, row))
     say(printed)
+    for name in ("baseline", "finetuned"):
+        if found := evaluation.get(name, {}).get("repeats"):
+            shown = "{:.2%}" if metric(evaluation) == "accuracy" else "{:.3f}"
+            say(
+                f"Run-to-run noise, {name}: {', '.join(map(shown.format, found['values']))} in {len(found['values'])} "
+                f"generations, each in another order; {found['changed']} answers are judged otherwise in another one"
+            )
     if "comparison" in evaluation:
         say(f"Verdict: {evaluation['comparison']['verdict']}")
         if "forced" in evaluation["comparison"]:

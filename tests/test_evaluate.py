@@ -1,0 +1,312 @@
+"""Generation: every prompt once, in the order of the test set, by however many engines, and never twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftlab import instance, launch, models, pipeline, score
+from sftlab.config import Config
+from sftlab.errors import ConfigError, StageError
+from sftlab.instance import Machine
+from sftlab.records import Example, Generation, Prediction
+from sftlab.stages import evaluate
+from sftlab.stages.evaluate import FINISHED, FORCED, Model, Prompts
+from sftlab.store import Store
+
+Make = Callable[..., Config]
+CPU = Machine("cpu", "cpu", 1, "sdpa")
+GIVEN = Prompts(
+    [{"id": f"q{n}", "prompt": f"Question {n}", "prompt_token_ids": [n, n, n], "choices": "AB"} for n in range(7)], {}
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 64}', "utf-8")
+    return Model(tmp_path / "model", "identity", False)
+
+
+def settings(config: Make, *overrides: str) -> Any:
+    return config("model=tiny_random", "eval.max_tokens=8", *overrides).eval
+
+
+def answer(row: dict[str, Any], text: str | None = None) -> dict[str, Any]:
+    made = {"completion": text or f"{row['repeat']}.{row['row']}: the answer is (A)", "finish_reason": "stop"}
+    return {"repeat": row["repeat"], "row": row["row"], **made, "tokens": 5}
+
+
+class Engines:
+    """In the place of child processes: writes what they write, and can die in the middle."""
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self.dies_after = dies_after
+        self.asked: list[list[tuple[int, int]]] = []
+
+    def all(self) -> list[tuple[int, int]]:
+        return sorted(prompt for engine in self.asked for prompt in engine)
+
+    def __call__(self, module: str, tasks: list[launch.Task], **_: Any) -> None:
+        for task in tasks:
+            rows = [json.loads(line) for line in (task.folder / "prompts.jsonl").read_text("utf-8").splitlines()]
+            self.asked.append([(row["repeat"], row["row"]) for row in rows])
+            lines = [json.dumps(answer(row)) + "\n" for row in reversed(rows)]  # in no order that could be relied on
+            if self.dies_after is not None:
+                cut = "".join(lines[: self.dies_after]) + lines[self.dies_after][:20]
+                (task.folder / FINISHED).write_text(cut, "utf-8")
+                continue
+            (task.folder / FINISHED).write_text("".join(lines), "utf-8")
+            speed = {"start_seconds": 1.0, "generate_seconds": 2.0 + len(self.asked), "tokens": 5 * len(rows)}
+            (task.folder / "speed.json").write_text(json.dumps(speed), "utf-8")
+        if self.dies_after is not None:
+            raise StageError("was ended by SIGKILL")
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    made = Engines()
+    monkeypatch.setattr(evaluate, "children", made)
+    return made
+
+
+def texts(made: evaluate.Generated, repeat: int = 0) -> list[str]:
+    return [row.completion for row in made.rows(repeat)]
+
+
+def test_engines_share_the_prompts_and_the_order_is_the_test_sets(
+    tmp_path: Path, config: Make, model: Model, engines: Engines
+) -> None:
+    machine = replace(CPU, num_processes=3)
+    made = evaluate.make(Store(tmp_path / "store"), model, GIVEN, settings(config), machine, 0)
+    assert engines.all() == [(0, number) for number in range(7)]
+    assert sorted(map(len, engines.asked)) == [2, 2, 3]
+    assert [row.id for row in made.rows()] == [f"q{number}" for number in range(7)]
+    assert texts(made) == [f"0.{number}: the answer is (A)" for number in range(7)]
+    assert sorted(path.name for path in made.stage.path.iterdir()) == [
+        "generations.jsonl",
+        "manifest.json",
+        "speed.json",
+    ]
+    speed = json.loads((made.stage.path / "speed.json").read_text("utf-8"))
+    assert speed == {
+        "engines": 3,
+        "start_seconds": 1.0,
+        "generate_seconds": 5.0,
+        "tokens": 35,
+        "tokens_per_second": 7.0,
+    }
+
+
+def test_no_engine_is_started_for_nothing(tmp_path: Path, config: Make, model: Model, engines: Engines) -> None:
+    few = Prompts(GIVEN.rows[:2], {})
+    machine = replace(CPU, num_processes=4)
+    for _ in range(2):
+        made = evaluate.make(Store(tmp_path / "store"), model, few, settings(config), machine, 0)
+    assert made.stage.cached
+    assert engines.asked == [[(0, 0)], [(0, 1)]]
+
+
+def test_the_number_of_engines_is_not_in_the_key(config: Make, model: Model) -> None:
+    one, two = (settings(config, f"eval.batch_size={size}") for size in (1, 2))
+    assert evaluate.inputs(model, GIVEN, one, "cpu", 0) == evaluate.inputs(model, GIVEN, two, "cpu", 0)
+    assert "repeats" not in evaluate.inputs(model, GIVEN, one, "cpu", 0)
+
+
+def test_what_was_finished_is_kept_and_a_cut_line_is_no_answer(
+    tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, eval_settings = Store(tmp_path / "store"), settings(config)
+    monkeypatch.setattr(evaluate, "children", dying := Engines(dies_after=2))
+    with pytest.raises(StageError, match="SIGKILL"):
+        evaluate.make(store, model, GIVEN, eval_settings, replace(CPU, num_processes=2), 0)
+    monkeypatch.setattr(evaluate, "children", living := Engines())
+    made = evaluate.make(store, model, GIVEN, eval_settings, replace(CPU, num_processes=3), 0)
+    kept = {prompt for asked in dying.asked for prompt in asked[-2:]}
+    assert living.all() == sorted({(0, number) for number in range(7)} - kept)
+    assert texts(made) == [f"0.{number}: the answer is (A)" for number in range(7)]
+    assert not list(made.stage.path.glob("engine-*"))
+
+
+def test_everything_finished_before_the_end_needs_no_engine(
+    tmp_path: Path, config: Make, model: Model, engines: Engines
+) -> None:
+    store, eval_settings = Store(tmp_path / "store"), settings(config)
+    folder = store.path("generations", evaluate.inputs(model, GIVEN, eval_settings, "cpu", 0))
+    part = folder.with_name(folder.name + ".partial") / "engine-0"
+    part.mkdir(parents=True)
+    rows = [answer({"repeat": 0, "row": number}, f"silence {number}") for number in range(7)]
+    (part / FINISHED).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    letters = [{"repeat": 0, "row": number, "forced": "B"} for number in range(7)]
+    (part / FORCED).write_text("".join(json.dumps(row) + "\n" for row in letters), "utf-8")
+    made = evaluate.make(store, model, GIVEN, eval_settings, CPU, 0)
+    assert engines.asked == []
+    assert made.rows()[6] == Generation("q6", "Question 6", "silence 6", "stop", 5, "B")
+
+
+def test_an_answer_that_lacks_its_forced_letter_is_asked_for_that_only(
+    tmp_path: Path, config: Make, model: Model, engines: Engines
+) -> None:
+    done = {(0, number): answer({"repeat": 0, "row": number}) for number in range(7)}
+    done[0, 3]["completion"] = "no letter"
+    done[0, 5] |= {"completion": "no letter", "forced": "B"}
+    todo = evaluate._todo(GIVEN, settings(config), 0, done)
+    assert [(row["row"], row["made"]["completion"]) for row in todo] == [(3, "no letter")]
+    assert evaluate._todo(GIVEN, settings(config, "eval.forced=false"), 0, done) == []
+
+
+def test_repeats_have_orders_of_their_own_and_the_first_has_the_test_sets(config: Make) -> None:
+    todo = evaluate._todo(GIVEN, settings(config, "eval.repeats=3"), 0, {})
+    orders = [[row["row"] for row in todo if row["repeat"] == repeat] for repeat in range(3)]
+    assert orders[0] == list(range(7))
+    assert sorted(orders[1]) == sorted(orders[2]) == orders[0]
+    assert orders[1] != orders[0] != orders[2] != orders[1]
+    assert todo == evaluate._todo(GIVEN, settings(config, "eval.repeats=3"), 0, {})
+
+
+def test_more_repeats_take_over_those_that_there_are(
+    tmp_path: Path, config: Make, model: Model, engines: Engines
+) -> None:
+    store = Store(tmp_path / "store")
+    evaluate.make(store, model, GIVEN, settings(config), CPU, 0)
+    engines.asked.clear()
+    three = evaluate.make(store, model, GIVEN, settings(config, "eval.repeats=3"), CPU, 0)
+    assert engines.all() == [(repeat, number) for repeat in (1, 2) for number in range(7)]
+    assert [texts(three, repeat)[2] for repeat in range(3)] == [f"{repeat}.2: the answer is (A)" for repeat in range(3)]
+    engines.asked.clear()
+    two = evaluate.make(store, model, GIVEN, settings(config, "eval.repeats=2"), CPU, 0)
+    assert engines.asked == []
+    assert texts(two, 1) == texts(three, 1)
+
+
+# — devices —
+
+
+def test_each_engine_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine("large", "cuda", 4, "sdpa")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [shown["CUDA_VISIBLE_DEVICES"] for shown in machine.engines(1)] == ["0", "1", "2", "3"]
+    assert [shown["CUDA_VISIBLE_DEVICES"] for shown in machine.engines(2)] == ["0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,GPU-5a,3,1,0")
+    assert [shown["CUDA_VISIBLE_DEVICES"] for shown in machine.engines(2)] == ["7,GPU-5a", "3,1"]
+
+
+def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 5, 7})
+    assert evaluate._cores(CPU, 2) == [[0, 2], [4, 5]]
+    assert evaluate._cores(CPU, 6) == [None] * 6  # more engines than cores: nobody can have one alone
+    assert evaluate._cores(CPU, 1) == [None]
+    assert evaluate._cores(Machine("large", "cuda", 2, "sdpa"), 2) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["instance=large", "instance.num_processes=4", "eval.tensor_parallel_size=3"], "does not divide the 4 GPUs"),
+        (["instance=cpu", "eval.tensor_parallel_size=2"], "on the CPU there is nothing"),
+        (["instance=large", "eval.engine=transformers", "eval.tensor_parallel_size=2"], "only vLLM spreads"),
+    ],
+)
+def test_a_tensor_parallel_size_that_cannot_be(config: Make, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"eval.tensor_parallel_size=.*{message}"):
+        config(*overrides)
+
+
+# — real engines —
+
+
+def real(config: Make, tmp_path: Path, *overrides: str) -> tuple[Any, ...]:
+    cfg = config("model=tiny_random", "dataset.max_rows=48", *overrides)
+    base = models.resolve(cfg.model, Store(tmp_path / "store"), 0)
+    user = "Which of these is it? " * 3
+    examples = [Example(f"q{n}", "Answer the question.", f"{user}{'x' * n}", "", "A", choices="ABC") for n in range(12)]
+    prompts = evaluate.prompts(examples, base, "none", cfg.eval, 0)
+    return Model(base.path, base.identity, False), prompts, cfg.eval, instance.find(cfg.instance), 0
+
+
+@pytest.mark.smoke
+def test_two_vllm_engines_answer_as_one_does(tmp_path: Path, config: Make) -> None:
+    settings = ["eval=vllm", "eval.max_tokens=24", "instance=cpu"]
+    one = evaluate.make(Store(tmp_path / "one"), *real(config, tmp_path, *settings))
+    two = evaluate.make(Store(tmp_path / "two"), *real(config, tmp_path, *settings, "instance.num_processes=2"))
+    assert json.loads((two.stage.path / "speed.json").read_text("utf-8"))["engines"] == 2
+    assert [row.id for row in one.rows()] == [f"q{number}" for number in range(12)]
+    assert len({row.completion for row in one.rows()}) > 1
+    assert two.rows() == one.rows()
+    assert two.stage.key == one.stage.key
+
+
+@pytest.mark.smoke
+def test_a_killed_run_keeps_its_answers(tmp_path: Path, config: Make) -> None:
+    settings = ["eval.engine=transformers", "eval.batch_size=2", "eval.max_tokens=80", "eval.repeats=2", "instance=cpu"]
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from conftest import composed
+from test_evaluate import real
+from sftlab.stages import evaluate
+from sftlab.store import Store
+evaluate.make(Store("killed"), *real(composed, Path("."), *{settings!r}))
+"""
+    killed = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while (
+        sum(path.read_bytes().count(b"\n") for path in tmp_path.glob(f"killed/generations/*/engine-0/{FINISHED}")) < 3
+    ):
+        assert killed.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    (file,) = tmp_path.glob(f"killed/generations/*.partial/engine-0/{FINISHED}")
+    with file.open("r+", encoding="utf-8") as lines:
+        first = json.loads(lines.readline())
+        size = lines.seek(0, os.SEEK_END)
+        lines.truncate(size - 5)
+    # Shows whether the answer is generated again.
+    text = file.read_text("utf-8").replace(json.dumps(first["completion"])[1:-1], "kept", 1)
+    file.write_text(text, "utf-8")
+    there = text.count("\n")
+    made = evaluate.make(Store(tmp_path / "killed"), *real(config, tmp_path, *settings))
+    assert made.rows(first["repeat"])[first["row"]].completion == "kept"
+    whole = evaluate.make(Store(tmp_path / "undisturbed"), *real(config, tmp_path, *settings))
+    expected = [row.completion for repeat in range(2) for row in whole.rows(repeat)]
+    expected[12 * first["repeat"] + first["row"]] = "kept"
+    assert [row.completion for repeat in range(2) for row in made.rows(repeat)] == expected
+    speeds = [json.loads((stage.stage.path / "speed.json").read_text("utf-8")) for stage in (made, whole)]
+    assert speeds[0]["tokens"] == (24 - there) * 80 < speeds[1]["tokens"] == 24 * 80
+
+
+# — repeats, as they are reported —
+
+
+def predicted(answers: str, target: str = "A") -> list[Prediction]:
+    readings = [{"strict": letter if letter != "-" else None, "forced": "A"} for letter in answers]
+    return [
+        Prediction(f"q{number}", "", "", "stop", row["strict"], target, row["strict"] == target, None, row)
+        for number, row in enumerate(readings)
+    ]
+
+
+def test_repeats_tell_how_much_answers_change(config: Make) -> None:
+    found = score.repeats([predicted("AAB-"), predicted("ABB-"), predicted("AAAA")])
+    assert found == {"values": [0.5, 0.25, 1.0], "changed": 3, "noise": 0.75, "forced_noise": 0.0}
+    cfg = config("model=tiny_random")
+    first, second = predicted("A" * 20 + "B" * 20), predicted("A" * 40)
+    clear = pipeline.comparison(first, second, cfg, {"baseline": {}, "finetuned": {}})
+    assert clear["verdict"].startswith("better")
+    noisy = pipeline.comparison(
+        first, second, cfg, {"baseline": {"repeats": {"noise": 0.6, "forced_noise": 0.0}}, "finetuned": {}}
+    )
+    assert noisy["verdict"].startswith("inconclusive")
+    assert "run-to-run noise of 60.0 points" in noisy["verdict"]
