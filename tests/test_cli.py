@@ -114,10 +114,15 @@ MISSING = [("hydra/sweeper=optuna", "optuna"), ("hydra/launcher=ray", "ray"), ("
 def test_a_plugin_that_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, extra: str
 ) -> None:
-    # As if none were: the namespace that they are found in cannot be imported.
+    # As if none were: the namespace that they are found in cannot be imported. In a process of its own, as they are
+    # looked for once.
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     (tmp_path / "hydra_plugins.py").write_text("raise ImportError", "utf-8")
-    message = refused(tmp_path, "-m", choice, "train.lerning_rate=1,2")
+    command = [sys.executable, "-m", "sftlab", "-m", choice, "train.lerning_rate=1,2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert files(tmp_path) == ["hydra_plugins.py"]
+    message = done.stderr
     assert f"{choice}: is not installed; pip install 'sftlab[{extra}]'" in message
     assert "did you mean train.learning_rate?" in message
 
@@ -166,6 +171,7 @@ def test_bad_csv_and_parquet_load_nothing_heavy_either(tmp_path: Path) -> None:
     assert "eval.dataset.user: there is no column 'options'; the rows have question" in message
 
 
+@pytest.mark.smoke  # libraries that take seconds to import
 def test_a_prompt_that_max_length_cuts_ends_with_2_and_leaves_no_stage(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", vignettes(40))
     write_model(tmp_path / "model")

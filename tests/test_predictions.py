@@ -476,6 +476,7 @@ def test_a_column_tells_subgroups_apart(tmp_path: Path) -> None:
     assert [one.subgroup for one in again[0]] == ["1", "two"]
 
 
+@pytest.mark.smoke  # libraries that take seconds to import
 def test_predictions_have_a_score_and_a_subgroup_only_where_there_is_one(tmp_path: Path) -> None:
     Prediction.write(tmp_path / "plain.jsonl", load(tmp_path, TWO, TWO)[0])
     assert set(json.loads((tmp_path / "plain.jsonl").read_text("utf-8").splitlines()[0])) == {

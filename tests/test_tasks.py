@@ -144,6 +144,7 @@ def test_subgroups_by_hand() -> None:
     assert "NaN" not in json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.smoke  # libraries that take seconds to import
 def test_subgroups_of_one_model_of_none_and_of_scores() -> None:
     kinds: list[str | None] = ["s1", "s1", None]
     alone = subgroups({"finetuned": by_letters("++-", kinds)}, EXACT, seed=1)
@@ -331,6 +332,7 @@ def answers(count: int, text: str, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.smoke  # libraries that take seconds to import
 def test_answers_that_no_pattern_reads_cannot_be_judged(tmp_path: Path) -> None:
     out, found, page = judged(tmp_path, answers(20, "Hm."), answers(20, "Well…"), f"eval.group_by={BY}")
     assert "Verdict: inconclusive: cannot be judged by this pattern: no answer of the first file or" in out
@@ -341,6 +343,7 @@ def test_answers_that_no_pattern_reads_cannot_be_judged(tmp_path: Path) -> None:
     assert [group["difference"]["p_adjusted"] for group in found["subgroups"]["groups"]] == [1, 1]
 
 
+@pytest.mark.smoke  # libraries that take seconds to import
 def test_scores_in_another_script_cannot_be_judged(tmp_path: Path) -> None:
     rows = [{"id": at, "completion": "裁判所", "target": "裁判所"} for at in range(9)]
     out, found, _ = judged(tmp_path, rows, rows, "eval.task=rouge")
@@ -348,6 +351,7 @@ def test_scores_in_another_script_cannot_be_judged(tmp_path: Path) -> None:
     assert found["finetuned"]["rougeL"] == 0
 
 
+@pytest.mark.smoke  # libraries that take seconds to import
 def test_one_row_of_each_is_judged_without_a_number_that_is_none(tmp_path: Path) -> None:
     one = [{"id": 1, "completion": "", "target": "a b", BY: None}]
     two = [{"id": 1, "completion": "a b", "target": "a b", BY: "x"}]
