@@ -13,7 +13,7 @@ demo: .venv/installed
 
 test: .venv/tested
 	scripts/check
-	.venv/bin/python -m pytest tests -m "smoke"
+	.venv/bin/python -m pytest tests -m smoke -n 2 --dist loadscope
 
 check: .venv/tested
 	scripts/check

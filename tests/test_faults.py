@@ -92,7 +92,7 @@ def test_a_sweep_killed_at_three_points_ends_the_same(undisturbed: dict[str, Any
         # The second job, in its second epoch: the decision is then made over the first one.
         ("train", lambda: any(store.glob("train/*.partial/checkpoint-16"))),
         ("merge", lambda: any(store.glob("merged/*.partial/inputs.json"))),
-        ("evaluate", lambda: any(store.glob("generations/*.partial/prompts.jsonl"))),
+        ("evaluate", lambda: any(store.glob("generations/*.partial/engine-*/prompts.jsonl"))),
     ]
     for stage, begun in points:
         process = start(tmp_path, "swept")

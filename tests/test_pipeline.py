@@ -357,8 +357,8 @@ def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: P
 
 def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:
     # A learning rate so high that the last epoch is not the best one.
-    settings = ["mode=train", "train.num_train_epochs=4", "train.learning_rate=0.1", "train.save_total_limit=1"]
-    done = sftlab(place, *TINY, *settings, "hydra.run.dir=limited")
+    settings = ["mode=train", "train.num_train_epochs=4", "train.learning_rate=5", "train.lr_scheduler_type=constant"]
+    done = sftlab(place, *TINY, *settings, "train.save_total_limit=1", "hydra.run.dir=limited")
     assert done.returncode == 0, done.stderr
     losses = [row["eval_loss"] for row in rows(place / "limited" / "metrics.jsonl") if "eval_loss" in row]
     assert min(losses) < losses[-1]

@@ -385,6 +385,8 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
         elsewhere = json.loads((folder / MACHINES).read_text("utf-8")) if (folder / MACHINES).is_file() else []
         write_json(folder / "receipt.json", receipt | {"rank_checksums": checksums, "earlier_machines": elsewhere})
+    # A rank that ends with its connections open is sometimes ended by SIGABRT on its way out.
+    trainer.accelerator.end_training()
 
 
 def _check_liger(base: Base) -> None:
