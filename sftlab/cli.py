@@ -29,7 +29,7 @@ from hydra.plugins.config_source import ConfigLoadError
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, redacted
+from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, Terminated, redacted
 
 if TYPE_CHECKING:
     from sftlab.config import Config
@@ -75,6 +75,7 @@ class Study:
 
 
 STUDY = Study()
+KEPT = "what was finished is kept, and the same command goes on from there"
 USE = "set HF_TOKEN or WANDB_API_KEY in the environment, or log in, and leave it out here"
 
 # What Hydra may make of a configuration: its plugins, their samplers, handlers of log lines, and our callback.
@@ -218,7 +219,7 @@ def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
     from sftlab import launchers
     from sftlab.job import Job
-    from sftlab.pipeline import dry_run, run_job
+    from sftlab.pipeline import dry_run, plan_job, run_job
     from sftlab.validate import validate
 
     _environment()
@@ -235,12 +236,15 @@ def job(composed: DictConfig) -> float:
         if cfg.dry_run and hydra_config.mode == RunMode.MULTIRUN:
             log.info("job %d: %s", number, " ".join(record.overrides))
             dry_run(cfg)
-        if cfg.mode not in ("all", "train") or cfg.dry_run:
+        if cfg.mode not in ("all", "train", "plan") or cfg.dry_run:
             return 0.0  # nothing to train: main goes on with it
         record.write(folder)
         launcher = str(hydra_config.runtime.choices["hydra/launcher"])
         with launchers.devices(launcher, cfg.instance.device, cfg.instance.num_processes):
-            run_job(cfg, record, folder)
+            if cfg.mode == "plan":
+                plan_job(cfg, record)
+            else:
+                run_job(cfg, record, folder)
         record.status = "success"
     except SftlabError as error:
         # Told in the job's file and not by an exception, which would end the other jobs of some launchers.
@@ -255,11 +259,14 @@ def job(composed: DictConfig) -> float:
 
 def main() -> None:
     """The entry of ``python -m sftlab`` and of the ``sftlab`` command."""
+    from sftlab.store import FULL
+
     STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
     engine.Callbacks = TrustedCallbacks  # type: ignore[attr-defined]
     _environment()
     signal.signal(signal.SIGTERM, _terminated)
+    logging.raiseExceptions = False  # a log file that cannot be written is no reason for a traceback at every line
     try:
         for argument in sys.argv[1:]:
             if redacted(argument) != argument:
@@ -271,14 +278,23 @@ def main() -> None:
     except SftlabError as error:
         STUDY.fail(str(error))
         _fail(error)
+    except Terminated:
+        STUDY.fail("terminated by SIGTERM")
+        print(f"sftlab: terminated; {KEPT}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         STUDY.fail("interrupted")
-        _interrupted()
+        print(f"sftlab: interrupted; {KEPT}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except BaseException as error:
         if STUDY.folder is None and isinstance(error, TypeError | ValueError):
             # Hydra's own, about an override such as model=null or train=[1]
             _fail(ConfigError(_explain(error, sys.argv[1:])))
-        STUDY.fail(f"{type(error).__name__}: {error}")
+        with suppress(OSError):
+            STUDY.fail(f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or STUDY.folder
+            _fail(StageError(f"cannot write {where}: {error.strerror}; free some space. What was finished is kept"))
         raise  # a bug: it keeps its traceback, and the record says that the run has ended
     sys.exit(code)
 
@@ -361,7 +377,9 @@ def _finish(study: Study) -> int:
         run.finish("success")
         log.info("done: %s", study.folder / "preview.html")
         return 0
-    if run.values["mode"] == "evaluate" and first is not None:
+    if run.values["mode"] == "plan":
+        pipeline.tell_plan(run, found)
+    elif run.values["mode"] == "evaluate" and first is not None:
         pipeline.evaluate_only(run, first)
     elif run.values["mode"] == "compare" and first is not None:
         pipeline.compare_files(run, first)
@@ -375,6 +393,8 @@ def _finish(study: Study) -> int:
     if study.lost:
         reasons.append(study.lost)
     run.finish("failed" if reasons else "success", "; ".join(reasons) or None)
+    if run.values["mode"] == "plan":
+        return _all_failed(found) if len(failed) == len(found) else int(bool(reasons))
     report.page(run)
     if failed and len(failed) == len(found):
         return _all_failed(found)
@@ -444,12 +464,8 @@ def _fail(error: SftlabError) -> NoReturn:
 
 
 def _terminated(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _interrupted() -> NoReturn:
-    print("sftlab: interrupted; what was finished is kept, and the same command goes on from there", file=sys.stderr)
-    sys.exit(130)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the saving
+    raise Terminated
 
 
 def _explain(error: Exception, arguments: list[str]) -> str:

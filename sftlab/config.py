@@ -152,6 +152,7 @@ class EvalConfig(Section):
     tensor_parallel_size: PositiveInt
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
     kv_cache_gib: PositiveFloat
+    stall_min: PositiveFloat
     alpha: Annotated[float, Field(gt=0, lt=1)]
     hoped_difference: Fraction
     forced: bool
@@ -185,6 +186,12 @@ class CleanConfig(Section):
     outputs: str
 
 
+class PlanConfig(Section):
+    """How ``mode=plan`` finds out what a configuration takes."""
+
+    probe: bool
+
+
 class HubConfig(Section):
     """Whether the merged model and its card go to the hub."""
 
@@ -197,7 +204,7 @@ class Config(Section):
     """One experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "clean"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Name
@@ -212,3 +219,4 @@ class Config(Section):
     tracking: TrackingConfig
     hub: HubConfig
     clean: CleanConfig
+    plan: PlanConfig

@@ -35,3 +35,14 @@ class ConfigError(SftlabError):
 
 class StageError(SftlabError):
     """A stage that was started and could not be finished."""
+
+
+class OutOfMemoryError(StageError):
+    """A stage needed more memory than there is."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as SLURM sends it some time before SIGKILL: the run ends as by Ctrl-C, with exit code 143.
+
+    There is time for a training to save a checkpoint first.
+    """

@@ -22,7 +22,7 @@ class Job:
 
     ``comparable`` holds everything that must be equal for two jobs' validation losses to be ranked
     together; ``family`` is the same for jobs that share their first steps; ``stages`` has the folder of
-    each finished stage.
+    each finished stage; ``plan`` is what ``mode=plan`` found out.
     """
 
     number: int
@@ -36,6 +36,7 @@ class Job:
     comparable: dict[str, Any] = field(default_factory=dict)
     overlap: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] | None = None
     family: str | None = None
     candidates: list[Candidate] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab import errors
-from sftlab.errors import SftlabError, StageError
+from sftlab.errors import SftlabError, StageError, Terminated
 from sftlab.store import write_json
 
 INPUTS, ERROR = "inputs.json", "error.json"
@@ -34,6 +35,19 @@ RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "GR
 
 # How gloo and NCCL say that the process at the other end has ended.
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+
+# How torch, its CPU allocator and vLLM say that there is not enough memory.
+TOO_LARGE = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "No available memory for the cache blocks",
+    "is less than desired GPU memory utilization",
+    "larger than the available KV cache memory",
+)
+
+# How Python (and Rust), and torch's writer of files, say that the disk is full.
+DISK_FULL = (os.strerror(errno.ENOSPC), "inline_container", "iostream error")
 
 QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -100,8 +114,8 @@ def children(
                 watch()
             for process in [process for process in running if process.poll() is not None]:
                 _check(module, process.returncode, running.pop(process))
-    except BaseException:
-        _end(list(running))
+    except BaseException as error:
+        _end(list(running), SAVE if isinstance(error, Terminated) else STOP)
         raise
 
 
@@ -126,6 +140,11 @@ def _check(module: str, code: int, folder: Path) -> None:
     if (folder / ERROR).is_file():
         error = json.loads((folder / ERROR).read_text("utf-8"))
         raise getattr(errors, error["type"], StageError)(error["message"])
+    if code == os.EX_IOERR:
+        raise StageError(
+            f"{module}: the disk is full ({folder}); free some space or set store= to another folder. What was "
+            "finished is kept"
+        )
     # Shells and launchers say 128 + signal for what Python says as a negative number.
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
@@ -152,6 +171,8 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
     folder = Path(sys.argv[1])
     try:
         run(folder, json.loads((folder / INPUTS).read_text("utf-8")))
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(130)
     except SftlabError as error:
@@ -160,16 +181,29 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
         if any(words in str(error) for words in LOST):
             report(folder, "StageError", f"another rank has ended, see its output: {error}", lost=True)
             sys.exit(1)
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE):
+            report(folder, "OutOfMemoryError", f"{folder.parent.name}: out of memory: {first}")
+            sys.exit(1)
+        if _disk_is_full(error, folder):
+            sys.exit(os.EX_IOERR)  # there may be no room for a message
         traceback.print_exc()
         # The last frame tells a bug report more than the message alone.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        if os.strerror(errno.ENOSPC) in str(error):  # libraries in Rust and C++ say it in errors of their own
-            message = f"the disk is full: {message}; free some space or set store= to another folder"
         report(folder, "StageError", message)
     else:
         return
     sys.exit(1)
+
+
+def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
+    """Whether an error, or what it came from, is that of a full disk; libraries in C++ and Rust say it in many ways."""
+    while error is not None:
+        if any(words in str(error) for words in DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return shutil.disk_usage(folder).free < 64 * 2**10
 
 
 def _quiet() -> None:
@@ -187,9 +221,14 @@ def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None
         write_json(path, {"type": kind, "message": message, "lost": lost})
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+# How children are ended: the signals, each with the seconds that it is given. A training saves a checkpoint at SIGTERM.
+STOP = ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60))
+SAVE = ((signal.SIGTERM, 25), (signal.SIGKILL, 60))
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], how: Sequence[tuple[signal.Signals | None, int]]) -> None:
     """Ask children to end, and make them end."""
-    for ask, patience in ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60)):
+    for ask, patience in how:
         running = [process for process in processes if process.poll() is None]
         deadline = time.monotonic() + patience
         for process in running:

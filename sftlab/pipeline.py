@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from sftlab import instance, models, overlap, score, tracking
+from sftlab import instance, models, overlap, plan, score, tracking
 from sftlab.card import card, push
 from sftlab.config import Config, DatasetConfig
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError
 from sftlab.job import Job, trained_as
 from sftlab.models import Base
 from sftlab.predictions import load_pair, unjudgeable
@@ -56,7 +58,10 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     )
     variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{job.number}", _run_id(folder, job))
     tracking.announce(cfg.tracking, folder)
-    trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
+    try:
+        trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
+    except OutOfMemoryError as error:
+        raise StageError(f"{error}\n{plan.advice(cfg, base, tokens, machine)}") from error
     if trained is None:
         return  # another machine has what was trained
     stages = (data.stage, checked, tokens.stage, trained.stage)
@@ -270,6 +275,36 @@ def show(cfg: Config, folder: Path) -> None:
     preview(base.tokenizer(), splits, max_length=cfg.train.max_length, folder=folder, seed=cfg.seed)
 
 
+def plan_job(cfg: Config, job: Job) -> None:
+    """``mode=plan``: what a job would take on its machine goes into ``job``; nothing is trained."""
+    store = Store(cfg.store)
+    machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
+    base = models.resolve(cfg.model, store, cfg.seed)
+    data = dataset.make(store, cfg.dataset, cfg.seed)
+    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
+    log.info("plan: %s, %s, on %s", base.name, cfg.peft.method, machine.name)
+    job.plan = asdict(plan.cell(cfg, base, tokens, machine, probe))
+
+
+def tell_plan(run: Run, jobs: Sequence[Job]) -> None:
+    """The plans of all jobs, in the terminal and in ``run.json``."""
+    cells = [(job, plan.Cell(**job.plan)) for job in jobs if job.plan is not None]
+    shared = set.intersection(*(set(job.overrides) for job, _ in cells)) if len(cells) > 1 else set()
+    # Of many cells only what tells them apart.
+    names = [" ".join([str(job.number), *(word for word in job.overrides if word not in shared)]) for job, _ in cells]
+    plan.table(list(zip(names, (cell for _, cell in cells), strict=True)))
+    values = [{"job": job.number, "overrides": job.overrides, **asdict(cell), "fits": cell.fits} for job, cell in cells]
+    run.update(plan=values)
+    if len(cells) == 1 and cells[0][1].fits is False:
+        cfg = cells[0][0].settings()
+        store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
+        base = models.resolve(cfg.model, store, cfg.seed)
+        data = dataset.make(store, cfg.dataset, cfg.seed)
+        tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        log.warning("plan: %s", plan.advice(cfg, base, tokens, machine))
+
+
 def compare_files(run: Run, cfg: Config) -> None:
     """``mode=compare``: the verdict for two prediction files, whoever made them."""
     first, second = map(Path, cfg.eval.predictions)
@@ -348,6 +383,14 @@ def dry_run(cfg: Config) -> int:
         planned += [("model", False), ("tokens", False), ("train", False)]
     for name, there in planned:
         log.info("%-8s %s", name, "cached" if there else "will run")
+    if base is not None and cfg.mode in ("all", "train"):
+        with TemporaryDirectory(prefix="sftlab-") as scratch:
+            place = store if planned[0][1] and planned[1][1] else Store(scratch)
+            data = dataset.make(place, cfg.dataset, cfg.seed)
+            tokens = tokenize.make(place, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+            plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
+    else:
+        log.info("memory and time: mode=plan tells them, and gets the model for it")
     if cfg.mode == "all":
         trained = planned[-1][1]
         log.info("select, merge, evaluate, report: %s", "from the cached training" if trained else "will run")

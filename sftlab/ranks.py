@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -26,6 +27,10 @@ def main(arguments: list[str]) -> None:
     try:
         run.main(arguments)
     except ChildFailedError as error:
+        if all(failure.exitcode == 128 + signal.SIGTERM for failure in error.failures.values()):
+            sys.exit(128 + signal.SIGTERM)  # they have saved what there was
+        if any(failure.exitcode == os.EX_IOERR for failure in error.failures.values()):
+            sys.exit(os.EX_IOERR)
         for rank, failure in sorted(error.failures.items()):
             # SIGTERM is how the others are ended.
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:

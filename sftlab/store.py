@@ -51,16 +51,13 @@ class Store:
 
     def has(self, name: str, inputs: Mapping[str, Any]) -> bool:
         """Whether the stage with these inputs is finished."""
-        return (self.path(name, inputs) / MANIFEST).is_file()
+        return _manifest(self.path(name, inputs)) is not None
 
     def finished(self, name: str) -> list[tuple[Path, dict[str, Any]]]:
         """Folder and manifest of every finished stage of a kind, in the order of their keys."""
-        manifests = sorted((self.root / name).glob(f"*/{MANIFEST}"))
-        return [
-            (file.parent, json.loads(file.read_text("utf-8")))
-            for file in manifests
-            if not file.parent.name.endswith(".partial")
-        ]
+        folders = sorted(file.parent for file in (self.root / name).glob(f"*/{MANIFEST}"))
+        found = ((folder, _manifest(folder)) for folder in folders if not folder.name.endswith(".partial"))
+        return [(folder, manifest) for folder, manifest in found if manifest is not None]
 
     def stage(
         self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
@@ -75,13 +72,15 @@ class Store:
             Exception: whatever ``build`` raises; the stage is not there then, and can be asked for again.
         """
         final = self.path(name, inputs)
-        if (final / MANIFEST).is_file():
+        if _manifest(final) is not None:
             return self._found(name, final)
         partial = final.with_name(final.name + ".partial")
         with self.lock(name, final.name):
-            if (final / MANIFEST).is_file():  # made while this one waited
+            if _manifest(final) is not None:  # made while this one waited
                 return self._found(name, final)
             try:
+                if final.exists():  # a disk that lost its last writes
+                    shutil.rmtree(final)
                 if partial.exists() and not resumable:
                     shutil.rmtree(partial)
                 partial.mkdir(exist_ok=True)
@@ -89,6 +88,7 @@ class Store:
                 build(partial)
                 seconds = time.monotonic() - start
                 manifest = {"stage": name, "key": final.name, "seconds": round(seconds, 1), "inputs": inputs}
+                sync(partial)
                 write_json(partial / MANIFEST, manifest)
                 partial.rename(final)
             except BaseException as error:
@@ -150,6 +150,27 @@ class Store:
         return Stage(name, final.name, final, cached=True, seconds=0.0)
 
 
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """What a finished stage was made from; None where there is no finished stage."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
+
+
+def sync(folder: Path) -> None:
+    """Have the disk itself hold all of a folder: what is marked as finished after it is so even if the power fails."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_symlink():
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def key_of(inputs: Mapping[str, Any]) -> str:
     """A short name for exactly these inputs: the hash of their canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -166,7 +187,10 @@ def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step: a reader sees the old text or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -30,6 +30,9 @@ def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> di
         "WANDB_CONSOLE": "off",
         "WANDB_DISABLE_CODE": "true",
         "WANDB_DISABLE_GIT": "true",
+        # Seconds that a server which does not answer may cost at the beginning and at the end.
+        "WANDB_INIT_TIMEOUT": "15",
+        "WANDB_FINISH_TIMEOUT": "20",
         # Not WANDB_MODE, of which transformers prints that it was read; the training process sets it later.
         "SFTLAB_WANDB_MODE": mode(),
     }
@@ -50,6 +53,23 @@ def announce(cfg: TrackingConfig, folder: Path) -> None:
         log.info("wandb: offline (%s); `wandb sync %s/wandb/offline-run-*` sends it later", reason, folder)
 
 
+def begin(mode: str) -> None:
+    """Start wandb's run in a training process; offline if the server cannot be reached, for training goes on."""
+    import wandb
+
+    os.environ["WANDB_MODE"] = mode
+    try:
+        wandb.init()
+    except (wandb.errors.Error, OSError) as error:
+        os.environ["WANDB_MODE"] = "offline"
+        wandb.teardown()  # it would go on trying, and hold the run's name
+        log.warning(
+            "wandb: cannot be reached (%s); goes on offline, and `wandb sync %s/wandb/offline-run-*` sends it later",
+            _first_line(error),
+            os.environ["WANDB_DIR"],
+        )
+
+
 def log_result(
     variables: dict[str, str],
     summary: dict[str, Any],
@@ -57,7 +77,7 @@ def log_result(
     figure: Path,
     history: list[dict[str, Any]],
 ) -> None:
-    """Add the final table, the figure and the summary to the run that training began.
+    """Add the final table, the figure and the summary to the run that training began; offline if need be.
 
     ``history`` is what an earlier run's training logged, where this one found it finished and trained nothing.
     """
@@ -65,35 +85,55 @@ def log_result(
         return
     import wandb
 
-    variables = {**variables, "WANDB_MODE": variables["SFTLAB_WANDB_MODE"]}
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ.get(name) for name in (*variables, "WANDB_MODE")}
     os.environ.update(variables)
     try:
-        run = wandb.init(id=variables["WANDB_RUN_ID"], resume="allow", settings=wandb.Settings(silent=True))
-        try:
-            for row in history:
-                named = {
-                    f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
-                    for name, value in row.items()
-                    if isinstance(value, int | float)
-                }
-                run.log({"train/global_step": row["step"], **named})
-            header, *rows = table
-            result: dict[str, Any] = {"result": wandb.Table(columns=header, data=[list(map(str, row)) for row in rows])}
-            if figure.is_file():
-                result["bias_variance"] = wandb.Image(str(figure))
-            run.log(result)
-            run.summary.update(summary)
-        finally:
-            run.finish()
-    except (wandb.errors.Error, OSError) as error:
-        log.warning("wandb: the final table could not be sent (%s); it is in the report all the same", error)
+        for attempt in (variables["SFTLAB_WANDB_MODE"], "offline"):
+            os.environ["WANDB_MODE"] = attempt
+            try:
+                _send(summary, table, figure, history)
+            except (wandb.errors.Error, OSError) as error:
+                where = f"`wandb sync {variables['WANDB_DIR']}/wandb/*run-*` sends it later"
+                log.warning("wandb: the final table could not be sent (%s); %s", _first_line(error), where)
+                wandb.teardown()
+            else:
+                break
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _send(summary: dict[str, Any], table: list[list[Any]], figure: Path, history: list[dict[str, Any]]) -> None:
+    import wandb
+
+    run = wandb.init(
+        id=os.environ["WANDB_RUN_ID"],
+        resume="allow",
+        settings=wandb.Settings(silent=True, finish_timeout=float(os.environ["WANDB_FINISH_TIMEOUT"])),
+    )
+    try:
+        for row in history:
+            named = {
+                f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
+                for name, value in row.items()
+                if isinstance(value, int | float)
+            }
+            run.log({"train/global_step": row["step"], **named})
+        header, *rows = table
+        result: dict[str, Any] = {"result": wandb.Table(columns=header, data=[list(map(str, row)) for row in rows])}
+        if figure.is_file():
+            result["bias_variance"] = wandb.Image(str(figure))
+        run.log(result)
+        run.summary.update(summary)
+    finally:
+        run.finish()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _has_key() -> bool:

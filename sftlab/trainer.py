@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from sftlab.store import write_json
+from sftlab.errors import Terminated
+from sftlab.store import sync, write_json
 
 COMPLETE = "checkpoint.json"
 IGNORED = -100
@@ -147,10 +150,22 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self.start = time.monotonic() - earlier_seconds
         self.decay_steps = decay_steps
         self.trainer: Trainer | None = None
+        self.terminated = False
+
+    def terminate(self, *_: Any) -> None:
+        """Save at the end of the step that is going on, and raise Terminated then: what SIGTERM does."""
+        self.terminated = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save where a job of fewer or more epochs would part from this one: before its decay."""
+        """Save where a job of fewer or more epochs would part from this one, before its decay, and at SIGTERM."""
+        assert self.trainer is not None
+        if args.world_size > 1:  # the ranks have to save after the same step
+            flag = torch.tensor(float(self.terminated), device=args.device)
+            self.terminated = bool(self.trainer.accelerator.reduce(flag) > 0)
         an_epoch = state.max_steps // int(args.num_train_epochs)
+        # At the end of an epoch its validation comes first: a checkpoint without it would never get one.
+        if self.terminated and state.global_step % an_epoch:
+            control.should_save = control.should_log = True
         if self.decay_steps and (state.global_step + self.decay_steps) % an_epoch == 0 and state.global_step % an_epoch:
             control.should_save = control.should_log = True
 
@@ -163,10 +178,18 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write ``checkpoint.json``: a checkpoint without it was cut off and is not used.
 
-        ``eval_loss`` is null where the checkpoint is only for others to go on from.
+        ``eval_loss`` is null where the checkpoint is only to go on from.
+
+        Raises:
+            Terminated: SIGTERM came, and what there is to go on from is saved.
         """
-        if not state.is_world_process_zero or self.trainer is None:
-            return
+        if state.is_world_process_zero:
+            self._mark(args, state)
+        if self.terminated:
+            raise Terminated
+
+    def _mark(self, args: TrainingArguments, state: TrainerState) -> None:
+        assert self.trainer is not None
         history = state.log_history
         evaluated = self.trainer.evaluated_step == state.global_step
         row = {
@@ -179,7 +202,25 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if evaluated:
             write_json(folder / "rows.json", self.trainer.row_losses)
+        sync(folder)
         write_json(folder / COMPLETE, row)
+
+
+class StepTimes(TrainerCallback):  # type: ignore[misc]
+    """How long a step takes: from the end of one to the end of the next, for a GPU may lag behind in between."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Look at the clock."""
+        self.ends.append(time.perf_counter())
+
+    @property
+    def median(self) -> float | None:
+        """Seconds, without the first step, which also makes what the others use; None for a single step."""
+        steps = [end - begin for begin, end in pairwise(self.ends)]
+        return round(median(steps), 4) if steps else None
 
 
 class Metrics(TrainerCallback):  # type: ignore[misc]
@@ -200,7 +241,9 @@ def _mean_loss(history: list[dict[str, Any]], after: int) -> float | None:
     """The training loss over the steps after one: what was logged, each weighted by the steps that it is a mean of."""
     logged = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row and row["step"] > after]
     steps = [step - before for (step, _), before in zip(logged, [after, *(step for step, _ in logged)], strict=False)]
-    return sum(loss * of for (_, loss), of in zip(logged, steps, strict=True)) / sum(steps) if logged else None
+    total = sum(loss * of for (_, loss), of in zip(logged, steps, strict=True))
+    # Rounded: a run that was stopped between two lines of the log has added up the same in another order.
+    return round(total / sum(steps), 6) if logged else None
 
 
 def _last(history: list[dict[str, Any]], name: str) -> float | None:

@@ -213,7 +213,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
     if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
         yield "select.metric=exact_match: counts right answers, and eval.task=rouge has none; set it to eval_loss"
     yield from _engines(cfg)
-    if cfg.mode not in ("all", "train", "evaluate", "preview"):
+    if cfg.mode not in ("all", "train", "evaluate", "preview", "plan"):
         return  # nothing is read but a finished run's files
     if cfg.mode != "evaluate" or cfg.eval.dataset is None:
         yield from _dataset(cfg, cfg.dataset, mounted=False)
@@ -296,7 +296,7 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
         if not local:
             _reachable(name, data.revision, f"{key}.name_or_path")
             return
-        tested = cfg.mode != "train" and (mounted or cfg.eval.dataset is None)
+        tested = cfg.mode not in ("train", "plan") and (mounted or cfg.eval.dataset is None)
         column = cfg.eval.group_by if tested else None
         if column is None and Store(cfg.store).has("dataset", dataset.inputs(data, cfg.seed, mounted=mounted)):
             return
@@ -309,7 +309,7 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
     except OSError as error:
         yield f"{key}.name_or_path={name!r}: {error.filename} cannot be read: {error.strerror}; check its permissions"
         return
-    if not splits["test"] and cfg.mode != "train" and cfg.eval.dataset is None:
+    if not splits["test"] and cfg.mode not in ("train", "plan") and cfg.eval.dataset is None:
         yield (
             f"dataset.split={data.split}: the test split of {name} has no rows; give dataset.split.test some, "
             "mount a test set with dataset@eval.dataset=…, or set mode=train"

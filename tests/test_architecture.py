@@ -17,6 +17,7 @@ PURE = ["errors", "config", "records", "extract", "statistics", "overlap", "prom
 BETWEEN_STAGES = {
     ("tokenize", "dataset"): {"Dataset"},
     ("train", "tokenize"): {"Tokenized"},
+    ("plan", "tokenize"): {"Tokenized"},
     ("report", "select"): {"Selection"},
 }
 

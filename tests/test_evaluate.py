@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_faults import stage_processes
 
 from sftlab import instance, launch, models, pipeline, score
 from sftlab.config import Config
@@ -284,6 +287,30 @@ evaluate.make(Store("killed"), *real(composed, Path("."), *{settings!r}))
     assert [row.completion for repeat in range(2) for row in made.rows(repeat)] == expected
     speeds = [json.loads((stage.stage.path / "speed.json").read_text("utf-8")) for stage in (made, whole)]
     assert speeds[0]["tokens"] == speeds[1]["tokens"] - sum(there) < speeds[1]["tokens"]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("stops", ["at its start", "at work"])
+def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str) -> None:
+    """A stopped process is as silent as one that waits for ever."""
+    minutes = {"at its start": 0.01, "at work": 0.3}[stops]
+    settings = ["eval.engine=transformers", "eval.batch_size=1", "eval.max_tokens=80", "instance=cpu"]
+    store = Store(tmp_path / "store")
+    model, prompts, cfg, machine, seed = real(config, tmp_path, *settings, f"eval.stall_min={minutes}")
+
+    def stop_when_at_work() -> None:
+        while not list(tmp_path.glob(f"store/generations/*/engine-0/{FINISHED}")):
+            time.sleep(0.01)
+        (engine,) = (pid for pid, _ in stage_processes(os.getpid()))
+        os.kill(engine, signal.SIGSTOP)
+
+    if stops == "at work":
+        threading.Thread(target=stop_when_at_work, daemon=True).start()
+    with pytest.raises(StageError, match=r"the engine (did not start|finished no answer) for 0\.\d+ minutes and was"):
+        evaluate.make(store, model, prompts, cfg, machine, seed)
+    assert list(stage_processes(os.getpid())) == []
+    patient = cfg.model_copy(update={"stall_min": 30.0})
+    assert len(evaluate.make(store, model, prompts, patient, machine, seed).rows()) == len(prompts.rows)
 
 
 # — repeats, as they are reported —

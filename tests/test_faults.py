@@ -17,7 +17,7 @@ pytestmark = pytest.mark.smoke
 
 SWEEP = [
     *("-m", "model=tiny_random", "dataset.max_rows=48", "tracking=none", "train.max_length=768"),
-    *("eval.engine=transformers", "eval.max_tokens=16", "eval.max_rows=4"),
+    *("eval.engine=transformers", "eval.max_tokens=16", "eval.max_rows=4", "eval.baseline=false"),
     *("train.lr_scheduler_type=constant", "peft.lora_dropout=0.1", "train.num_train_epochs=1,3"),
 ]
 # What two runs of the same sweep never share: the clock, and what is measured by it or by the machine's memory.
@@ -85,22 +85,37 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("victim", ["parent", "child"])
-def test_a_sweep_killed_at_three_points_ends_the_same(undisturbed: dict[str, Any], victim: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("victim", "by"),
+    [("parent", signal.SIGKILL), ("child", signal.SIGKILL), ("parent", signal.SIGTERM)],
+    ids=["parent", "child", "terminated"],
+)
+def test_a_sweep_ended_at_three_points_ends_the_same(
+    undisturbed: dict[str, Any], victim: str, by: signal.Signals, tmp_path: Path
+) -> None:
     store = tmp_path / "outputs" / "store"
     points: list[tuple[str, Callable[[], bool]]] = [
         # The second job, in its second epoch: the decision is then made over the first one.
-        ("train", lambda: any(store.glob("train/*.partial/checkpoint-16"))),
+        ("train", lambda: any(store.glob("train/*.partial/checkpoint-16/checkpoint.json"))),
         ("merge", lambda: any(store.glob("merged/*.partial/inputs.json"))),
         ("evaluate", lambda: any(store.glob("generations/*.partial/engine-*/prompts.jsonl"))),
     ]
     for stage, begun in points:
         process = start(tmp_path, "swept")
         child = wait_for_stage(process, stage, begun)
-        os.kill(process.pid if victim == "parent" else child, signal.SIGKILL)
+        os.kill(process.pid if victim == "parent" else child, by)
         out, _ = process.communicate(timeout=400)
+        if by == signal.SIGTERM:
+            assert process.returncode == 128 + signal.SIGTERM, out
+            assert "sftlab: terminated; what was finished is kept" in out
+            assert json.loads((tmp_path / "swept" / "run.json").read_text("utf-8"))["status"] == "failed"
+            if stage == "train":  # where it was, and not only where the last epoch ended
+                steps = [
+                    int(file.parent.name.split("-")[1]) for file in store.glob("train/*.partial/*/checkpoint.json")
+                ]
+                assert max(steps) > 16
         if victim == "parent":
-            assert process.returncode == -signal.SIGKILL
+            assert process.returncode in (-signal.SIGKILL, 128 + signal.SIGTERM)
             deadline = time.monotonic() + 30  # nobody is left behind
             while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -130,5 +145,5 @@ def test_two_sweeps_at_once_make_every_stage_once(undisturbed: dict[str, Any], t
             for run in ("swept", "beside")
         ]
         assert sorted(second > 0 for second in seconds) == [False, True]
-    assert len(list((tmp_path / "outputs" / "store").glob("generations/*/manifest.json"))) == 2
+    assert len(list((tmp_path / "outputs" / "store").glob("generations/*/manifest.json"))) == 1
     assert not list((tmp_path / "outputs" / "store").glob("*/*.partial"))

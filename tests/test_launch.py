@@ -55,7 +55,7 @@ def test_a_bug_keeps_its_traceback_and_its_place(tmp_path: Path, capfd: pytest.C
 
 
 def test_a_full_disk_in_a_library_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"the disk is full: RuntimeError.*free some space or set store="):
+    with pytest.raises(StageError, match=r"launched: the disk is full \(.*\); free some space or set store="):
         run(tmp_path, do="full")
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, StageError
 from sftlab.extract import compile_pattern, strict
 from sftlab.instance import Machine
 from sftlab.launch import Task, children, serve
@@ -208,10 +209,14 @@ def _finished(folder: Path) -> Finished:
         for path in [folder / name, *sorted(folder.glob(f"{ENGINE}*/{name}"))]:
             # The last line may have been cut off while it was written.
             whole = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-            for row in map(json.loads, whole):
+            for line in whole:
+                try:
+                    row = json.loads(line)
+                except ValueError:  # a disk that lost a part of it; the answer is generated again
+                    continue
                 if name == FINISHED:
                     found[row["repeat"], row["row"]] = row
-                else:
+                elif (row["repeat"], row["row"]) in found:
                     found[row["repeat"], row["row"]]["forced"] = row["forced"]
     return found
 
@@ -281,7 +286,7 @@ def _generate(
         }
         tasks.append(Task(part, values, environment))
     count = f"{len(tasks)} × " if len(tasks) > 1 else ""
-    with _bar(tasks, sum(row["made"] is None for row in todo), f"starting {count}{cfg.engine}") as look:
+    with _bar(tasks, sum(row["made"] is None for row in todo), f"starting {count}{cfg.engine}", cfg.stall_min) as look:
         children("sftlab.stages.evaluate", tasks, watch=look)
     speeds = [json.loads((task.folder / "speed.json").read_text("utf-8")) for task in tasks]
     seconds, tokens = max(speed["generate_seconds"] for speed in speeds), sum(speed["tokens"] for speed in speeds)
@@ -304,25 +309,39 @@ def _cores(machine: Machine, engines: int) -> list[list[int] | None]:
 
 
 @contextmanager
-def _bar(tasks: Sequence[Task], total: int, label: str) -> Iterator[Callable[[], None]]:
-    """One progress bar for all engines, moved on by looking into their files."""
+def _bar(tasks: Sequence[Task], total: int, label: str, stall_min: float) -> Iterator[Callable[[], None]]:
+    """One progress bar for all engines, moved on by looking into their files.
+
+    To look raises a StageError once ``stall_min`` minutes have brought nothing new: an engine that hangs says nothing.
+    """
     from tqdm import tqdm
 
     places = {task.folder / FINISHED: 0 for task in tasks}
+    last = time.monotonic()
     with tqdm(total=total, desc=label, unit="prompt") as bar:
 
         def look() -> None:
+            nonlocal last
             for path, place in places.items():
                 if not path.is_file():  # its engine is not ready
                     continue
                 if bar.desc.startswith(label):
                     bar.reset()  # the time that engines took to start is no part of the rate
                     bar.set_description("generating")
+                    last = time.monotonic()
                 with path.open("rb") as file:
                     file.seek(place)
                     new = file.read()
-                places[path] += len(new)
-                bar.update(new.count(b"\n"))
+                if new:
+                    last = time.monotonic()
+                    places[path] += len(new)
+                    bar.update(new.count(b"\n"))
+            if time.monotonic() - last > 60 * stall_min:
+                doing = "did not start" if bar.desc.startswith(label) else "finished no answer"
+                raise StageError(
+                    f"evaluate: the engine {doing} for {stall_min:g} minutes and was ended; answers that were finished "
+                    "are kept. Run the command again, or give it more time by eval.stall_min"
+                )
 
         yield look
 
@@ -339,8 +358,6 @@ def _version(package: str) -> str | None:
 
 def run(folder: Path, given: dict[str, Any]) -> None:
     """Generate, make answers without a letter choose one, and write both down as soon as they are there."""
-    import time
-
     from sftlab.engine import Settings, start
 
     if given["cores"] is not None:

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from math import ceil
@@ -14,7 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sftlab.config import Lora, NoPeft, PeftConfig, Qlora, TrainConfig
+from sftlab import tracking
+from sftlab.adapters import lora_config, peft_of
+from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance import Machine, peak_flops
 from sftlab.launch import INPUTS, child, leave_out, serve
@@ -109,7 +112,7 @@ def make(
             folder,
             arguments,
             launcher=machine.launcher(),
-            environment={**machine.environment(), **environment},
+            environment={**machine.training_environment(), **environment},
         )
 
     def build(folder: Path) -> None:
@@ -129,8 +132,12 @@ def make(
         # is decided. From the other checkpoints nothing will.
         forks = set() if decay_steps(train) is None else set(_forks(folder, train))
         for checkpoint in complete(folder):
-            if _step(checkpoint) not in forks:
+            if _step(checkpoint) in forks:
+                continue
+            if _evaluated(checkpoint):
                 _forget_optimizer(checkpoint)
+            else:  # where SIGTERM came
+                shutil.rmtree(checkpoint)
 
     if machine.node_rank > 0 and not store.has("train", key):
         final = store.path("train", key)
@@ -338,13 +345,13 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import SFTConfig
 
-    from sftlab.trainer import Checkpoints, Metrics, Progress, Trainer
+    from sftlab.trainer import Checkpoints, Metrics, Progress, StepTimes, Trainer
 
-    if given["report_to"]:
-        os.environ["WANDB_MODE"] = os.environ["SFTLAB_WANDB_MODE"]
+    if given["report_to"] and os.environ.get("RANK", "0") == "0":
+        tracking.begin(os.environ["SFTLAB_WANDB_MODE"])
     machine = Machine(**given["machine"])
     train = TrainConfig.model_validate(given["train"])
-    peft = _peft(given["peft"])
+    peft = peft_of(given["peft"])
     base = Base("base", Path(given["base"]), "", given["trust_remote_code"], given["chat_template"])
     set_seed(given["seed"])
     try:
@@ -366,9 +373,10 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         eval_dataset=load_from_disk(str(Path(given["tokens"]) / "validation")),
         processing_class=base.tokenizer(),
         peft_config=lora_config(peft, beside_text(model)),
-        callbacks=[checkpoints, Metrics(folder / "metrics.jsonl")],
+        callbacks=[checkpoints, step_times := StepTimes(), Metrics(folder / "metrics.jsonl")],
     )
     checkpoints.trainer = trainer
+    signal.signal(signal.SIGTERM, checkpoints.terminate)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(Progress())
@@ -384,7 +392,8 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         share = 1 - (_step(resumed[-1]) if resumed else 0) / trainer.state.global_step
         receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
         elsewhere = json.loads((folder / MACHINES).read_text("utf-8")) if (folder / MACHINES).is_file() else []
-        write_json(folder / "receipt.json", receipt | {"rank_checksums": checksums, "earlier_machines": elsewhere})
+        told = {"step_seconds": step_times.median, "rank_checksums": checksums, "earlier_machines": elsewhere}
+        write_json(folder / "receipt.json", receipt | told)
     # A rank that ends with its connections open is sometimes ended by SIGABRT on its way out.
     trainer.accelerator.end_training()
 
@@ -470,33 +479,6 @@ def _fsdp(train: TrainConfig) -> dict[str, Any]:
         "activation_checkpointing": train.gradient_checkpointing,
     }
     return {"fsdp": True, "fsdp_config": config, "gradient_checkpointing": False}
-
-
-def _peft(values: dict[str, Any]) -> PeftConfig:
-    from pydantic import TypeAdapter
-
-    made: PeftConfig = TypeAdapter(PeftConfig).validate_python(values)
-    return made
-
-
-def lora_config(peft: PeftConfig, untouched: Sequence[str] = ()) -> Any:
-    """Peft's LoraConfig for a method, without adapters in the ``untouched`` parts, or None for full fine-tuning."""
-    from peft import LoraConfig
-
-    match peft:
-        case NoPeft():
-            return None
-        case Lora() | Qlora():
-            return LoraConfig(
-                task_type="CAUSAL_LM",
-                r=peft.r,
-                lora_alpha=peft.lora_alpha,
-                lora_dropout=peft.lora_dropout,
-                target_modules=peft.target_modules,
-                use_rslora=peft.use_rslora,
-                use_dora=peft.use_dora,
-                exclude_modules=rf"(.*\.)?({'|'.join(untouched)})\..*" if untouched else None,
-            )
 
 
 def _model(base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine) -> Any:

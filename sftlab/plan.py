@@ -1,0 +1,326 @@
+"""``mode=plan``: whether a configuration fits into its machine, and how long an epoch takes, before anything trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sftlab.config import Config, InstanceConfig, Lora, Qlora, TrainConfig
+from sftlab.errors import OutOfMemoryError
+from sftlab.instance import Machine, peak_flops
+from sftlab.launch import child
+from sftlab.models import Base
+from sftlab.stages.tokenize import Tokenized
+from sftlab.trace import Batch, Traced, traced
+
+GIB = 2**30
+IGNORED = -100
+
+# The share of a device's peak arithmetic that training takes as a rule: for a first guess without plan.probe. The CPU's
+# peak is that of large matrices, which bfloat16 makes much faster than the small ones of a small model.
+GPU_SHARE, CPU_SHARE, CPU_SHARE_FP32 = 0.35, 0.13, 0.35
+# What an allocator cannot use for its gaps, as a part of a GPU's memory, and of activations on the CPU.
+GPU_GAPS, CPU_GAPS = 0.05, 0.4
+# On the CPU a process that trains holds a little more than one that does not, and oneDNN, in bfloat16, scratch for
+# each length that batches have had: a multiple of the weights. Measured by scripts/bench_plan.py.
+CPU_GIB, CPU_SHAPES = 0.15, 2.2
+# Generation beside weights and cache: a context, and the activations of a batch.
+ENGINE_GIB = 1.5
+PROBE_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an epoch takes one process: padded tokens of training and of validation, and steps."""
+
+    train_tokens: int
+    eval_tokens: int
+    batches: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration on its machine. Memory is GiB a device, time seconds an epoch with its validation.
+
+    ``fits`` is None where it is not known how much memory there is; ``timed_by`` says where the time comes from.
+    """
+
+    memory: dict[str, float]
+    training_gib: float
+    generation_gib: float
+    capacity_gib: float | None
+    seconds_per_epoch: float | None
+    timed_by: str
+    trouble: str | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether both phases, which follow each other, fit into a device's memory."""
+        if self.trouble is not None:
+            return False
+        return None if self.capacity_gib is None else max(self.training_gib, self.generation_gib) <= self.capacity_gib
+
+
+def batches(tokens: Tokenized, train: TrainConfig, machine: Machine) -> tuple[Batch, Batch, Work]:
+    """The longest batch of training and of validation, as one process sees them, and what an epoch has of them."""
+    rows = {split: _rows(tokens, split) for split in ("train", "validation")}
+    size, eval_size = train.per_device_train_batch_size, train.per_device_eval_batch_size
+    lengths = [length for length, _ in rows["validation"]]
+    groups = [lengths[at : at + eval_size] for at in range(0, len(lengths), eval_size)]
+    eval_tokens = sum(max(group) * len(group) for group in groups) // machine.world_size
+    evaluated = _batch(_longest(rows["validation"], eval_size))
+    here = len(rows["train"]) / machine.world_size
+    if train.packing:
+        total = sum(length for length, _ in rows["train"])
+        targets = sum(length - first for length, first in rows["train"])
+        count = max(1, round(total / machine.world_size / (size * train.max_length)))
+        length = size * train.max_length
+        share = length * targets // total
+        return Batch(1, length, share, share), evaluated, Work(count * length, eval_tokens, count)
+    expected = expected_longest([length for length, _ in rows["train"]], size)
+    work = Work(round(expected * here), eval_tokens, max(1, -(-round(here) // size)))
+    return _batch(_longest(rows["train"], size)), evaluated, work
+
+
+def expected_longest(lengths: Sequence[int], size: int) -> float:
+    """The mean length of a batch, which is as long as its longest row, of ``size`` rows in random order.
+
+    Of n sorted lengths the k-th is the longest with probability (k/n)^size - ((k-1)/n)^size, drawn with replacement.
+    """
+    n = len(lengths)
+    return sum(length * ((k / n) ** size - ((k - 1) / n) ** size) for k, length in enumerate(sorted(lengths), 1))
+
+
+def _rows(tokens: Tokenized, split: str) -> list[tuple[int, int]]:
+    """Each row's length, and where its first target is."""
+    from datasets import load_from_disk
+
+    labels = load_from_disk(str(tokens.stage.path / split))["labels"]
+    return [(len(row), next((at for at, label in enumerate(row) if label != IGNORED), 0)) for row in labels]
+
+
+def _longest(rows: Sequence[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    return sorted(rows)[-size:]
+
+
+def _batch(rows: Sequence[tuple[int, int]]) -> Batch:
+    length, first = max(length for length, _ in rows), min(first for _, first in rows)
+    return Batch(len(rows), length, length - first, sum(length - first for length, first in rows))
+
+
+def cell(
+    cfg: Config,
+    base: Base,
+    tokens: Tokenized,
+    machine: Machine,
+    probe: Callable[[], dict[str, Any]] | None = None,
+) -> Cell:
+    """What a training step takes and what the machine has; a ``probe`` measures instead of reckoning."""
+    longest, evaluated, work = batches(tokens, cfg.train, machine)
+    found = traced(base, cfg.peft, cfg.train, machine, longest, evaluated)
+    gpu, capacity = device(cfg.instance, machine)
+    training = found.peak / GIB * (1 + GPU_GAPS)
+    if machine.device == "cpu":
+        shapes = CPU_SHAPES * found.merged_bytes if cfg.train.bf16 else 0.0
+        training = CPU_GIB + (found.peak + CPU_GAPS * (found.activations + found.logits) + shapes) / GIB
+    flops = found.train_flops * work.train_tokens / (longest.rows * longest.length)
+    flops += found.eval_flops * work.eval_tokens / (evaluated.rows * evaluated.length)
+    peak = found.flops_per_second if gpu is None else peak_flops(gpu)
+    seconds, how, trouble = None, "unknown without plan.probe=true", None
+    if peak is not None:
+        share = GPU_SHARE if gpu else CPU_SHARE if cfg.train.bf16 else CPU_SHARE_FP32
+        seconds, how = flops / (peak * share), f"guessed by {100 * share:.0f} % of what {gpu or 'the CPU'} can do"
+    if probe is not None:
+        try:
+            measured = probe()
+        except OutOfMemoryError:
+            trouble = "a probe ran out of memory"
+        else:
+            training, how = measured["peak_memory_gib"], "measured by a probe"
+            seconds = flops / found.train_flops * measured["step_seconds"]
+    parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
+    return Cell(
+        memory={name: round(getattr(found, name) / GIB, 3) for name in parts},
+        training_gib=round(training, 2),
+        generation_gib=round(_generation(cfg, found, longest, machine, capacity), 2),
+        capacity_gib=None if capacity is None else round(capacity, 1),
+        seconds_per_epoch=None if seconds is None else round(seconds, 1),
+        timed_by=how,
+        trouble=trouble,
+    )
+
+
+def _generation(cfg: Config, found: Traced, longest: Batch, machine: Machine, capacity: float | None) -> float:
+    """GiB of a device that generation needs: the merged model, and the cache that it is given or cannot do without.
+
+    vLLM takes all of ``eval.gpu_memory_utilization`` of a GPU; what it needs is a cache for the longest answer.
+    """
+    if cfg.mode == "train":
+        return 0.0
+    split = cfg.eval.tensor_parallel_size if machine.device == "cuda" else 1
+    weights = found.merged_bytes / split / GIB
+    a_row = found.kv_bytes_per_token * (longest.length + cfg.eval.max_tokens) / split / GIB
+    if cfg.eval.engine == "transformers":
+        return ENGINE_GIB + weights + cfg.eval.batch_size * a_row
+    if machine.device == "cpu":
+        return ENGINE_GIB + weights + max(cfg.eval.kv_cache_gib, a_row)
+    needed = ENGINE_GIB + weights + a_row
+    # What does not fit into its share is told as if it were the share's part of all.
+    return max(needed, 0.0) / (1.0 if capacity is None else cfg.eval.gpu_memory_utilization)
+
+
+def device(cfg: InstanceConfig, machine: Machine) -> tuple[str | None, float | None]:
+    """The name of a GPU, and GiB for each process: what the instance says, or what there is; None if unknown."""
+    if machine.device == "cpu":
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        limit = Path("/sys/fs/cgroup/memory.max")
+        with suppress(OSError, ValueError):  # a word where there is no limit
+            there = min(there, int(limit.read_text()) / GIB)
+        return None, cfg.memory_gib or there / machine.num_processes
+    name, memory = None, None
+    with suppress(OSError, subprocess.SubprocessError, ValueError):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        shown = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
+        name, _, mib = shown.splitlines()[0].rpartition(", ")
+        memory = float(mib) / 1024
+    return name, cfg.memory_gib or memory
+
+
+def measure(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> dict[str, Any]:
+    """Train three steps on the longest batch and validate on the longest: peak GiB, and seconds of a step.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+    from datasets import concatenate_datasets, load_from_disk
+
+    with TemporaryDirectory(prefix="sftlab-") as name:
+        folder = Path(name)
+        size, world = cfg.train.per_device_train_batch_size, machine.world_size
+        for split, rows, times in (
+            ("train", size, world * PROBE_STEPS),
+            ("validation", cfg.train.per_device_eval_batch_size, world),
+        ):
+            table = load_from_disk(str(tokens.stage.path / split))
+            order = sorted(range(len(table)), key=[len(row) for row in table["labels"]].__getitem__)
+            part = table.select(order[-rows:])
+            # Fewer rows than a batch has are repeated.
+            part = concatenate_datasets([part] * -(-rows * times // len(part))).select(range(rows * times))
+            part.save_to_disk(folder / split)
+        settings = {
+            "num_train_epochs": 1,
+            "gradient_accumulation_steps": 1,
+            "logging_steps": 1,
+            "global_batch_size": None,
+            "lr_scheduler_type": "constant",
+            "lr_scheduler_kwargs": {},
+            "extra": {**cfg.train.extra, "save_strategy": "no"},
+        }
+        given = {
+            "checkpoints": str(folder),
+            "tokens": str(folder),
+            "base": str(base.path.resolve()),
+            "trust_remote_code": base.trust_remote_code,
+            "chat_template": base.chat_template,
+            "peft": cfg.peft.model_dump(),
+            "train": {**cfg.train.model_dump(), **settings},
+            "machine": machine.as_dict(),
+            "seed": cfg.seed,
+            "counts": tokens.counts,
+            "report_to": [],
+        }
+        child(
+            "sftlab.stages.train",
+            folder,
+            given,
+            launcher=machine.launcher(),
+            environment=machine.training_environment(),
+        )
+        receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
+    return {"peak_memory_gib": receipt["peak_memory_gib"], "step_seconds": receipt["step_seconds"]}
+
+
+def smaller(cfg: Config, machine: Machine) -> Iterator[tuple[str, Config]]:
+    """What could be changed to need less memory, mildest first, as overrides and as the configuration they make.
+
+    None of them changes which rows are in an optimizer step, and none cuts a row.
+    """
+
+    def changed(**keys: Any) -> tuple[str, Config]:
+        words = [f"train.{name}={str(value).lower()}" for name, value in keys.items()]
+        return " ".join(words), cfg.model_copy(update={"train": cfg.train.model_copy(update=keys)})
+
+    size, together = cfg.train.per_device_train_batch_size, machine.effective_batch(cfg.train)
+    sizes = [size // 2**halved for halved in range(1, size.bit_length())]
+    batch = [{"per_device_train_batch_size": less, "global_batch_size": together} for less in sizes]
+    batch = [keys for keys in batch if together % (keys["per_device_train_batch_size"] * machine.world_size) == 0]
+    if not cfg.train.gradient_checkpointing:
+        yield changed(gradient_checkpointing=True)
+    if batch:
+        yield changed(**batch[0])
+    if len(batch) > 1:
+        yield changed(**batch[-1])
+    if batch and not cfg.train.gradient_checkpointing:
+        yield changed(gradient_checkpointing=True, **batch[-1])
+    if isinstance(cfg.peft, Lora):
+        values = {**cfg.peft.model_dump(), "method": "qlora"}
+        qlora = Qlora(**values, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+        yield "peft=qlora", cfg.model_copy(update={"peft": qlora})
+
+
+def advice(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> str:
+    """What to change where memory is too small, each with the memory that training would then take."""
+    now = cell(cfg, base, tokens, machine)
+    longest, _, _ = batches(tokens, cfg.train, machine)
+    lines = [
+        f"training needs about {now.training_gib:.1f} GiB for each process, and there is "
+        f"{'an unknown amount' if now.capacity_gib is None else f'{now.capacity_gib:.1f} GiB'}; to need less:"
+    ]
+    for words, changed in smaller(cfg, machine):
+        lines.append(f"  {words}: about {cell(changed, base, tokens, machine).training_gib:.1f} GiB")
+    lines.append(
+        f"  a shorter longest row (it has {longest.length:,} tokens, train.max_length={cfg.train.max_length}), or an "
+        "instance= with more memory"
+    )
+    return "\n".join(lines)
+
+
+def table(cells: Sequence[tuple[str, Cell]]) -> None:
+    """Print what each configuration takes; the ones that cannot fit are marked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title="GiB for each process, at the longest batch", title_justify="left")
+    shown.add_column("job")
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "training", "generation", "there is"):
+        shown.add_column(name, justify="right")
+    shown.add_column("an epoch", justify="right", no_wrap=True)
+    shown.add_column("", no_wrap=True)
+    for words, found in cells:
+        parts = [found.memory[name] for name in ("weights", "gradients", "optimizer", "activations", "logits")]
+        shown.add_row(
+            words,
+            *(f"{value:.2f}" for value in [*parts, found.training_gib, found.generation_gib]),
+            "?" if found.capacity_gib is None else f"{found.capacity_gib:.1f}",
+            "?" if found.seconds_per_epoch is None else duration(found.seconds_per_epoch),
+            {True: "fits", False: "[bold]cannot fit[/]", None: "memory unknown"}[found.fits],
+        )
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(shown)
+    for words in sorted({found.timed_by for _, found in cells}):
+        console.print(f"time: {words}")
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 41 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,366 @@
+"""A model and the longest batch → the memory and the arithmetic of a training step, without its weights.
+
+The model itself is run, forward and backward, on tensors that have a shape and no content (torch's fake
+tensors), in a child process: what is counted is what autograd keeps, whatever the architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sftlab.adapters import lora_config, peft_of
+from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
+from sftlab.instance import BRIEF_SPIN, Machine
+from sftlab.launch import child, leave_out, serve
+from sftlab.models import Base, beside_text
+from sftlab.store import write_json
+
+# Bytes that an optimizer keeps for a trained weight, by a part of its name, the more special first.
+STATE_BYTES = (("4bit", 1.1), ("8bit", 2.1), ("adafactor", 0.1), ("lion", 4.0), ("sgd", 0.0), ("rmsprop", 4.0))
+ADAM_BYTES = 8.0
+
+# 4 bits a weight and a float32 scale for each block of 64; by double quantisation 8 bits for it.
+BYTES_4BIT = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}
+
+# What TRL's loss holds of the logits on a GPU: a tile of 4,096 tokens, in bfloat16 and as float32, of this many words.
+TILE_TOKENS, TILE_WORDS, TILE_BYTES = 4096, 8192, 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as one process sees it.
+
+    Rows, tokens of the longest row, positions at which a row has a target, and targets in all.
+    """
+
+    rows: int
+    length: int
+    positions: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Bytes on a device by what they are for, the bytes at the peak of a step, and floating-point operations.
+
+    The latter are of the longest batches; ``flops_per_second`` is what this machine's CPU does in large matrices.
+
+    ``activations`` are what the model keeps until it goes backward; ``logits`` is what the peak has on top: the
+    output head, the loss, and what one layer needs while it is worked on. In ``peak`` gradients take the place
+    of activations that are done with, and so it is less than the sum.
+    """
+
+    parameters: int
+    trainable: int
+    libraries: float
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    peak: float
+    train_flops: float
+    eval_flops: float
+    flops_per_second: float | None
+    kv_bytes_per_token: float
+    merged_bytes: float
+
+
+def traced(
+    base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine, longest: Batch, evaluated: Batch
+) -> Traced:
+    """Trace a step in a child process. It needs no GPU and takes no memory to speak of."""
+    with TemporaryDirectory(prefix="sftlab-") as folder:
+        given = {
+            "base": str(base.path.resolve()),
+            "trust_remote_code": base.trust_remote_code,
+            "peft": peft.model_dump(),
+            "train": train.model_dump(),
+            "machine": machine.as_dict(),
+            "longest": asdict(longest),
+            "evaluated": asdict(evaluated),
+        }
+        child("sftlab.trace", Path(folder), given, environment={"CUDA_VISIBLE_DEVICES": "", **BRIEF_SPIN})
+        return Traced(**json.loads((Path(folder) / "traced.json").read_text("utf-8")))
+
+
+# ------------------------------------------------------------------- in the child process
+
+
+def run(folder: Path, given: dict[str, Any]) -> None:
+    """Trace, and write ``traced.json``."""
+    leave_out("bitsandbytes", "wandb")
+
+    machine = Machine(**given["machine"])
+    libraries = _libraries(machine)
+    train, peft = TrainConfig.model_validate(given["train"]), peft_of(given["peft"])
+    longest, evaluated = Batch(**given["longest"]), Batch(**given["evaluated"])
+    traced = trace(Path(given["base"]), peft, train, machine, longest, evaluated, libraries)
+    write_json(folder / "traced.json", asdict(traced))
+
+
+def _libraries(machine: Machine) -> float:
+    """What a training process holds before its model: on the CPU measured in this one, on a GPU its context."""
+    if machine.device == "cuda":
+        return 0.6 * 2**30
+    import sftlab.trainer  # noqa: F401  # for what it takes
+
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def trace(
+    path: Path,
+    peft: PeftConfig,
+    train: TrainConfig,
+    machine: Machine,
+    longest: Batch,
+    evaluated: Batch,
+    libraries: float = 0.0,
+) -> Traced:
+    """Run a training step and a validation batch of a model's folder on tensors without content.
+
+    ``libraries`` are the bytes that a process has before it has a model.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    fp32 = isinstance(peft, NoPeft) or not train.bf16
+    model = _model(path, peft, train, machine, torch.float32 if fp32 else torch.bfloat16)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    with FakeTensorMode():
+        _without_content(model)
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        weights = sum(_bytes(parameter) for parameter in model.parameters())
+        gradients = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        model.train()
+        step = _run(model, longest, train, machine, backward=True)
+        model.eval()
+        validation = _run(model, evaluated, train, machine, backward=False)
+    extra = 0.0
+    if isinstance(peft, Qlora):
+        quantised, largest = _linear(model)
+        weights -= quantised * (4 if fp32 else 2) - quantised * BYTES_4BIT[peft.bnb_4bit_use_double_quant]
+        extra = largest * 2.0  # the one that is being worked with, in bfloat16
+    state = next((size for name, size in STATE_BYTES if name in train.optim), ADAM_BYTES) * trainable
+    if machine.strategy == "fsdp":
+        weights, gradients, state = (size / machine.world_size for size in (weights, gradients, state))
+        extra += max(sum(map(_bytes, layer.parameters())) for layer in _layers(model))  # gathered one by one
+    elif machine.world_size > 1:
+        extra += gradients  # the buckets in which DDP sends them
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Traced(
+        parameters=parameters,
+        trainable=trainable,
+        libraries=libraries,
+        weights=weights,
+        gradients=gradients,
+        optimizer=state,
+        activations=step.kept,
+        logits=max(0.0, max(step.peak, validation.peak) - step.kept - gradients) + extra,
+        peak=libraries + weights + state + extra + max(step.peak, validation.peak, gradients),
+        train_flops=step.flops,
+        eval_flops=validation.flops,
+        flops_per_second=_speed(train) if machine.device == "cpu" else None,
+        kv_bytes_per_token=2.0 * 2 * text.num_hidden_layers * heads * size,
+        merged_bytes=2.0 * (parameters - (0 if isinstance(peft, NoPeft) else trainable)),
+    )
+
+
+def _model(path: Path, peft: PeftConfig, train: TrainConfig, machine: Machine, dtype: Any) -> Any:
+    """The model with its adapters, of shapes alone."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    # FlashAttention keeps as much as sdpa, and this may be a machine without it.
+    attention = "eager" if machine.attn_implementation == "eager" else "sdpa"
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model.config.use_cache = False
+        for name in beside_text(model):
+            model.base_model.get_submodule(name).requires_grad_(False)
+        if (lora := lora_config(peft, beside_text(model))) is not None:
+            model = get_peft_model(model, lora)
+            # As TRL does it: adapters of a quantised model are trained in bfloat16, others in float32.
+            trained = torch.bfloat16 if isinstance(peft, Qlora) and train.bf16 else torch.float32
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(trained)
+    return model
+
+
+def _without_content(model: Any) -> None:
+    """Give the model, which is on the meta device, fake tensors as if on the CPU: autocast knows that device."""
+    import torch
+
+    made: dict[int, tuple[Any, Any]] = {}  # tied weights stay tied
+    for module in model.modules():
+        for name, old in list(module._parameters.items()):
+            if old is not None:
+                new = torch.nn.Parameter(
+                    torch.empty(old.shape, dtype=old.dtype, device="cpu"), requires_grad=old.requires_grad
+                )
+                module._parameters[name] = made.setdefault(id(old), (new, old))[0]
+        for name, old in list(module._buffers.items()):
+            if old is not None:
+                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype, device="cpu")
+
+
+@dataclass
+class Counted:
+    """Bytes beside the weights: at the peak and at the output head; floating-point operations."""
+
+    peak: float = 0.0
+    kept: float = 0.0
+    flops: float = 0.0
+
+
+def _run(model: Any, batch: Batch, train: TrainConfig, machine: Machine, *, backward: bool) -> Counted:
+    """One batch through the model, with the loss as ``sftlab.trainer`` computes it."""
+    import torch
+    from torch.nn import functional
+
+    counted = Counted()
+    cpu = machine.device == "cpu"
+    with (
+        _counting(model, counted),
+        torch.autocast("cpu", torch.bfloat16, enabled=train.bf16),
+        torch.set_grad_enabled(backward),
+    ):
+        ids = torch.zeros(batch.rows, batch.length, dtype=torch.long)
+        # Elsewhere TRL's loss makes logits in tiles, which are added below.
+        kept = torch.arange(batch.positions if cpu else 1)
+        logits = model(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=kept
+        ).logits.flatten(0, 1)
+        logits = logits[torch.arange(min(batch.targets, len(logits)))].float()
+        loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")
+        del logits
+        if backward:
+            loss.backward()
+    if not cpu:
+        text = model.config.get_text_config()
+        counted.peak += min(batch.targets, TILE_TOKENS) * min(text.vocab_size, TILE_WORDS) * TILE_BYTES
+        counted.peak += batch.targets * text.hidden_size * 4  # the gradient, summed up in float32
+        # Forward, and backward again forward and the gradient of the hidden states.
+        counted.flops += 2.0 * batch.targets * text.hidden_size * text.vocab_size * (3 if backward else 1)
+    return counted
+
+
+@contextmanager
+def _counting(model: Any, counted: Counted) -> Iterator[None]:
+    """Count what is allocated and computed inside, beside what the model has."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_iter
+    from torch.utils.flop_counter import flop_registry
+
+    # The registry has attention on GPUs; its kernels on the CPU take the same arguments.
+    aten = torch.ops.aten
+    arithmetic = {
+        **flop_registry,
+        aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+            aten._scaled_dot_product_flash_attention_backward
+        ],
+    }
+
+    class Count(TorchDispatchMode):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.now = 0
+            self.known = {id(parameter.untyped_storage()) for parameter in model.parameters()}
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if (count := arithmetic.get(func._overloadpacket)) is not None:
+                counted.flops += count(*args, **(kwargs or {}), out_val=out)
+            for tensor in tree_iter(out):
+                if isinstance(tensor, torch.Tensor):
+                    self.add(tensor.untyped_storage())
+            return out
+
+        def add(self, storage: Any) -> None:
+            number = id(storage)
+            if number not in self.known:
+                self.known.add(number)
+                self.now += storage.nbytes()
+                counted.peak = max(counted.peak, self.now)
+                weakref.finalize(storage, self.free, number, storage.nbytes())
+
+        def free(self, number: int, size: int) -> None:
+            self.known.discard(number)
+            self.now -= size
+
+    count = Count()
+
+    def at_head(*_: Any) -> None:
+        counted.kept = float(count.now)
+
+    held = [parameter.untyped_storage() for parameter in model.parameters()]  # so that their ids stay theirs
+    hook = model.get_output_embeddings().register_forward_pre_hook(at_head)
+    try:
+        with count:
+            yield
+    finally:
+        hook.remove()
+        for parameter in model.parameters():
+            parameter.grad = None
+        del held
+
+
+def _speed(train: TrainConfig) -> float:
+    import torch
+
+    dtype = torch.bfloat16 if train.bf16 else torch.float32
+    left, right = (torch.ones(1024, 1024, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(20):
+        begin = time.perf_counter()
+        left @ right
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - begin))
+    return best
+
+
+def _bytes(parameter: Any) -> float:
+    return float(parameter.numel() * parameter.element_size())
+
+
+def _linear(model: Any) -> tuple[int, int]:
+    """Weights of the layers that bitsandbytes quantises, all and of the largest: every linear one but the head's."""
+    from torch import nn
+
+    head = model.get_output_embeddings()
+    sizes = [
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
+    ]
+    return sum(sizes), max(sizes, default=0)
+
+
+def _layers(model: Any) -> list[Any]:
+    from torch import nn
+
+    lists = [list(module.children()) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[model])
+
+
+if __name__ == "__main__":
+    serve(run)

@@ -1,0 +1,62 @@
+"""What only a GPU shows: `pytest -m gpu` on a machine that has one, with the packages of locks/cuda.lock."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_pipeline import sftlab
+
+from sftlab.instance import visible_gpus
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not visible_gpus(), reason="this machine has no NVIDIA GPU")]
+
+STUDY = [
+    *("instance=small", "model=smollm2_135m", "tracking=none", "train.num_train_epochs=1", "train.bf16=true"),
+    *("dataset.split={train: 128, validation: 32, test: 64}", "hydra.run.dir=run"),
+]
+
+
+def run(folder: Path, *overrides: str) -> dict[str, Any]:
+    done = sftlab(folder, *STUDY, *overrides)
+    assert done.returncode == 0, done.stderr
+    values: dict[str, Any] = json.loads((folder / "run" / "run.json").read_text("utf-8"))
+    return values
+
+
+@pytest.mark.parametrize("liger", ["true", "false"])
+def test_a_study_on_a_gpu(tmp_path: Path, liger: str) -> None:
+    found = run(tmp_path, f"train.use_liger_kernel={liger}")
+    receipt = found["receipt"]
+    assert (receipt["device"], receipt["num_processes"], receipt["autocast"]) == ("cuda", 1, "bfloat16")
+    assert (receipt["liger_modules"] > 0) == (liger == "true")
+    assert receipt["mfu"] is None or 0 < receipt["mfu"] < 1
+    assert found["evaluation"]["finetuned"]["n"] == 64
+    assert found["merge"]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "flash_attention_2"])
+def test_attention_takes_effect_and_the_loss_is_the_same(tmp_path: Path, attention: str) -> None:
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    found = run(tmp_path, "mode=train", f"instance.attn_implementation={attention}")
+    assert found["receipt"]["attn_implementation"] == attention
+    plain = run(tmp_path, "mode=train")
+    assert found["selection"]["eval_loss"] == pytest.approx(plain["selection"]["eval_loss"], rel=0.02)
+
+
+def test_quantised_weights_reach_the_gpu(tmp_path: Path) -> None:
+    found = run(tmp_path, "mode=train", "peft=qlora")
+    assert found["receipt"]["quantized_layers"] == 30 * 7
+
+
+def test_the_plan_tells_what_training_takes(tmp_path: Path) -> None:
+    (planned,) = run(tmp_path, "mode=plan")["plan"]
+    (probed,) = run(tmp_path, "mode=plan", "plan.probe=true")["plan"]
+    took = run(tmp_path, "mode=train")["receipt"]["peak_memory_gib"]
+    assert probed["training_gib"] == pytest.approx(took, rel=0.2)
+    # The plan counts the context of the driver and gaps, which the allocator's own peak does not.
+    assert took < planned["training_gib"] < 1.3 * took + 0.7
