@@ -44,6 +44,7 @@ TOO_LARGE = (
     "No available memory for the cache blocks",
     "is less than desired GPU memory utilization",
     "larger than the available KV cache memory",
+    "less than requested memory for kv",
 )
 
 # How Python (and Rust), and torch's writer of files, say that the disk is full.
@@ -183,7 +184,7 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
             sys.exit(1)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE):
-            report(folder, "OutOfMemoryError", f"{folder.parent.name}: out of memory: {first}")
+            report(folder, "OutOfMemoryError", f"{Path(sys.argv[0]).stem}: out of memory: {first}")
             sys.exit(1)
         if _disk_is_full(error, folder):
             sys.exit(os.EX_IOERR)  # there may be no room for a message

@@ -134,6 +134,14 @@ def reads_images(folder: Path) -> bool:
     return "vision_config" in json.loads((folder / "config.json").read_text("utf-8"))
 
 
+def cache_bytes(config: Any) -> int:
+    """What generation keeps of a token of text: keys and values of all layers in bfloat16, by a model's config."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * 2 * text.num_hidden_layers * heads * size)
+
+
 def beside_text(model: PreTrainedModel) -> list[str]:
     """The parts of a model that text does not pass through, such as ``vision_tower``; [] for a text model."""
     if model.config.get_text_config() is model.config:

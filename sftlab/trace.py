@@ -21,7 +21,7 @@ from sftlab.adapters import lora_config, peft_of
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.instance import BRIEF_SPIN, Machine
 from sftlab.launch import child, leave_out, serve
-from sftlab.models import Base, beside_text
+from sftlab.models import Base, beside_text, cache_bytes
 from sftlab.store import write_json
 
 # Bytes that an optimizer keeps for a trained weight, by a part of its name, the more special first.
@@ -160,9 +160,6 @@ def trace(
         extra += max(sum(map(_bytes, layer.parameters())) for layer in _layers(model))  # gathered one by one
     elif machine.world_size > 1:
         extra += gradients  # the buckets in which DDP sends them
-    text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Traced(
         parameters=parameters,
         trainable=trainable,
@@ -176,7 +173,7 @@ def trace(
         train_flops=step.flops,
         eval_flops=validation.flops,
         flops_per_second=_speed(train) if machine.device == "cpu" else None,
-        kv_bytes_per_token=2.0 * 2 * text.num_hidden_layers * heads * size,
+        kv_bytes_per_token=float(cache_bytes(model.config)),
         merged_bytes=2.0 * (parameters - (0 if isinstance(peft, NoPeft) else trainable)),
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sftlab.config import TrackingConfig
 
 log = logging.getLogger(__name__)
+logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # how wandb's own measurements fare is not of interest
 
 
 def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> dict[str, str]:
@@ -31,8 +33,8 @@ def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> di
         "WANDB_DISABLE_CODE": "true",
         "WANDB_DISABLE_GIT": "true",
         # Seconds that a server which does not answer may cost at the beginning and at the end.
-        "WANDB_INIT_TIMEOUT": "15",
-        "WANDB_FINISH_TIMEOUT": "20",
+        "WANDB_INIT_TIMEOUT": os.environ.get("WANDB_INIT_TIMEOUT", "15"),
+        "WANDB_FINISH_TIMEOUT": os.environ.get("WANDB_FINISH_TIMEOUT", "20"),
         # Not WANDB_MODE, of which transformers prints that it was read; the training process sets it later.
         "SFTLAB_WANDB_MODE": mode(),
     }
@@ -60,14 +62,38 @@ def begin(mode: str) -> None:
     os.environ["WANDB_MODE"] = mode
     try:
         wandb.init()
-    except (wandb.errors.Error, OSError) as error:
+    except Exception as error:  # servers and proxies find many ways to fail, and none is a reason not to train
         os.environ["WANDB_MODE"] = "offline"
-        wandb.teardown()  # it would go on trying, and hold the run's name
+        _give_up()  # it would go on trying, and hold the run's name
         log.warning(
             "wandb: cannot be reached (%s); goes on offline, and `wandb sync %s/wandb/offline-run-*` sends it later",
             _first_line(error),
             os.environ["WANDB_DIR"],
         )
+
+
+def begin_again(error: Exception) -> bool:
+    """After wandb failed in mid-run: an offline run of the same id, where one can be started."""
+    import wandb
+
+    where = os.environ["WANDB_DIR"]
+    os.environ["WANDB_MODE"] = "offline"
+    try:
+        _give_up()
+        wandb.init()
+    except Exception as again:
+        log.warning(
+            "wandb: failed (%s) and cannot be started again (%s); the curves are in metrics.jsonl",
+            _first_line(error),
+            _first_line(again),
+        )
+        return False
+    log.warning(
+        "wandb: failed (%s); goes on offline, and `wandb sync %s/wandb/*run-*` sends it later",
+        _first_line(error),
+        where,
+    )
+    return True
 
 
 def log_result(
@@ -83,8 +109,6 @@ def log_result(
     """
     if not variables:
         return
-    import wandb
-
     before = {name: os.environ.get(name) for name in (*variables, "WANDB_MODE")}
     os.environ.update(variables)
     try:
@@ -92,10 +116,10 @@ def log_result(
             os.environ["WANDB_MODE"] = attempt
             try:
                 _send(summary, table, figure, history)
-            except (wandb.errors.Error, OSError) as error:
+            except Exception as error:
                 where = f"`wandb sync {variables['WANDB_DIR']}/wandb/*run-*` sends it later"
                 log.warning("wandb: the final table could not be sent (%s); %s", _first_line(error), where)
-                wandb.teardown()
+                _give_up()
             else:
                 break
     finally:
@@ -130,6 +154,14 @@ def _send(summary: dict[str, Any], table: list[list[Any]], figure: Path, history
         run.summary.update(summary)
     finally:
         run.finish()
+
+
+def _give_up() -> None:
+    """End wandb's own process, which may be what failed."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
 
 
 def _first_line(error: Exception) -> str:

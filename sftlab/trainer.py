@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -14,9 +14,11 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import WandbCallback
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from sftlab import tracking
 from sftlab.errors import Terminated
 from sftlab.store import sync, write_json
 
@@ -235,6 +237,41 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
             partial.replace(self.path)
+
+
+class Curves(WandbCallback):  # type: ignore[misc]
+    """wandb's curves. Training goes on without them if wandb fails: offline after the first time, then not at all."""
+
+    _wandb: Any
+    failures = 0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Send the configuration."""
+        self._send(super().on_train_begin, *args, **kwargs)
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Send a line."""
+        self._send(super().on_log, *args, **kwargs)
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        """Send the checkpoint, where WANDB_LOG_MODEL asks for it."""
+        self._send(super().on_save, *args, **kwargs)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Send the last model, where WANDB_LOG_MODEL asks for it."""
+        self._send(super().on_train_end, *args, **kwargs)
+
+    def _send(self, send: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        while self._wandb is not None:
+            try:
+                send(*args, **kwargs)
+            except Exception as error:  # whatever it is, it is no reason to end a training
+                self.failures += 1
+                self._initialized = False
+                if self.failures > 1 or not tracking.begin_again(error):
+                    self._wandb = None
+            else:
+                return
 
 
 def _mean_loss(history: list[dict[str, Any]], after: int) -> float | None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ GIVEN = Prompts(
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 64}', "utf-8")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 64}', "utf-8")
     return Model(tmp_path / "model", "identity", False)
 
 
@@ -311,6 +312,57 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str)
     assert list(stage_processes(os.getpid())) == []
     patient = cfg.model_copy(update={"stall_min": 30.0})
     assert len(evaluate.make(store, model, prompts, patient, machine, seed).rows()) == len(prompts.rows)
+
+
+@pytest.mark.smoke
+def test_a_vllm_engine_that_dies_leaves_its_answers(tmp_path: Path, config: Make) -> None:
+    store = Store(tmp_path / "store")
+    given = real(config, tmp_path, "eval=vllm", "eval.max_tokens=60", "eval.forced=false", "instance=cpu")
+    kept: list[str] = []
+
+    def kill_when_at_work() -> None:
+        while not (
+            found := [path for path in tmp_path.glob(f"store/generations/*/engine-0/{FINISHED}") if _size(path)]
+        ):
+            time.sleep(0.001)
+        (engine,) = (pid for pid, _ in stage_processes(os.getpid()))
+        os.kill(engine, signal.SIGKILL)
+        kept.append(found[0].read_text("utf-8").partition("\n")[0])
+
+    threading.Thread(target=kill_when_at_work, daemon=True).start()
+    with pytest.raises(StageError, match=r"sftlab\.stages\.evaluate: was ended by SIGKILL"):
+        evaluate.make(store, *given)
+    made = evaluate.make(store, *given)
+    first = json.loads(kept[0])
+    assert made.rows()[first["row"]].completion == first["completion"]
+    assert len(made.rows()) == 12
+    speed = json.loads((made.stage.path / "speed.json").read_text("utf-8"))
+    assert 0 < speed["tokens"] <= 11 * 60
+
+
+def _size(path: Path) -> int:
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+@pytest.mark.smoke
+def test_vllm_without_room_for_its_cache_says_what_to_change(
+    tmp_path: Path, config: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = real(config, tmp_path, "eval=vllm", "eval.max_tokens=8", "eval.kv_cache_gib=4000", "instance=cpu")
+    with pytest.raises(StageError, match=r"evaluate: out of memory: .*\(4000\.0 GiB\)") as caught:
+        evaluate.make(Store(tmp_path / "store"), *given)
+    assert "(70 tokens); to need less:\n  eval.kv_cache_gib=1: instead of 4000 GiB of cache\n" in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_what_to_change_on_gpus_and_with_the_other_engine(tmp_path: Path, config: Make, model: Model) -> None:
+    vllm = evaluate._smaller(model, GIVEN, settings(config), Machine("large", "cuda", 4, "sdpa"))
+    assert "eval.gpu_memory_utilization: 0.9; less where" in vllm
+    assert "eval.tensor_parallel_size=2: 0.00 GiB of weights for each GPU" in vllm
+    batches = evaluate._smaller(model, GIVEN, settings(config, "eval.engine=transformers"), CPU)
+    assert "eval.batch_size=8: 0.04 GiB of cache\n  eval.batch_size=1:" in batches
 
 
 # — repeats, as they are reported —

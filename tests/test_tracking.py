@@ -1,13 +1,18 @@
 import json
 import logging
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,48 +68,146 @@ def test_none_is_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert caplog.messages == []
 
 
-class Failing(BaseHTTPRequestHandler):
-    """A server that answers every request with an error."""
+class Wandb(BaseHTTPRequestHandler):
+    """As much of a wandb server as a run's beginning and its curves need; with ``fails``, one that answers 500."""
+
+    fails = False
+    seen: list[str]
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.send_error(500)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode(errors="replace")
+        if self.fails:
+            self.send_error(500)
+            return
+        self.seen.append(f"{self.path} {body}")
+        answer = json.dumps({"data": self.answer(json.loads(body))} if self.path == "/graphql" else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def do_GET(self) -> None:
         self.do_POST()
 
+    def do_PUT(self) -> None:
+        self.do_POST()
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        query, given = asked["query"], asked.get("variables") or {}
+        entity = {"id": "e", "name": "me"}
+        if "query Viewer" in query:
+            return {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+        if "mutation UpsertBucket" in query:
+            project = {"id": "p", "name": given["project"], "entity": entity}
+            run = {"id": "r", "name": given["name"], "config": "{}", "historyLineCount": 0, "project": project}
+            return {"upsertBucket": {"bucket": run, "inserted": True}}
+        if "mutation CreateRunFiles" in query:
+            url = f"http://{self.headers['Host']}/upload"
+            files = [{"name": name, "uploadUrl": url} for name in given["files"]]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        return {}
+
     def log_message(self, *_: object) -> None:
         pass
+
+
+@contextmanager
+def serving(*, fails: bool) -> Iterator[tuple[str, type[Wandb]]]:
+    """A wandb server's address, and its class, with which it can be made to fail."""
+    handler = type("Handler", (Wandb,), {"fails": fails, "seen": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_port}", handler
+        made.shutdown()
 
 
 @pytest.fixture(params=["says nothing", "fails"])
 def server(request: pytest.FixtureRequest) -> Iterator[str]:
     """The address of a wandb server that is of no use."""
     if request.param == "fails":
-        with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as made:
-            threading.Thread(target=made.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{made.server_port}"
-            made.shutdown()
+        with serving(fails=True) as (address, _):
+            yield address
         return
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+TRAIN = [
+    *(sys.executable, "-m", "sftlab", "mode=train", "model=tiny_random", "dataset.max_rows=48"),
+    *("train.max_length=768", "train.num_train_epochs=1", "hydra.run.dir=run"),
+]
+
+
+def online(server: str) -> dict[str, str]:
+    patience = {"WANDB_INIT_TIMEOUT": "5", "WANDB_FINISH_TIMEOUT": "5"}
+    return {**os.environ, **patience, "WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
+
+
+def logged(folder: Path, pattern: str) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob(f"wandb/{pattern}/*.wandb"))
+
+
+def wait(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    end = time.monotonic() + 120
+    while not (found := condition()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
 @pytest.mark.smoke
 def test_a_server_of_no_use_neither_ends_nor_delays_a_run(tmp_path: Path, server: str) -> None:
-    command = [
-        *(sys.executable, "-m", "sftlab", "mode=train", "model=tiny_random", "dataset.max_rows=48"),
-        *("train.max_length=768", "train.num_train_epochs=1", "hydra.run.dir=run"),
-    ]
-    environment = {**os.environ, "WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        TRAIN, cwd=tmp_path, env=online(server), capture_output=True, text=True, timeout=240, check=False
     )
     told = done.stdout + done.stderr
     assert done.returncode == 0, told
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
     assert "Traceback" not in told
     assert f"`wandb sync {tmp_path}/run/wandb/offline-run-*` sends it later" in told
-    kept = b"".join(path.read_bytes() for path in (tmp_path / "run").glob("wandb/offline-run-*/*.wandb"))
+    kept = logged(tmp_path / "run", "offline-run-*")
     assert b"eval/loss" in kept
     assert b"best_eval_loss" in kept
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("what", ["server", "client"])
+def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
+    """The server begins to answer 500; the process that wandb itself starts beside the training is killed."""
+    with serving(fails=False) as (address, handler):
+        process = subprocess.Popen(
+            [*TRAIN, "train.num_train_epochs=6", "train.logging_steps=1"], cwd=tmp_path, env=online(address),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        checkpoint = "outputs/store/train/*.partial/checkpoint-*/checkpoint.json"
+        wait(lambda: any("file_stream" in line for line in handler.seen) and list(tmp_path.glob(checkpoint)), process)
+        if what == "server":
+            handler.fails = True
+        else:
+            for pid in wandb_cores(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        told, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, told
+    assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
+    assert "Traceback" not in told
+    assert "Failed to export" not in told
+    assert re.search(r"`wandb sync \S*run/wandb/\S+` sends it later", told)
+    kept = logged(tmp_path / "run", "*run-*")
+    assert kept.count(b"eval/loss") >= 5
+    assert b"best_eval_loss" in kept
+
+
+def wandb_cores(parent: int) -> list[int]:
+    """The processes below one that are wandb's own."""
+    found, parents = [], {parent}
+    for entry in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            state = (entry / "stat").read_text().rpartition(")")
+            name = (entry / "comm").read_text().strip()
+        except OSError:
+            continue
+        if int(state[2].split()[1]) in parents:
+            parents.add(int(entry.name))
+            found += [int(entry.name)] if name == "wandb-core" else []
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -20,11 +21,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError
 from sftlab.extract import compile_pattern, strict
 from sftlab.instance import Machine
 from sftlab.launch import Task, children, serve
-from sftlab.models import Base, reads_images
+from sftlab.models import Base, cache_bytes, reads_images
 from sftlab.prompt import prompt_tokens
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
 from sftlab.store import Stage, Store, write_json
@@ -287,7 +288,10 @@ def _generate(
         tasks.append(Task(part, values, environment))
     count = f"{len(tasks)} × " if len(tasks) > 1 else ""
     with _bar(tasks, sum(row["made"] is None for row in todo), f"starting {count}{cfg.engine}", cfg.stall_min) as look:
-        children("sftlab.stages.evaluate", tasks, watch=look)
+        try:
+            children("sftlab.stages.evaluate", tasks, watch=look)
+        except OutOfMemoryError as error:
+            raise StageError(f"{error}\n{_smaller(model, given, cfg, machine)}") from error
     speeds = [json.loads((task.folder / "speed.json").read_text("utf-8")) for task in tasks]
     seconds, tokens = max(speed["generate_seconds"] for speed in speeds), sum(speed["tokens"] for speed in speeds)
     return {
@@ -297,6 +301,33 @@ def _generate(
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1) if tokens else None,
     }
+
+
+def _smaller(model: Model, given: Prompts, cfg: EvalConfig, machine: Machine) -> str:
+    """What to change where memory is too small, and the GiB that it is about."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code, local_files_only=True)
+    tokens = given.longest + cfg.max_tokens
+    cache = cache_bytes(config) * tokens / 2**30
+    weights = sum(file.stat().st_size for file in model.path.glob("*.safetensors")) / 2**30
+    lines = [
+        f"generation needs {weights:.2f} GiB for the weights and {cache:.3f} GiB of cache for the longest prompt and "
+        f"answer ({tokens:,} tokens); to need less:"
+    ]
+    if cfg.engine == "transformers":
+        sizes = [size for size in (cfg.batch_size // 2, 1) if 0 < size < cfg.batch_size]
+        lines += [f"  eval.batch_size={size}: {size * cache:.2f} GiB of cache" for size in dict.fromkeys(sizes)]
+    elif machine.device == "cpu":
+        if (least := max(1, math.ceil(cache))) < cfg.kv_cache_gib:
+            lines.append(f"  eval.kv_cache_gib={least}: instead of {cfg.kv_cache_gib:g} GiB of cache")
+    else:
+        share = f"{cfg.gpu_memory_utilization:g}"
+        lines.append(f"  eval.gpu_memory_utilization: {share}; less where others use the GPU, more where nobody does")
+        if (several := 2 * cfg.tensor_parallel_size) <= machine.num_processes:
+            lines.append(f"  eval.tensor_parallel_size={several}: {weights / several:.2f} GiB of weights for each GPU")
+    lines.append(f"  shorter answers (eval.max_tokens={cfg.max_tokens}), or an instance= with more memory")
+    return "\n".join(lines)
 
 
 def _cores(machine: Machine, engines: int) -> list[list[int] | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from sftlab.records import read_jsonl, write_jsonl
 from sftlab.run import Run
 from sftlab.score import METRICS, metric
 from sftlab.stages.select import Selection
+
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its cache of fonts
 
 SHOWN = 20  # checkpoints in the terminal's ranking, and subgroups
 

@@ -345,7 +345,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import SFTConfig
 
-    from sftlab.trainer import Checkpoints, Metrics, Progress, StepTimes, Trainer
+    from sftlab.trainer import Checkpoints, Curves, Metrics, Progress, StepTimes, Trainer
 
     if given["report_to"] and os.environ.get("RANK", "0") == "0":
         tracking.begin(os.environ["SFTLAB_WANDB_MODE"])
@@ -355,7 +355,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     base = Base("base", Path(given["base"]), "", given["trust_remote_code"], given["chat_template"])
     set_seed(given["seed"])
     try:
-        arguments = SFTConfig(**_arguments(folder, train, machine, given["seed"], given["report_to"]))
+        arguments = SFTConfig(**_arguments(folder, train, machine, given["seed"]))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train: SFTConfig refuses these settings: {error}") from error
     resumed = [checkpoint for checkpoint in complete(Path(given["checkpoints"])) if _resumable(checkpoint)]
@@ -380,6 +380,8 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(Progress())
+    if given["report_to"]:
+        trainer.add_callback(Curves())
     result = trainer.train(resume_from_checkpoint=str(resumed[-1]) if resumed else None)
     checksums = _checksums(trainer)
     if len(set(checksums)) > 1:
@@ -444,7 +446,7 @@ def _checksums(trainer: Any) -> list[float]:
     return checksums
 
 
-def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int, report_to: list[str]) -> dict[str, Any]:
+def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int) -> dict[str, Any]:
     own = train.model_dump(exclude={"extra", "allow_truncated_completion", "global_batch_size"})
     steps = own.pop("warmup_steps")
     return {
@@ -460,7 +462,7 @@ def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int, re
         # Keeps the best checkpoint among those that save_total_limit leaves.
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
-        "report_to": report_to,
+        "report_to": [],
         "completion_only_loss": None,
         # The rows have their labels. Only packing is left for TRL to do.
         "dataset_kwargs": None if train.packing else {"skip_prepare_dataset": True},
