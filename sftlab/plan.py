@@ -19,7 +19,7 @@ from sftlab.instance import Machine, peak_flops
 from sftlab.launch import child
 from sftlab.models import Base
 from sftlab.stages.tokenize import Tokenized
-from sftlab.trace import Batch, Traced, traced
+from sftlab.trace import Batch, Shape, Traced, traced
 
 GIB = 2**30
 IGNORED = -100
@@ -124,8 +124,30 @@ def cell(
     probe: Callable[[], dict[str, Any]] | None = None,
 ) -> Cell:
     """What a training step takes and what the machine has; a ``probe`` measures instead of reckoning."""
-    longest, evaluated, work = batches(tokens, cfg.train, machine)
-    found = traced(base, cfg.peft, cfg.train, machine, longest, evaluated)
+    (planned,) = _planned([cfg], base, tokens, machine)
+    return _cell(cfg, machine, *planned, probe)
+
+
+def _planned(
+    cfgs: Sequence[Config], base: Base, tokens: Tokenized, machine: Machine
+) -> list[tuple[Traced, Batch, Batch, Work]]:
+    """For each configuration its longest batches traced, these batches, and what an epoch has of them."""
+    found = [batches(tokens, cfg.train, machine) for cfg in cfgs]
+    shapes = [
+        Shape(cfg.peft, cfg.train, longest, evaluated) for cfg, (longest, evaluated, _) in zip(cfgs, found, strict=True)
+    ]
+    return [(trace, *planned) for trace, planned in zip(traced(base, machine, shapes), found, strict=True)]
+
+
+def _cell(
+    cfg: Config,
+    machine: Machine,
+    found: Traced,
+    longest: Batch,
+    evaluated: Batch,
+    work: Work,
+    probe: Callable[[], dict[str, Any]] | None = None,
+) -> Cell:
     gpu, capacity = device(cfg.instance, machine)
     training = found.peak / GIB * (1 + GPU_GAPS)
     if machine.device == "cpu":
@@ -278,14 +300,17 @@ def smaller(cfg: Config, machine: Machine) -> Iterator[tuple[str, Config]]:
 
 def advice(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> str:
     """What to change where memory is too small, each with the memory that training would then take."""
-    now = cell(cfg, base, tokens, machine)
-    longest, _, _ = batches(tokens, cfg.train, machine)
+    changes = list(smaller(cfg, machine))
+    cfgs = [cfg, *(changed for _, changed in changes)]
+    planned = _planned(cfgs, base, tokens, machine)
+    now, *others = (_cell(each, machine, *plan) for each, plan in zip(cfgs, planned, strict=True))
+    longest = planned[0][1]
     lines = [
         f"training needs about {now.training_gib:.1f} GiB for each process, and there is "
         f"{'an unknown amount' if now.capacity_gib is None else f'{now.capacity_gib:.1f} GiB'}; to need less:"
     ]
-    for words, changed in smaller(cfg, machine):
-        lines.append(f"  {words}: about {cell(changed, base, tokens, machine).training_gib:.1f} GiB")
+    for (words, _), other in zip(changes, others, strict=True):
+        lines.append(f"  {words}: about {other.training_gib:.1f} GiB")
     lines.append(
         f"  a shorter longest row (it has {longest.length:,} tokens, train.max_length={cfg.train.max_length}), or an "
         "instance= with more memory"

@@ -10,7 +10,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,22 +75,35 @@ class Traced:
     merged_bytes: float
 
 
-def traced(
-    base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine, longest: Batch, evaluated: Batch
-) -> Traced:
-    """Trace a step in a child process. It needs no GPU and takes no memory to speak of."""
+@dataclass(frozen=True)
+class Shape:
+    """A training of which a step is traced, with its longest batch, and the longest of its validation."""
+
+    peft: PeftConfig
+    train: TrainConfig
+    longest: Batch
+    evaluated: Batch
+
+
+def traced(base: Base, machine: Machine, shapes: Sequence[Shape]) -> list[Traced]:
+    """Trace a step of each in a child process. It needs no GPU and takes no memory to speak of."""
     with TemporaryDirectory(prefix="sftlab-") as folder:
         given = {
             "base": str(base.path.resolve()),
             "trust_remote_code": base.trust_remote_code,
-            "peft": peft.model_dump(),
-            "train": train.model_dump(),
             "machine": machine.as_dict(),
-            "longest": asdict(longest),
-            "evaluated": asdict(evaluated),
+            "shapes": [
+                {
+                    "peft": shape.peft.model_dump(),
+                    "train": shape.train.model_dump(),
+                    "longest": asdict(shape.longest),
+                    "evaluated": asdict(shape.evaluated),
+                }
+                for shape in shapes
+            ],
         }
         child("sftlab.trace", Path(folder), given, environment={"CUDA_VISIBLE_DEVICES": "", **BRIEF_SPIN})
-        return Traced(**json.loads((Path(folder) / "traced.json").read_text("utf-8")))
+        return [Traced(**found) for found in json.loads((Path(folder) / "traced.json").read_text("utf-8"))]
 
 
 # ------------------------------------------------------------------- in the child process
@@ -102,10 +115,12 @@ def run(folder: Path, given: dict[str, Any]) -> None:
 
     machine = Machine(**given["machine"])
     libraries = _libraries(machine)
-    train, peft = TrainConfig.model_validate(given["train"]), peft_of(given["peft"])
-    longest, evaluated = Batch(**given["longest"]), Batch(**given["evaluated"])
-    traced = trace(Path(given["base"]), peft, train, machine, longest, evaluated, libraries)
-    write_json(folder / "traced.json", asdict(traced))
+    found = []
+    for shape in given["shapes"]:
+        train, peft = TrainConfig.model_validate(shape["train"]), peft_of(shape["peft"])
+        longest, evaluated = Batch(**shape["longest"]), Batch(**shape["evaluated"])
+        found.append(asdict(trace(Path(given["base"]), peft, train, machine, longest, evaluated, libraries)))
+    write_json(folder / "traced.json", found)
 
 
 def _libraries(machine: Machine) -> float:

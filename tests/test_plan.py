@@ -173,10 +173,11 @@ def test_a_probe_measures(tmp_path: Path) -> None:
 
 @pytest.mark.smoke
 def test_out_of_memory_ends_with_what_to_change(tmp_path: Path) -> None:
-    settings = [*TINY, "mode=train", "instance.attn_implementation=eager", "train.per_device_train_batch_size=32"]
+    batch = ["dataset.max_rows=600", "train.per_device_train_batch_size=256"]
+    settings = [*TINY, *batch, "mode=train", "instance.attn_implementation=eager"]
 
-    def little_memory() -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (1_400_000_000, 1_400_000_000))
+    def little_memory() -> None:  # more than it takes to begin (1.6 GB), less than the batch takes (3.9)
+        resource.setrlimit(resource.RLIMIT_DATA, (2_500_000_000, 2_500_000_000))
 
     done = subprocess.run(
         [sys.executable, "-m", "sftlab", *settings, "hydra.run.dir=run"],
@@ -184,5 +185,5 @@ def test_out_of_memory_ends_with_what_to_change(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "out of memory" in done.stderr
-    assert "train.per_device_train_batch_size=16 train.global_batch_size=32: about" in done.stderr
+    assert "train.per_device_train_batch_size=128 train.global_batch_size=256: about" in done.stderr
     assert "Traceback" not in done.stderr
