@@ -13,7 +13,7 @@ demo: .venv/installed
 
 test: .venv/tested
 	scripts/check
-	.venv/bin/python -m pytest tests -m smoke -n 2 --dist loadscope --no-loadscope-reorder
+	.venv/bin/python -m pytest tests -m smoke -n 3 --dist loadscope --no-loadscope-reorder
 
 check: .venv/tested
 	scripts/check

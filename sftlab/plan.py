@@ -24,9 +24,8 @@ from sftlab.trace import Batch, Shape, Traced, traced
 GIB = 2**30
 IGNORED = -100
 
-# The share of a device's peak arithmetic that training takes as a rule: for a first guess without plan.probe. The CPU's
-# peak is that of large matrices, which bfloat16 makes much faster than the small ones of a small model.
-GPU_SHARE, CPU_SHARE, CPU_SHARE_FP32 = 0.35, 0.13, 0.35
+# The share of a GPU's peak arithmetic that training takes as a rule: for a first guess without plan.probe.
+GPU_SHARE = 0.35
 # What an allocator cannot use for its gaps, as a part of a GPU's memory, and of activations on the CPU.
 GPU_GAPS, CPU_GAPS = 0.05, 0.4
 # On the CPU a process that trains holds a little more than one that does not, and oneDNN, in bfloat16, scratch for
@@ -155,11 +154,11 @@ def _cell(
         training = CPU_GIB + (found.peak + CPU_GAPS * (found.activations + found.logits) + shapes) / GIB
     flops = found.train_flops * work.train_tokens / (longest.rows * longest.length)
     flops += found.eval_flops * work.eval_tokens / (evaluated.rows * evaluated.length)
-    peak = found.flops_per_second if gpu is None else peak_flops(gpu)
     seconds, how, trouble = None, "unknown without plan.probe=true", None
-    if peak is not None:
-        share = GPU_SHARE if gpu else CPU_SHARE if cfg.train.bf16 else CPU_SHARE_FP32
-        seconds, how = flops / (peak * share), f"guessed by {100 * share:.0f} % of what {gpu or 'the CPU'} can do"
+    if gpu is not None and (peak := peak_flops(gpu)) is not None:
+        seconds, how = flops / (GPU_SHARE * peak), f"guessed by {100 * GPU_SHARE:.0f} % of what {gpu} can do"
+    elif found.flops_per_second is not None:
+        seconds, how = flops / found.flops_per_second, "guessed by the speed of one layer"
     if probe is not None:
         try:
             measured = probe()

@@ -6,7 +6,9 @@ tensors), in a child process: what is counted is what autograd keeps, whatever t
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import time
 import weakref
@@ -52,7 +54,8 @@ class Batch:
 class Traced:
     """Bytes on a device by what they are for, the bytes at the peak of a step, and floating-point operations.
 
-    The latter are of the longest batches; ``flops_per_second`` is what this machine's CPU does in large matrices.
+    The latter are of the longest batches; ``flops_per_second`` is what this machine's CPU does in a layer of
+    the model.
 
     ``activations`` are what the model keeps until it goes backward; ``logits`` is what the peak has on top: the
     output head, the loss, and what one layer needs while it is worked on. In ``peak`` gradients take the place
@@ -187,7 +190,7 @@ def trace(
         peak=libraries + weights + state + extra + max(step.peak, validation.peak, gradients),
         train_flops=step.flops,
         eval_flops=validation.flops,
-        flops_per_second=_speed(train) if machine.device == "cpu" else None,
+        flops_per_second=_speed(model.config, longest, peft, train, machine) if machine.device == "cpu" else None,
         kv_bytes_per_token=float(cache_bytes(model.config)),
         merged_bytes=2.0 * (parameters - (0 if isinstance(peft, NoPeft) else trainable)),
     )
@@ -337,17 +340,33 @@ def _counting(model: Any, counted: Counted) -> Iterator[None]:
         del held
 
 
-def _speed(train: TrainConfig) -> float:
-    import torch
+def _speed(config: Any, batch: Batch, peft: PeftConfig, train: TrainConfig, machine: Machine) -> float:
+    """FLOP/s of this CPU in training: those of one of the model's own layers, forward and backward, with real tensors.
 
-    dtype = torch.bfloat16 if train.bf16 else torch.float32
-    left, right = (torch.ones(1024, 1024, dtype=dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(20):
+    How fast it multiplies large matrices tells little of that.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = copy.deepcopy(config.get_text_config())
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, 64, 0
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    whole = isinstance(peft, NoPeft)
+    dtype = torch.float32 if whole or not train.bf16 else torch.bfloat16
+    attention = "eager" if machine.attn_implementation == "eager" else "sdpa"
+    layer = AutoModelForCausalLM.from_config(text, dtype=dtype, attn_implementation=attention)
+    if not whole:
+        layer.requires_grad_(requires_grad=False)
+        layer.enable_input_require_grads()
+    rows = max(1, min(batch.rows, 2048 // batch.length))
+    counted, best = Counted(), math.inf
+    small = Batch(rows, batch.length, 1, 1)
+    for _ in range(4):
         begin = time.perf_counter()
-        left @ right
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - begin))
-    return best
+        counted = _run(layer, small, train, machine, backward=True)
+        best = min(best, time.perf_counter() - begin)
+    return counted.flops / best
 
 
 def _bytes(parameter: Any) -> float:

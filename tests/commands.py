@@ -1,5 +1,7 @@
 """Command lines in processes of their own that start fast: each is forked off one that has the light modules.
 
+The names of heavier ones, which only whole runs need, are this process's arguments.
+
 A line of the input is a JSON object with ``folder``, ``arguments``, ``environment``, ``names`` and ``output``. The
 fork runs ``sftlab.cli.main``; in ``output`` it leaves out, err, and which of the modules ``names`` it has loaded.
 Answered are its exit code and the seconds that it took of a processor.
@@ -11,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ def serve() -> None:
     import sftlab.validate
     import sftlab.vignettes  # noqa: F401
 
+    for name in sys.argv[1:]:
+        import_module(name)
     OverridesParser.create().parse_override("a=1")  # builds its tables
     for line in sys.stdin:
         case = json.loads(line)

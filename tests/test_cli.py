@@ -21,10 +21,14 @@ HEAVY = {
 }  # fmt: skip
 
 
+# What takes a whole run seconds to import, beside what its children do.
+WHOLE = ("torch", "transformers.models.auto.tokenization_auto", "datasets", "matplotlib.pyplot", "scipy.stats")
+
+
 @cache
-def server() -> subprocess.Popen[str]:
+def server(*modules: str) -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        [sys.executable, "-W", "default", Path(__file__).with_name("commands.py")],
+        [sys.executable, "-W", "default", Path(__file__).with_name("commands.py"), *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -37,9 +41,11 @@ def server() -> subprocess.Popen[str]:
     return server
 
 
-def sftlab(folder: Path, *arguments: str, limit: float = inf) -> tuple[int, str, str, str]:
+def sftlab(
+    folder: Path, *arguments: str, limit: float = inf, modules: tuple[str, ...] = ()
+) -> tuple[int, str, str, str]:
     """Exit code, standard output, standard error, and the heavy modules that were imported, within CPU seconds."""
-    process = server()
+    process = server(*modules)
     assert process.stdin is not None
     assert process.stdout is not None
     with tempfile.TemporaryDirectory() as output:
@@ -50,6 +56,12 @@ def sftlab(folder: Path, *arguments: str, limit: float = inf) -> tuple[int, str,
         assert seconds < limit
         out, errors, loaded = ((Path(output) / name).read_text("utf-8") for name in ("out", "err", "loaded"))
         return int(code), out, errors, loaded
+
+
+def whole(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A whole run. Its children are processes of their own, as always."""
+    code, out, errors, _ = sftlab(folder, *arguments, modules=WHOLE)
+    return subprocess.CompletedProcess(arguments, code, out, errors)
 
 
 def files(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import whole
 from test_faults import kept
 
 pytestmark = pytest.mark.smoke
@@ -32,11 +33,8 @@ def command(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "sftlab", *TINY, "hydra.run.dir=run", *overrides]
 
 
-def sftlab(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*overrides), cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
+def sftlab(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return whole(folder, *TINY, "hydra.run.dir=run", *overrides)
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -172,7 +170,10 @@ def test_a_clock_that_jumps(undisturbed: Path, tmp_path: Path) -> None:
         "utf-8",
     )
     path = os.pathsep.join(filter(None, [str(tmp_path / "jumping"), os.environ.get("PYTHONPATH", "")]))
-    done = sftlab(tmp_path, PYTHONPATH=path)
+    done = subprocess.run(
+        command(), cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert result(tmp_path) == result(undisturbed)
     times = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["times"]

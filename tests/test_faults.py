@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def kept(value: Any) -> Any:
 def results(folder: Path) -> dict[str, Any]:
     run = kept(json.loads((folder / "run.json").read_text("utf-8")))
     predictions = {file.name: file.read_text("utf-8") for file in (folder / "predictions").iterdir()}
-    return {"run": run, "predictions": predictions}
+    merged = sha256((folder / "merged" / "model.safetensors").read_bytes()).hexdigest()
+    return {"run": run, "predictions": predictions, "merged": merged}
 
 
 def stage_processes(parent: int) -> Iterator[tuple[int, str]]:
@@ -105,6 +107,7 @@ def test_a_sweep_ended_at_three_points_ends_the_same(
         child = wait_for_stage(process, stage, begun)
         os.kill(process.pid if victim == "parent" else child, by)
         out, _ = process.communicate(timeout=400)
+        assert (stage == "merge") == ("goes on from checkpoint" in out), out
         if by == signal.SIGTERM:
             assert process.returncode == 128 + signal.SIGTERM, out
             assert "sftlab: terminated; what was finished is kept" in out

@@ -1,28 +1,18 @@
 """Small random models of each architecture train, merge and answer in the engine."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import whole
 
 pytestmark = pytest.mark.smoke
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
     fast = ["dataset.max_rows=24", "train.num_train_epochs=1", "tracking=none", "eval.max_rows=4", "eval.max_tokens=8"]
-    done = subprocess.run(
-        [sys.executable, "-m", "sftlab", *fast, "eval.baseline=false", "hydra.run.dir=run", *overrides],
-        cwd=folder,
-        env={**os.environ},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = whole(folder, *fast, "eval.baseline=false", "hydra.run.dir=run", *overrides)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "run" / "run.json").read_text("utf-8"))
 

@@ -1,14 +1,12 @@
 """Each way to train reaches the model, and what it leaves merges into a model that answers."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-
-pytestmark = pytest.mark.smoke
+from test_cli import whole
 
 TINY = [
     "model=tiny_random",
@@ -24,20 +22,20 @@ LINEAR_LAYERS = 14  # of two layers: q, k, v, o, gate, up and down
 
 
 # Other settings that must reach the model go along: each run costs half a minute.
-ALONG = {"qlora": ["train.optim=adamw_8bit"], "dora": ["train.packing=true", "train.max_length=512"]}
+ALONG = {
+    "qlora": ["train.optim=adamw_8bit"],
+    "dora": ["peft.use_rslora=true", "train.packing=true", "train.max_length=512"],
+}
 
 
-@pytest.mark.parametrize("method", ["none", "qlora", "dora", "rslora"])
+def test_a_high_rank_is_scaled_by_its_root(config: Callable[..., Any]) -> None:
+    assert config("model=tiny_random", "peft=rslora").peft.use_rslora
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("method", ["none", "qlora", "dora"])
 def test_method(tmp_path: Path, method: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sftlab", *TINY, f"peft={method}", *ALONG.get(method, []), "hydra.run.dir=run"],
-        cwd=tmp_path,
-        env={**os.environ},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = whole(tmp_path, *TINY, f"peft={method}", *ALONG.get(method, []), "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     receipt = run["receipt"]
@@ -48,7 +46,7 @@ def test_method(tmp_path: Path, method: str) -> None:
         assert receipt["optimizer_state"] == ["float32"]
     else:
         adapter = json.loads((tmp_path / "run" / "best" / "adapter_config.json").read_text("utf-8"))
-        assert (adapter["use_dora"], adapter["use_rslora"]) == (method == "dora", method == "rslora")
+        assert (adapter["use_dora"], adapter["use_rslora"]) == (method == "dora", method == "dora")
         assert receipt["quantized_layers"] == (LINEAR_LAYERS if method == "qlora" else 0)
         assert ("uint8" in receipt["optimizer_state"]) == (method == "qlora")
         assert 0 < receipt["trainable_parameters"] < receipt["parameters"]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_cli import whole
 
 pytestmark = pytest.mark.smoke
 
@@ -28,7 +29,7 @@ def command(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "sftlab", *overrides]
 
 
-def sftlab(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def with_environment(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(*overrides),
         cwd=folder,
@@ -57,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tiny(place: Path) -> Path:
     """A whole run of the tiny model."""
-    done = sftlab(place, *TINY, "hydra.run.dir=tiny")
+    done = whole(place, *TINY, "hydra.run.dir=tiny")
     assert done.returncode == 0, done.stderr
     assert "Verdict: inconclusive" in done.stdout
     return place / "tiny"
@@ -96,7 +97,7 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
 
 
 def test_the_same_command_again_finds_everything(tiny: Path, place: Path) -> None:
-    again = sftlab(place, *TINY, "hydra.run.dir=again")
+    again = whole(place, *TINY, "hydra.run.dir=again")
     assert again.returncode == 0, again.stderr
     first, second = read(tiny / "run.json"), read(place / "again" / "run.json")
     assert second["stages"] == first["stages"]
@@ -106,7 +107,7 @@ def test_the_same_command_again_finds_everything(tiny: Path, place: Path) -> Non
 
 
 def test_a_changed_eval_key_trains_nothing_again(tiny: Path, place: Path) -> None:
-    done = sftlab(place, *TINY, "hydra.run.dir=shorter", "eval.max_tokens=8", "eval.max_rows=5")
+    done = whole(place, *TINY, "hydra.run.dir=shorter", "eval.max_tokens=8", "eval.max_rows=5")
     assert done.returncode == 0, done.stderr
     run = read(place / "shorter" / "run.json")
     assert run["times"]["train"] == 0.0
@@ -116,7 +117,7 @@ def test_a_changed_eval_key_trains_nothing_again(tiny: Path, place: Path) -> Non
 
 def test_dry_run_says_what_is_cached_and_writes_nothing(tiny: Path, place: Path) -> None:
     before = sorted(path.name for path in place.iterdir())
-    done = sftlab(place, *TINY, "dry_run=true", "hydra.run.dir=dry")
+    done = whole(place, *TINY, "dry_run=true", "hydra.run.dir=dry")
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
     assert "train    cached" in text
@@ -128,7 +129,7 @@ def test_dry_run_says_what_is_cached_and_writes_nothing(tiny: Path, place: Path)
 def test_report_mode_renders_again(tiny: Path, place: Path) -> None:
     (tiny / "report.html").unlink()
     run = (tiny / "run.json").read_bytes()
-    done = sftlab(place, "mode=report", "hydra.run.dir=tiny")
+    done = whole(place, "mode=report", "hydra.run.dir=tiny")
     assert done.returncode == 0, done.stderr
     assert (tiny / "report.html").is_file()
     assert (tiny / "run.json").read_bytes() == run
@@ -139,18 +140,18 @@ def test_clean_mode_lists_and_keeps_what_runs_refer_to(tiny: Path, place: Path) 
     stray.mkdir()
     (stray / "manifest.json").write_text("{}")
     kept = read(tiny / "run.json")["stages"].values()
-    listed = sftlab(place, "mode=clean", "clean.outputs=.")
+    listed = whole(place, "mode=clean", "clean.outputs=.")
     assert listed.returncode == 0, listed.stderr
     assert "0" * 16 in listed.stdout
     assert stray.is_dir()
-    deleted = sftlab(place, "mode=clean", "clean.outputs=.", "clean.delete=true")
+    deleted = whole(place, "mode=clean", "clean.outputs=.", "clean.delete=true")
     assert deleted.returncode == 0, deleted.stderr
     assert not stray.exists()
     assert all((place / stage).is_dir() for stage in kept)
 
 
 def test_evaluate_mode_takes_any_model(tiny: Path, place: Path) -> None:
-    done = sftlab(
+    done = whole(
         place, *TINY, "mode=evaluate", f"eval.name_or_path={tiny / 'merged'}", "eval.max_rows=5", "hydra.run.dir=any"
     )
     assert done.returncode == 0, done.stderr
@@ -167,7 +168,7 @@ def test_compare_mode_judges_two_files(place: Path) -> None:
                 for i, answer in enumerate(answers)
             )
         )
-    done = sftlab(place, "mode=compare", "eval.predictions=[a.jsonl,b.jsonl]", "hydra.run.dir=compared")
+    done = whole(place, "mode=compare", "eval.predictions=[a.jsonl,b.jsonl]", "hydra.run.dir=compared")
     assert done.returncode == 0, done.stderr
     run = read(place / "compared" / "run.json")
     comparison = run["evaluation"]["comparison"]
@@ -183,7 +184,7 @@ def test_compare_mode_judges_two_files(place: Path) -> None:
 @pytest.mark.parametrize("trained", ["now", "before"])
 def test_wandb_offline_gets_curve_and_table_and_no_secret(place: Path, trained: str) -> None:
     # Not a key that wandb could use: it only must not be written anywhere.
-    done = sftlab(
+    done = with_environment(
         place,
         *TINY[:4],
         "train.max_length=768",
@@ -223,7 +224,7 @@ def weights(folder: Path, epoch: int) -> dict:
 
 
 def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> None:
-    done = sftlab(
+    done = whole(
         place,
         "-m",
         *CONSTANT,
@@ -247,7 +248,7 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
     assert len(table) == 6
     assert sum(row["selected"] == "True" for row in table) == 1
     # The proof of exactness: the same jobs, each trained alone in a store of its own.
-    alone = sftlab(
+    alone = whole(
         place,
         *CONSTANT,
         "train.num_train_epochs=3",
@@ -261,30 +262,6 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
         assert shared.keys() == separate.keys()
         for name, tensor in separate.items():
             assert (shared[name] == tensor).all(), (epoch, name)
-
-
-def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
-    settings = [*TINY, "mode=train", "train.num_train_epochs=3", "seed=7", "peft.lora_dropout=0.1"]
-    undisturbed = sftlab(place, *settings, "hydra.run.dir=undisturbed", "store=undisturbed_store")
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    process = subprocess.Popen(
-        command(*settings, "hydra.run.dir=killed", "store=killed_store"), cwd=place, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not list((place / "killed_store").glob("train/*.partial/checkpoint-*/checkpoint.json")):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = sftlab(place, *settings, "hydra.run.dir=killed", "store=killed_store")
-    assert again.returncode == 0, again.stderr
-    assert "goes on from checkpoint" in again.stdout + again.stderr
-    first, second = read(place / "undisturbed" / "run.json"), read(place / "killed" / "run.json")
-    losses = [[row["eval_loss"] for row in run["selection"]["candidates"]] for run in (first, second)]
-    assert losses[0] == losses[1]
-    for name, tensor in weights(place / "undisturbed", 3).items():
-        assert (weights(place / "killed", 3)[name] == tensor).all()
 
 
 def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
@@ -318,7 +295,7 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
         "+train.lr_scheduler_kwargs.num_decay_steps=3",
         "peft.lora_dropout=0.1",
     ]
-    done = sftlab(place, "-m", *settings, "train.num_train_epochs=3,1,2", "hydra.sweep.dir=branched")
+    done = whole(place, "-m", *settings, "train.num_train_epochs=3,1,2", "hydra.sweep.dir=branched")
     assert done.returncode == 0, done.stderr
     run = read(place / "branched" / "run.json")
     kinds = [job["trained_as"] for job in run["jobs"]]
@@ -329,7 +306,7 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
     trained = [Path(place / read(file)["stages"]["train"]) for file in sorted((place / "branched").glob("*/job.json"))]
     assert not [file for path in trained for file in path.glob("checkpoint-*/optimizer.pt")]
     assert [len(list(path.glob("checkpoint-*"))) for path in trained] == [3, 1, 2]
-    alone = sftlab(place, *settings, "train.num_train_epochs=2", "hydra.run.dir=unbranched", "store=unbranched_store")
+    alone = whole(place, *settings, "train.num_train_epochs=2", "hydra.run.dir=unbranched", "store=unbranched_store")
     assert alone.returncode == 0, alone.stderr
     rows_of = {row["checkpoint"]: row for row in run["selection"]["candidates"] if row["job"] == 2}
     for path, epoch in zip(sorted(rows_of, key=lambda name: rows_of[name]["step"]), (1, 2), strict=True):
@@ -341,7 +318,7 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
 
 
 def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: Path) -> None:
-    done = sftlab(place, *TINY, "select.metric=exact_match", "hydra.run.dir=answered")
+    done = whole(place, *TINY, "select.metric=exact_match", "hydra.run.dir=answered")
     assert done.returncode == 0, done.stderr
     chosen = read(place / "answered" / "run.json")["selection"]
     assert chosen["metric"] == "exact_match"
@@ -358,7 +335,7 @@ def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: P
 def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:
     # A learning rate so high that the last epoch is not the best one.
     settings = ["mode=train", "train.num_train_epochs=4", "train.learning_rate=5", "train.lr_scheduler_type=constant"]
-    done = sftlab(place, *TINY, *settings, "train.save_total_limit=1", "hydra.run.dir=limited")
+    done = whole(place, *TINY, *settings, "train.save_total_limit=1", "hydra.run.dir=limited")
     assert done.returncode == 0, done.stderr
     losses = [row["eval_loss"] for row in rows(place / "limited" / "metrics.jsonl") if "eval_loss" in row]
     assert min(losses) < losses[-1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import composed
-from test_cli import sftlab
+from test_cli import whole
 
 from sftlab import instance, models, plan
 from sftlab.plan import Cell, duration
@@ -144,13 +144,13 @@ def test_what_to_change_keeps_the_rows_of_a_step(config: Callable[..., Any]) -> 
 
 @pytest.mark.smoke
 def test_a_plan_of_a_sweep_marks_what_cannot_fit(tmp_path: Path) -> None:
-    code, out, errors, _ = sftlab(
+    done = whole(
         tmp_path, "-m", *TINY, "mode=plan", "dataset.max_rows=480", "instance.attn_implementation=eager",
         "train.per_device_train_batch_size=2,256", "instance.memory_gib=1.6", "eval.engine=transformers",
         "hydra.sweep.dir=plan",
     )  # fmt: skip
-    assert code == 0, errors
-    assert out.count("cannot fit") == 1
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("cannot fit") == 1
     small, large = json.loads((tmp_path / "plan" / "run.json").read_text("utf-8"))["plan"]
     assert (small["fits"], large["fits"]) == (True, False)
     assert large["training_gib"] > 1.6 > small["training_gib"] > 0.3
@@ -160,13 +160,13 @@ def test_a_plan_of_a_sweep_marks_what_cannot_fit(tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_a_probe_measures(tmp_path: Path) -> None:
     settings = [*TINY, "train.per_device_train_batch_size=8", "train.num_train_epochs=1"]
-    code, _, errors, _ = sftlab(tmp_path, *settings, "mode=plan", "plan.probe=true", "hydra.run.dir=plan")
-    assert code == 0, errors
+    done = whole(tmp_path, *settings, "mode=plan", "plan.probe=true", "hydra.run.dir=plan")
+    assert done.returncode == 0, done.stderr
     (planned,) = json.loads((tmp_path / "plan" / "run.json").read_text("utf-8"))["plan"]
     assert planned["timed_by"] == "measured by a probe"
     assert 0 < planned["seconds_per_epoch"] < 60
-    code, _, errors, _ = sftlab(tmp_path, *settings, "mode=train", "hydra.run.dir=run")
-    assert code == 0, errors
+    done = whole(tmp_path, *settings, "mode=train", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
     run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     assert planned["training_gib"] == pytest.approx(run["receipt"]["peak_memory_gib"], rel=0.2)
 

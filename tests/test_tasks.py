@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import vignette, vignettes, write_rows
-from test_cli import refused, sftlab
-from test_pipeline import sftlab as trained
+from test_cli import refused, sftlab, whole
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
@@ -315,14 +314,14 @@ def judged(folder: Path, a: list[Any], b: list[Any], *arguments: str) -> tuple[s
     for name, rows in (("a", a), ("b", b)):
         write_rows(folder / f"{name}.jsonl", rows)
     files = "eval.predictions=[a.jsonl,b.jsonl]"
-    code, out, errors, _ = sftlab(folder, "mode=compare", files, "hydra.run.dir=run", "tracking=none", *arguments)
-    assert code == 0, errors
-    assert "Traceback" not in errors
+    done = whole(folder, "mode=compare", files, "hydra.run.dir=run", "tracking=none", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     text = (folder / "run" / "run.json").read_text("utf-8")
     assert "NaN" not in text
     assert "Infinity" not in text
-    assert "nan" not in out.lower().split()
-    return out, json.loads(text)["evaluation"], (folder / "run" / "report.html").read_text("utf-8")
+    assert "nan" not in done.stdout.lower().split()
+    return done.stdout, json.loads(text)["evaluation"], (folder / "run" / "report.html").read_text("utf-8")
 
 
 def answers(count: int, text: str, **more: Any) -> list[dict[str, Any]]:
@@ -391,7 +390,7 @@ def test_from_training_to_a_verdict(tmp_path: Path, task: str) -> None:
         decisions(tmp_path / "data", train=12, validation=4, test=14)
     else:
         statements(tmp_path / "data", train=12, test=14)
-    done = trained(
+    done = whole(
         tmp_path, "+experiment=" + {"rouge": "slds", "exact": "text_to_sql"}[task], "dataset.name_or_path=data", *HERE,
         "eval.engine=transformers", "eval.max_tokens=8", "train.max_length=1024", "train.num_train_epochs=1",
         "train.warmup_steps=0", "dataset.allow_overlap=true", "hydra.run.dir=run",
