@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -153,6 +154,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self.decay_steps = decay_steps
         self.trainer: Trainer | None = None
         self.terminated = False
+        self.diverged_at_step: int | None = None
 
     def terminate(self, *_: Any) -> None:
         """Save at the end of the step that is going on, and raise Terminated then: what SIGTERM does."""
@@ -176,6 +178,19 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Log where a checkpoint is saved: what is logged after it is then the same for one that goes on from it."""
         control.should_log = True
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """End a training whose loss is no number any more: no step makes one of it again."""
+        if metrics and not isfinite(metrics["eval_loss"]):
+            self.diverged_at_step = state.global_step
+            control.should_save, control.should_training_stop = False, True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write ``checkpoint.json``: a checkpoint without it was cut off and is not used.
@@ -235,7 +250,8 @@ class Metrics(TrainerCallback):  # type: ignore[misc]
         """Write the whole history again: it is small, and after a resumption it is the truth."""
         if state.is_world_process_zero:
             partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
+            lines = (json.dumps({name: _finite(value) for name, value in row.items()}) for row in state.log_history)
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             partial.replace(self.path)
 
 
@@ -281,6 +297,11 @@ def _mean_loss(history: list[dict[str, Any]], after: int) -> float | None:
     total = sum(loss * of for (_, loss), of in zip(logged, steps, strict=True))
     # Rounded: a run that was stopped between two lines of the log has added up the same in another order.
     return round(total / sum(steps), 6) if logged else None
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON cannot write."""
+    return value if not isinstance(value, float) or isfinite(value) else None
 
 
 def _last(history: list[dict[str, Any]], name: str) -> float | None:

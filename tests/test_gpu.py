@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pipeline import sftlab
+from test_pipeline import with_environment
 
 from sftlab.instance import visible_gpus
 
@@ -21,7 +21,7 @@ STUDY = [
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    done = sftlab(folder, *STUDY, *overrides)
+    done = with_environment(folder, *STUDY, *overrides)
     assert done.returncode == 0, done.stderr
     values: dict[str, Any] = json.loads((folder / "run" / "run.json").read_text("utf-8"))
     return values

@@ -334,7 +334,7 @@ def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: P
 
 def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:
     # A learning rate so high that the last epoch is not the best one.
-    settings = ["mode=train", "train.num_train_epochs=4", "train.learning_rate=5", "train.lr_scheduler_type=constant"]
+    settings = ["mode=train", "train.num_train_epochs=4", "train.learning_rate=0.5", "train.lr_scheduler_type=constant"]
     done = whole(place, *TINY, *settings, "train.save_total_limit=1", "hydra.run.dir=limited")
     assert done.returncode == 0, done.stderr
     losses = [row["eval_loss"] for row in rows(place / "limited" / "metrics.jsonl") if "eval_loss" in row]
@@ -343,3 +343,15 @@ def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:
     assert chosen["eval_loss"] == min(losses)
     assert (place / "limited" / "best" / "adapter_model.safetensors").is_file()
     assert len(chosen["candidates"]) <= 2
+
+
+def test_a_training_that_diverges_is_ended_and_takes_no_other_along(place: Path) -> None:
+    settings = [*TINY, "mode=train", "train.num_train_epochs=3"]
+    done = whole(place, "-m", *settings, "train.learning_rate=1e9,1e-3", "hydra.sweep.dir=diverged")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    run = read(place / "diverged" / "run.json")
+    assert [job["status"] for job in run["jobs"]] == ["failed", "success"]
+    said = "train: diverged: the validation loss after step 8 is not a finite number; set a lower train.learning_rate"
+    assert said in run["jobs"][0]["error"]
+    assert [row["job"] for row in run["selection"]["candidates"]] == [1, 1, 1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sftlab.errors import ConfigError
 from sftlab.instance import Machine
 from sftlab.launch import child
 
@@ -159,3 +160,29 @@ def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> Non
     assert second["status"] == "success"
     assert "selection" not in second
     assert list((tmp_path / "1").glob("outputs/store/train/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": 2}, "were given different rows or settings; start the same command on each"),
+        ({"step": 4}, r"not every machine sees the checkpoints to go on from \(/c\); set store= to a folder that all"),
+    ],
+)
+def test_machines_that_disagree_end_with_2(monkeypatch: pytest.MonkeyPatch, other: dict[str, int], said: str) -> None:
+    from sftlab.stages.train import _agree
+    from sftlab.store import key_of
+
+    given = {"peft": {"r": 8}, "train": {"max_length": 9}, "seed": 1, "counts": {}, "checkpoints": "/c"}
+    compared = {**{name: given[name] for name in ("peft", "train", "counts")}, "seed": other.get("seed", 1)}
+    theirs = (key_of(compared), other.get("step", 0))
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, theirs])
+    with pytest.raises(ConfigError, match=said):
+        _agree(given, 0)
+
+
+def test_machines_that_agree_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sftlab.stages.train import _agree
+
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: mine * 2)
+    _agree({"peft": {}, "train": {}, "seed": 1, "counts": {}, "checkpoints": "/c"}, 8)

@@ -18,6 +18,7 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError
 from sftlab.instance import Machine
 from sftlab.job import OWN, Job, jobs, trained_as
+from sftlab.models import Base
 from sftlab.records import Candidate
 from sftlab.run import hold
 from sftlab.stages import report, train
@@ -174,6 +175,35 @@ def test_a_decided_sweep_keeps_only_what_can_be_chosen(tmp_path: Path) -> None:
         "checkpoint-8/checkpoint.json",
         "manifest.json",
     ]
+
+
+def test_a_training_that_diverges_keeps_the_checkpoints_before(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained: list[str] = []
+
+    def diverges(module: str, folder: Path, *_: Any, **__: Any) -> None:
+        for epoch in (1, 2):
+            checkpoint(folder, 8 * epoch)
+            row = {"step": 8 * epoch, "epoch": float(epoch), "eval_loss": 1.0, "train_loss": None, "seconds": 1.0}
+            write_json(folder / f"checkpoint-{8 * epoch}" / train.COMPLETE, row)
+        write_json(folder / "receipt.json", {"diverged_at_step": 24})
+        (folder / "metrics.jsonl").write_text("")
+        trained.append(module)
+
+    monkeypatch.setattr(train, "child", diverges)
+    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
+
+    def steps_of(epochs: int) -> list[int]:
+        cfg = config("train.lr_scheduler_type=constant", f"train.num_train_epochs={epochs}")
+        made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
+        assert made is not None
+        return [candidate.step for candidate in made.candidates(0, [])]
+
+    assert steps_of(3) == [8, 16]
+    assert "train: diverged: the validation loss after step 24 is not a finite number" in caplog.text
+    assert steps_of(2) == [8, 16]
+    assert len(trained) == 1  # the shorter job is the first epochs of the longer
 
 
 def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:

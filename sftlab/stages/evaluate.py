@@ -367,6 +367,8 @@ def _bar(tasks: Sequence[Task], total: int, label: str, stall_min: float) -> Ite
                     last = time.monotonic()
                     places[path] += len(new)
                     bar.update(new.count(b"\n"))
+                    if bar.n >= total:
+                        bar.set_description("finishing")  # letters are forced, and processes end
             if time.monotonic() - last > 60 * stall_min:
                 doing = "did not start" if bar.desc.startswith(label) else "finished no answer"
                 raise StageError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,25 +116,28 @@ def loss_curve(path: Path, run: dict[str, Any], jobs: Sequence[Job]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    several = len(jobs) > 1
+    figure, axes = pyplot.subplots(figsize=(10 if several else 8, 4.5), layout="constrained")
     chosen = run["selection"]
     colors = pyplot.get_cmap("tab10").colors
+    training_line: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.7}
+    validation_line: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4, "linewidth": 1.8}
+    if several:  # the colours are the jobs
+        axes.plot([], [], color="gray", label="training loss", **training_line)
+        axes.plot([], [], color="gray", label="validation loss", **validation_line)
+    differing = _differing(jobs)
     for index, job in enumerate(job for job in jobs if "train" in job.stages):
         history = list(read_jsonl(Path(job.stages["train"]) / "metrics.jsonl"))
         color = colors[index % len(colors)]
-        label = f"job {job.number} " if len(jobs) > 1 else ""
-        training = [(row["epoch"], row["loss"]) for row in history if "loss" in row]
-        validation = [(row["epoch"], row["eval_loss"]) for row in history if "eval_loss" in row]
-        axes.plot(*zip(*training, strict=True), color=color, linewidth=1.2, alpha=0.7, label=f"{label}training loss")
-        axes.plot(
-            *zip(*validation, strict=True),
-            color=color,
-            linestyle="--",
-            marker="o",
-            markersize=4,
-            linewidth=1.8,
-            label=f"{label}validation loss",
-        )
+        training = [(row["epoch"], row["loss"]) for row in history if row.get("loss") is not None]
+        validation = [(row["epoch"], row["eval_loss"]) for row in history if row.get("eval_loss") is not None]
+        names: tuple[str | None, str | None] = ("training loss", "validation loss")
+        if several:
+            # Of a key its last part: train.num_train_epochs=3 is long for a legend.
+            words = (re.sub(r"^[\w.]*\.", "", override) for override in differing[job.number])
+            names = (None, " ".join([f"job {job.number}", *words]) if index < SHOWN else None)
+        axes.plot(*zip(*training, strict=True), color=color, label=names[0], **training_line)
+        axes.plot(*zip(*validation, strict=True), color=color, label=names[1], **validation_line)
     axes.plot(
         [chosen["epoch"]],
         [chosen["eval_loss"]],
@@ -152,7 +156,10 @@ def loss_curve(path: Path, run: dict[str, Any], jobs: Sequence[Job]) -> None:
     else:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if several:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    else:
+        axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,7 +56,7 @@ class Trained:
         return [
             Candidate(**row, checkpoint=str(path), job=job, overrides=overrides)
             for row, path in rows
-            if row["eval_loss"] is not None
+            if row["eval_loss"] is not None and isfinite(row["eval_loss"])
         ]
 
 
@@ -126,6 +126,9 @@ def make(
         if found := [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]:
             log.info("train: goes on from %s", found[-1].name)
         ranks(folder, folder)
+        receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
+        if (step := receipt.get("diverged_at_step")) is not None:
+            _diverged(step, train, kept=bool(complete(folder)))
         if not complete(folder):
             raise StageError("train: ended without a checkpoint; see its output above")
         # Another job may go on from where the schedule does not yet depend on the number of epochs, until the sweep
@@ -146,6 +149,21 @@ def make(
     if machine.node_rank > 0:
         return None
     return Trained(store.stage("train", key, build, resumable=True))
+
+
+def _diverged(step: int, train: TrainConfig, *, kept: bool) -> None:
+    """Say that a training was ended because its loss was no number any more.
+
+    Raises:
+        StageError: there is no checkpoint from before.
+    """
+    message = (
+        f"train: diverged: the validation loss after step {step} is not a finite number; set a lower "
+        f"train.learning_rate (it is {train.learning_rate:g}) or more train.warmup_steps"
+    )
+    if not kept:
+        raise StageError(message)
+    log.warning("%s. What comes later was not trained; the checkpoints before may still be kept", message)
 
 
 def steps(tokens: Tokenized, train: TrainConfig, machine: Machine) -> int | None:
@@ -228,7 +246,7 @@ def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConf
         if _but_epochs(manifest["inputs"]) != _but_epochs(key):
             continue
         epochs = int(manifest["inputs"]["train"]["num_train_epochs"])
-        an_epoch = _step(complete(path)[-1]) // epochs
+        an_epoch = _an_epoch(path)
         last = min(epochs, train.num_train_epochs) * an_epoch - decay
         common = [checkpoint for checkpoint in complete(path) if _step(checkpoint) <= last]
         whole = bool(common) and _step(common[-1]) == train.num_train_epochs * an_epoch
@@ -258,7 +276,8 @@ def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConf
         history = read_jsonl(source / "metrics.jsonl")
         write_jsonl(folder / "metrics.jsonl", (row for row in history if row["epoch"] <= train.num_train_epochs))
         receipt = json.loads((source / "receipt.json").read_text("utf-8"))
-        write_json(folder / "receipt.json", {**receipt, "optimizer_steps": step, "train_seconds": 0.0})
+        new = {"optimizer_steps": step, "train_seconds": 0.0, "diverged_at_step": None}
+        write_json(folder / "receipt.json", {**receipt, **new})
     return whole
 
 
@@ -299,11 +318,18 @@ def _but_machine(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _forks(folder: Path, train: TrainConfig) -> list[int]:
     """The steps at which a job of each smaller or equal number of epochs leaves what it has in common with others."""
-    an_epoch = _step(complete(folder)[-1]) // train.num_train_epochs
+    an_epoch = _an_epoch(folder)
     decay = decay_steps(train) or 0
     # From a constant job a shorter one is a copy: only a longer one goes on, from the end.
     first = 1 if decay else train.num_train_epochs
     return [epochs * an_epoch - decay for epochs in range(first, train.num_train_epochs + 1)]
+
+
+def _an_epoch(folder: Path) -> int:
+    """Steps of an epoch, by the last checkpoint that ended one: a training that diverged has not all of them."""
+    last = [checkpoint for checkpoint in complete(folder) if _evaluated(checkpoint)][-1]
+    epoch: float = json.loads((last / COMPLETE).read_text("utf-8"))["epoch"]
+    return _step(last) // round(epoch)
 
 
 def _but_epochs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -383,7 +409,8 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     if given["report_to"]:
         trainer.add_callback(Curves())
     result = trainer.train(resume_from_checkpoint=str(resumed[-1]) if resumed else None)
-    checksums = _checksums(trainer)
+    diverged = checkpoints.diverged_at_step
+    checksums = _checksums(trainer) if diverged is None else []
     if len(set(checksums)) > 1:
         raise StageError(
             f"train: the ranks' weights differ after training (checksums {checksums}): gradients were not shared, and "
@@ -391,10 +418,15 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         )
     if trainer.is_world_process_zero():
         seconds = result.metrics["train_runtime"]
-        share = 1 - (_step(resumed[-1]) if resumed else 0) / trainer.state.global_step
+        share = (trainer.state.global_step - (_step(resumed[-1]) if resumed else 0)) / trainer.state.max_steps
         receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
         elsewhere = json.loads((folder / MACHINES).read_text("utf-8")) if (folder / MACHINES).is_file() else []
-        told = {"step_seconds": step_times.median, "rank_checksums": checksums, "earlier_machines": elsewhere}
+        told = {
+            "step_seconds": step_times.median,
+            "rank_checksums": checksums,
+            "earlier_machines": elsewhere,
+            "diverged_at_step": diverged,
+        }
         write_json(folder / "receipt.json", receipt | told)
     # A rank that ends with its connections open is sometimes ended by SIGABRT on its way out.
     trainer.accelerator.end_training()
