@@ -12,7 +12,6 @@ from typing import Any
 from sftlab.config import TrackingConfig
 
 log = logging.getLogger(__name__)
-logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # how wandb's own measurements fare is not of interest
 
 
 def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> dict[str, str]:
@@ -32,6 +31,8 @@ def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> di
         "WANDB_CONSOLE": "off",
         "WANDB_DISABLE_CODE": "true",
         "WANDB_DISABLE_GIT": "true",
+        # Or wandb tells its server how it fares itself, and waits for it at the end of each process.
+        "WANDB_ERROR_REPORTING": "false",
         # Seconds that a server which does not answer may cost at the beginning and at the end.
         "WANDB_INIT_TIMEOUT": os.environ.get("WANDB_INIT_TIMEOUT", "15"),
         "WANDB_FINISH_TIMEOUT": os.environ.get("WANDB_FINISH_TIMEOUT", "20"),

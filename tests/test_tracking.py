@@ -182,6 +182,7 @@ def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
         )  # fmt: skip
         checkpoint = "outputs/store/train/*.partial/checkpoint-*/checkpoint.json"
         wait(lambda: any("file_stream" in line for line in handler.seen) and list(tmp_path.glob(checkpoint)), process)
+        assert not [line for line in handler.seen if "otel" in line]  # no telemetry
         if what == "server":
             handler.fails = True
         else:
@@ -191,7 +192,6 @@ def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
     assert process.returncode == 0, told
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
     assert "Traceback" not in told
-    assert "Failed to export" not in told
     assert re.search(r"`wandb sync \S*run/wandb/\S+` sends it later", told)
     kept = logged(tmp_path / "run", "*run-*")
     assert kept.count(b"eval/loss") >= 5
