@@ -89,7 +89,8 @@ def main() -> None:
         ends = sorted(file.stat().st_mtime for file in finished(folder))
         run = json.loads((folder / "swept" / "run.json").read_text("utf-8"))
         partial = list(folder.glob("outputs/store/*/*.partial"))
-        scratch = [path.name for path in temporary.iterdir()]
+        # torch makes an empty folder of this name, the same in all processes of a user.
+        scratch = [path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]
     tenth = max(1, count // 10)
     seconds = [end - begin for begin, end in pairwise(ends)]
     early = [one for one in looks if 1 <= one.jobs <= tenth]

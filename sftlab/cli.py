@@ -23,6 +23,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigLoadError
@@ -153,6 +154,10 @@ FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split
 
 class StudyCallback(Callback):
     """Learns the folder of a run or sweep, and stops a single run that is invalid before anything is written."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Let go of the job's configurations: Hydra would keep two of each job to the end of a sweep, for nobody."""
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Validate, before Hydra makes the run's folder."""

@@ -157,7 +157,7 @@ def loss_curve(path: Path, run: dict[str, Any], jobs: Sequence[Job]) -> None:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     if several:
-        figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small", handlelength=3)
     else:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
