@@ -15,7 +15,7 @@ import pytest
 
 from sftlab import pipeline
 from sftlab.config import Config
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, StageError
 from sftlab.instance import Machine
 from sftlab.job import OWN, Job, jobs, trained_as
 from sftlab.models import Base
@@ -204,6 +204,20 @@ def test_a_training_that_diverges_keeps_the_checkpoints_before(
     assert "train: diverged: the validation loss after step 24 is not a finite number" in caplog.text
     assert steps_of(2) == [8, 16]
     assert len(trained) == 1  # the shorter job is the first epochs of the longer
+
+
+def test_a_training_that_diverges_at_once_has_nothing_to_keep(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(module: str, folder: Path, *_: Any, **__: Any) -> None:
+        checkpoint(folder, 5, evaluated=False)  # where a decay would have begun
+        write_json(folder / "receipt.json", {"diverged_at_step": 8})
+
+    monkeypatch.setattr(train, "child", diverges)
+    cfg = config(*WSD, "train.learning_rate=7.0")
+    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
+    with pytest.raises(StageError, match=r"train: diverged: .* after step 8 .* train\.learning_rate \(it is 7\)"):
+        train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
 
 
 def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def make(
         ranks(folder, folder)
         receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
         if (step := receipt.get("diverged_at_step")) is not None:
-            _diverged(step, train, kept=bool(complete(folder)))
+            _diverged(step, train, kept=any(map(_evaluated, complete(folder))))
         if not complete(folder):
             raise StageError("train: ended without a checkpoint; see its output above")
         # Another job may go on from where the schedule does not yet depend on the number of epochs, until the sweep
