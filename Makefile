@@ -11,9 +11,10 @@ PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 demo: .venv/installed
 	.venv/bin/python -m sftlab
 
+# Real models, three tests at a time: a thread more in each would only wait for the others.
 test: .venv/tested
 	scripts/check
-	.venv/bin/python -m pytest tests -m smoke -n 3 --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -m smoke -n 3 --dist loadscope --no-loadscope-reorder
 
 check: .venv/tested
 	scripts/check

@@ -21,12 +21,18 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sftlab import errors
 from sftlab.errors import SftlabError, StageError, Terminated
 from sftlab.store import write_json
+
+# transformers, trl, peft and accelerate each ask for this as they are imported. Where it is remembered a child starts
+# in 4.6 s of CPU time, and where it is not in 4.9 s.
+metadata.packages_distributions = cache(metadata.packages_distributions)
 
 INPUTS, ERROR = "inputs.json", "error.json"
 
