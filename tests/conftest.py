@@ -20,6 +20,11 @@ TEMPLATE = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, for the others to run beside it and not before it."""
+    items.sort(key=lambda item: item.path.name != "test_vllm.py")
+
+
 def composed(*overrides: str) -> Any:
     """conf/ with these overrides, validated."""
     from hydra import compose, initialize_config_dir
