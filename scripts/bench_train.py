@@ -144,13 +144,13 @@ def main() -> None:
                     f"train.packing={packing}", f"train.per_device_train_batch_size={given.batch}",
                     f"train.max_length={given.length}", "train.lr_scheduler_type=constant", "train.logging_steps=1",
                     "train.num_train_epochs=1", "train.bf16=true", "peft.lora_dropout=0.0",
-                    "+train.extra.save_strategy=no",
                 ]))  # fmt: skip
             machine = instance.find(cfg.instance)
             arguments: dict[str, Any] = {
                 "checkpoints": str(folder), "tokens": str(folder / "rows"), "base": str(folder / "model"),
                 "trust_remote_code": False, "chat_template": None, "peft": cfg.peft.model_dump(),
-                "train": cfg.train.model_dump(), "machine": machine.as_dict(), "seed": 1, "counts": counts,
+                "train": {**cfg.train.model_dump(), "extra": {"save_strategy": "no"}},
+                "machine": machine.as_dict(), "seed": 1, "counts": counts,
                 "report_to": [],
             }  # fmt: skip
             out = Path(tempfile.mkdtemp(dir=folder))
@@ -161,7 +161,7 @@ def main() -> None:
             bare = {**arguments, "cpu": machine.device == "cpu", "attention": attention, "out": str(out / "bare")}
             (out / "given.json").write_text(json.dumps(bare), "utf-8")
             command = [sys.executable, *(str(out / name) for name in ("bare.py", "given.json", "bare.json"))]
-            subprocess.run(command, check=True, env={**os.environ, **QUIET, **variables})
+            subprocess.run(command, check=True, env={**os.environ, **QUIET, **variables}, stdout=subprocess.DEVNULL)
             theirs = json.loads((out / "bare.json").read_text("utf-8"))
             tokens = given.batch * given.length
             speed, other = tokens / ours["step_seconds"], tokens / theirs["step_seconds"]
