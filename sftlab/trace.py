@@ -89,7 +89,7 @@ class Shape:
 
 
 def traced(base: Base, machine: Machine, shapes: Sequence[Shape]) -> list[Traced]:
-    """Trace a step of each in a child process. It needs no GPU and takes no memory to speak of."""
+    """Trace a step of each in a child process. It needs no GPU, and of memory a layer of the model at most."""
     with TemporaryDirectory(prefix="sftlab-") as folder:
         given = {
             "base": str(base.path.resolve()),
@@ -359,9 +359,10 @@ def _speed(config: Any, batch: Batch, peft: PeftConfig, train: TrainConfig, mach
     if not whole:
         layer.requires_grad_(requires_grad=False)
         layer.enable_input_require_grads()
-    rows = max(1, min(batch.rows, 2048 // batch.length))
+    # Real tensors: packed rows make one sequence of many thousand tokens, whose attention would take all memory.
+    length = min(batch.length, 2048)
+    small = Batch(max(1, min(batch.rows, 2048 // length)), length, 1, 1)
     counted, best = Counted(), math.inf
-    small = Batch(rows, batch.length, 1, 1)
     for _ in range(4):
         begin = time.perf_counter()
         counted = _run(layer, small, train, machine, backward=True)

@@ -57,6 +57,14 @@ def test_a_trace_by_hand(llama: Path) -> None:
     assert found.train_flops == pytest.approx(3 * forward + 3.5 * scores, rel=0.02)
 
 
+@pytest.mark.smoke  # torch
+def test_a_long_packed_sequence_takes_no_memory_to_plan(llama: Path) -> None:
+    found = traced(llama, "instance.attn_implementation=eager", batch=Batch(1, 2**16, 100, 100))
+    assert found.activations > 2**36  # the scores alone: more than there is here
+    assert found.flops_per_second is not None
+    assert found.flops_per_second > 0
+
+
 def sizes(folder: Path) -> list[int]:
     from safetensors import safe_open
 
