@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ def result(folder: Path) -> dict[str, Any]:
     run = kept(json.loads((folder / "run" / "run.json").read_text("utf-8")))
     run["answers"] = (folder / "run" / "predictions" / "finetuned.jsonl").read_text("utf-8")
     return run
+
+
+def merged(folder: Path) -> str:
+    return sha256((folder / "run" / "merged" / "model.safetensors").read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +154,7 @@ def test_writes_that_a_power_failure_cut_off(undisturbed: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert first.parent == partial
     assert result(tmp_path) == result(undisturbed)
+    assert merged(tmp_path) == merged(undisturbed)
 
 
 def cut(path: Path) -> None:

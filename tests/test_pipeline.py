@@ -264,6 +264,30 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
             assert (shared[name] == tensor).all(), (epoch, name)
 
 
+def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
+    settings = [*TINY, "mode=train", "train.num_train_epochs=3", "seed=7", "peft.lora_dropout=0.1"]
+    undisturbed = whole(place, *settings, "hydra.run.dir=undisturbed", "store=undisturbed_store")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    process = subprocess.Popen(
+        command(*settings, "hydra.run.dir=killed", "store=killed_store"), cwd=place, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list((place / "killed_store").glob("train/*.partial/checkpoint-*/checkpoint.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = whole(place, *settings, "hydra.run.dir=killed", "store=killed_store")
+    assert again.returncode == 0, again.stderr
+    assert "goes on from checkpoint" in again.stdout + again.stderr
+    first, second = read(place / "undisturbed" / "run.json"), read(place / "killed" / "run.json")
+    losses = [[row["eval_loss"] for row in run["selection"]["candidates"]] for run in (first, second)]
+    assert losses[0] == losses[1]
+    for name, tensor in weights(place / "undisturbed", 3).items():
+        assert (weights(place / "killed", 3)[name] == tensor).all()
+
+
 def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
     process = subprocess.Popen(
         command(
