@@ -32,6 +32,8 @@ class Example(Record):
     that is not multiple choice. ``group`` names the source that rows share, or is None.
     ``options`` maps each letter to the option's text where the dataset tells it. ``subgroup`` is a test
     row's value in the column eval.group_by, by which results are told apart; None where there is none.
+    ``targets`` lists every correct answer where there are several, ``target`` among them; None where
+    ``target`` is the only one.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Example(Record):
     group: str | None = None
     options: dict[str, str] | None = None
     subgroup: str | None = None
+    targets: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Prediction(Record):
     """A generation with what was read out of it; ``answer`` is None where nothing could be read.
 
     ``readings`` has the answer by each way of reading (strict, last, lenient, forced). ``score`` is between 0
-    and 1, and None where the task has none but right and wrong. ``subgroup`` is the example's.
+    and 1, and None where the task has none but right and wrong. ``subgroup`` and ``targets`` are the example's.
     """
 
     id: str
@@ -80,13 +83,14 @@ class Prediction(Record):
     readings: dict[str, str | None]
     score: float | None = None
     subgroup: str | None = None
+    targets: list[str] | None = None
 
     @classmethod
     def write(cls, path: Path, records: Iterable[Self]) -> None:
-        """Write predictions to a JSONL file, replacing it; without ``score`` and ``subgroup`` where there is none."""
+        """Write predictions to a JSONL file, replacing it. Optional fields that are None are left out."""
         rows = [asdict(record) for record in records]
         for row in rows:
-            for name in ("score", "subgroup"):
+            for name in ("score", "subgroup", "targets"):
                 if row[name] is None:
                     del row[name]
         write_jsonl(path, rows)
