@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftlab.errors import ConfigError, StageError
-from sftlab.job import JOB
+from sftlab.job import JOB, RUN
 from sftlab.launch import INPUTS
-from sftlab.run import RUN
 from sftlab.stages.report import say
 from sftlab.store import MANIFEST
 

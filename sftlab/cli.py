@@ -68,6 +68,7 @@ class Study:
         self.held = hold(self.folder)
         name, mode, seed = str(composed.name), str(composed.mode), int(composed.seed)
         self.run = Run.start(self.folder, name=name, mode=mode, seed=seed, command=_command())
+        _for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.values["id"])
 
     def fail(self, reason: str) -> None:
         """Write into ``run.json`` that the run did not end well, unless that is told already."""
@@ -75,7 +76,15 @@ class Study:
             self.run.finish("failed", redacted(reason))
 
 
+def _for_jobs(composed: DictConfig, key: str, value: str) -> None:
+    """Set a key of Hydra's here and in every job, whose configurations are composed anew from the overrides."""
+    OmegaConf.update(composed, key, value, force_add=True)
+    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+    composed.hydra.overrides.hydra.append(f"++{key}='{quoted}'")
+
+
 STUDY = Study()
+RUN_ID = "SFTLAB_RUN"  # the variable of a job's environment that names the run it belongs to
 KEPT = "what was finished is kept, and the same command goes on from there"
 USE = "set HF_TOKEN or WANDB_API_KEY in the environment, or log in, and leave it out here"
 
@@ -212,18 +221,19 @@ class StudyCallback(Callback):
             with open_dict(config):
                 config.hydra.launcher = {"_target_": BASIC}
                 config.hydra.sweep.dir = STUDY.scratch.name
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={STUDY.scratch.name}")
             STUDY.folder = Path(STUDY.scratch.name)
         else:
             STUDY.folder = Path(config.hydra.sweep.dir)
             STUDY.start(config)
+        # A folder that is named after a swept key would be another one in each job.
+        _for_jobs(config, "hydra.sweep.dir", str(STUDY.folder))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
     from sftlab import launchers
-    from sftlab.job import Job
+    from sftlab.job import RUN, Job, owner
     from sftlab.pipeline import dry_run, plan_job, run_job
     from sftlab.validate import validate
 
@@ -234,6 +244,12 @@ def job(composed: DictConfig) -> float:
     values = OmegaConf.to_container(_without_hydra(composed), resolve=False)
     assert isinstance(values, dict)
     record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
+    record.run = hydra_config.job.env_set.get(RUN_ID)
+    if (other := owner(folder / RUN)) not in (None, record.run):
+        raise ConfigError(
+            f"{folder}: job {number} would replace the record of another run ({other}); set hydra.sweep.dir to an "
+            "empty folder"
+        )
     try:
         _go_where_the_sweep_was_started(hydra_config.runtime.cwd)
         cfg = validate(_without_hydra(composed))
@@ -374,7 +390,7 @@ def _finish(study: Study) -> int:
         if one.status == "running":
             one.status, one.exit_code = "failed", 1
             one.error = "ended without a word: it was killed, or its machine is gone; run the same command again"
-            one.write(study.folder / str(one.number) if study.sweep else study.folder)
+            one.write(one.folder)
     first = cfg or next((job.settings() for job in found if job.exit_code != 2), None)
     failed = [job for job in found if job.status != "success"]
     if first is not None and first.mode == "preview":

@@ -34,7 +34,7 @@ def at_once(device: str, num_processes: int | None) -> int:
 def prepare(config: DictConfig, swept: set[str]) -> None:
     """Look at a sweep's launcher before anything is written; ``swept`` are the keys that differ between jobs.
 
-    The sweep's folder becomes absolute, in the jobs too: those of Ray may start in another folder than the sweep.
+    The sweep's folder becomes absolute: jobs of Ray may start in another folder than the sweep.
 
     Raises:
         ConfigError: its jobs could never start, or their decision could not be made.
@@ -68,10 +68,7 @@ def prepare(config: DictConfig, swept: set[str]) -> None:
         )
     if name == "ray" and not cluster:
         os.environ.update(RAY_LOOPBACK)
-    folder = str(Path(config.hydra.sweep.dir).absolute())
-    config.hydra.sweep.dir = folder
-    quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
-    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+    config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).absolute())
 
 
 @contextmanager

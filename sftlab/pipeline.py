@@ -559,7 +559,7 @@ def _run_id(folder: Path, job: Job) -> str:
 
 
 def _track(run: Run, cfg: Config, winner: Job) -> None:
-    folder = run.folder if (run.folder / "job.json").is_file() else run.folder / str(winner.number)
+    folder = winner.folder
     variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{winner.number}", _run_id(folder, winner))
     evaluation = run.values.get("evaluation", {})
     trained_now = winner.times["train"] > 0
