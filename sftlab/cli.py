@@ -65,7 +65,10 @@ class Study:
             _fail(
                 ConfigError(f"hydra.run.dir={str(self.folder)!r}: {reason}; set it to a folder that you may write to")
             )
-        self.held = hold(self.folder)
+        try:
+            self.held = hold(self.folder)
+        except ConfigError as error:
+            _fail(error)
         name, mode, seed = str(composed.name), str(composed.mode), int(composed.seed)
         self.run = Run.start(self.folder, name=name, mode=mode, seed=seed, command=_command())
         _for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.values["id"])

@@ -284,7 +284,7 @@ def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
     assert "hydra.run.dir='a/1': is the folder of a sweep's job" in inside.stderr
     around = run(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=b", "seed=1,2", code=FAULTS)
     assert around.returncode == 2
-    assert "job 1 would replace the record of the run" in around.stderr
+    assert "job 1 would replace the record of another run" in around.stderr
     assert {path: path.read_bytes() for path in before} == before
 
 
