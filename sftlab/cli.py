@@ -65,6 +65,11 @@ class Study:
             _fail(
                 ConfigError(f"hydra.run.dir={str(self.folder)!r}: {reason}; set it to a folder that you may write to")
             )
+        store, folder = Path(str(composed.store)).expanduser().resolve(), self.folder.resolve()
+        if folder.is_relative_to(store):
+            _fail(
+                ConfigError(f"hydra.run.dir={str(self.folder)!r}: is inside store={composed.store}; set another folder")
+            )
         try:
             self.held = hold(self.folder)
         except ConfigError as error:
@@ -238,6 +243,7 @@ def job(composed: DictConfig) -> float:
     from sftlab import launchers
     from sftlab.job import RUN, Job, owner
     from sftlab.pipeline import dry_run, plan_job, run_job
+    from sftlab.store import Store
     from sftlab.validate import validate
 
     _environment()
@@ -257,6 +263,9 @@ def job(composed: DictConfig) -> float:
         _go_where_the_sweep_was_started(hydra_config.runtime.cwd)
         cfg = validate(_without_hydra(composed))
         record.config = cfg.model_dump()
+        if not cfg.dry_run and cfg.mode not in ("report", "clean"):
+            for place in {folder, Path(hydra_config.sweep.dir)} if hydra_config.mode == RunMode.MULTIRUN else {folder}:
+                Store(cfg.store).register(place)
         if cfg.dry_run and hydra_config.mode == RunMode.MULTIRUN:
             log.info("job %d: %s", number, " ".join(record.overrides))
             dry_run(cfg)
