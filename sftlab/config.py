@@ -29,6 +29,7 @@ class ModelConfig(Section):
     revision: str | None
     trust_remote_code: bool
     chat_template: str | None
+    template_time: str | None
 
 
 class DatasetConfig(Section):

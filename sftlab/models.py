@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.config import ModelConfig
 from sftlab.errors import ConfigError
-from sftlab.store import Store, digest, key_of
+from sftlab.store import Store, digest, key_of, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,13 +23,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RANDOM = ("llama", "gemma3", "gemma3_vision", "qwen3")  # the architectures of random:ARCHITECTURE
+TIME = "template_time.json"
 
 
 @dataclass(frozen=True)
 class Base:
     """A model on this machine. ``identity`` tells its content: equal for equal weights and template.
 
-    ``revision`` is the commit of a model from the hub.
+    ``revision`` is the commit of a model from the hub. ``template_time`` is the time that a chat template which prints
+    the date is given, and None for every other template.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Base:
     trust_remote_code: bool
     chat_template: str | None
     revision: str | None = None
+    template_time: str | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer, with the chat template that the experiment uses.
@@ -63,11 +69,18 @@ class Base:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.name_or_path = self.name
+        if self.template_time is not None:
+            # What a template is given by name stands before the function of the same name in its environment.
+            tokenizer.apply_chat_template = partial(
+                tokenizer.apply_chat_template, strftime_now=datetime.fromisoformat(self.template_time).strftime
+            )
         return tokenizer
 
 
-def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
+def resolve(cfg: ModelConfig, store: Store, seed: int, *, keep_time: bool = True) -> Base:
     """The model that a configuration names, downloaded or made if need be.
+
+    Unless ``keep_time``, the store is not made to hold the time for templates that print the date.
 
     Raises:
         ConfigError: it does not exist, is gated, or its source is not installed.
@@ -99,7 +112,11 @@ def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
         identity = revision
     if template is not None:
         identity = key_of({"model": identity, "chat_template": template})
-    return Base(name, path, identity, cfg.trust_remote_code, template, revision)
+    time = None
+    if _prints_time(path, template):
+        time = cfg.template_time or _first_time(store, keep=keep_time)
+        identity = key_of({"model": identity, "template_time": time})
+    return Base(name, path, identity, cfg.trust_remote_code, template, revision, time)
 
 
 def cached(cfg: ModelConfig, store: Store, seed: int) -> Base | None:
@@ -111,7 +128,40 @@ def cached(cfg: ModelConfig, store: Store, seed: int) -> Base | None:
         there = store.has("model", {"version": 1, "random": rest, "seed": seed})
     else:
         there = Path(cfg.name_or_path).is_dir()
-    return resolve(cfg, store, seed) if there else None
+    return resolve(cfg, store, seed, keep_time=False) if there else None
+
+
+def _prints_time(folder: Path, template: str | None) -> bool:
+    """Whether a model's chat template asks for the time; transformers offers it under one name."""
+    files = (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json")
+    texts = [file.read_text("utf-8") for file in files if file.is_file()] if template is None else [template]
+    return any("strftime_now" in text for text in texts)
+
+
+def _first_time(store: Store, *, keep: bool) -> str:
+    """The time at which a store first needed one: training and evaluation, now and later, see the same prompts."""
+    path = store.root / TIME
+    with store.lock("model", "template_time") if keep else nullcontext():
+        if path.is_file():
+            return str(json.loads(path.read_text("utf-8"))["template_time"])
+        now = datetime.now().isoformat(timespec="seconds")
+        if keep:
+            write_json(path, {"template_time": now})
+        return now
+
+
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, turn_ends: Iterable[int]) -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS, those of the model's configs, the template's."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    generation = folder / "generation_config.json"
+    sources = [config, config.get("text_config", {})]
+    sources += [json.loads(generation.read_text("utf-8"))] if generation.is_file() else []
+    found = [tokenizer.eos_token_id, *turn_ends]
+    for source in sources:
+        ids = source.get("eos_token_id")
+        found += ids if isinstance(ids, list) else [ids]
+    size = max((source.get("vocab_size", 0) for source in sources[:2]), default=0) or len(tokenizer)
+    return sorted({int(token) for token in found if token is not None and 0 <= token < size})
 
 
 def load(path: Path, *, dtype: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:

@@ -91,7 +91,12 @@ def pinned(cfg: Config, base: Base) -> Config:
     def pin(data: DatasetConfig) -> DatasetConfig:
         return data.model_copy(update={"revision": dataset.revision(data) or data.revision})
 
-    model = cfg.model.model_copy(update={"revision": base.revision or cfg.model.revision})
+    model = cfg.model.model_copy(
+        update={
+            "revision": base.revision or cfg.model.revision,
+            "template_time": base.template_time or cfg.model.template_time,
+        }
+    )
     test = cfg.eval.dataset and pin(cfg.eval.dataset)
     evaluation = cfg.eval.model_copy(update={"dataset": test})
     return cfg.model_copy(update={"model": model, "dataset": pin(cfg.dataset), "eval": evaluation})
@@ -123,6 +128,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     cfg = winner.settings()
     run.update(
         revisions=revisions(cfg),
+        template_time=cfg.model.template_time,
         receipt=winner.receipt,
         overlap=winner.overlap,
         stages=winner.stages,
@@ -256,7 +262,7 @@ def evaluate_only(run: Run, cfg: Config) -> None:
     assert cfg.eval.name_or_path is not None
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg = pinned(cfg, base)
-    run.update(revisions=revisions(cfg))
+    run.update(revisions=revisions(cfg), template_time=cfg.model.template_time)
     named = models.resolve(
         cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None}), store, cfg.seed
     )
@@ -272,7 +278,14 @@ def show(cfg: Config, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     splits = {name: data.split(name) for name in ("train", "validation")}
-    preview(base.tokenizer(), splits, max_length=cfg.train.max_length, folder=folder, seed=cfg.seed)
+    preview(
+        base.tokenizer(),
+        splits,
+        max_length=cfg.train.max_length,
+        folder=folder,
+        seed=cfg.seed,
+        template_time=base.template_time,
+    )
 
 
 def plan_job(cfg: Config, job: Job) -> None:

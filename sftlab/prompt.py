@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import regex
 
@@ -19,6 +19,8 @@ from sftlab.records import Example
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by")
@@ -113,11 +115,49 @@ def messages(example: Example) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of a prompt (up to and with the assistant's header) and of the completion after it."""
+    """Token ids of a prompt (up to and with the assistant's header) and of the completion after it.
+
+    ``text`` is the prompt as text.
+    """
 
     prompt: list[int]
     completion: list[int]
     text: str
+
+
+class ChangedTextError(ConfigError):
+    """A chat template does not write a text of a row as it is."""
+
+
+def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Example], split: str) -> Iterator[T]:
+    """Apply ``tokenize`` or ``prompt_tokens`` to every example of a split.
+
+    Raises:
+        ConfigError: the chat template changes texts; all such rows are reported at once.
+    """
+    from tqdm.auto import tqdm
+
+    changed = []
+    for example in tqdm(examples, desc=f"tokenizing {split}", leave=False, delay=3):
+        try:
+            made = tokenize_one(example)
+        except ChangedTextError as error:
+            changed.append(str(error))
+            continue
+        yield made
+    if changed:
+        more = [f"… and {len(changed) - REPORTED} more"] if len(changed) > REPORTED else []
+        raise ConfigError(
+            "\n".join(
+                [
+                    f"model.chat_template: the template changes the text of {len(changed)} of {len(examples)} {split} "
+                    "rows. Set model.chat_template to a Jinja file that writes it unchanged, or change the text in "
+                    "dataset.assistant, dataset.user or dataset.system",
+                    *changed[:REPORTED],
+                    *more,
+                ]
+            )
+        )
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
@@ -127,25 +167,110 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     evaluation will give; what the template writes after it is the completion.
 
     Raises:
-        ConfigError: the template writes the prompt differently when an answer follows.
+        ConfigError: the template writes the prompt differently when an answer follows, or ends a turn without a
+            special token.
+        ChangedTextError: the template leaves out or rewrites a part of a text.
     """
     turns, marks = _marked(tokenizer, [*messages(example), {"role": "assistant", "content": example.assistant}])
-    prompt_text = _template(tokenizer, turns[:-1], generation=True)
+    prompt_text = _prompt(tokenizer, turns[:-1], example.id)
     full_text = _template(tokenizer, turns, generation=False)
     if not full_text.startswith(prompt_text):
         raise ConfigError(
             f"{example.id}: the chat template of {tokenizer.name_or_path} does not begin a conversation with its "
             "prompt (it may strip or move text); give another one by model.chat_template"
         )
+    written, said = full_text[len(prompt_text) :], turns[-1]["content"].strip()
+    body = _body(written, said, _outline(tokenizer, tuple(turn["role"] for turn in turns[:-1])).tail)
+    if not body.rstrip().endswith(said):
+        lost, instead = (_unmarked(part, marks) for part in _difference(said, body.strip()))
+        raise ChangedTextError(f"{example.id}: instead of {lost} in the assistant text the template writes {instead}")
+    if _end(tokenizer, tail := written[len(body) :]) is None:
+        raise ConfigError(
+            f"model.chat_template: the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. "
+            "It holds no special token of the tokenizer, and generation could not stop there; set model.chat_template "
+            f"to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) after the assistant's text"
+        )
     prompt, text = _ids(tokenizer, prompt_text, marks)
-    completion, _ = _ids(tokenizer, full_text[len(prompt_text) :], marks)
+    completion, _ = _ids(tokenizer, written, marks)
     return Tokens(prompt=prompt, completion=completion, text=text)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], str]:
-    """Token ids and text of the prompt alone, as ``tokenize`` makes them."""
+    """Token ids and text of the prompt alone, as ``tokenize`` makes them.
+
+    Raises:
+        ChangedTextError: the template leaves out or rewrites a part of a text.
+    """
     turns, marks = _marked(tokenizer, messages(example))
-    return _ids(tokenizer, _template(tokenizer, turns, generation=True), marks)
+    return _ids(tokenizer, _prompt(tokenizer, turns, example.id), marks)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, example: Example) -> int | None:
+    """The token that the chat template ends an assistant turn with; None if it writes no special token there."""
+    tail = _outline(tokenizer, tuple(turn["role"] for turn in messages(example))).tail
+    return None if tail is None else _end(tokenizer, tail)
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], row: str) -> str:
+    """The prompt as text, checked to hold every turn's text."""
+    text = _template(tokenizer, turns, generation=True)
+    outline = _outline(tokenizer, tuple(turn["role"] for turn in turns))
+    for turn in turns:
+        if PROBES[turn["role"]] not in outline.prompt or turn["content"].strip() not in text:
+            raise ChangedTextError(f"{row}: the prompt does not hold the {turn['role']} text as it is")
+    return text
+
+
+# One character for each turn's text: what a template writes around it is what it writes around any text.
+PROBES = {"system": "\U000ffff0", "user": "\U000ffff1", "assistant": "\U000ffff2"}
+REPORTED = 20  # rows that a message names
+
+
+class Outline(NamedTuple):
+    """What a chat template writes around texts: a prompt of probes, and what follows an assistant's text.
+
+    ``tail`` is None where the template leaves the assistant's text out.
+    """
+
+    prompt: str
+    tail: str | None
+
+
+@cache
+def _outline(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Outline:
+    turns = [{"role": role, "content": PROBES[role]} for role in (*roles, "assistant")]
+    full = _template(tokenizer, turns, generation=False)
+    before, _, tail = full.rpartition(PROBES["assistant"])
+    return Outline(_template(tokenizer, turns[:-1], generation=True), tail if before else None)
+
+
+@cache
+def _end(tokenizer: PreTrainedTokenizerBase, tail: str) -> int | None:
+    """The first token of its own kind, special or added, in what a template writes after an assistant's text."""
+    own = {number for number, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    return next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in own), None)
+
+
+def _body(written: str, said: str, tail: str | None) -> str:
+    """A completion without what the template writes after the assistant's text."""
+    if tail is not None and written.endswith(tail):
+        return written[: len(written) - len(tail)]
+    return written[: at + len(said)] if tail is not None and (at := written.rfind(said)) >= 0 else written
+
+
+def _difference(text: str, written: str) -> tuple[str, str]:
+    """The middle parts in which two texts differ, shortened."""
+    first = _agreeing(text, written)
+    last = _agreeing(text[first:][::-1], written[first:][::-1])
+    parts = (part[first : len(part) - last] for part in (text, written))
+    lost, instead = (repr(part if len(part) <= 80 else f"{part[:60]}…{part[-19:]}") for part in parts)
+    return lost, instead if instead != "''" else "nothing"
+
+
+def _agreeing(text: str, other: str) -> int:
+    """Characters at the beginning of two texts that are the same."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))
 
 
 def _marked(
@@ -183,12 +308,14 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, marks: Mapping[str, str]
     return ids, "".join(marks.get(part, part) for part in parts)
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation: bool) -> str:
-    from jinja2 import TemplateError
+def _unmarked(text: str, marks: Mapping[str, str]) -> str:
+    return "".join(marks.get(char, char) for char in text)
 
+
+def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
-    except TemplateError as error:
+    except Exception as error:  # a template is somebody's code, and may raise anything
         raise ConfigError(
             f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}; "
             "set dataset.system=null if it takes no system turn, or give another one by model.chat_template"

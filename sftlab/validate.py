@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -228,6 +229,14 @@ def _impossible(cfg: Config) -> Iterator[str]:
             yield from _template(key, Path(cfg.model.chat_template))
         else:
             yield f"{key}: no such file; give a Jinja template, or null"
+    if cfg.model.template_time is not None:
+        try:
+            datetime.fromisoformat(cfg.model.template_time)
+        except ValueError:
+            yield (
+                f"model.template_time={cfg.model.template_time!r} is not an ISO time; write it as 2026-11-30 or "
+                "'2026-11-30T09:00:00', or set null"
+            )
 
 
 def _writable(store: str) -> Iterator[str]:
@@ -356,7 +365,9 @@ def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[s
     elif not (folder / "config.json").is_file():
         hint = "it is an adapter: name its base, or merge it" if (folder / "adapter_config.json").is_file() else ""
         yield f"{key}={name!r}: has no config.json; {hint or 'give the folder of a saved model'}"
-    elif not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    elif not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")) and not (
+        cfg.model.trust_remote_code and any(folder.glob("*.py"))  # which may read files of any name
+    ):
         yield f"{key}={name!r}: has no tokenizer; save it there with tokenizer.save_pretrained({name!r})"
     elif not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))

@@ -300,7 +300,9 @@ def test_trusting_a_models_code_is_said_loudly(tmp_path: Path, caplog: pytest.Lo
     folder = write_model(tmp_path / "m")
     for trusted in (False, True):
         caplog.clear()
-        cfg = ModelConfig(name_or_path=str(folder), revision=None, trust_remote_code=trusted, chat_template=None)
+        cfg = ModelConfig(
+            name_or_path=str(folder), revision=None, trust_remote_code=trusted, chat_template=None, template_time=None
+        )
         assert models.resolve(cfg, Store(tmp_path / "store"), 1).trust_remote_code is trusted
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert [f"Python code that comes with {folder} will be run" in text for text in warned] == [True] * trusted
