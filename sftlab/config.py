@@ -146,6 +146,7 @@ class EvalConfig(Section):
     repeats: PositiveInt
     task: Literal["choice", "exact", "rouge"]
     pattern: str
+    reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
     group_by: str | None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sftlab.models import reads_images
+from sftlab.reasoning import marks
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ def start(engine: str, settings: Settings, beat: Callable[[], None]) -> Engine:
     return Vllm(settings, beat) if engine == "vllm" else Transformers(settings, beat)
 
 
+def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
+    """Decode token ids to text that retains reasoning marks (``[THINK]``); None where no special token is one."""
+    specials = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    retained = marks(specials.values())
+    dropped = {number for number, token in specials.items() if token not in retained}
+    if not retained:
+        return None
+    return lambda ids: str(tokenizer.decode([number for number in ids if number not in dropped]))
+
+
 class Vllm:
     """vLLM in this process: fast, and the engine that serves such models."""
 
@@ -89,6 +100,7 @@ class Vllm:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        decode = reasoning_decoder(self.llm.get_tokenizer())
         self.llm.reset_prefix_cache()
         sampling = SamplingParams(
             max_tokens=self.settings.max_tokens,
@@ -98,7 +110,9 @@ class Vllm:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         for place, out in self._run(prompts, [sampling.clone() for _ in prompts]):
-            yield place, Completion(out.text, list(out.token_ids), out.finish_reason or "stop")
+            tokens = [token for token in out.token_ids if token not in self.settings.stop_token_ids]
+            text = decode(tokens) if decode else out.text
+            yield place, Completion(text, list(out.token_ids), out.finish_reason or "stop")
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
         """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
@@ -138,6 +152,7 @@ class Transformers:
         self.settings, self.beat = settings, beat
         code = settings.trust_remote_code
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=code, local_files_only=True)
+        self.decode = reasoning_decoder(self.tokenizer)
         self.model: Any = load(Path(settings.model), dtype="bfloat16", trust_remote_code=code)
         self.model.to(settings.device).eval()
         # As in vLLM, nothing but what is asked for: a model's own config may bring a repetition penalty.
@@ -210,5 +225,5 @@ class Transformers:
         ends = self.settings.stop_token_ids
         stop = next((place for place, token in enumerate(row) if token in ends), None)
         tokens = row if stop is None else row[:stop]
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self.decode(tokens) if self.decode else self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Completion(text, tokens, "length" if stop is None else "stop")

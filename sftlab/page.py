@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.records import Prediction, read_jsonl
-from sftlab.score import METRICS, metric
+from sftlab.score import METRICS, metric, truncated
 from sftlab.statistics import subgroup
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=ChainableUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
     )
-    for own in (percent, points, decimals, count, seconds, date, finite, sha256):
+    for own in (percent, points, decimals, count, seconds, date, finite, sha256, truncated):
         environment.filters[own.__name__] = own
     return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))
 
@@ -140,7 +140,7 @@ def _sentence(text: str) -> str:
 
 
 def _knowledge(comparison: dict[str, Any]) -> dict[str, Any]:
-    """How the strict difference splits: what is left where every question has an answer (knowledge), and the rest."""
+    """How the difference splits: what is left where every question has an answer (knowledge), and the rest."""
     forced = comparison.get("forced") or {}
     total, known = finite(comparison.get("delta")), finite(forced.get("delta"))
     if total is None or known is None:
@@ -188,7 +188,7 @@ def _losses(log: Path) -> dict[str, list[float]]:
 def _letters(evaluation: dict[str, Any], answers: dict[str, list[Prediction]]) -> list[tuple[str, list[int]]]:
     """How often each letter is right, and how often each model gave it. Free text has no such table."""
     given = [evaluation[name].get("letters") or {} for name in MODELS if evaluation.get(name)]
-    targets = [row.target for row in answers["baseline"] or answers["finetuned"]]
+    targets = [target for row in answers["baseline"] or answers["finetuned"] for target in row.accepted]
     names = sorted({*targets, *(name for part in given for name in part)} - {"none"})
     if not targets or not any(given) or len(names) > 26 or any(len(name) > 1 for name in names):
         return []
@@ -233,7 +233,7 @@ def _questions(answers: dict[str, list[Prediction]]) -> dict[str, Any]:
             {
                 "id": name,
                 "question": of.prompt[len(before) : len(of.prompt) - len(after)],
-                "target": of.target,
+                "target": " or ".join(of.accepted),
                 "group": of.group,
                 "subgroup": of.subgroup,
                 "kinds": _kinds(pair),

@@ -42,7 +42,11 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = test_data(cfg, store, data)
     job.overlap, checked = gate(cfg, store, data, test)
+    if cfg.select.metric == "exact_match":
+        score.check(data.split("validation"), cfg.eval, "validation")
     if cfg.mode == "all":
+        if warning := score.check_completions(data.split("train"), cfg.eval):
+            log.warning(warning)
         test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     train.check_schedule(tokens, cfg.train, machine)
@@ -72,8 +76,10 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.candidates = trained.candidates(job.number, job.overrides)
     if cfg.select.metric == "exact_match":
         job.comparable = {
-            "validation questions": key_of({"rows": [[row.id, row.target] for row in data.split("validation")]}),
-            **cfg.eval.model_dump(include={"engine", "max_tokens", "temperature", "task", "pattern", "extract"}),
+            "validation questions": key_of({"rows": [[row.id, row.accepted] for row in data.split("validation")]}),
+            **cfg.eval.model_dump(
+                include={"engine", "max_tokens", "temperature", "task", "pattern", "reading", "extract"}
+            ),
         }
     else:
         job.comparable = {
@@ -330,8 +336,10 @@ def compare_files(run: Run, cfg: Config) -> None:
     result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
     if cfg.eval.group_by is not None:
         result["subgroups"] = subgroups(rows, cfg.eval, cfg.seed)
-    if reason := unjudgeable({"the first file": pair[0], "the second file": pair[1]}):
+    named = {"the first file": pair[0], "the second file": pair[1]}
+    if reason := unjudgeable(named):
         result["comparison"]["verdict"] = f"inconclusive: {reason}"
+    result["comparison"]["verdict"] += score.mostly_truncated(named)
     run.update(evaluation=result, sources=dict(zip(names, map(str, (first, second)), strict=True)))
     report.table(result)
 
@@ -472,6 +480,7 @@ def judge(
         named = {"the base model": rows["baseline"], "the fine-tuned model": rows["finetuned"]}
         if reason := unjudgeable(named, every=True):
             result["comparison"]["verdict"] = f"inconclusive: {reason}"
+        result["comparison"]["verdict"] += score.mostly_truncated(named)
     if cfg.eval.group_by is not None:
         result["subgroups"] = subgroups(rows, cfg.eval, cfg.seed)
     run.update(evaluation=result, stages=stages, times=times)
@@ -481,7 +490,9 @@ def judge(
 def comparison(
     baseline: list[Prediction], finetuned: list[Prediction], cfg: Config, evaluation: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The verdict, by the strict reading and by answers where every question has one (forced); or by scores.
+    """The verdict, by eval.reading and by answers where every question has one (forced); or by scores.
+
+    A verdict that would be another one by another reading names all of them.
 
     Where ``evaluation`` tells how much each model's repeats differ, nothing smaller is called a difference.
     """
@@ -491,13 +502,15 @@ def comparison(
         return score.comparison(baseline, finetuned, cfg.eval, cfg.seed, noise)
     groups = [row.group for row in baseline]
     settings: dict[str, Any] = {"groups": groups, "alpha": cfg.eval.alpha, "seed": cfg.seed}
-    strict = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings, noise=noise)
-    result = asdict(strict)
+    found = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings, noise=noise)
+    result = asdict(found)
     result["ci95"] = list(result.pop("interval"))
-    visible = minimal_detectable_difference(strict.n, alpha=cfg.eval.alpha)
+    if cfg.eval.task == "choice":
+        result["verdict"] += score.disagreement(score.by_reading(baseline, finetuned, **settings, noise=noise))
+    visible = minimal_detectable_difference(found.n, alpha=cfg.eval.alpha)
     result["smallest_visible_difference"] = visible if isfinite(visible) else None
     if cfg.eval.task == "choice" and cfg.eval.forced:
-        right = [[row.readings.get("forced") == row.target for row in rows] for rows in (baseline, finetuned)]
+        right = [[row.readings.get("forced") in row.accepted for row in rows] for rows in (baseline, finetuned)]
         noise = max((found["forced_noise"] for found in repeats), default=None)
         forced = asdict(compare(right[0], right[1], **settings, noise=noise))
         forced["ci95"] = list(forced.pop("interval"))

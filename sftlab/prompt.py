@@ -90,6 +90,7 @@ class Templates:
             raise ConfigError(
                 f"{place}: target {target.strip()!r} is not one of {', '.join(choices)}; "
                 f"mend the row, or set {self.key}.choices"
+                + (f", or for words set eval.task=exact {self.key}.choices=null" if len(target.strip()) > 1 else "")
             )
         if choices and len(choices) < 2:
             raise ConfigError(

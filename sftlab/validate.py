@@ -25,6 +25,7 @@ from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
 from sftlab.predictions import load_pair
 from sftlab.prompt import check
+from sftlab.records import Example
 from sftlab.stages import dataset
 from sftlab.store import Store
 
@@ -202,13 +203,21 @@ def _impossible(cfg: Config) -> Iterator[str]:
         except ConfigError as error:
             yield f"eval.pattern: {error}"
         if (cfg.eval.dataset or cfg.dataset).choices is None:
-            yield "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set eval.task"
+            yield (
+                "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set "
+                "eval.task=exact to compare words and texts"
+            )
         if cfg.eval.extract is not None:
             yield (
                 f"eval.extract={cfg.eval.extract!r}: eval.task=choice reads answers by eval.pattern; set it to null, "
                 "or eval.task to exact or rouge"
             )
-    elif cfg.eval.extract is not None:
+    elif cfg.eval.reading != "strict":
+        yield (
+            f"eval.reading={cfg.eval.reading}: eval.task={cfg.eval.task} has no several ways of reading an answer; set "
+            "it to strict"
+        )
+    if cfg.eval.task != "choice" and cfg.eval.extract is not None:
         for problem in check("eval.extract", cfg.eval.extract, ["text"]):
             yield problem.replace("column", "variable").replace("the rows have", "there is only")
     if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
@@ -307,11 +316,13 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
             return
         tested = cfg.mode not in ("train", "plan") and (mounted or cfg.eval.dataset is None)
         column = cfg.eval.group_by if tested else None
-        if column is None and Store(cfg.store).has("dataset", dataset.inputs(data, cfg.seed, mounted=mounted)):
-            return
-        splits = dataset.examples(data, cfg.seed, mounted=mounted, column=column)
-        if tested and (cfg.eval.task != "choice" or data.choices is not None):
-            score.check(splits["test"], cfg.eval)
+        store, inputs = Store(cfg.store), dataset.inputs(data, cfg.seed, mounted=mounted)
+        if column is None and store.has("dataset", inputs):
+            splits = dataset.read(store, inputs)
+        else:
+            splits = dataset.examples(data, cfg.seed, mounted=mounted, column=column)
+        if cfg.eval.task != "choice" or data.choices is not None:
+            _answers(cfg, splits, mounted=mounted, tested=tested)
     except ConfigError as error:
         yield from str(error).splitlines()
         return
@@ -323,6 +334,22 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
             f"dataset.split={data.split}: the test split of {name} has no rows; give dataset.split.test some, "
             "mount a test set with dataset@eval.dataset=…, or set mode=train"
         )
+
+
+def _answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, tested: bool) -> None:
+    """Whether answers to the rows that are evaluated could be judged, and what is trained would be counted as right."""
+    if cfg.eval.task == "choice":
+        try:
+            probe(cfg.eval.pattern)
+        except ConfigError:
+            return  # which is reported as the pattern's own problem
+    if tested:
+        score.check(splits["test"], cfg.eval)
+    if cfg.mode in ("all", "train") and not mounted:
+        if cfg.select.metric == "exact_match":
+            score.check(splits["validation"], cfg.eval, "validation")
+        if cfg.mode == "all":
+            score.check_completions(splits["train"], cfg.eval)
 
 
 def _split(key: str, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:

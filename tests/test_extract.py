@@ -10,7 +10,7 @@ from sftlab import extract
 from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern, last, lenient, normalise, probe, read, strict
 
-PATTERN = compile_pattern(r"the answer is\s*\(([A-Z])\)")
+PATTERN = compile_pattern(r"(?i)the answer is\s*\(([A-Z])\)")
 OPTIONS = {
     "A": "Blood test",
     "B": "Iron deficiency",

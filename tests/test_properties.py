@@ -50,7 +50,7 @@ WORDS = st.sampled_from(
 )
 ANSWERS = st.one_of(st.text(max_size=200), st.lists(st.one_of(WORDS, st.text(max_size=3)), max_size=20).map(" ".join))
 OPTIONS = st.none() | st.dictionaries(st.sampled_from("ABCD"), st.text(max_size=10), max_size=4)
-PATTERN = compile_pattern(r"the answer is\s*\(([A-Z])\)")
+PATTERN = compile_pattern(r"(?i)the answer is\s*\(([A-Z])\)")
 
 
 @many

@@ -18,7 +18,14 @@ from sftlab.records import Example, Generation, Prediction
 from sftlab.score import check, comparison, metric, predictions, scored, summary
 from sftlab.subgroups import subgroups
 
-SETTINGS: dict[str, Any] = {"extract": None, "rouge": "rougeL", "group_by": None, "alpha": 0.05, "forced": False}
+SETTINGS: dict[str, Any] = {
+    "reading": "strict",
+    "extract": None,
+    "rouge": "rougeL",
+    "group_by": None,
+    "alpha": 0.05,
+    "forced": False,
+}
 EXACT = EvalConfig.model_construct(task="exact", pattern="(.)", **SETTINGS)
 ROUGE = EXACT.model_copy(update={"task": "rouge"})
 SQL = EXACT.model_copy(update={"extract": "{{ text | sql }}"})
@@ -114,7 +121,7 @@ def test_the_answer_may_be_read_out_of_a_text_by_the_config() -> None:
     rows = read(cfg, ("9 + 9 is\n#### 18", "18"), ("18", "so\n#### 18"), ("17", "18"))
     assert [row.correct for row in rows] == [True, True, False]
     lost = EXACT.model_copy(update={"extract": "{{ text | search('#### *(.+)') }}"})
-    with pytest.raises(ConfigError, match=r"makes nothing of the target of test row 'q', 'none'; mend"):
+    with pytest.raises(ConfigError, match=r"makes nothing of it; test row 'q' has target 'none'; change"):
         check([Example("q", "", "", "", "none")], lost)
 
 
@@ -285,7 +292,7 @@ BAD = [
     (["eval.extract='{{ text }}'"], ["eval.task=choice reads answers by eval.pattern"]),
     (["eval.task=exact", "eval.extract='{{ txt | sql }}'"], ["there is no variable 'txt'; there is only text"]),
     (["eval.task=exact", "eval.extract='{{ text | sqll }}'"], ["eval.extract: is no Jinja template", "search and sql"]),
-    (["eval.task=exact", "eval.extract=\"{{ text | search('(9)') }}\""], ["makes nothing of the target of test row"]),
+    (["eval.task=exact", "eval.extract=\"{{ text | search('(9)') }}\""], ["nothing is left to compare"]),
     (["eval.task=rouge", "select.metric=exact_match"], ["select.metric=exact_match: counts right answers"]),
     (["eval.task=rouge", "eval.rouge=rougeX"], ["eval.rouge='rougeX'", "rouge1"]),
 ]  # fmt: skip

@@ -70,6 +70,12 @@ def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) 
     return Dataset(store.stage("dataset", inputs(cfg, seed, mounted=mounted), build))
 
 
+def read(store: Store, inputs: dict[str, Any]) -> dict[str, list[Example]]:
+    """All three splits of a finished stage."""
+    folder = store.path("dataset", inputs)
+    return {name: Example.read(folder / f"{name}.jsonl") for name in SPLITS}
+
+
 def examples(
     cfg: DatasetConfig, seed: int, *, mounted: bool = False, column: str | None = None
 ) -> dict[str, list[Example]]:

@@ -29,6 +29,7 @@ from sftlab.instance import Machine
 from sftlab.launch import Task, children, serve
 from sftlab.models import Base, cache_bytes, reads_images, stop_tokens
 from sftlab.prompt import prompt_tokens, tokenize_all, turn_end
+from sftlab.reasoning import answered, unclosed
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
 from sftlab.store import Stage, Store, sync, write_json
 
@@ -98,7 +99,7 @@ def prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: Eval
     ]
     if _forcing(cfg):
         for choices in sorted({example.choices for example in examples}):
-            _continuations(tokenizer, "", choices)
+            _continuations(tokenizer, FORCING, choices)
     ends = {turn_end(tokenizer, example) for example in examples}
     made = Prompts(
         rows,
@@ -267,8 +268,8 @@ def _todo(given: Prompts, cfg: EvalConfig, seed: int, done: Finished) -> list[di
             random.Random(f"{seed}-{repeat}").shuffle(order)
         for number in order:
             made = done.get((repeat, number))
-            if made is None or ("forced" not in made and pattern and strict(made["completion"], pattern) is None):
-                asked = {name: given.rows[number][name] for name in ("prompt_token_ids", "choices")}
+            asked = {name: given.rows[number][name] for name in ("prompt", "prompt_token_ids", "choices")}
+            if made is None or ("forced" not in made and pattern and _is_silent(made, asked, pattern)):
                 todo.append({"repeat": repeat, "row": number, **asked, "made": made})
     if done:
         log.info("evaluate: %d answers are kept from before, %d to go", len(done), len(todo))
@@ -278,6 +279,11 @@ def _todo(given: Prompts, cfg: EvalConfig, seed: int, done: Finished) -> list[di
 def _forcing(cfg: EvalConfig) -> re.Pattern[str] | None:
     """What finds the letter of an answer, where answers without one are made to have one."""
     return compile_pattern(cfg.pattern) if cfg.forced and cfg.task == "choice" else None
+
+
+def _is_silent(made: Mapping[str, Any], row: Mapping[str, Any], pattern: re.Pattern[str]) -> bool:
+    """Whether a completion, without its reasoning, has no answer."""
+    return strict(answered(made["completion"], row["prompt"]), pattern, row["choices"]) is None
 
 
 def _generate(
@@ -468,7 +474,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
                 tokens += len(made.token_ids)
             seconds += time.monotonic() - begin_repeat
             if pattern:
-                silent = [row for row in part if strict(row["made"]["completion"], pattern) is None]
+                silent = [row for row in part if _is_silent(row["made"], row, pattern)]
                 for row, letter in _force(engine, settings, silent):
                     _append(forced, {"repeat": repeat, "row": row["row"], "forced": letter})
     write_json(folder / SPEED, {"start_seconds": ready - begin, "generate_seconds": seconds, "tokens": tokens})
@@ -509,6 +515,9 @@ def _force(engine: Engine, settings: Settings, silent: list[dict[str, Any]]) -> 
     asked = []
     for row in silent:
         text = row["made"]["completion"].rstrip()
+        # A thought that was truncated is ended first: what follows must be read as the answer.
+        end = unclosed(text, row["prompt"])
+        text += (f"\n{end}" if end else "") + FORCING
         options = _continuations(tokenizer, text, row["choices"])
         shared = _shared(options)
         # What may follow what all have in common needs room too. A text that was truncated at the limit loses its
@@ -532,15 +541,12 @@ def _force(engine: Engine, settings: Settings, silent: list[dict[str, Any]]) -> 
 
 
 def _continuations(tokenizer: Any, text: str, letters: str) -> dict[str, list[int]]:
-    """Token ids of a text that is made to end with each letter as its answer.
+    """Token ids of a text that ends in ``FORCING``, continued with each letter.
 
     Raises:
         ConfigError: the tokenizer writes two of them alike.
     """
-    options = {
-        letter: list(tokenizer(f"{text}{FORCING}{letter})", add_special_tokens=False)["input_ids"])
-        for letter in letters
-    }
+    options = {letter: list(tokenizer(f"{text}{letter})", add_special_tokens=False)["input_ids"]) for letter in letters}
     for letter, ids in options.items():
         if same := next((one for one in options if one != letter and options[one][: len(ids)] == ids), None):
             raise ConfigError(

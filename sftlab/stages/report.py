@@ -11,7 +11,7 @@ from typing import Any
 from sftlab.job import OWN, Job, trained_as
 from sftlab.records import read_jsonl, write_jsonl
 from sftlab.run import Run
-from sftlab.score import METRICS, metric
+from sftlab.score import METRICS, metric, truncated
 from sftlab.stages.select import Selection
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its cache of fonts
@@ -182,7 +182,7 @@ def table_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
                     row["correct"],
                     row["n"],
                     row["unparsed"],
-                    row["truncated"],
+                    truncated(row),
                 ]
             )
     if "comparison" in evaluation:
@@ -214,7 +214,7 @@ def _score_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
             low, high = row["ci95"]
             means = [f"{row[other]:.3f}" for other in others]
             interval = f"{low:.3f} – {high:.3f}"
-            rows.append([name, f"{row[judged]:.3f}", interval, *means, "", row["n"], row["unparsed"], row["truncated"]])
+            rows.append([name, f"{row[judged]:.3f}", interval, *means, "", row["n"], row["unparsed"], truncated(row)])
     if "comparison" in evaluation:
         row = evaluation["comparison"]
         low, high = row["ci95"]
@@ -254,7 +254,9 @@ def table(evaluation: dict[str, Any]) -> None:
     from rich.text import Text
 
     header, *rows = table_rows(evaluation)
-    printed = Table(title="On the test set", title_justify="left")
+    reading = next((side["reading"] for side in evaluation.values() if "reading" in side), "strict")
+    title = "On the test set" + (f", by eval.reading={reading}" if reading != "strict" else "")
+    printed = Table(title=title, title_justify="left")
     for name in header:
         printed.add_column(name, justify="left" if name == "model" else "right")
     for row in rows:
