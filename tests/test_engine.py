@@ -161,7 +161,13 @@ def test_letters_that_share_tokens_are_told_apart(engine: Transformers, letters:
     for letter in letters:
         chooses = Chooses(engine.tokenizer, letter)
         rows: list[dict[str, Any]] = [
-            {"row": n, "made": {"completion": "x" * n}, "prompt_token_ids": [200 + n] * 5, "choices": letters}
+            {
+                "row": n,
+                "made": {"completion": "x" * n},
+                "prompt": "?",
+                "prompt_token_ids": [200 + n] * 5,
+                "choices": letters,
+            }
             for n in range(3)
         ]
         found = [(row["row"], chosen) for row, chosen in evaluate._force(chooses, engine.settings, rows)]
@@ -170,7 +176,13 @@ def test_letters_that_share_tokens_are_told_apart(engine: Transformers, letters:
 
 def test_the_first_letter_is_chosen_among_what_the_model_finds_likely(engine: Transformers) -> None:
     """With the real engine: each choice is the most likely one at the place where the letters differ."""
-    row = {"row": 0, "made": {"completion": "Hm."}, "prompt_token_ids": [300, 301, 302], "choices": "AАБ"}
+    row = {
+        "row": 0,
+        "made": {"completion": "Hm."},
+        "prompt": "?",
+        "prompt_token_ids": [300, 301, 302],
+        "choices": "AАБ",
+    }
     ((_, letter),) = evaluate._force(engine, engine.settings, [row])
     options = {
         one: engine.tokenizer(f"Hm.{evaluate.FORCING}{one})", add_special_tokens=False)["input_ids"] for one in "AАБ"
@@ -193,7 +205,13 @@ def test_a_long_text_loses_its_beginning_and_the_prompt_stays(engine: Transforme
             return ((place, tokens[0]) for place, tokens in enumerate(allowed))
 
     for length in (41, 42, 43, 60):  # the first leaves no room for anything but the letter
-        row = {"row": 0, "made": {"completion": "word " * 500}, "prompt_token_ids": prompt, "choices": "AB"}
+        row = {
+            "row": 0,
+            "made": {"completion": "word " * 500},
+            "prompt": "?",
+            "prompt_token_ids": prompt,
+            "choices": "AB",
+        }
         limited = replace(engine.settings, max_model_len=length)
         assert [letter for _, letter in evaluate._force(Records(), limited, [row])] == ["A"]
         assert asked[-1][:40] == prompt
