@@ -295,7 +295,7 @@ def job(composed: DictConfig) -> float:
     assert isinstance(values, dict)
     record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
     record.run = hydra_config.job.env_set.get(RUN_ID)
-    if (other := owner(folder / RUN)) not in (None, record.run):
+    if record.run is not None and (other := owner(folder / RUN)) not in (None, record.run):
         raise ConfigError(
             f"{folder}: job {number} would replace the record of another run ({other}); set hydra.sweep.dir to an "
             "empty folder"
