@@ -66,8 +66,10 @@ class Study:
         from sftlab.run import Run, hold
 
         assert self.folder is not None
+        key, store = "hydra.sweep.dir" if self.sweep else "hydra.run.dir", Path(str(composed.store)).expanduser()
+        if self.folder.resolve().is_relative_to(store.resolve()):
+            raise ConfigError(f"{key}={str(self.folder)!r}: is inside store={store}; set another folder")
         if reason := _no_folder(self.folder):
-            key = "hydra.sweep.dir" if self.sweep else "hydra.run.dir"
             raise ConfigError(f"{key}={str(self.folder)!r}: {reason}; set it to a folder that you may write to")
         self.held = hold(self.folder)
         self.run = Run.start(self.folder, name=str(composed.name), mode=mode, seed=seed, command=_command())
@@ -284,6 +286,7 @@ def job(composed: DictConfig) -> float:
     from sftlab.job import RUN, Job, owner
     from sftlab.modes import MODES
     from sftlab.pipeline import dry_run, evaluate_job, plan_job, run_job
+    from sftlab.store import Store
     from sftlab.validate import validate
 
     _environment()
@@ -304,6 +307,9 @@ def job(composed: DictConfig) -> float:
         _go_where_the_sweep_was_started(hydra_config.runtime.cwd)
         cfg = STUDY.config or validate(_without_hydra(composed))  # a single run was validated by the callback
         record.config = cfg.model_dump()
+        if MODES[cfg.mode].records and not cfg.dry_run:
+            for place in {folder, Path(hydra_config.sweep.dir)} if hydra_config.mode == RunMode.MULTIRUN else {folder}:
+                Store(cfg.store).register(place)
         if STUDY.config is not None and (cfg.dry_run or not MODES[cfg.mode].has_jobs):
             return 0.0  # main does the work
         if cfg.dry_run:

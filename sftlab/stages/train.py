@@ -24,7 +24,7 @@ from sftlab.launch import INPUTS, child, leave_out, serve
 from sftlab.models import Base, beside_text
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
-from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.store import Stage, Store, key_of, use, write_json
 
 log = logging.getLogger(__name__)
 
@@ -259,9 +259,10 @@ def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConf
     whole, step, epochs, source, common = max(offers, key=lambda offer: (offer[:2], -offer[2]))
     if not whole and (mine := complete(folder)) and _step(mine[-1]) >= step:
         return False  # it was killed beyond that
+    use(store.root, source.name)
     with store.lock("train", source.name):
-        if not whole and not _resumable(common[-1]):
-            return False  # another sweep that is done with it has just released it
+        if not common[-1].is_dir() or (not whole and not _resumable(common[-1])):
+            return False  # deleted, or released by another sweep that is done with it
         shutil.rmtree(folder)
         folder.mkdir()
         for checkpoint in common:
