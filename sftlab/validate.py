@@ -23,11 +23,12 @@ from sftlab import instance, models, score
 from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
+from sftlab.modes import MODES
 from sftlab.predictions import load_pair
 from sftlab.prompt import check
 from sftlab.records import Example
 from sftlab.stages import dataset
-from sftlab.store import Store
+from sftlab.store import Store, key_of
 
 # Fields of SFTConfig that the pipeline itself sets: given in train.extra they would undo it.
 MANAGED = {
@@ -54,6 +55,9 @@ MANAGED = {
     "disable_tqdm": None,
 }
 
+
+# Datasets found in order by this process: the jobs of a sweep have the same.
+CHECKED: set[str] = set()
 
 MOST_GENERATED = 100_000  # rows; there are not many more different questions
 
@@ -223,7 +227,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
     if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
         yield "select.metric=exact_match: counts right answers, and eval.task=rouge has none; set it to eval_loss"
     yield from _engines(cfg)
-    if cfg.mode not in ("all", "train", "evaluate", "preview", "plan"):
+    if not MODES[cfg.mode].reads_data:
         return  # nothing is read but a finished run's files
     if cfg.mode != "evaluate" or cfg.eval.dataset is None:
         yield from _dataset(cfg, cfg.dataset, mounted=False)
@@ -285,7 +289,7 @@ def _machines(instance: InstanceConfig) -> Iterator[str]:
 def _engines(cfg: Config) -> Iterator[str]:
     size = cfg.eval.tensor_parallel_size
     gpus = cfg.instance.num_processes or len(instance.visible_gpus())
-    if size == 1 or cfg.mode not in ("all", "evaluate"):
+    if size == 1 or not MODES[cfg.mode].evaluates:
         return
     if cfg.eval.engine != "vllm":
         yield f"eval.tensor_parallel_size={size}: only vLLM spreads a model; set it to 1, or eval.engine to vllm"
@@ -314,9 +318,13 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
         if not local:
             _reachable(name, data.revision, f"{key}.name_or_path")
             return
-        tested = cfg.mode not in ("train", "plan") and (mounted or cfg.eval.dataset is None)
+        tested = MODES[cfg.mode].reads_test and (mounted or cfg.eval.dataset is None)
         column = cfg.eval.group_by if tested else None
         store, inputs = Store(cfg.store), dataset.inputs(data, cfg.seed, mounted=mounted)
+        judged = {"eval": cfg.eval.model_dump(), "select": cfg.select.metric, "mode": cfg.mode}
+        known = key_of({"rows": inputs, "column": column, **judged})
+        if known in CHECKED:
+            return
         if column is None and store.has("dataset", inputs):
             splits = dataset.read(store, inputs)
         else:
@@ -329,11 +337,13 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
     except OSError as error:
         yield f"{key}.name_or_path={name!r}: {error.filename} cannot be read: {error.strerror}; check its permissions"
         return
-    if not splits["test"] and cfg.mode not in ("train", "plan") and cfg.eval.dataset is None:
+    if not splits["test"] and MODES[cfg.mode].reads_test and cfg.eval.dataset is None:
         yield (
             f"dataset.split={data.split}: the test split of {name} has no rows; give dataset.split.test some, "
             "mount a test set with dataset@eval.dataset=…, or set mode=train"
         )
+        return
+    CHECKED.add(known)
 
 
 def _answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, tested: bool) -> None:
