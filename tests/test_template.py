@@ -227,6 +227,7 @@ def test_a_time_that_is_none(config: Make, value: str) -> None:
 # — whole runs —
 
 TINY = ["model=tiny_random", "instance=cpu", "tracking=none", "eval.engine=transformers", "hydra.run.dir=run"]
+EXACT = [*TINY, "eval.task=exact"]
 OWN = """
 name_or_path: rows.jsonl
 subset: null
@@ -277,12 +278,12 @@ def test_the_token_that_ends_a_turn_in_training_ends_it_in_generation(own: Path)
 @pytest.mark.parametrize("mode", ["all", "preview"])
 def test_a_thought_that_the_template_drops_is_reported_before_training(own: Path, mode: str) -> None:
     (own / "drops.jinja").write_text(CHATML.replace(CONTENT, FORGETFUL), "utf-8")
-    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=drops.jinja", f"mode={mode}", *TINY)
+    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=drops.jinja", f"mode={mode}", *EXACT)
     assert done.returncode == 2
     assert "<think>Hm.</think>" in done.stderr
     assert not list(own.glob("outputs/store/train/*"))
     (own / "keeps.jinja").write_text(CHATML, "utf-8")
-    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=keeps.jinja", "mode=preview", *TINY)
+    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=keeps.jinja", "mode=preview", *EXACT)
     assert done.returncode == 0, done.stderr
 
 
