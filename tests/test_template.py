@@ -16,6 +16,7 @@ from sftlab import models
 from sftlab.config import Config, ModelConfig
 from sftlab.errors import ConfigError
 from sftlab.models import CHATML, Base, stop_tokens
+from sftlab.preview import preview
 from sftlab.prompt import tokenize, turn_end
 from sftlab.records import Example
 from sftlab.stages import evaluate
@@ -201,6 +202,15 @@ def test_a_template_that_prints_the_time_is_given_one_for_all_runs_of_a_store(fo
     plain = [resolved(folder, tmp_path / "plain.jinja", tmp_path / "one", time) for time in (None, "2024-02-03")]
     assert plain[0].identity == plain[1].identity
     assert plain[1].template_time is None
+
+
+def test_the_preview_shows_the_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tokenizer(folder, CLOCK, "2024-02-03T04:05:06")
+    splits = {"train": [example()], "validation": []}
+    preview(made, splits, max_length=99, folder=tmp_path, seed=0, template_time="2024-02-03T04:05:06")
+    out = capsys.readouterr().out
+    assert "2024-02-03T04:05:06" in out
+    assert "2024-02-03T04:05:06" in (tmp_path / "preview.html").read_text("utf-8")
 
 
 def test_a_dry_run_fixes_no_time(folder: Path, tmp_path: Path) -> None:
