@@ -377,9 +377,12 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str)
     store = Store(tmp_path / "store")
     model, prompts, cfg, machine, seed = real(config, tmp_path, *settings, f"eval.stall_min={minutes}")
 
+    ended = threading.Event()
+
     def stop_when_at_work() -> None:
         while not list(tmp_path.glob(f"store/generations/*/engine-0/{FINISHED}")):
-            time.sleep(0.01)
+            if ended.wait(0.01):  # the machine is so busy that the engine did not even start
+                return
         (engine,) = (pid for pid, _ in stage_processes(os.getpid()))
         os.kill(engine, signal.SIGSTOP)
 
@@ -387,6 +390,7 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str)
         threading.Thread(target=stop_when_at_work, daemon=True).start()
     with pytest.raises(StageError, match=r"an engine (did not start|made no progress) for 0\.\d+ minutes and was"):
         evaluate.make(store, model, prompts, cfg, machine, seed)
+    ended.set()
     assert list(stage_processes(os.getpid())) == []
     patient = cfg.model_copy(update={"stall_min": 30.0})
     assert len(evaluate.make(store, model, prompts, patient, machine, seed).rows()) == len(prompts.rows)

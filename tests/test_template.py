@@ -16,6 +16,7 @@ from sftlab import models
 from sftlab.config import Config, ModelConfig
 from sftlab.errors import ConfigError
 from sftlab.models import CHATML, Base, stop_tokens
+from sftlab.preview import preview
 from sftlab.prompt import tokenize, turn_end
 from sftlab.records import Example
 from sftlab.stages import evaluate
@@ -203,6 +204,15 @@ def test_a_template_that_prints_the_time_is_given_one_for_all_runs_of_a_store(fo
     assert plain[1].template_time is None
 
 
+def test_the_preview_shows_the_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = tokenizer(folder, CLOCK, "2024-02-03T04:05:06")
+    splits = {"train": [example()], "validation": []}
+    preview(made, splits, max_length=99, folder=tmp_path, seed=0, template_time="2024-02-03T04:05:06")
+    out = capsys.readouterr().out
+    assert "2024-02-03T04:05:06" in out
+    assert "2024-02-03T04:05:06" in (tmp_path / "preview.html").read_text("utf-8")
+
+
 def test_a_dry_run_fixes_no_time(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "clock.jinja").write_text(CLOCK, "utf-8")
     cfg = ModelConfig(
@@ -227,6 +237,7 @@ def test_a_time_that_is_none(config: Make, value: str) -> None:
 # — whole runs —
 
 TINY = ["model=tiny_random", "instance=cpu", "tracking=none", "eval.engine=transformers", "hydra.run.dir=run"]
+EXACT = [*TINY, "eval.task=exact"]
 OWN = """
 name_or_path: rows.jsonl
 subset: null
@@ -277,12 +288,12 @@ def test_the_token_that_ends_a_turn_in_training_ends_it_in_generation(own: Path)
 @pytest.mark.parametrize("mode", ["all", "preview"])
 def test_a_thought_that_the_template_drops_is_reported_before_training(own: Path, mode: str) -> None:
     (own / "drops.jinja").write_text(CHATML.replace(CONTENT, FORGETFUL), "utf-8")
-    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=drops.jinja", f"mode={mode}", *TINY)
+    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=drops.jinja", f"mode={mode}", *EXACT)
     assert done.returncode == 2
     assert "<think>Hm.</think>" in done.stderr
     assert not list(own.glob("outputs/store/train/*"))
     (own / "keeps.jinja").write_text(CHATML, "utf-8")
-    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=keeps.jinja", "mode=preview", *TINY)
+    done = whole(own, "--config-dir", "conf", "dataset=own", "model.chat_template=keeps.jinja", "mode=preview", *EXACT)
     assert done.returncode == 0, done.stderr
 
 
