@@ -57,7 +57,7 @@ _AROUND = re.compile(
     re.IGNORECASE,
 )
 # gpt-oss, where its special tokens were left out of the text.
-_BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'])(?:.*?assistantfinal)?", re.DOTALL)
+_BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'])(?!.*<\|channel\|>)(?:.*?assistantfinal)?", re.DOTALL)
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 

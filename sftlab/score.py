@@ -360,7 +360,8 @@ def by_reading(
     pairs = [*baseline, *finetuned]
     names = [name for name in READINGS if any(row.readings.get(name) is not None for row in pairs)]
     right = {
-        name: [[row.readings[name] in row.accepted for row in rows] for rows in (baseline, finetuned)] for name in names
+        name: [[row.readings.get(name) in row.accepted for row in rows] for rows in (baseline, finetuned)]
+        for name in names
     }
     return {name: compare(*sides, **settings) for name, sides in right.items()}
 
