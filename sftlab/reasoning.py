@@ -43,11 +43,13 @@ _CLOSING = {
     "channel": "<|end|><|start|>assistant<|channel|>final<|message|>",
 }
 _MARK = re.compile(
-    "|".join(
+    "(?=[<◁[])(?:"  # one look at most places of a long text
+    + "|".join(
         f"(?P<{kind}_{family}>{source})"
         for kind, sources in (("opens", _OPEN), ("closes", _CLOSE))
         for family, source in sources.items()
-    ),
+    )
+    + ")",
     re.IGNORECASE,
 )
 _OPEN_AT_END = re.compile(rf"(?:{'|'.join(_OPEN.values())})\s*\Z", re.IGNORECASE)
