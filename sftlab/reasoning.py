@@ -43,11 +43,13 @@ _CLOSING = {
     "channel": "<|end|><|start|>assistant<|channel|>final<|message|>",
 }
 _MARK = re.compile(
-    "|".join(
+    "(?=[<◁[])(?:"  # one look at most places of a long text
+    + "|".join(
         f"(?P<{kind}_{family}>{source})"
         for kind, sources in (("opens", _OPEN), ("closes", _CLOSE))
         for family, source in sources.items()
-    ),
+    )
+    + ")",
     re.IGNORECASE,
 )
 _OPEN_AT_END = re.compile(rf"(?:{'|'.join(_OPEN.values())})\s*\Z", re.IGNORECASE)
@@ -57,7 +59,7 @@ _AROUND = re.compile(
     re.IGNORECASE,
 )
 # gpt-oss, where its special tokens were left out of the text.
-_BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'])(?:.*?assistantfinal)?", re.DOTALL)
+_BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'])(?!.*<\|channel\|>)(?:.*?assistantfinal)?", re.DOTALL)
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 

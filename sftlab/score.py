@@ -14,7 +14,7 @@ from typing import Any
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
-from sftlab.extract import can_read, compile_pattern, normalise, read, unfenced, with_group
+from sftlab.extract import can_read, compile_pattern, last, normalise, read, strict, unfenced, with_group
 from sftlab.prompt import environment
 from sftlab.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
@@ -173,18 +173,17 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
     if cfg.task == "rouge" or not rows:
         return None
 
-    def wrong(cfg: EvalConfig) -> list[Prediction]:
-        made = [Generation(row.id, "", row.assistant, "stop", 0) for row in rows]
-        return [row for row in predictions(made, rows, cfg) if not row.correct]
+    def wrong(cfg: EvalConfig) -> list[tuple[Example, str | None]]:
+        found = [(row, _answer(row, cfg)) for row in rows]
+        return [(row, answer) for row, answer in found if answer not in references(row, cfg)]
 
     if not (lost := wrong(cfg)):
         return None
-    first = lost[0]
+    first, read_as = lost[0]
     key = f"eval.pattern={cfg.pattern!r}" if cfg.task == "choice" else f"eval.task=exact, eval.extract={cfg.extract!r}"
-    answer = "nothing" if first.answer is None else repr(first.answer[:60])
     place = (
         f"train row {first.id!r} has target {' or '.join(first.accepted)[:60]!r}, its completion ends in "
-        f"{first.completion.strip()[-80:]!r} and is read as {answer}"
+        f"{first.assistant.strip()[-80:]!r} and is read as {repr(read_as[:60]) if read_as else 'nothing'}"
     )
     if len(lost) < len(rows):
         return f"{key}: {len(lost)} of {len(rows)} training completions are not read as their target; {place}"
@@ -201,6 +200,17 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
                 remedy = f"set {_override(f'eval.{name}', value)}"
                 break
     raise ConfigError(f"{key}: none of {len(rows)} training completions is read as its target: {place}; {remedy}")
+
+
+def _answer(row: Example, cfg: EvalConfig) -> str | None:
+    """What is read out of a training completion."""
+    text = answered(row.assistant)
+    if cfg.task != "choice":
+        return compared(text, cfg) or None
+    pattern = compile_pattern(cfg.pattern)
+    if cfg.reading == "lenient":
+        return read(text, pattern, row.choices, row.options)["lenient"]
+    return (strict if cfg.reading == "strict" else last)(text, pattern, row.choices)
 
 
 def _override(key: str, value: str) -> str:
@@ -360,7 +370,8 @@ def by_reading(
     pairs = [*baseline, *finetuned]
     names = [name for name in READINGS if any(row.readings.get(name) is not None for row in pairs)]
     right = {
-        name: [[row.readings[name] in row.accepted for row in rows] for rows in (baseline, finetuned)] for name in names
+        name: [[row.readings.get(name) in row.accepted for row in rows] for rows in (baseline, finetuned)]
+        for name in names
     }
     return {name: compare(*sides, **settings) for name, sides in right.items()}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_model
 from test_faults import stage_processes
 
 from sftlab import instance, launch, models, pipeline, score
@@ -503,3 +504,39 @@ def test_repeats_tell_how_much_answers_change(config: Make) -> None:
     )
     assert noisy["verdict"].startswith("inconclusive")
     assert "run-to-run noise of 60.0 points" in noisy["verdict"]
+
+
+# — reasoning —
+
+
+def test_a_letter_that_was_only_thought_of_is_no_answer_and_one_is_forced(config: Make) -> None:
+    done = {(0, number): answer({"repeat": 0, "row": number}) for number in range(7)}
+    done[0, 2]["completion"] = "<think>Suppose the answer is (A). Then"
+    done[0, 4]["completion"] = "<think>Suppose the answer is (A).</think> The answer is (B)"
+    assert [row["row"] for row in evaluate._todo(GIVEN, settings(config), 0, done)] == [2]
+    opened = Prompts([row | {"prompt": "<assistant><think>\n"} for row in GIVEN.rows], {})
+    silent = [row["row"] for row in evaluate._todo(opened, settings(config), 0, done)]
+    assert silent == [0, 1, 2, 3, 5, 6]
+
+
+def test_a_truncated_thought_is_ended_before_a_letter_is_forced(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from transformers import AutoTokenizer
+
+    folder = write_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked: list[list[int]] = []
+
+    class Engine:
+        def choose(self, prompts: list[list[int]], allowed: list[list[int]]) -> list[int]:
+            asked.extend(prompts)
+            return [tokens[-1] for tokens in allowed]
+
+    texts = ["<think>Suppose (A)", "It depends."]
+    silent = [{"prompt": "Q", "prompt_token_ids": [5], "choices": "AB", "made": {"completion": text}} for text in texts]
+    evaluate._force(Engine(), SimpleNamespace(model=str(folder), max_model_len=2048), silent)
+    assert [tokenizer.decode(prompt[1:]) for prompt in asked] == [
+        f"<think>Suppose (A)\n</think>{evaluate.FORCING}",
+        f"It depends.{evaluate.FORCING}",
+    ]
