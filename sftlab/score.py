@@ -13,8 +13,8 @@ from typing import Any
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern, normalise, read, unfenced
-from sftlab.prompt import environment
 from sftlab.records import Example, Generation, Prediction
+from sftlab.sandbox import environment
 from sftlab.statistics import (
     changed,
     compare_scores,
