@@ -27,6 +27,7 @@ from sftlab.modes import MODES
 from sftlab.predictions import load_pair
 from sftlab.prompt import check
 from sftlab.records import Example
+from sftlab.sources import is_data
 from sftlab.stages import dataset
 from sftlab.store import Store, key_of
 
@@ -332,7 +333,7 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
         if cfg.eval.task != "choice" or data.choices is not None:
             _answers(cfg, splits, mounted=mounted, tested=tested)
     except ConfigError as error:
-        yield from str(error).splitlines()
+        yield from re.split(r"\n(?! )", str(error))  # a problem may go over several lines
         return
     except OSError as error:
         yield f"{key}.name_or_path={name!r}: {error.filename} cannot be read: {error.strerror}; check its permissions"
@@ -458,11 +459,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 def _is_local(name: str) -> bool:
     """Whether a name is meant as a path: it exists, or it cannot be a hub id (owner/name)."""
-    return (
-        Path(name).exists()
-        or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name)
-        or Path(name).suffix in dataset.SUFFIXES
-    )
+    return Path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or is_data(name)
 
 
 def _reachable(name: str, revision: str | None, key: str) -> None:
