@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError
-from sftlab.overrides import override, parsed, shown, with_home
+from sftlab.overrides import override, parsed, shown, takes, with_home
 
 # Dictionaries that take keys of the user's choosing.
 FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.(train|validation|test)$")
@@ -207,6 +207,7 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
     sweep = bool(options.multirun)
     found: list[str] = []
     fixed: list[str] = []  # the command line with the remedies applied, for what is wrong besides
+    unquoted: dict[str, str] = {}  # keys whose values need quotes, if a text is what they take
     doubtful: set[str] = set()  # keys whose meant value is not known, so that nothing is said that depends on them
     for argument, read in overrides.items():
         key = argument.partition("=")[0].lstrip("+~")
@@ -216,10 +217,12 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
         problem, meant = (
             _unreadable(argument, sweep=sweep) if read is None else _misfit(argument, read, composer, sweep=sweep)
         )
-        if problem:
+        if problem and read is None and meant is not None:
+            unquoted[key] = problem
+        elif problem:
             found.append(problem)
         if meant is None or (problem and read is not None) or (read and read.is_sweep_override()):
-            doubtful.add(key.partition("@")[2] or key)
+            doubtful.update((key.partition("@")[2] or key, (meant or "").partition("=")[0].lstrip("+")))
         if meant is not None and not (read and read.is_sweep_override()):
             fixed.append(meant)
     plugin = re.search(r"Could not find '(hydra/\w+)/(optuna|ray|joblib|submitit)(\w*)'", str(error))
@@ -236,7 +239,9 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
             for problem in problems(wrong):
                 refused = [key for key in absent if problem.startswith((f"{key}:", f"{key}="))]
                 absent = {key: text for key, text in absent.items() if key not in refused}
-                if not any(_depends(problem, key) for key in doubtful):
+                if typed := re.match(r"([\w.]+)=.*?: should ", problem):
+                    unquoted.pop(typed[1], None)
+                if not any(_depends(problem, key) for key in doubtful if key):
                     found.append(problem)
         except (HydraException, TypeError, ValueError) as wrong:
             missing = re.search(r"Could not override '([^']+)'", str(wrong))
@@ -255,10 +260,10 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
                     found.append(f"{culprit}: the chosen {section} has no such key; choose another by {section}=…")
                     doubtful.add(key)
                 continue
-            if not found and not absent:
+            if not found and not absent and not unquoted:
                 return _hydras(error)
         break
-    found += absent.values()
+    found = [*unquoted.values(), *found, *absent.values()]
     return listed(found) if found else _hydras(error)
 
 
@@ -326,6 +331,8 @@ def _misfit(argument: str, read: Override, composer: _Composer, *, sweep: bool) 
         return None, argument
     if choices or _is_key(key):
         return None, argument
+    if re.match(r"(eval\.)?dataset\.split\.", key):
+        return f"{argument}: no such key; the splits are train, validation and test", None
     hint = nearest(key)
     guess = re.fullmatch(r"did you mean (\S+)\?", hint)
     problem = f"{argument}: no such key; {hint}"
@@ -355,7 +362,8 @@ def _several(argument: str, read: Override, *, group: bool) -> str:
     key, _, value = argument.partition("=")
     if group:
         return f"{argument}: a group needs one choice; add -m to run each of them"
-    as_one = override(key, value) if override(key, value) != argument else None
-    quoted = as_one or f'{key}="{value}"'
-    kind = "a list" if quoted.startswith(f"{key}=[") else "one value"
-    return f"{argument}: has several values; write {shown(quoted)} for {kind}, or add -m to run each of them"
+    as_one = override(key, value)
+    if as_one and takes(list, key):
+        return f"{argument}: is not a list; write {shown(as_one)}"
+    text = f"write {shown(as_one)} for one value, or " if as_one and takes(str, key) else ""
+    return f"{argument}: has several values; {text}add -m to run each of them"

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_origin
+from typing import Any, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -33,7 +33,7 @@ def override(key: str, value: str, *, sweep: bool = False) -> str | None:
     A value in brackets or braces is a list or a dictionary. In a ``sweep`` commas separate values.
     """
     value = value.strip()
-    wants_list = _is_list(key)
+    wants_list = takes(list, key)
     if wants_list and not value.startswith("["):
         value = f"[{value}]"
     if sweep and not Path(value).exists() and value[:1] not in CLOSING:
@@ -57,11 +57,19 @@ def with_home(argument: str) -> str:
     return override(key, value, sweep=True) or argument
 
 
-def _is_list(key: str) -> bool:
+def takes(kind: type, key: str) -> bool:
+    """Whether values of a key may be of this type, such as ``str`` or ``list``."""
     section, _, leaf = key.lstrip("+").rpartition(".")
-    model = Config.model_fields[section].annotation if section in Config.model_fields else Config
-    fields = getattr(model, "model_fields", {})
-    return leaf in fields and get_origin(fields[leaf].annotation) is list
+    model: Any = Config
+    for name in filter(None, section.split(".")):
+        field = getattr(model, "model_fields", {}).get(name)
+        options = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        model = next((part for part in options if hasattr(part, "model_fields")), None)
+    field = getattr(model, "model_fields", {}).get(leaf)
+    if field is None:
+        return False
+    options = [field.annotation, *get_args(field.annotation)] if get_origin(field.annotation) is not list else [list]
+    return any(kind in (part, *get_args(part)[:1]) for part in options)
 
 
 def _element(text: str, *, files: bool = False) -> str:
