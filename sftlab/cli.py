@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -86,6 +85,18 @@ def _for_jobs(composed: DictConfig, key: str, value: str) -> None:
     OmegaConf.update(composed, key, value, force_add=True)
     quoted = value.replace("\\", "\\\\").replace("'", "\\'")
     composed.hydra.overrides.hydra.append(f"++{key}='{quoted}'")
+
+
+def _find_home(place: DictConfig) -> None:
+    """Expand ~ in the folder of a run or sweep."""
+    from pydantic_core import PydanticCustomError
+
+    from sftlab.config import located
+
+    try:
+        place.dir = located(str(place.dir))
+    except PydanticCustomError as error:
+        _fail(ConfigError(f"{place._get_full_key('dir')}={place.dir!r}: {error.message()}"))
 
 
 STUDY = Study()
@@ -196,9 +207,6 @@ _extend_launchers()
 # What a dry run, which starts nothing, does with the jobs instead.
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
-# Dictionaries that take keys of the user's choosing.
-FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.")
-
 
 class StudyCallback(Callback):
     """Learns the folder of a run or sweep, and stops one that is invalid before anything is written."""
@@ -217,6 +225,7 @@ class StudyCallback(Callback):
         STUDY.asked = True
         _warn_once()
         cfg = validate(_without_hydra(config))
+        _find_home(config.hydra.run)
         mode, folder = MODES[cfg.mode], Path(config.hydra.run.dir)
         if mode.trains or mode.evaluates:
             machine = instance.find(cfg.instance)
@@ -257,6 +266,7 @@ class StudyCallback(Callback):
                 raise ConfigError(hopeless) from error
         if STUDY.mode is None:
             raise ConfigError(f"mode={first.mode!r}: should be one of {', '.join(MODES)}")
+        _find_home(config.hydra.sweep)
         launchers.prepare(config, set(looked.varied))
         STUDY.jobs = None if looked.jobs is None else len(looked.jobs)
         choices = config.hydra.runtime.choices
@@ -342,6 +352,8 @@ def job(composed: DictConfig) -> float:
 
 def main() -> None:
     """The entry of ``python -m sftlab`` and of the ``sftlab`` command."""
+    from sftlab.command_line import explain, options_first
+
     STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
     engine.Callbacks = TrustedCallbacks  # type: ignore[attr-defined]
@@ -352,6 +364,7 @@ def main() -> None:
         for argument in sys.argv[1:]:
             if redacted(argument) != argument:
                 raise ConfigError(f"{redacted(argument)}: holds a secret; the command is written to files, so {USE}")
+        sys.argv[1:] = options_first(sys.argv[1:], CONF)
         _run_jobs()
         if STUDY.folder is None:
             code = _only_printed(sys.argv[1:])
@@ -361,7 +374,7 @@ def main() -> None:
                 code = 1
     except HydraException as error:
         STUDY.fail(str(error))
-        _fail(ConfigError(_explain(error, sys.argv[1:])))
+        _fail(ConfigError(explain(error, sys.argv[1:], job, CONF)))
     except SftlabError as error:
         STUDY.fail(str(error))
         _fail(error)
@@ -376,7 +389,7 @@ def main() -> None:
     except BaseException as error:
         if not STUDY.asked and isinstance(error, TypeError | ValueError):
             # Hydra's own, about an override such as model=null or train=[1]
-            _fail(ConfigError(_explain(error, sys.argv[1:])))
+            _fail(ConfigError(explain(error, sys.argv[1:], job, CONF)))
         reason = _of_files(error)
         with suppress(OSError):
             STUDY.fail(reason or f"{type(error).__name__}: {error}")
@@ -579,74 +592,3 @@ def _fail(error: SftlabError) -> NoReturn:
 def _terminated(number: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the saving
     raise Terminated
-
-
-def _explain(error: Exception, arguments: list[str]) -> str:
-    """Hydra's error about a composition as place, value and remedy, together with all else that is wrong."""
-    from hydra import compose, initialize_config_dir
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from sftlab.config import Config
-    from sftlab.validate import SECRET, SECRETS, known_keys, listed, nearest, problems, validate
-
-    groups = {str(folder.relative_to(CONF)) for folder in CONF.iterdir() if folder.is_dir()}
-    known = set(known_keys(Config))
-    found, rest = [], []
-    for argument in get_args_parser().parse_args(arguments).overrides:
-        try:
-            override = OverridesParser.create().parse_override(argument)
-        except HydraException as wrong:
-            reason = str(wrong).replace(f"Error parsing override '{argument}'", "").strip().partition("\n")[0]
-            found.append(f"{argument}: cannot be read ({reason}); write KEY=VALUE, with quotes: 'KEY=\"VALUE\"'")
-            continue
-        key, value = str(override.key_or_group), override.value()
-        added = override.is_add() and not override.is_force_add()
-        choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
-        if SECRET.search(key):
-            found.append(f"{key}: {SECRETS}")
-        elif not key:
-            found.append(f"{argument}: has no key; write KEY=VALUE")
-        elif key in groups and override.is_discrete_sweep():
-            if lacking := [choice for choice in override.sweep_string_iterator() if choice not in choices]:
-                found.append(f"{argument}: no such choice as {lacking[0]}; there are {', '.join(choices)}")
-            else:
-                rest.append(argument)
-        elif key in groups and key not in ("experiment", "debug") and not (isinstance(value, str) or override.package):
-            found.append(f"{argument}: a group needs one choice; there are {', '.join(choices)}")
-        elif key in groups and isinstance(value, str) and value not in choices:
-            close = difflib.get_close_matches(value, choices, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            found.append(f"{argument.lstrip('+')}: no such choice; {hint}there are {', '.join(choices)}")
-        elif key in ("experiment", "debug") and not override.is_add():
-            found.append(f"{argument}: is added to the defaults; write +{argument}")
-        elif key in groups and added and key not in ("experiment", "debug") and not override.package:
-            found.append(f"{argument}: has a choice already; write {argument[1:]}")
-        elif not (key in groups | known or key.startswith("hydra") or FREE.match(key)):
-            found.append(f"{argument}: no such key; {nearest(key)}")
-        elif f"Could not override '{key}'" in str(error) and not key.startswith("hydra"):
-            if FREE.match(key):
-                found.append(f"{argument}: is not there yet; write +{argument}")
-            else:
-                section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
-                found.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
-        else:
-            rest.append(argument)
-    plugin = re.search(r"Could not find '(hydra/\w+)/(optuna|ray|joblib|submitit)(\w*)'", str(error))
-    if plugin:
-        group, name, kind = plugin.groups()
-        extra = name.replace("submitit", "slurm")
-        found.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
-    if not found:
-        text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip()).removesuffix("; ")
-        return text if ";" in text else f"{text}; `python -m sftlab --cfg all` lists all keys, with values that fit"
-    GlobalHydra.instance().clear()
-    try:  # what is wrong besides
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            validate(compose("config", overrides=rest))
-    except ConfigError as wrong:
-        found += problems(wrong)
-    except HydraException:
-        pass
-    return listed(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,15 +87,15 @@ class Machine:
         """Variables that show a training process its devices and no others."""
         threads = {}
         if self.num_processes > 1:
-            threads["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.num_processes))
+            threads = _defaults({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.num_processes))})
         if self.device == "cpu":
-            return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", **BRIEF_SPIN, **threads}
+            return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", **_defaults(BRIEF_SPIN), **threads}
         shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.num_processes)))).split(",")
         return {"CUDA_VISIBLE_DEVICES": ",".join(shown[: self.num_processes]), **threads}
 
     def training_environment(self) -> dict[str, str]:
         """Variables of a process that trains."""
-        return {**self.environment(), **(FEW_SHAPES if self.device == "cpu" else {})}
+        return {**self.environment(), **(_defaults(FEW_SHAPES) if self.device == "cpu" else {})}
 
     def launcher(self) -> list[str]:
         """Arguments of ``torch.distributed.run`` for a training process of each rank; [] for a single one."""
@@ -211,6 +212,11 @@ def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
 
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+def _defaults(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of these variables that the user has not set."""
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,8 +37,15 @@ metadata.packages_distributions = cache(metadata.packages_distributions)
 
 INPUTS, ERROR = "inputs.json", "error.json"
 
-# What a launcher of an outer process left behind would make a child believe that it is a rank of it.
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "GROUP_", "ROLE_", "ACCELERATE_", "PET_")
+# What a launcher of an outer process left behind would make a child believe that it is a rank of it: variables that
+# torchrun sets for its processes, those from which it takes arguments, and those of accelerate.
+RANK_VARIABLES = re.compile(
+    r"(LOCAL_|ROLE_|GROUP_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|ACCELERATE)_.*"
+    r"|PET_(NNODES|NPROC_PER_NODE|RDZV_(BACKEND|ENDPOINT|ID|CONF)|STANDALONE|MAX_RESTARTS|MONITOR_INTERVAL|START_METHOD"
+    r"|EVENT_LOG_HANDLER|ROLE|MODULE|NO_PYTHON|RUN_PATH|LOG_DIR|REDIRECTS|TEE|LOCAL_RANKS_FILTER"
+    r"|DUPLICATE_STD(OUT|ERR)_FILTERS|NODE_RANK|MASTER_(ADDR|PORT)|LOCAL_ADDR|SIGNALS_TO_HANDLE|SHUTDOWN_TIMEOUT"
+    r"|VIRTUAL_LOCAL_RANK)"
+)
 
 # How gloo and NCCL say that the process at the other end has ended.
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
@@ -56,6 +64,7 @@ TOO_LARGE = (
 # How Python (and Rust), and torch's writer of files, say that the disk is full.
 DISK_FULL = (os.strerror(errno.ENOSPC), "inline_container", "iostream error")
 
+# Defaults: what the user has set in the environment is kept.
 QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
@@ -66,12 +75,12 @@ QUIET = {
     "VLLM_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",  # whatever comes from the hub was fetched by the parent
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' too: no bar for the loading of weights
     "PYTHONWARNINGS": "ignore",  # of libraries about libraries; sftlab's own messages are log lines
     "TRITON_CACHE_AUTOTUNING": "0",
 }
+NEEDED = {"HF_HUB_OFFLINE": "1"}  # whatever comes from the hub was fetched by the parent
 
 
 @dataclass(frozen=True)
@@ -132,10 +141,10 @@ def _start(module: str, task: Task, launcher: Sequence[str]) -> subprocess.Popen
     command = [sys.executable, "-m"]
     if launcher:
         command += ["sftlab.ranks", *launcher, "-m"]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
+    inherited = {name: value for name, value in os.environ.items() if not RANK_VARIABLES.fullmatch(name)}
     return subprocess.Popen(
         [*command, module, str(task.folder)],
-        env={**inherited, **QUIET, **task.environment},
+        env={**QUIET, **inherited, **NEEDED, **task.environment},
         preexec_fn=die_with_parent,
     )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
+import tomllib
 import uuid
 from datetime import UTC, datetime
 from importlib import metadata
@@ -135,18 +137,24 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _commit() -> str | None:
-    """The commit that the code was at, with a + when it had changes; None outside a checkout."""
-    package = Path(__file__).parent
-    git = ["git", "-C", str(package)]
+def _commit(package: Path = Path(__file__).parent) -> str | None:
+    """The commit of sftlab's own checkout, with a + if the package has changes; None for any other repository."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=inherited).stdout.strip()
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
+        project = package.parent / "pyproject.toml"
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent.resolve() or (
+            tomllib.loads(project.read_text("utf-8")).get("project", {}).get("name") != "sftlab"
+        ):
+            return None
+        git("ls-files", "--error-unmatch", "__init__.py")  # or it is a copy that the repository does not track
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "."))
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes.strip() else "")
 
 
 def _versions() -> dict[str, str]:

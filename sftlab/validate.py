@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from sftlab import instance, models, score
+from sftlab import instance, models, overrides, score
 from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
@@ -173,6 +173,8 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}.method={problem['ctx']['tag']!r}: should be {problem['ctx']['expected_tags']}; choose {key}=…"
     if location[-1] == "[key]":
         return f"{key}: no such key; {message}"
+    if problem["type"] == "list_type" and isinstance(problem["input"], str):
+        message += f"; write {overrides.shown(overrides.override(key, problem['input']) or f'{key}=[…]')}"
     return f"{key}={shown(problem['input'])}: {message}"
 
 
@@ -547,20 +549,30 @@ def _stable(train: TrainConfig) -> Iterator[str]:
             )
 
 
-def _extra(extra: dict[str, Any]) -> Iterator[str]:
-    """Fields of SFTConfig by name, and their values by making one (it checks them itself)."""
+def unknown_field(name: str) -> str | None:
+    """What is wrong with a key of train.extra that SFTConfig does not have."""
+    if name in MANAGED or name in TrainConfig.model_fields or name in (names := _fields()):
+        return None
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else "see the fields of trl.SFTConfig"
+    return f"train.extra.{name}: SFTConfig has no such field; {hint}"
+
+
+@cache
+def _fields() -> list[str]:
     bodies = [
         _class_body("trl", "trainer/sft_config.py", "SFTConfig"),
         _class_body("trl", "trainer/base_config.py", "_BaseConfig"),
         _class_body("transformers", "training_args.py", "TrainingArguments"),
     ]
     nodes = [node.target for body in bodies for node in body if isinstance(node, ast.AnnAssign)]
-    names = [node.id for node in nodes if isinstance(node, ast.Name) and not node.id.startswith("_")]
-    unknown = [name for name in extra if name not in names]
-    for name in unknown:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see the fields of trl.SFTConfig"
-        yield f"train.extra.{name}: SFTConfig has no such field; {hint}"
+    return [node.id for node in nodes if isinstance(node, ast.Name) and not node.id.startswith("_")]
+
+
+def _extra(extra: dict[str, Any]) -> Iterator[str]:
+    """Fields of SFTConfig by name, and their values by making one (it checks them itself)."""
+    unknown = [problem for problem in map(unknown_field, extra) if problem]
+    yield from unknown
     if unknown:
         return
     from trl.trainer.sft_config import SFTConfig

@@ -75,7 +75,7 @@ CONFIG: list[Case] = [
     (["model=null"], None, ["model=null: a group needs one choice; there are gemma3_270m"]),
     (["train=[1]"], None, ["train=[1]: a group needs one choice; there are default, demo"]),
     (["=1"], None, ["=1: has no key; write KEY=VALUE"]),
-    (["train"], None, ["train: cannot be read", "write KEY=VALUE"]),
+    (["train"], None, ["train: is not KEY=VALUE; write python -m sftlab mode=train"]),
     (["hydra.mode=NEVER"], None, ["hydra.mode=NEVER", "`python -m sftlab --cfg all` lists all keys"]),
     (["hydra.run.dir=null"], None, ["hydra.run.dir=null", "`python -m sftlab --cfg all`"]),
     (["hydra.run.dir=a"], text("a", "x"), ["hydra.run.dir='a': cannot be made: File exists; set it to a folder"]),

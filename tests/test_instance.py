@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from sftlab import plan
+from sftlab.config import Config
 from sftlab.errors import ConfigError
 from sftlab.instance import Machine, check, find, peak_flops
 from sftlab.job import Job
@@ -77,3 +79,10 @@ def test_machines_that_change_the_effective_batch_are_told(
     receipts = [{"device": "cuda", "num_processes": devices, "effective_batch": batch} for devices, batch in jobs]
     _warn_of_batches([Job(number, [], {}, receipt=receipt) for number, receipt in enumerate(receipts)])
     assert ("(job 0: 8, job 1: 16), and differ by these too; set train.global_batch_size" in caplog.text) is said
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("small", 1), ("medium", 2), ("large", 4)])
+def test_the_presets_have_the_workshops_cards(config: Callable[..., Config], name: str, gpus: int) -> None:
+    cfg = config(f"instance={name}", "mode=train").instance
+    assert (cfg.num_processes, cfg.memory_gib) == (gpus, 24)
+    assert plan.device(cfg, find(cfg, elsewhere=True))[1] == 24
