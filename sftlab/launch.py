@@ -90,21 +90,28 @@ def child(
     *,
     launcher: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    grace_seconds: int = 25,
 ) -> None:
     """Run ``python -m MODULE FOLDER`` with these inputs, and wait for it.
 
-    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank.
+    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank. At SIGTERM it has
+    ``grace_seconds`` to save what it can.
 
     Raises:
         SftlabError: the child's own error, with its message.
         StageError: the child died: by a signal, or without saying why.
         KeyboardInterrupt: Ctrl-C; the child got it too and has ended.
     """
-    children(module, [Task(folder, inputs, environment or {})], launcher=launcher)
+    children(module, [Task(folder, inputs, environment or {})], launcher=launcher, grace_seconds=grace_seconds)
 
 
 def children(
-    module: str, tasks: Sequence[Task], *, launcher: Sequence[str] = (), watch: Callable[[], None] | None = None
+    module: str,
+    tasks: Sequence[Task],
+    *,
+    launcher: Sequence[str] = (),
+    watch: Callable[[], None] | None = None,
+    grace_seconds: int = 25,
 ) -> None:
     """Run a child for each task, all at once, and wait for them; ``watch`` is called while they run.
 
@@ -122,7 +129,8 @@ def children(
             for process in [process for process in running if process.poll() is not None]:
                 _check(module, process.returncode, running.pop(process))
     except BaseException as error:
-        _end(list(running), SAVE if isinstance(error, Terminated) else STOP)
+        save = ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 60))
+        _end(list(running), save if isinstance(error, Terminated) else STOP)
         raise
 
 
@@ -228,9 +236,8 @@ def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None
         write_json(path, {"type": kind, "message": message, "lost": lost})
 
 
-# How children are ended: the signals, each with the seconds that it is given. A training saves a checkpoint at SIGTERM.
+# How children are ended: the signals, each with the seconds that it is given.
 STOP = ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60))
-SAVE = ((signal.SIGTERM, 25), (signal.SIGKILL, 60))
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], how: Sequence[tuple[signal.Signals | None, int]]) -> None:
