@@ -133,10 +133,12 @@ class Machine:
             return train.gradient_accumulation_steps
         at_once = train.per_device_train_batch_size * self.world_size
         if train.global_batch_size % at_once:
+            nearest = at_once * max(1, round(train.global_batch_size / at_once))
             raise ConfigError(
-                f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
-                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on {self.world_size} "
-                f"devices of instance={self.name}); change one of them"
+                f"train.global_batch_size={train.global_batch_size}: is not a multiple of {at_once} "
+                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} × {self.world_size} "
+                f"devices of instance={self.name}); set train.global_batch_size={nearest}, or change the batch size of "
+                "a device"
             )
         return train.global_batch_size // at_once
 
@@ -221,6 +223,11 @@ def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
         problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_8bit")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def optimizer_package(optim: str) -> str | None:
+    """The package that brings an optimizer of transformers; None for one of torch's or transformers' own."""
+    return next((package for names, _, package in OPTIMIZERS if optim.startswith(tuple(names.split()))), None)
 
 
 def _installed(module: str) -> bool:

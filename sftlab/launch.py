@@ -218,7 +218,10 @@ def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
         if any(words in str(error) for words in DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
-    return shutil.disk_usage(folder).free < 64 * 2**10
+    try:
+        return shutil.disk_usage(folder).free < 64 * 2**10
+    except OSError:  # somebody has deleted the folder
+        return False
 
 
 def _quiet() -> None:
@@ -232,8 +235,11 @@ def _quiet() -> None:
 def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None:
     """Leave the reason in ``error.json``: of several ranks' the first that is not the loss of another rank."""
     path = folder / ERROR
-    if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
-        write_json(path, {"type": kind, "message": message, "lost": lost})
+    try:
+        if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
+            write_json(path, {"type": kind, "message": message, "lost": lost})
+    except OSError:  # a full disk must not take the place of the reason
+        print(message, file=sys.stderr)
 
 
 # How children are ended: the signals, each with the seconds that it is given.

@@ -434,14 +434,11 @@ def _train(cfg: Config) -> Iterator[str]:
     train = cfg.train
     if train.packing and train.allow_truncated_completion:
         yield "train.packing=true: packing cuts nothing here; set train.allow_truncated_completion=false"
-    devices = (cfg.instance.num_processes or 1) * cfg.instance.nnodes
-    at_once = train.per_device_train_batch_size * devices
-    if train.global_batch_size is not None and train.global_batch_size % at_once:
-        yield (
-            f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
-            f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on "
-            f"{devices} devices); change one of them"
-        )
+    if cfg.mode in ("all", "train", "plan"):
+        try:  # the machine that there is, also where instance=auto leaves it open; GPUs may be elsewhere (mode=plan)
+            instance.find(cfg.instance, elsewhere=True).accumulation(train)
+        except ConfigError as error:
+            yield str(error)
     for key, value, choices in (
         ("lr_scheduler_type", train.lr_scheduler_type, _members("trainer_utils.py", "SchedulerType")),
         ("optim", train.optim, _members("training_args.py", "OptimizerNames")),

@@ -10,7 +10,6 @@ import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from math import ceil, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +19,12 @@ from sftlab import meeting, tracking
 from sftlab.adapters import lora_config, peft_of
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
-from sftlab.instance import Machine, peak_flops
+from sftlab.instance import Machine, optimizer_package, peak_flops
 from sftlab.launch import INPUTS, child, leave_out, serve
 from sftlab.models import Base, beside_text
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
-from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -67,15 +66,28 @@ def inputs(
 ) -> dict[str, Any]:
     """What the weights depend on: data, base, settings, precision, ranks, seed and library versions."""
     return {
-        "version": 1,
+        "version": 2,
         "tokens": tokens_key,
         "base": base.identity,
         "peft": peft.model_dump(),
         "train": train.model_dump(exclude={"allow_truncated_completion"}),
         "machine": machine.numerics(),
         "seed": seed,
-        "libraries": {name: metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
+        "libraries": versions("torch", "transformers", "trl", "accelerate", *_optional(peft, train, machine)),
     }
+
+
+def _optional(peft: PeftConfig, train: TrainConfig, machine: Machine) -> list[str]:
+    """The packages that decide the weights with these settings and not with others."""
+    used = {
+        "peft": not isinstance(peft, NoPeft),
+        "bitsandbytes": isinstance(peft, Qlora),
+        "liger-kernel": train.use_liger_kernel,
+        "flash-attn": machine.attn_implementation == "flash_attention_2",
+        "datasets": train.packing,  # TRL packs by its tables
+    }
+    package = optimizer_package(train.optim)
+    return sorted({name for name, is_used in used.items() if is_used} | ({package} if package else set()))
 
 
 def make(
