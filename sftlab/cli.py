@@ -77,7 +77,8 @@ class Study:
     def fail(self, reason: str) -> None:
         """Write into ``run.json`` that the run did not end well, unless it has a reason already."""
         if self.run is not None and self.run.values["status"] != "failed":
-            self.run.finish("failed", redacted(reason))
+            with suppress(OSError):  # what cannot be written must not hide the reason
+                self.run.finish("failed", redacted(reason))
 
 
 def _for_jobs(composed: DictConfig, key: str, value: str) -> None:
@@ -391,8 +392,7 @@ def main() -> None:
             # Hydra's own, about an override such as model=null or train=[1]
             _fail(ConfigError(explain(error, sys.argv[1:], job, CONF)))
         reason = _of_files(error)
-        with suppress(OSError):
-            STUDY.fail(reason or f"{type(error).__name__}: {error}")
+        STUDY.fail(reason or f"{type(error).__name__}: {error}")
         if reason:
             _fail(StageError(reason))
         raise  # a bug: it keeps its traceback, and the record says that the run has ended

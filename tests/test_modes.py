@@ -1,4 +1,4 @@
-"""Every mode, alone and under -m, run and dry run: the exit code and what is written. What cannot be swept is refused."""
+"""Every mode, alone and under -m, run and dry run: exit code and written files. What cannot be swept is refused."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ from sftlab import sources
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
 from sftlab.formats import Rows
-from sftlab.prompt import Templates
+from sftlab.prompt import Templates, packages
 from sftlab.records import Example
 from sftlab.rows import is_null, listing, plain, wrap
 from sftlab.sources import Source
-from sftlab.store import Stage, Store, digest, key_of
+from sftlab.store import Stage, Store, digest, key_of, versions
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,14 @@ class Dataset:
 def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str, Any]:
     """What a dataset is made of: its settings, the seed and the content of its source."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
-    return {"version": 3, "dataset": settings, "seed": seed, "mounted": mounted, "source": _identity(cfg)}
+    return {
+        "version": 3,
+        "dataset": settings,
+        "seed": seed,
+        "mounted": mounted,
+        "source": _identity(cfg),
+        "libraries": versions(*packages(cfg)),
+    }
 
 
 def revision(cfg: DatasetConfig) -> str | None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from importlib.util import find_spec
 from itertools import groupby
 from operator import itemgetter
@@ -23,7 +22,7 @@ from typing import Any, TextIO
 
 from sftlab.config import EvalConfig
 from sftlab.engine import Engine, Settings, start
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.extract import compile_pattern, strict
 from sftlab.instance import Machine
 from sftlab.launch import Task, children, serve
@@ -31,12 +30,18 @@ from sftlab.models import Base, cache_bytes, reads_images, stop_tokens
 from sftlab.prompt import prompt_tokens, tokenize_all, turn_end
 from sftlab.reasoning import answered, unclosed
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
-from sftlab.store import Stage, Store, sync, write_json
+from sftlab.store import Stage, Store, sync, versions, write_json
 
 log = logging.getLogger(__name__)
 
 # What an answer without a letter is continued with, to make the model choose one.
 FORCING = "\n\nTherefore, the answer is ("
+
+# What to change where memory is too small and nothing more is known of the model.
+SMALLER = (
+    "to need less memory: a smaller eval.batch_size (engine transformers), eval.kv_cache_gib (vLLM on the CPU) or "
+    "eval.max_tokens, a larger eval.tensor_parallel_size, or an instance= with more memory"
+)
 
 # What an engine writes into its folder: one line for each completion and for each forced choice, and a file that it
 # touches while it works.
@@ -101,9 +106,11 @@ def prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: Eval
         for choices in sorted({example.choices for example in examples}):
             _continuations(tokenizer, FORCING, choices)
     ends = {turn_end(tokenizer, example) for example in examples}
+    libraries = versions("transformers", "tokenizers", "jinja2")
+    key = {"dataset": dataset_key, "max_rows": cfg.max_rows, "seed": seed, "tokenizer": base.identity}
     made = Prompts(
         rows,
-        {"dataset": dataset_key, "max_rows": cfg.max_rows, "seed": seed, "tokenizer": base.identity},
+        {**key, "libraries": libraries},
         stop_tokens(base.path, tokenizer, [end for end in ends if end is not None]),
     )
     room = context_length(base.path)
@@ -136,7 +143,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
         "model": model.identity,
         "prompts": given.key,
         "engine": cfg.engine,
-        "library": _version(engine),
+        "libraries": versions(engine, "torch"),
         "device": device,
         "max_tokens": cfg.max_tokens,
         "temperature": cfg.temperature,
@@ -320,7 +327,7 @@ def _generate(
         try:
             children("sftlab.stages.evaluate", tasks, watch=look)
         except OutOfMemoryError as error:
-            raise StageError(f"{error}\n{_smaller(model, given, cfg, machine)}") from error
+            raise advised(error, lambda: _smaller(model, given, cfg, machine), otherwise=SMALLER) from error
     speeds = [json.loads((task.folder / SPEED).read_text("utf-8")) for task in tasks]
     seconds, tokens = max(speed["generate_seconds"] for speed in speeds), sum(speed["tokens"] for speed in speeds)
     return {
@@ -418,13 +425,6 @@ def _bar(tasks: Sequence[Task], total: int, label: str, stall_min: float) -> Ite
                 )
 
         yield look
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 # ------------------------------------------------------------------- in the child process

@@ -15,7 +15,7 @@ from sftlab.models import Base
 from sftlab.prompt import tokenize, tokenize_all, turn_end
 from sftlab.records import Example
 from sftlab.stages.dataset import Dataset
-from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_comple
         "version": 4,
         "dataset": dataset_key,
         "tokenizer": base.identity,
+        "libraries": versions("transformers", "tokenizers", "jinja2"),
         "max_length": max_length,
         "allow_truncated_completion": allow_truncated_completion,
     }
