@@ -374,7 +374,7 @@ def main() -> None:
         print(f"sftlab: interrupted; {KEPT}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BaseException as error:
-        if not STUDY.asked and isinstance(error, TypeError | ValueError):
+        if not STUDY.asked and isinstance(error, TypeError | ValueError | AttributeError):
             # Hydra's own, about an override such as model=null or train=[1]
             _fail(ConfigError(_explain(error, sys.argv[1:])))
         reason = _of_files(error)
@@ -424,8 +424,9 @@ def _run_jobs() -> None:
     except Exception as error:
         from sftlab.job import jobs
 
-        if STUDY.folder is None or not STUDY.sweep:
+        if not STUDY.sweep or (STUDY.run is None and STUDY.scratch is None):  # none has begun
             raise
+        assert STUDY.folder is not None
         what = _of_files(error) or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         reason = f"{STUDY.plugin}: {what}"
         if not jobs(STUDY.folder):
