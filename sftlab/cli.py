@@ -479,10 +479,11 @@ def _finish(study: Study) -> int:
     reasons += [study.lost] if study.lost else []
     if lacking := sorted(set(range(study.jobs or 1)) - {one.number for one in found}):
         reasons.append(f"job {', '.join(map(str, lacking))}: left no record; run the same command again")
-    code = 0 if not reasons else _all_failed(found) if not done else 1
+        print(f"sftlab: {reasons[-1]}", file=sys.stderr)
     if study.scratch is not None:  # the dry run of a sweep
         study.scratch.cleanup()
         return _all_failed([one for one in found if one not in done]) if reasons else 0
+    code = 0 if not reasons else _all_failed(found) if not done else 1
     assert run is not None
     try:
         if done:

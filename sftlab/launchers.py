@@ -44,7 +44,7 @@ def prepare(config: DictConfig, swept: set[str]) -> None:
         return
     if keys := sorted(key for key in swept if key.partition(".")[0] == "instance"):
         raise ConfigError(
-            f"{keys[0]}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
+            f"{keys[0] if len(keys) == 1 else 'instance'}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
             "run one sweep for each value"
         )
     if config.instance.nnodes > 1:
