@@ -388,7 +388,7 @@ def main() -> None:
         print(f"sftlab: interrupted; {KEPT}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BaseException as error:
-        if not STUDY.asked and isinstance(error, TypeError | ValueError):
+        if not STUDY.asked and isinstance(error, TypeError | ValueError | AttributeError):
             # Hydra's own, about an override such as model=null or train=[1]
             _fail(ConfigError(explain(error, sys.argv[1:], job, CONF)))
         reason = _of_files(error)
@@ -437,8 +437,9 @@ def _run_jobs() -> None:
     except Exception as error:
         from sftlab.job import jobs
 
-        if STUDY.folder is None or not STUDY.sweep:
+        if not STUDY.sweep or (STUDY.run is None and STUDY.scratch is None):  # none has begun
             raise
+        assert STUDY.folder is not None
         what = _of_files(error) or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         reason = f"{STUDY.plugin}: {what}"
         if not jobs(STUDY.folder):
@@ -491,10 +492,11 @@ def _finish(study: Study) -> int:
     reasons += [study.lost] if study.lost else []
     if lacking := sorted(set(range(study.jobs or 1)) - {one.number for one in found}):
         reasons.append(f"job {', '.join(map(str, lacking))}: left no record; run the same command again")
-    code = 0 if not reasons else _all_failed(found) if not done else 1
+        print(f"sftlab: {reasons[-1]}", file=sys.stderr)
     if study.scratch is not None:  # the dry run of a sweep
         study.scratch.cleanup()
         return _all_failed([one for one in found if one not in done]) if reasons else 0
+    code = 0 if not reasons else _all_failed(found) if not done else 1
     assert run is not None
     try:
         if done:

@@ -100,7 +100,8 @@ def pinned_data(cfg: Config) -> Config:
         return data.model_copy(update={"revision": dataset.revision(data) or data.revision})
 
     evaluation = cfg.eval.model_copy(update={"dataset": cfg.eval.dataset and pin(cfg.eval.dataset)})
-    return cfg.model_copy(update={"dataset": pin(cfg.dataset), "eval": evaluation})
+    read = cfg.mode != "evaluate" or cfg.eval.dataset is None
+    return cfg.model_copy(update={"dataset": pin(cfg.dataset) if read else cfg.dataset, "eval": evaluation})
 
 
 def pinned(cfg: Config, base: Base) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -176,12 +178,14 @@ def _in_two_steps(sweep: Sweep, config: DictConfig, refused: set[str]) -> list[l
     """The arguments of two commands that do what a refused sweep asked for."""
     swept = {axis.text for axis in sweep.axes if not axis.in_file}
     fixed = [word for word in config.hydra.overrides.task if word not in swept and not word.startswith("mode=")]
-    hydra = [word for word in config.hydra.overrides.hydra if not word.startswith(("hydra.mode", "hydra.sweep.", "+"))]
+    own = get_args_parser().parse_args(sys.argv[1:]).config_dir
+    hydra = ["--config-dir", own] if own else []
+    hydra += [word for word in config.hydra.overrides.hydra if not word.startswith(("hydra.mode", "hydra.sweep.", "+"))]
     trained = [axis for axis in sweep.axes if axis.key not in refused]
     ours = [axis.text for axis in trained if not axis.in_file]
     one = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
     mode = ["mode=all"] if sweep.first.mode != "all" else []
-    first = [*(["-m"] if ours else []), *hydra, *fixed, *ours, *one, *mode]
+    first = [*(["-m"] if trained else []), *hydra, *fixed, *ours, *one, *mode]
     wanted = [axis.text for axis in sweep.axes if axis.key in refused and not axis.in_file]
     still = [axis.first for axis in trained if axis.in_file]
     return [first, ["-m", *hydra, *fixed, *still, *wanted, "mode=evaluate", "eval.name_or_path=RUN/merged"]]

@@ -1,4 +1,4 @@
-"""Every mode, alone and under -m, run and dry run: exit code and written files. What cannot be swept is refused."""
+"""Every mode, alone and under -m, run and dry run: exit code and written files; what cannot be swept is refused."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ REFUSED = [
     (["eval=demo,vllm"], "eval.max_tokens"),
     (["dataset@eval.dataset=vignettes,medqa"], "eval.dataset.name_or_path"),
     (["+debug=fast,overfit"], "eval.max_rows"),
-    (["hydra.sweeper.params={eval.temperature: '0,1'}"], "eval.temperature"),
+    (["--config-dir", "own", "+experiment=own"], "eval.temperature"),
     (["hydra/sweeper=optuna", "eval.temperature=interval(0,1)"], "eval.temperature"),
     (["mode=evaluate", "eval.name_or_path=random:llama", "train.learning_rate=1e-3,2e-3"], "train.learning_rate"),
     (["mode=evaluate", "eval.name_or_path=random:llama", "dataset@eval.dataset=vignettes", "dataset.max_rows=9,8"],
@@ -165,6 +165,11 @@ REFUSED = [
 
 @pytest.mark.parametrize(("arguments", "key"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
 def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: list[str], key: str) -> None:
+    if "own" in arguments:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        params = {"eval.temperature": "0,1", "train.num_train_epochs": "1,2"}
+        text = "# @package _global_\n" + json.dumps({"hydra": {"sweeper": {"params": params}}})
+        (tmp_path / "own" / "experiment" / "own.yaml").write_text(text, "utf-8")
     message = refused(tmp_path, "-m", *FIXED, *arguments)
     assert key in message
 
@@ -201,7 +206,8 @@ import sftlab.pipeline
 from dataclasses import asdict
 from sftlab.plan import Cell
 def plan_job(cfg, job):
-    job.plan = asdict(Cell({}, 1.0, 1.0, 2.0, 1.0, "a test"))
+    parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
+    job.plan = asdict(Cell(dict.fromkeys(parts, 0.1), 1.0, 1.0, 2.0, 1.0, "a test"))
 sftlab.pipeline.plan_job = plan_job
 """
 
@@ -250,15 +256,15 @@ def test_optuna_may_not_name_folders_by_values(tmp_path: Path) -> None:
     assert "hydra.sweep.subdir" in refused(tmp_path, *settings, "hydra.sweep.subdir=${seed}")
 
 
-NOTHING = """
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-BasicLauncher.launch = lambda self, job_overrides, initial_job_idx: []
+# Hydra has a copy of its own of the launcher's class.
+LAUNCHER = """
+import sftlab.cli
+from hydra.core.plugins import Plugins
+Basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+launch = Basic.launch
 """
-ONE = """
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-launch = BasicLauncher.launch
-BasicLauncher.launch = lambda self, job_overrides, initial_job_idx: launch(self, job_overrides[:1], initial_job_idx)
-"""
+NOTHING = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx: []\n"
+ONE = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx: launch(self, job_overrides[:1], 0)\n"
 BUG = """
 import sftlab.sweep
 def look(config):
@@ -272,6 +278,8 @@ def write_json(path, value):
 sftlab.run.write_json = write_json
 """
 SILENT = """
+import sftlab.pipeline
+sftlab.pipeline.plan_job = lambda cfg, job: None
 import sftlab.cli
 sftlab.cli.StudyCallback.on_multirun_start = lambda self, config, **kwargs: None
 """

@@ -128,6 +128,14 @@ def test_what_cannot_be_ranked_together_is_named_with_a_remedy(
     assert "select.metric=exact_match" in caplog.text
 
 
+def test_jobs_ranked_by_loss_and_by_answers_are_two_groups(config: Compose, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config()
+    by_loss, by_answers = {"validation tokens": "a"}, {"validation questions": "b"}
+    made = [replace(job(number, cfg, None), comparable=what) for number, what in enumerate((by_loss, by_answers))]
+    assert [[one.number for one in group] for group in pipeline.comparable(made)] == [[0], [1]]
+    assert "validation tokens and validation questions differ" in caplog.text
+
+
 def test_the_ranking_and_the_table_name_every_kind(
     config: Compose, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
