@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,6 +180,24 @@ def _wheel_file(rest: str, name: str) -> Path:
     return path
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars with which transformers reads and writes weights: each lasts about a second."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging as bars
+
+    shown, bar = bars.is_progress_bar_enabled(), gguf.tqdm
+    bars.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        if shown:
+            bars.enable_progress_bar()
+
+
+@_without_bars()
 def _dequantise(gguf: Path, folder: Path) -> None:
     """Weights of a GGUF file as a plain model in bf16, with its tokenizer."""
     import torch
@@ -199,6 +219,7 @@ CHATML = (
 )
 
 
+@_without_bars()
 def _random(architecture: str, seed: int, folder: Path) -> None:
     """Two random layers and a byte-level BPE tokenizer trained on the vignettes' text."""
     import torch

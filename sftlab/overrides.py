@@ -91,7 +91,7 @@ def _element(text: str, *, files: bool = False) -> str:
         if all(colon for _, colon, _ in pairs):
             return "{" + ", ".join(f"{_escaped(key.strip())}: {_element(value)}" for key, _, value in pairs) + "}"
     found = parsed(f"k={text}") if text else None
-    if found is not None and not found.is_sweep_override():
+    if found is not None and not found.is_sweep_override() and not text.endswith("\\"):
         value = found.value()
         quoted = text[0] in "'\"" and text[-1] == text[0]
         if quoted or not isinstance(value, str) or value == text:
