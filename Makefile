@@ -3,8 +3,8 @@
 # make check  lint, types and fast tests
 
 PYTHON ?= python3
-# Only PyTorch's own index has the CPU build of torch. Where it cannot be reached, pip warns at each try and takes the
-# wheel with the other hash in the lock: the warnings are shown only if that fails too.
+# Only PyTorch's own index has the CPU build of torch. Where it cannot be reached, pip warns of each try and then looks for
+# the same wheel in the other places of its configuration: its warnings are shown only if there is none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 
