@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError
-from sftlab.overrides import override, parsed, shown, takes, with_home
+from sftlab.overrides import override, parsed, refusal, shown, wants_list, with_home
 
 # Dictionaries that take keys of the user's choosing.
 FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.(train|validation|test)$")
@@ -47,25 +47,34 @@ def options_first(given: Sequence[str], conf: Path) -> list[str]:
     if "--version" in given:
         print(f"sftlab {metadata.version('sftlab')} (Hydra {hydra_version})")
         sys.exit(0)
-    options, unknown = _options(given)
-    words, problems = list(options.overrides), []
-    for argument in unknown:
-        after = given[index + 1] if (index := given.index(argument)) + 1 < len(given) else ""
-        value = after if after in words and "=" not in after and "=" not in argument else None
-        if value is not None:
-            words.remove(value)
-        problems.append(_option(argument, value))
-    if problems := [*_commands(words, conf), *problems]:
+    options, overrides, problems = _sorted(given)
+    if problems := [*_commands(overrides, conf), *problems]:
         from sftlab.validate import listed
 
         raise ConfigError(listed(problems))
-    left, first = list(options.overrides), []
-    for argument in given:
-        if left and argument == left[0]:
-            del left[0]
-        else:
-            first.append(argument)
-    return [*first, *map(with_home, options.overrides)]
+    _options([*options, *overrides])
+    return [*options, *map(with_home, overrides)]
+
+
+def _sorted(given: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Options with their values, overrides, and what is wrong with options that do not exist."""
+    actions = {name: action for action in get_args_parser()._actions for name in action.option_strings}
+    options, overrides, problems = [], [], []
+    left = list(given)
+    while left:
+        argument = left.pop(0)
+        action = actions.get(argument.partition("=")[0] if argument.startswith("--") else argument)
+        if action is not None:
+            options.append(argument)
+            takes_next = action.nargs is None or (left and action.choices and left[0] in action.choices)
+            if left and takes_next and "=" not in argument:
+                options.append(left.pop(0))
+        elif argument.startswith("-") and argument != "--":
+            word = left and "=" not in left[0] and not left[0].startswith("-") and "=" not in argument
+            problems.append(_option(argument, left.pop(0) if word else None))
+        elif argument != "--":
+            overrides.append(argument)
+    return options, overrides, problems
 
 
 class _Parser(ArgumentParser):
@@ -73,10 +82,10 @@ class _Parser(ArgumentParser):
         raise ConfigError(f"{message}; `{PROGRAM} --help` shows how commands are written")
 
 
-def _options(given: Sequence[str]) -> tuple[Namespace, list[str]]:
+def _options(given: Sequence[str]) -> Namespace:
     parser = get_args_parser()
     parser.__class__, parser.allow_abbrev = _Parser, False
-    return parser.parse_known_intermixed_args(list(given))
+    return parser.parse_args(list(given))
 
 
 def _option(argument: str, after: str | None) -> str:
@@ -100,7 +109,7 @@ def _commands(arguments: Sequence[str], conf: Path) -> Iterator[str]:
         words = [argument for argument in arguments if argument not in settings]
         yield f"{' '.join(words)}: is not KEY=VALUE; write {_command(words[0], words[1:], settings, conf)}"
         return
-    left = list(arguments)
+    left, before = list(arguments), ""
     while left:
         spaced = re.match(r"([\w.@/+]+)( = | =|= )(?=[^= ])", " ".join(left[:3]))
         if spaced and left[0] in (spaced[1], f"{spaced[1]}="):
@@ -108,15 +117,10 @@ def _commands(arguments: Sequence[str], conf: Path) -> Iterator[str]:
             key, value = spaced[1], taken[-1].lstrip("=")
             yield f"{' '.join(taken)}: has spaces around its =; write {shown(override(key, value) or f'{key}=VALUE')}"
         else:
-            taken = left[:2]
+            taken = left[:1]
             if _is_word(left[0]):
-                yield _word(left[0], "", conf)
-                taken = left[:1]
-            elif len(left) > 1 and _is_word(left[1]) and not _is_word(left[0]):
-                yield _word(left[1], left[0], conf)
-            else:
-                taken = left[:1]
-        left = left[len(taken) :]
+                yield _word(left[0], before, conf)
+        before, left = taken[-1] if "=" in taken[-1] else "", left[len(taken) :]
 
 
 def _is_word(argument: str) -> bool:
@@ -154,11 +158,12 @@ def _word(word: str, before: str, conf: Path) -> str:
 
     if word in set(known_keys(Config)):
         return f"{word}: has no value; write {word}=VALUE"
-    key, equal, value = before.partition("=")
-    if equal and (joined := override(key, f"{value} {word}")):
-        return f"{word}: is not KEY=VALUE; if it belongs to {before}, write {shown(joined)}"
     if choice := _choice(word, conf):
         return f"{word}: is not KEY=VALUE; write {shown(choice)}"
+    key, equal, value = before.partition("=")
+    joined = override(key, f"{value} {word}") if equal and refusal(key, f"{value} {word}") is None else None
+    if joined and not (conf / key.lstrip("+").partition("@")[0]).is_dir():
+        return f"{word}: is not KEY=VALUE; if it belongs to {before}, write {shown(joined)}"
     return f"{word}: is not KEY=VALUE; `{PROGRAM} --help` shows how settings are written"
 
 
@@ -198,7 +203,7 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
     """Hydra's error about a command line as argument, reason and remedy, together with all else that is wrong."""
     from sftlab.validate import SECRET, SECRETS, listed, problems, unknown_field, validate
 
-    options, _ = _options(given)
+    options = _options(given)
     if options.config_dir and not Path(options.config_dir).is_dir():
         return f"--config-dir {options.config_dir}: config directory {options.config_dir!r} not found; check the path"
     composer = _Composer(options, task, conf)
@@ -244,6 +249,11 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
                 if not any(_depends(problem, key) for key in doubtful if key):
                     found.append(problem)
         except (HydraException, TypeError, ValueError) as wrong:
+            twice = re.search(r"An item is already at '([^']+)'", str(wrong))
+            if again := next((one for one in fixed if twice and one.partition("=")[0] == f"+{twice[1]}"), None):
+                found.append(f"{again}: is there already; write {shown(again[1:])}")
+                fixed[fixed.index(again)] = again[1:]
+                continue
             missing = re.search(r"Could not override '([^']+)'", str(wrong))
             culprit = next((one for one in fixed if missing and one.partition("=")[0] == missing[1]), None)
             if culprit:
@@ -294,6 +304,8 @@ def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
         closing = {"[": "]", "{": "}"}[value.strip()[0]]
         return f"{argument}: cannot be read; write KEY=VALUE with {closing} at the end of the value", None
     meant = override(key.strip(), value, sweep=sweep)
+    if not sweep and not wants_list(plain) and value.strip()[:1] not in ("[", "{") and (no := refusal(plain, value)):
+        return f"{plain}={value!r}: {no}", None
     if meant is None:
         return (
             f"{argument}: cannot be read on a command line; write it in a YAML file and add that by --config-dir",
@@ -311,7 +323,7 @@ def _misfit(argument: str, read: Override, composer: _Composer, *, sweep: bool) 
         return f"{argument}: has no key; write KEY=VALUE", None
     choices = composer.choices(key) if not read.is_delete() else []
     if read.is_sweep_override() and not sweep and not key.startswith("hydra"):
-        return _several(argument, read, group=bool(choices)), None
+        return _several(argument, group=bool(choices)), None
     if choices and not key.startswith("hydra"):
         named = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
         names = [str(name) if isinstance(name, str | int) and not isinstance(name, bool) else None for name in named]
@@ -358,12 +370,12 @@ def _defaults(composer: _Composer) -> set[str]:
         composer.name, composer.searched, RunMode.RUN).overrides.known_choices}  # fmt: skip
 
 
-def _several(argument: str, read: Override, *, group: bool) -> str:
+def _several(argument: str, *, group: bool) -> str:
     key, _, value = argument.partition("=")
     if group:
         return f"{argument}: a group needs one choice; add -m to run each of them"
     as_one = override(key, value)
-    if as_one and takes(list, key):
+    if as_one and wants_list(key):
         return f"{argument}: is not a list; write {shown(as_one)}"
-    text = f"write {shown(as_one)} for one value, or " if as_one and takes(str, key) else ""
+    text = f"write {shown(as_one)} for one value, or " if as_one and refusal(key, value) is None else ""
     return f"{argument}: has several values; {text}add -m to run each of them"

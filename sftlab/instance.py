@@ -157,9 +157,10 @@ def find(cfg: InstanceConfig, *, elsewhere: bool = False) -> Machine:
     gpus = len(visible_gpus())
     wanted = gpus_per_job(cfg.device, cfg.num_processes)
     if gpus < wanted and not elsewhere:
+        remedy = "set instance.device=cpu" if cfg.name in ("auto", "cpu") else "choose instance=auto or instance=cpu"
         raise ConfigError(
             f"instance={cfg.name}: wants {wanted} GPU{'s' if wanted > 1 else ''} and this machine shows "
-            f"{gpus or 'none'}; choose instance=auto or instance=cpu, or set instance.num_processes"
+            f"{gpus or 'none'}; {f'set instance.num_processes={gpus}' if gpus else remedy}"
         )
     attention = cfg.attn_implementation if cfg.attn_implementation != "auto" else "sdpa"
     device, processes = "cuda" if wanted else "cpu", wanted or cfg.num_processes or 1
@@ -221,7 +222,7 @@ def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
                 "train.optim=adamw_torch"
             )
     if train.optim.startswith("paged_") and machine.device == "cpu":
-        problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_8bit")
+        problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_torch")
     if problems:
         raise ConfigError("\n".join(problems))
 

@@ -237,7 +237,7 @@ def _quiet() -> None:
     """Leave the terminal to what takes long: no advice to developers."""
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "vllm"):
+    for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "torch._library.triton", "vllm"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

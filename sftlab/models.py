@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -264,6 +264,24 @@ def _wheel_file(rest: str, name: str) -> Path:
     return path
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars with which transformers reads and writes weights: each lasts about a second."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging as bars
+
+    shown, bar = bars.is_progress_bar_enabled(), gguf.tqdm
+    bars.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        if shown:
+            bars.enable_progress_bar()
+
+
+@_without_bars()
 def _dequantise(gguf: Path, folder: Path) -> None:
     """Weights of a GGUF file as a plain model in bf16, with its tokenizer."""
     import torch
@@ -285,6 +303,7 @@ CHATML = (
 )
 
 
+@_without_bars()
 def _random(architecture: str, seed: int, folder: Path) -> None:
     """Two random layers and a byte-level BPE tokenizer trained on the vignettes' text."""
     import torch

@@ -6,11 +6,12 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
+from pydantic import TypeAdapter, ValidationError
 
 from sftlab.config import Config
 
@@ -33,13 +34,13 @@ def override(key: str, value: str, *, sweep: bool = False) -> str | None:
     A value in brackets or braces is a list or a dictionary. In a ``sweep`` commas separate values.
     """
     value = value.strip()
-    wants_list = takes(list, key)
-    if wants_list and not value.startswith("["):
+    several = wants_list(key)
+    if several and not value.startswith("["):
         value = f"[{value}]"
     if sweep and not Path(value).exists() and value[:1] not in CLOSING:
-        text = ",".join(_element(item) for item in _items(value, files=wants_list))
+        text = ",".join(_element(item) for item in _items(value, files=several))
     else:
-        text = _element(value, files=wants_list)
+        text = _element(value, files=several)
     found = parsed(f"{key}={text}") if KEY.fullmatch(key) else None
     return f"{key}={text}" if found is not None and found.is_sweep_override() <= sweep else None
 
@@ -57,19 +58,27 @@ def with_home(argument: str) -> str:
     return override(key, value, sweep=True) or argument
 
 
-def takes(kind: type, key: str) -> bool:
-    """Whether values of a key may be of this type, such as ``str`` or ``list``."""
-    section, _, leaf = key.lstrip("+").rpartition(".")
+def refusal(key: str, value: Any) -> str | None:
+    """Why a key of the configuration does not take a value; None if it does, or if there is no such key."""
+    names = key.lstrip("+").split(".")
     model: Any = Config
-    for name in filter(None, section.split(".")):
+    for name in names[:-1]:
         field = getattr(model, "model_fields", {}).get(name)
         options = [] if field is None else [field.annotation, *get_args(field.annotation)]
         model = next((part for part in options if hasattr(part, "model_fields")), None)
-    field = getattr(model, "model_fields", {}).get(leaf)
-    if field is None:
-        return False
-    options = [field.annotation, *get_args(field.annotation)] if get_origin(field.annotation) is not list else [list]
-    return any(kind in (part, *get_args(part)[:1]) for part in options)
+    field = getattr(model, "model_fields", {}).get(names[-1])
+    if field is None or model is None:
+        return None
+    try:
+        TypeAdapter(field.rebuild_annotation()).validate_python(value, strict=True)
+    except ValidationError as error:
+        return re.sub(r"^\w+ should", "should", error.errors()[0]["msg"])
+    return None
+
+
+def wants_list(key: str) -> bool:
+    """Whether a key takes lists and no single value."""
+    return refusal(key, "x") is not None and refusal(key, ["x"]) is None
 
 
 def _element(text: str, *, files: bool = False) -> str:
@@ -82,7 +91,7 @@ def _element(text: str, *, files: bool = False) -> str:
         if all(colon for _, colon, _ in pairs):
             return "{" + ", ".join(f"{_escaped(key.strip())}: {_element(value)}" for key, _, value in pairs) + "}"
     found = parsed(f"k={text}") if text else None
-    if found is not None and not found.is_sweep_override():
+    if found is not None and not found.is_sweep_override() and not text.endswith("\\"):
         value = found.value()
         quoted = text[0] in "'\"" and text[-1] == text[0]
         if quoted or not isinstance(value, str) or value == text:

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from sftlab import instance, models, overrides, score
-from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
+from sftlab.config import Config, DatasetConfig, InstanceConfig, Lora, NoPeft, Qlora, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
 from sftlab.modes import MODES
@@ -169,6 +169,9 @@ def _explain(problem: dict[str, Any]) -> str:
     if SECRET.search(key):
         return f"{key}: {SECRETS}"
     message = re.sub(r"^\w+ should", "should", problem["msg"])
+    if len(problem["loc"]) == 3 and location[0] == "peft" and _of_another_method(problem):
+        method = problem["loc"][1]
+        return f"peft.method={method}: needs the other keys of this method; choose peft={method} to set all of them"
     if problem["type"] == "extra_forbidden":
         return f"{key}: no such key; {nearest(key)}"
     if problem["type"] == "missing":
@@ -180,6 +183,12 @@ def _explain(problem: dict[str, Any]) -> str:
     if problem["type"] == "list_type" and isinstance(problem["input"], str):
         message += f"; write {overrides.shown(overrides.override(key, problem['input']) or f'{key}=[…]')}"
     return f"{key}={shown(problem['input'])}: {message}"
+
+
+def _of_another_method(problem: dict[str, Any]) -> bool:
+    """Whether a key of peft is missing, or there, because only peft.method was set."""
+    known = {name for part in (NoPeft, Lora, Qlora) for name in part.model_fields}
+    return problem["type"] in ("missing", "extra_forbidden") and problem["loc"][2] in known
 
 
 def _impossible(cfg: Config) -> Iterator[str]:
@@ -214,8 +223,9 @@ def _impossible(cfg: Config) -> Iterator[str]:
         except ConfigError as error:
             yield f"eval.pattern: {error}"
         if (cfg.eval.dataset or cfg.dataset).choices is None:
+            key = "dataset" if cfg.eval.dataset is None else "eval.dataset"
             yield (
-                "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set "
+                f"eval.task=choice: {key}.choices is null; give the letters that an answer may be, or set "
                 "eval.task=exact to compare words and texts"
             )
         if cfg.eval.extract is not None:
@@ -298,10 +308,10 @@ def _engines(cfg: Config) -> Iterator[str]:
     gpus = cfg.instance.num_processes or len(instance.visible_gpus())
     if size == 1 or not MODES[cfg.mode].evaluates:
         return
-    if cfg.eval.engine != "vllm":
-        yield f"eval.tensor_parallel_size={size}: only vLLM spreads a model; set it to 1, or eval.engine to vllm"
-    elif cfg.instance.device == "cpu" or not gpus:
+    if cfg.instance.device == "cpu" or not gpus:
         yield f"eval.tensor_parallel_size={size}: on the CPU there is nothing to spread a model over; set it to 1"
+    elif cfg.eval.engine != "vllm":
+        yield f"eval.tensor_parallel_size={size}: only vLLM spreads a model; set it to 1, or eval.engine to vllm"
     elif gpus % size:
         yield (
             f"eval.tensor_parallel_size={size}: does not divide the {gpus} GPUs of instance={cfg.instance.name}; "
@@ -539,7 +549,8 @@ def _schedule(train: TrainConfig) -> Iterator[str]:
     for name in unknown:
         yield (
             f"train.lr_scheduler_kwargs.{name}: the schedule {train.lr_scheduler_type} takes "
-            f"{', '.join(known) or 'no arguments'}; fix it, or set another train.lr_scheduler_type"
+            f"{', '.join(known) or 'no arguments'}; {'rename it' if known else 'leave it out'}, or set another "
+            "train.lr_scheduler_type"
         )
     if not unknown and (reason := _refused(train)):
         yield (
@@ -575,7 +586,7 @@ def _stable(train: TrainConfig) -> Iterator[str]:
         told = f"={decay!r}" if "num_decay_steps" in train.lr_scheduler_kwargs else ""
         yield (
             f"train.lr_scheduler_kwargs.num_decay_steps{told}: warmup_stable_decay needs the number of steps at its "
-            "end on which the learning rate falls; write +train.lr_scheduler_kwargs.num_decay_steps=10"
+            "end on which the learning rate falls; write ++train.lr_scheduler_kwargs.num_decay_steps=10"
         )
     for name in ("num_stable_steps", "num_training_steps", "num_warmup_steps"):
         if name in train.lr_scheduler_kwargs:

@@ -28,7 +28,7 @@ FLASH = Machine("small", "cuda", 1, "flash_attention_2")
         (Machine("auto", "cpu", 1, "flash_attention_2"), [], None, "needs a GPU, and this trains on the CPU"),
         (CPU, ["train.optim=adamw_torch_4bit"], "torchao", "pip install torchao, or set train.optim=adamw_torch"),
         (CPU, ["train.optim=galore_adamw"], "galore_torch", "comes with galore-torch; pip install galore-torch"),
-        (CPU, ["train.optim=paged_adamw_8bit"], None, "pages between GPU and CPU memory; set train.optim=adamw_8bit"),
+        (CPU, ["train.optim=paged_adamw_8bit"], None, "pages between GPU and CPU memory; set train.optim=adamw_torch"),
     ],
 )  # fmt: skip
 def test_what_cannot_take_effect_is_refused(

@@ -115,9 +115,11 @@ def prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: Eval
     )
     room = context_length(base.path)
     if made.longest + cfg.max_tokens > room:
+        left = room - made.longest
         raise ConfigError(
             f"eval.max_tokens={cfg.max_tokens}: the longest prompt has {made.longest} tokens and the model takes "
-            f"{room} in all; set eval.max_tokens to at most {room - made.longest}"
+            f"{room} in all; "
+            + (f"set eval.max_tokens={left} or less" if left > 0 else "leave long rows out by dataset.keep")
         )
     return made
 

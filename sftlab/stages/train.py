@@ -221,7 +221,9 @@ def check_schedule(tokens: Tokenized, train: TrainConfig, machine: Machine) -> N
     if warmup + decay > total:
         raise ConfigError(
             f"train.lr_scheduler_kwargs.num_decay_steps={decay}: with {warmup:g} steps of warm-up this is longer than "
-            f"the job, which has {total} steps; set it to at most {int(total - warmup)}, or train longer"
+            f"the job, which has {total} steps; "
+            + (f"set it to at most {int(total - warmup)}" if total - warmup >= 1 else "lower train.warmup_steps")
+            + ", or train longer"
         )
 
 
