@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
 from sftlab.records import Example
-from sftlab.rows import Dict, List, NotTextError, Row, listing, path, plain, short, wrap
+from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
 from sftlab.sandbox import environment, text_of
 
 if TYPE_CHECKING:
@@ -528,7 +528,7 @@ def _remedy(where: str, value: Any) -> str:
         return f"write {{{{ {name} | string }}}}"
     text = f"{name} | tojson"
     if value and not isinstance(value, dict):
-        if all(isinstance(item, dict) and isinstance(item.get("text"), str) for item in value):
+        if all(isinstance(item, dict) and not is_null(item.get("text")) for item in value):
             text = f"{name} | map(attribute='text') | join"
         elif all(isinstance(item, str | int | None) and not isinstance(item, bool) for item in value):
             text = f"{name} | join(', ')"

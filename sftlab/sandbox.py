@@ -37,7 +37,8 @@ def environment() -> ImmutableSandboxedEnvironment:
 
         def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
             if isinstance(left, str):
-                right = _arguments(right)
+                named = isinstance(right, Mapping) and "%(" in left
+                right = _arguments(right) if named or isinstance(right, tuple) else _formatted(right)
             return super().call_binop(context, operator, left, right)
 
         def wrap_str_format(self, value: Any) -> Any:
@@ -144,9 +145,7 @@ def _arguments(values: Any) -> Any:
     """What a format is filled with, by position or by name."""
     if isinstance(values, tuple):
         return tuple(map(_formatted, values))
-    if isinstance(values, Mapping):
-        return {name: _formatted(value) for name, value in values.items()}
-    return _formatted(values)
+    return {name: _formatted(value) for name, value in values.items()}
 
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from conftest import Row, vignette, vignettes, write_rows
 from test_prompt import settings
 
+from sftlab import formats
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 from sftlab.stages import dataset
@@ -332,6 +334,85 @@ def test_rows_of_a_group_stay_together(hundred: Path, seed: int) -> None:
     assert all(len(splits) == 1 for splits in homes(made).values())
     assert len(homes(made)) == 20
     assert sizes(made) == (55, 25, 20)  # whole groups of five
+
+
+@pytest.mark.parametrize("group", [None, "", "  ", math.nan, "missing"])
+@pytest.mark.parametrize("template", ["{{ group }}", "case {{ group }}", "{{ meta.group }}"])
+def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path, group: Any, template: str) -> None:
+    rows = []
+    for number in range(40):
+        value = f"g{number % 4}" if number < 8 else group
+        found = {"group": value} if value != "missing" else {}
+        rows.append(vignette(number, meta=dict(found), **found))
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    split = {"train": 20, "validation": 8, "test": 8}
+    made = examples(path, group_by=template, split=split)
+    assert all(8 <= len(made[name]) <= 9 for name in ("validation", "test"))  # not one group of 32
+    assert sum(row.group is None for rows in made.values() for row in rows) >= 28
+    assert all(len(splits) == 1 for group, splits in homes(made).items() if group != "None")
+
+
+def test_a_group_by_that_gives_no_row_a_group_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [vignette(number, meta={"case": 1}) for number in range(9)])
+    with pytest.raises(ConfigError, match=r"dataset\.group_by='\{\{ meta\.cse \}\}': gives no row a group"):
+        examples(path, group_by="{{ meta.cse }}")
+
+
+ASKED: list[tuple[dict[str, Any], str]] = [
+    ({"split": {"train": 80, "validation": 20, "test": 10}}, "110 rows (80 train, 20 validation, 10 test), and"),
+    ({"split": {"train": 1, "validation": 120, "test": 0}}, "asks for 121 rows (1 train, 120 validation)"),
+    ({"split": {"train": 0.9, "validation": 20, "test": 20}}, "asks for 130 rows (90 train, 20 validation, 20 test)"),
+    ({"split": {"train": 30, "validation": 20, "test": 20}, "keep": "group[-1] == '1'"}, "has 10 of them after keep"),
+    ({"split": {"train": 60, "validation": 22, "test": 18}, "group_by": "{{ group }}"}, "at most 55 train rows"),
+]
+
+
+@pytest.mark.parametrize(("changed", "said"), ASKED, ids=[case[1] for case in ASKED])
+def test_splits_that_ask_for_more_rows_than_there_are(hundred: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        examples(hundred, **changed)
+    assert said in str(caught.value)
+    assert str(hundred) in str(caught.value)
+
+
+def test_the_number_that_is_given_instead_works(hundred: Path) -> None:
+    split = {"train": 55, "validation": 22, "test": 18}
+    assert sizes(examples(hundred, split=split, group_by="{{ group }}")) == (55, 25, 20)
+    assert sizes(examples(hundred, split={"train": 70, "validation": 20, "test": 10})) == (70, 20, 10)
+
+
+def test_numbers_count_for_splits_that_are_cut_and_no_others(tmp_path: Path) -> None:
+    rows = vignettes(40)
+    write_rows(tmp_path / "train.jsonl", rows[:30])
+    write_rows(tmp_path / "test.jsonl", rows[30:])
+    assert sizes(examples(tmp_path, split={"train": 384, "validation": 8, "test": 200})) == (22, 8, 10)
+    for wanted in (30, 31):  # nothing would be left to train on
+        with pytest.raises(ConfigError, match=f"asks for {wanted + 1} rows .1 train, {wanted} validation., and .* 30"):
+            examples(tmp_path, split={"train": 384, "validation": wanted, "test": 200})
+
+
+def test_as_many_rows_are_generated_as_keep_lets_through() -> None:
+    cfg = settings(
+        name_or_path="generate:vignettes", split={"train": 20, "validation": 6, "test": 6}, keep="answer_idx == 'A'"
+    )
+    made = dataset.examples(cfg, 42)
+    assert sizes(made) == (20, 6, 6)
+    assert {row.target for rows in made.values() for row in rows} == {"A"}
+
+
+def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(dataset.sources, "read_file", lambda file: read.append(file) or formats.read_file(file))
+    cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
+    splits = dataset.examples(cfg, 1, column="answer_idx")
+    made = dataset.make(Store(tmp_path / "store"), cfg, 1)
+    assert len(read) == 1
+    assert dataset.subgroups(cfg, 1, "answer_idx") == {row.id: "A" for row in splits["test"]}
+    assert {row.subgroup for row in made.split("test")} == {None}
+    assert len(read) == 1
+    write_rows(tmp_path / "a.jsonl", vignettes(21))
+    assert sum(sizes(dataset.examples(cfg, 1))) == 21
+    assert len(read) == 2
 
 
 def test_own_splits_that_share_a_group_are_refused(tmp_path: Path) -> None:

@@ -231,16 +231,15 @@ def _examples(source: Source, cfg: DatasetConfig, key: str, column: str | None) 
     Raises:
         ConfigError: rows that cannot be read or do not fit, all of them.
     """
+    compiled = _templates(source, cfg, key)
     made: dict[str, list[Example]] = {}
     problems, started = list(source.problems), monotonic()
     first: dict[str, str] = {}
     for split, rows in source.splits.items():
         made[split] = []
-        if not any(rows):
-            continue
-        templates = Templates(cfg, key, _columns(rows))
+        templates = compiled.get(split)
         for number, values in enumerate(rows, start=1):
-            if values is None:
+            if values is None or templates is None:
                 continue
             at = f"{'' if split == 'all' else split + ' '}row {number}"
             place = f"{cfg.name_or_path}, {at}"
@@ -255,7 +254,7 @@ def _examples(source: Source, cfg: DatasetConfig, key: str, column: str | None) 
             except ConfigError as error:
                 problems += str(error).split("\n")
                 if len(problems) >= SHOWN and monotonic() - started > PATIENCE:
-                    _refuse([*problems, f"{place} is where reading ended; later rows may have problems too"])
+                    _refuse(problems, f"; the rows after {at} were not read")
                 continue
             if (other := first.setdefault(example.id, at)) is not at:
                 problems.append(
@@ -272,7 +271,26 @@ def _examples(source: Source, cfg: DatasetConfig, key: str, column: str | None) 
     return made
 
 
-def _refuse(problems: list[str]) -> None:
+def _templates(source: Source, cfg: DatasetConfig, key: str) -> dict[str, Templates]:
+    """The templates for every split with rows; splits may have different columns."""
+    found: dict[str, Templates] = {}
+    problems: list[str] = []
+    for split, rows in source.splits.items():
+        try:
+            if any(rows):
+                found[split] = Templates(cfg, key, _columns(rows))
+        except ConfigError as error:
+            problems += str(error).split("\n")
+    if problems:
+        try:
+            _refuse(source.problems)
+        except ConfigError as error:
+            problems.append(str(error))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return found
+
+
+def _refuse(problems: list[str], end: str = "") -> None:
     """Raise one error for all problems, the first of them in words."""
     if not problems:
         return
@@ -280,7 +298,7 @@ def _refuse(problems: list[str]) -> None:
         raise ConfigError(problems[0])
     more = f"\n    … and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     raise ConfigError(
-        f"{len(problems):,} problems in the rows:" + "".join(f"\n    {line}" for line in problems[:SHOWN]) + more
+        f"{len(problems):,} problems in the rows{end}:" + "".join(f"\n    {line}" for line in problems[:SHOWN]) + more
     )
 
 
