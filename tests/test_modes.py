@@ -170,7 +170,7 @@ def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: li
         params = {"eval.temperature": "0,1", "train.num_train_epochs": "1,2"}
         text = "# @package _global_\n" + json.dumps({"hydra": {"sweeper": {"params": params}}})
         (tmp_path / "own" / "experiment" / "own.yaml").write_text(text, "utf-8")
-    message = refused(tmp_path, "-m", *FIXED, *arguments)
+    message = refused(tmp_path, "-m", *arguments, *FIXED)
     assert key in message
 
 
@@ -346,8 +346,9 @@ def test_leakage_is_found_before_the_model_is_made(tmp_path: Path, mode: str, sw
     rows = vignettes(12)
     write_rows(tmp_path / "twice.jsonl", [*rows, *({**row, "id": f"again-{row['id']}"} for row in rows)])
     settings = [*LEAK, f"mode={mode}", SPLIT, f"dry_run={str(dry).lower()}"]
-    where = ["-m", "train.learning_rate=1e-3,2e-3", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
-    code, out, errors, _ = sftlab(tmp_path, *settings, *where)
+    settings += ["train.learning_rate=1e-3,2e-3", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
+    settings = ["-m", *settings] if sweep else settings
+    code, out, errors, _ = sftlab(tmp_path, *settings)
     assert code == 2, out + errors
     assert "dataset.max_overlap=0.9" in errors
     assert "row-" in errors
@@ -356,7 +357,7 @@ def test_leakage_is_found_before_the_model_is_made(tmp_path: Path, mode: str, sw
         assert files(tmp_path) == ["twice.jsonl"]
     else:
         assert "dataset.max_overlap" in read(tmp_path / "out" / "run.json")["error"]
-    code, out, errors, _ = sftlab(tmp_path, *settings, *where, "dataset.allow_overlap=true", "dry_run=true")
+    code, out, errors, _ = sftlab(tmp_path, *settings, "dataset.allow_overlap=true", "dry_run=true")
     assert code == 0, out + errors
 
 
@@ -432,7 +433,7 @@ seen = []
 @pytest.mark.parametrize("sweep", [False, True])
 @pytest.mark.parametrize("error", ["StageError('the disk of the store is gone')", "KeyError('a bug')"])
 @pytest.mark.parametrize("stage", sorted(STAGES))
-def test_a_job_that_fails_ends_with_its_own_reason(tmp_path: Path, stage: str, error: str, sweep: bool) -> None:
+def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str, error: str, sweep: bool) -> None:
     name = STAGES[stage]
     module = name.rpartition(".")[0].removesuffix(".dataset").removesuffix(".models").removesuffix(".tokenize")
     code = FAILS.format(module=module.removesuffix(".train"), name=name, error=error, always=True)
@@ -442,8 +443,8 @@ def test_a_job_that_fails_ends_with_its_own_reason(tmp_path: Path, stage: str, e
     )
     if stage == "training":
         code += TOKENS
-    where = ["-m", "seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
-    done = run(tmp_path, *TINY, "mode=train", *where, code=code)
+    settings = [*TINY, "mode=train", *(["seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"])]
+    done = run(tmp_path, *(["-m"] if sweep else []), *settings, code=code)
     assert done.returncode == 1, done.stdout + done.stderr
     reason = "the disk of the store is gone" if error.startswith("StageError") else "KeyError: 'a bug'"
     record = read(tmp_path / "out" / "run.json")
