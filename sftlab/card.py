@@ -14,7 +14,7 @@ from markupsafe import Markup as Markdown  # what is Markdown already and must n
 from sftlab.errors import ConfigError, StageError
 from sftlab.hub import MODEL_FILES, explained
 from sftlab.page import DASH, VERDICTS, count, decimals, finite, percent, points
-from sftlab.score import METRICS, metric
+from sftlab.score import METRICS, metric, truncated
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -162,7 +162,7 @@ def _template() -> Template:
     from jinja2 import ChainableUndefined, Environment
 
     environment = Environment(undefined=ChainableUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {own.__name__: own for own in (code, block, count, decimals, percent, points)}
+    environment.filters |= {own.__name__: own for own in (code, block, count, decimals, percent, points, truncated)}
     return environment.from_string(Path(__file__).with_name("card.md.jinja").read_text("utf-8"))
 
 

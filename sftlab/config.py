@@ -53,6 +53,7 @@ class ModelConfig(Section):
     revision: str | None
     trust_remote_code: bool
     chat_template: Location | None
+    template_time: str | None
 
 
 class DatasetConfig(Section):
@@ -150,6 +151,8 @@ class InstanceConfig(Section):
     nnodes: PositiveInt
     node_rank: Count
     rdzv_endpoint: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None
+    rdzv_timeout_min: PositiveFloat
+    grace_seconds: PositiveInt
     partition: str | None
     timeout_min: PositiveInt
     cpus: PositiveInt | None
@@ -169,6 +172,7 @@ class EvalConfig(Section):
     repeats: PositiveInt
     task: Literal["choice", "exact", "rouge"]
     pattern: str
+    reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
     group_by: str | None

@@ -25,13 +25,13 @@ LAYERS = 50  # pairs of quotes and the like that ``normalise`` takes off
 
 @cache
 def compile_pattern(pattern: str) -> regex.Pattern[str]:
-    r"""The answer pattern, ready for ``strict`` and ``last``; upper and lower case are the same to it.
+    r"""The answer pattern, ready for ``strict`` and ``last``. Case counts unless the pattern says ``(?i)``.
 
     Raises:
         ConfigError: It does not compile, or does not have exactly one capturing group.
     """
     try:
-        compiled = re.compile(pattern, re.IGNORECASE)
+        compiled = re.compile(pattern)
     except re.error as error:
         where = "" if error.pos is None else f" at position {error.pos}"
         raise ConfigError(
@@ -48,7 +48,7 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
             r"answer, as in the answer is\s*\(([A-Z])\); write any other as (?:...)"
         )
     try:
-        return regex.compile(pattern, regex.IGNORECASE)  # which knows a time limit
+        return regex.compile(pattern)  # which knows a time limit
     except regex.error as error:
         raise ConfigError(f"answer pattern {pattern!r} is not a regular expression: {error}; rewrite it") from error
 
@@ -79,41 +79,107 @@ def limited(find: Any, text: str, pattern: str) -> Iterator[Any]:
         ) from error
 
 
-def strict(text: str, pattern: regex.Pattern[str]) -> str | None:
+def strict(text: str, pattern: regex.Pattern[str], choices: str = "") -> str | None:
     """The answer in the first match of a pattern made by ``compile_pattern``, or None without a match.
 
-    A single letter comes back in upper case, anything longer as it stands. A letter that is none of the
-    options is returned all the same: the answer was given in the right form, and is wrong.
+    A single letter comes back as the choice that it names (``choice``), anything longer as it stands. A letter that
+    is none of the options is returned all the same: the answer was given in the right form, and is wrong.
 
     Raises:
         ConfigError: the pattern backtracks for longer than ``SECONDS``.
     """
-    return next(_matches(text, pattern), None)
+    return next(_matches(text, pattern, choices), None)
 
 
-def last(text: str, pattern: regex.Pattern[str]) -> str | None:
+def last(text: str, pattern: regex.Pattern[str], choices: str = "") -> str | None:
     """Like ``strict``, but the last match: what a text that reasons first comes to in the end."""
     answer = None
-    for answer in _matches(text, pattern):  # noqa: B007 – the last one is what is wanted
+    for answer in _matches(text, pattern, choices):  # noqa: B007 – the last one is what is wanted
         pass
     return answer
 
 
-def _matches(text: str, pattern: regex.Pattern[str]) -> Iterator[str]:
+def _matches(text: str, pattern: regex.Pattern[str], choices: str) -> Iterator[str]:
     for match in limited(pattern.finditer, text, pattern.pattern):
         if answer := (match[1] or "").strip():
-            yield answer.upper() if len(answer) == 1 else answer
+            yield choice(answer, choices)
+
+
+def choice(answer: str, choices: str) -> str:
+    """A single letter as the choice that it names in upper or lower case; in upper case where it names none."""
+    if len(answer) > 1 or answer in choices:
+        return answer
+    return next((letter for letter in choices if letter.casefold() == answer.casefold()), answer.upper())
 
 
 def read(
     text: str, pattern: regex.Pattern[str], choices: str, options: Mapping[str, str] | None
 ) -> dict[str, str | None]:
-    """The answer by each way of reading: ``strict``, ``last`` and ``lenient``."""
+    """The answer by each way of reading: ``strict``, ``last`` and ``lenient``.
+
+    ``lenient`` knows the letters A to Z; where a choice is a digit or another character it is the same as ``last``.
+    """
+    final = last(text, pattern, choices)
+    found = final
+    if not choices or (choices.isascii() and choices.isalpha()):
+        upper = {letter.upper(): option for letter, option in (options or {}).items()}
+        found = lenient(text, choices.upper(), upper)
     return {
-        "strict": strict(text, pattern),
-        "last": last(text, pattern),
-        "lenient": lenient(text, choices, options),
+        "strict": strict(text, pattern, choices),
+        "last": final,
+        "lenient": None if found is None else choice(found, choices),
     }
+
+
+def can_read(pattern: str, answer: str) -> bool:
+    """Whether the group of a pattern can match an answer: what it looks for around the answer is not asked.
+
+    A single letter may stand there in upper or lower case, as ``choice`` takes either.
+    """
+    group = _group(pattern)
+    cases = {answer, answer.upper(), answer.lower()} if len(answer) == 1 else {answer}
+    # What surrounds an answer within the group is stripped from it.
+    spaced = [f"{before}{case}{behind}" for case in cases for before in ("", " ") for behind in ("", " ", "\n")]
+    return group is None or any(group.fullmatch(text) for text in spaced)
+
+
+@cache
+def _group(pattern: str) -> re.Pattern[str] | None:
+    """The one group of a pattern without look-arounds and anchors, under the flags that hold there.
+
+    None where Python's parser builds it otherwise than expected.
+    """
+    from re import _compiler, _parser  # type: ignore[attr-defined]
+
+    tree = _parser.parse(pattern)
+
+    def search(node: Any, flags: int) -> Any:
+        if isinstance(node, tuple) and len(node) == 2 and str(node[0]) == "SUBPATTERN":
+            number, added, removed, inner = node[1]
+            flags = (flags | added) & ~removed
+            return (inner, flags) if number == 1 else search(inner, flags)
+        parts = node if isinstance(node, tuple | list | _parser.SubPattern) else ()
+        return next((found for part in parts if (found := search(part, flags))), None)
+
+    def bare(node: Any) -> Any:
+        if isinstance(node, _parser.SubPattern):
+            kept = [part for part in node.data if str(part[0]) not in ("ASSERT", "ASSERT_NOT", "AT")]
+            return _parser.SubPattern(node.state, [bare(part) for part in kept])
+        return type(node)(map(bare, node)) if type(node) in (tuple, list) else node
+
+    try:
+        inner, flags = search(tree, tree.state.flags)
+        compiled: re.Pattern[str] = _compiler.compile(bare(inner), flags)
+    except (re.error, AttributeError, LookupError, TypeError, ValueError):
+        return None
+    return compiled
+
+
+def with_group(pattern: str, group: str) -> str | None:
+    """A pattern with another group in the place of its own; None where there is none or it nests parentheses."""
+    own = re.compile(r"(?<!\\)\((?:\?P<\w+>|(?!\?))((?:[^()\\\[]|\\.|\[[^\]]*\])*)\)")
+    made, count = own.subn(lambda _: f"({group})", pattern)
+    return made if count == 1 else None
 
 
 def normalise(text: str) -> str:

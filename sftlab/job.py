@@ -23,7 +23,8 @@ class Job:
 
     ``comparable`` holds everything that must be equal for two jobs' validation losses to be ranked
     together; ``family`` is the same for jobs that share their first steps; ``stages`` has the folder of
-    each finished stage; ``plan`` is what ``mode=plan`` found out. ``run`` is the id of the run that the job belongs
+    each finished stage; ``plan`` and ``evaluation`` are the results of these
+    modes. ``run`` is the id of the run that the job belongs
     to: a run's folder may contain other runs. ``folder`` is where its file was read or written, and not in the file.
     """
 
@@ -39,6 +40,7 @@ class Job:
     overlap: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
     family: str | None = None
     candidates: list[Candidate] = field(default_factory=list)
     run: str | None = None

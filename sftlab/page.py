@@ -8,13 +8,14 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.records import Prediction, read_jsonl
-from sftlab.score import METRICS, metric
+from sftlab.score import METRICS, metric, truncated
 from sftlab.statistics import subgroup
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ FOREST = 20  # subgroups that are drawn; more would be no picture
 DASH = "–"
 
 
-def render(folder: Path) -> str:
-    """The page of the run in a folder. What the folder does not have, the page leaves out."""
-    run = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else {}
+def render(folder: Path, run: dict[str, Any] | None = None) -> str:
+    """The page of the run in a folder; ``run`` is its ``run.json``. What the folder lacks is left out of the page."""
+    if run is None:
+        run = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else {}
     evaluation = run.get("evaluation") or {}
     comparison = evaluation.get("comparison") or {}
     files = {name: folder / "predictions" / f"{name}.jsonl" for name in MODELS}
@@ -43,6 +45,7 @@ def render(folder: Path) -> str:
     word, _, reason = str(comparison.get("verdict") or "").partition(": ")
     page = _template().render(
         run=run,
+        evaluated=evaluation_rows(run["evaluations"]) if run.get("evaluations") else [],
         models=[(name, label) for name, label in MODELS.items() if evaluation.get(name)],
         verdict=word if word in VERDICTS else None,
         reason=_sentence(reason if word in VERDICTS else word),
@@ -69,7 +72,7 @@ def _template() -> Template:
     environment = Environment(
         autoescape=True, undefined=ChainableUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
     )
-    for own in (percent, points, decimals, count, seconds, date, finite, sha256):
+    for own in (percent, points, decimals, count, seconds, date, finite, sha256, truncated):
         environment.filters[own.__name__] = own
     return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))
 
@@ -140,7 +143,7 @@ def _sentence(text: str) -> str:
 
 
 def _knowledge(comparison: dict[str, Any]) -> dict[str, Any]:
-    """How the strict difference splits: what is left where every question has an answer (knowledge), and the rest."""
+    """How the difference splits: what is left where every question has an answer (knowledge), and the rest."""
     forced = comparison.get("forced") or {}
     total, known = finite(comparison.get("delta")), finite(forced.get("delta"))
     if total is None or known is None:
@@ -177,6 +180,34 @@ def _candidates(run: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=order)
 
 
+def evaluation_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The table of a sweep over models or settings of evaluation, its header first."""
+    shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
+    table = [
+        ["job", "model", "overrides", "base", "score", "95 % interval", "difference", "p", "p, adjusted", "verdict"]
+    ]
+    for row in rows:
+        own = [word for word in row["overrides"] if word not in shared and not word.startswith("eval.name_or_path=")]
+        start = [str(row["job"]), str(row.get("model") or ""), " ".join(own)]
+        evaluation = row.get("evaluation")
+        if not evaluation:
+            table.append([*start, *[""] * 6, f"failed: {row['error']}"])
+            continue
+        judged = metric(evaluation)
+        shown = "{:.2%}" if judged == "accuracy" else "{:.3f}"
+        base = shown.format(evaluation["baseline"][judged]) if "baseline" in evaluation else ""
+        model = evaluation["finetuned"]
+        start += [base, shown.format(model[judged]), " – ".join(map(shown.format, model["ci95"]))]
+        if "comparison" not in evaluation:
+            table.append([*start, "", "", "", ""])
+            continue
+        found = evaluation["comparison"]
+        delta, p, adjusted = 100 * found["delta"], found["p_value"], row["p_adjusted"]
+        verdict = str(row["verdict"]).partition(":")[0]
+        table.append([*start, f"{delta:+.2f} points", f"{p:.2g}", f"{adjusted:.2g}", verdict])
+    return table
+
+
 def _losses(log: Path) -> dict[str, list[float]]:
     """The losses of a single job in the order they were logged: the figure, for those who cannot see it."""
     rows = list(read_jsonl(log)) if log.is_file() else []
@@ -188,7 +219,7 @@ def _losses(log: Path) -> dict[str, list[float]]:
 def _letters(evaluation: dict[str, Any], answers: dict[str, list[Prediction]]) -> list[tuple[str, list[int]]]:
     """How often each letter is right, and how often each model gave it. Free text has no such table."""
     given = [evaluation[name].get("letters") or {} for name in MODELS if evaluation.get(name)]
-    targets = [row.target for row in answers["baseline"] or answers["finetuned"]]
+    targets = [target for row in answers["baseline"] or answers["finetuned"] for target in row.accepted]
     names = sorted({*targets, *(name for part in given for name in part)} - {"none"})
     if not targets or not any(given) or len(names) > 26 or any(len(name) > 1 for name in names):
         return []
@@ -233,7 +264,7 @@ def _questions(answers: dict[str, list[Prediction]]) -> dict[str, Any]:
             {
                 "id": name,
                 "question": of.prompt[len(before) : len(of.prompt) - len(after)],
-                "target": of.target,
+                "target": " or ".join(of.accepted),
                 "group": of.group,
                 "subgroup": of.subgroup,
                 "kinds": _kinds(pair),

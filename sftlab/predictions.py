@@ -3,12 +3,14 @@
 A row has ``id``, ``completion`` and ``target``, as in this project's own predictions; ``prompt``, ``group``,
 ``finish_reason``, ``choices``, ``options`` and ``readings.forced`` are used where they are there, and the column
 that ``eval.group_by`` names (in ``doc``, too; own predictions keep it as ``subgroup``). In a choice, a
-target is a letter ("B", "(B)"), or a text that the pattern reads ("#### 42") or that is the answer as it stands.
+target is a letter ("B", "(B)"), or a text that the pattern reads ("#### 42") or that is the answer as it stands. A
+list of targets (as JSON text, too) holds several correct answers.
 
 Or it is a row of ``samples_*.jsonl`` of lm-evaluation-harness. Its id is ``doc_id``, which every task has, and
 not ``doc["id"]``. Scored is the raw text in ``resps``, not ``filtered_resps``, which another pattern made of it;
 rows for one question under several filters hold the same text, and count once. Where ``resps`` holds
-log-likelihoods, the likeliest option is the answer, and options are called A, B, C … in their order.
+log-likelihoods, the likeliest option is the answer, and options are called A, B, C … in their order. A target that
+is a whole number is an index into the choices of ``doc``, and one of the texts in ``doc["answers"]`` stands for all.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ import regex
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
-from sftlab.extract import compile_pattern, normalise, strict
+from sftlab.extract import can_read, compile_pattern, normalise, strict
+from sftlab.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
-from sftlab.score import check, predictions
+from sftlab.score import predictions, unmatched
 
 log = logging.getLogger(__name__)
 _LETTER = re.compile(r"\W*([A-Za-z])\W*")
+# What engines call the end at a limit of tokens.
+_TRUNCATED = ("length", "max_tokens", "max_length", "max_new_tokens", "model_length")
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class _Row:
     line: int = field(compare=False)
     filter: str | None = field(compare=False)  # None where the row is not from lm-evaluation-harness
     generation: Generation
-    target: str
+    targets: list[str]
     group: str | None
     options: dict[str, str]  # letter → text, which is "" where only the letter is known
     likeliest: str | None  # a letter, "" for none of them, and None where the answer is a text
@@ -65,12 +70,17 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     examples = []
     for row, other in pairs:
         options = other.options | row.options
-        choices = "".join(sorted({*options, row.target})) if letters and options else letters
+        choices = "".join(sorted({*options, *row.targets})) if letters and options else letters
         texts = {letter: text for letter, text in options.items() if text} or None
         group, subgroup = row.group or other.group, row.subgroup or other.subgroup
-        examples.append(Example(row.generation.id, "", "", "", row.target, choices, group, texts, subgroup))
-    if cfg.task != "choice":
-        check(examples, cfg)
+        several = row.targets if len(row.targets) > 1 else None
+        examples.append(
+            Example(row.generation.id, "", "", "", row.targets[0], choices, group, texts, subgroup, several)
+        )
+    lines = {row.generation.id: row.line for row, other in pairs if row.likeliest is None or other.likeliest is None}
+    read = [example for example in examples if example.id in lines]
+    if problems := list(unmatched(read, cfg, lambda example: f"{a}:{lines[example.id]}: id {example.id!r}")):
+        raise ConfigError("\n".join(problems))
     if cfg.group_by is not None and all(example.subgroup is None for example in examples):
         columns = ", ".join(_columns(next(_objects(a))[1]))
         raise ConfigError(
@@ -78,11 +88,12 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
         )
     made = _score([row for row, _ in pairs], examples, cfg), _score([row for _, row in pairs], examples, cfg)
     answers = {row.answer for rows in made for row in rows if row.answer}
-    if cfg.task == "choice" and not letters and answers and all(map(_is_letter, answers)):
-        odd = next(row for row, _ in pairs if not _is_letter(row.target))
+    words = [(row.line, target) for row, _ in pairs for target in row.targets if len(target) > 1]
+    if cfg.task == "choice" and words and answers and all(map(_is_letter, answers)):
+        line, target = words[0]
         raise ConfigError(
-            f"{a}:{odd.line}: target {odd.target[:60]!r} is no letter, but eval.pattern={cfg.pattern!r} reads letters; "
-            "write the letter of the right option as target, or set another eval.pattern"
+            f"{a}:{line}: target {target[:60]!r} is not a letter, but all answers that eval.pattern={cfg.pattern!r} "
+            "reads are letters; write the letter of the right option as target, or set another eval.pattern"
         )
     return made
 
@@ -90,20 +101,19 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
 def unjudgeable(given: Mapping[str, list[Prediction]], *, every: bool = False) -> str | None:
     """Why models cannot be judged: no answer of one of them (or of ``every`` one) could be read. None where they can.
 
-    ``given`` has the predictions of each by the name that people know them by. Scores cannot be judged either where
-    no target has a word that could be shared.
+    ``given`` has the predictions of each by the name that people know them by.
     """
-    first = next(iter(given.values()))
-    if first and first[0].score is not None and not any(re.search(r"[a-zA-Z0-9]", row.target) for row in first):
-        return (
-            "cannot be judged by this score: no target has a word of ASCII letters or digits, and ROUGE knows no other "
-            f"words; see id {first[0].id!r}"
-        )
     mute = {name: rows for name, rows in given.items() if rows and all(row.answer is None for row in rows)}
     if not mute or (every and len(mute) < len(given)):
         return None
     names, row = " or ".join(mute), next(iter(mute.values()))[0]
-    if not row.readings and any(row.completion.strip() for rows in mute.values() for row in rows):
+    silent = [row for rows in mute.values() for row in rows if row.completion.strip()]
+    if silent and not any(answered(row.completion, row.prompt).strip() for row in silent):
+        return (
+            f"cannot be judged: every answer of {names} ends within its reasoning, see id {silent[0].id!r}; generate "
+            "them again with more tokens (eval.max_tokens)"
+        )
+    if not row.readings and silent:
         return f"cannot be judged: eval.extract makes nothing of any answer of {names}; see id {row.id!r}"
     if not row.readings:
         return f"cannot be judged: every completion of {names} is empty; generate them again"
@@ -119,7 +129,7 @@ def _score(rows: list[_Row], examples: list[Example], cfg: EvalConfig) -> list[P
         if row.likeliest is not None:  # there is no text to read
             answer = row.likeliest or None
             readings: dict[str, str | None] = dict.fromkeys(made[number].readings, answer)
-            made[number] = replace(made[number], answer=answer, correct=answer == row.target, readings=readings)
+            made[number] = replace(made[number], answer=answer, correct=answer in row.targets, readings=readings)
     return made
 
 
@@ -135,9 +145,10 @@ def _pairs(a: Path, left: dict[str, _Row], b: Path, right: dict[str, _Row], cfg:
     same = str if cfg.task == "choice" else normalise
     pairs = [(row, right[name]) for name, row in left.items()]
     for row, other in pairs:
-        if same(row.target) != same(other.target):
+        if set(map(same, row.targets)) != set(map(same, other.targets)):
+            ours, theirs = (" or ".join(targets)[:60] for targets in (row.targets, other.targets))
             raise ConfigError(
-                f"{a}:{row.line}: id {row.generation.id!r} has target {row.target[:60]!r}, but {other.target[:60]!r} "
+                f"{a}:{row.line}: id {row.generation.id!r} has target {ours!r}, but {theirs!r} "
                 f"in {b}:{other.line}; give two files about the same questions"
             )
     if changed := [row.line for row, other in pairs if "" != row.doc_hash != other.doc_hash != ""]:
@@ -147,10 +158,11 @@ def _pairs(a: Path, left: dict[str, _Row], b: Path, right: dict[str, _Row], cfg:
 
 def _letters(a: Path, pairs: list[tuple[_Row, _Row]]) -> str:
     """All letters that may be an answer; "" where some targets are texts."""
-    letters = {letter for row, other in pairs for letter in (row.target, *row.options, *other.options)}
-    if (choice := all(_is_letter(row.target) for row, _ in pairs)) and len(letters) < 2:
+    letters = {letter for row, other in pairs for letter in (*row.targets, *row.options, *other.options)}
+    if (choice := all(_is_letter(target) for row, _ in pairs for target in row.targets)) and len(letters) < 2:
         raise ConfigError(
-            f'{a}: an answer set of one letter, {pairs[0][0].target!r}; add choices to rows, as in "choices": "ABCD"'
+            f"{a}: an answer set of one letter, {pairs[0][0].targets[0]!r}; add choices to rows, as in "
+            '"choices": "ABCD"'
         )
     return "".join(sorted(letters)) if choice else ""
 
@@ -197,24 +209,23 @@ def _row(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[s
             "with id, completion and target, or samples_*.jsonl of lm-evaluation-harness (doc_id, resps, target)"
         )
     plain, likeliest, answers = _harness(values, place, pattern is not None) if harness else (values, None, 1)
-    name, completion, target, readings = plain["id"], plain["completion"], _text(plain["target"]), plain.get("readings")
+    name, completion, readings = plain["id"], plain["completion"], plain.get("readings")
     if isinstance(name, float) and name.is_integer():
         name = int(name)  # tables make 7.0 of 7
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise ConfigError(f"{place}: {needed[0]} {_text(name)[:60]} is neither text nor a whole number; mend the row")
     if not isinstance(completion, str):
         raise ConfigError(f"{place}: completion {_text(completion)[:60]} is no text; mend the row")
-    if pattern:
-        letter = _LETTER.fullmatch(target)
-        target = letter[1].upper() if letter else strict(target, pattern) or target.strip()
-    forced = readings["forced"] if isinstance(readings, dict) and _is_letter(readings.get("forced")) else None
-    prompt, reason = _text(plain.get("prompt")), _text(plain.get("finish_reason")) or "unknown"
-    made = Generation(_text(name), prompt, _text(completion), reason, 0, forced)
-    kept = _text(values.get("filter")) if harness else None
     options = _options(plain.get("choices")) | _options(plain.get("options"))
+    targets = [_target(target, options, place, pattern, index=harness) for target in _targets(plain, place)]
+    letter = readings.get("forced") if isinstance(readings, dict) else None
+    forced = letter.upper() if isinstance(letter, str) and len(letter) == 1 and letter.isalnum() else None
+    prompt, reason = _text(plain.get("prompt")), _text(plain.get("finish_reason")).lower() or "unknown"
+    made = Generation(_text(name), prompt, _text(completion), "length" if reason in _TRUNCATED else reason, 0, forced)
+    kept = _text(values.get("filter")) if harness else None
     group, doc_hash = _text(plain.get("group")) or None, _text(values.get("doc_hash"))
     subgroup = None if column is None else _text(_columns(values).get(column)) or None
-    return _Row(line, kept, made, target, group, options, likeliest, answers, doc_hash, subgroup)
+    return _Row(line, kept, made, list(dict.fromkeys(targets)), group, options, likeliest, answers, doc_hash, subgroup)
 
 
 def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str, Any], str | None, int]:
@@ -226,8 +237,8 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
     row = {"id": values["doc_id"], "target": values["target"], "prompt": asked[0][0] if asked else ""}
     first = [answers[0] for answers in resps]
     if all(isinstance(answer, str) for answer in first):
-        options = {name: doc.get(name) for name in ("choices", "options")} if isinstance(doc, dict) else {}
-        return row | options | {"completion": first[0]}, None, sum(map(len, resps))
+        about = {name: doc.get(name) for name in ("choices", "options", "answers")} if isinstance(doc, dict) else {}
+        return row | about | {"completion": first[0]}, None, sum(map(len, resps))
     if len(asked) == len(first) and any(one[0] for one in asked):  # acc_mutual_info asks without a prompt, too
         first = [answer for answer, one in zip(first, asked, strict=True) if one[0]]
         asked = [one for one in asked if one[0]]
@@ -238,15 +249,91 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
     if not choice or not 2 <= len(likelihoods) <= len(ascii_uppercase):
         raise ConfigError(f"{place}: resps has {len(first)} log-likelihoods; eval.task=choice reads 2 to 26 of them")
     letters = ascii_uppercase[: len(likelihoods)]
-    target, texts = _text(values["target"]).strip(), [_text(one[1]).strip() for one in asked if len(one) > 1]
-    if target.isdecimal() and len(target) < 3 and int(target) < len(letters):
-        row["target"] = letters[int(target)]
-    elif len(texts) == len(letters) and texts.count(target) == 1:
-        row["target"] = letters[texts.index(target)]
-    elif not (match := _LETTER.fullmatch(target)) or match[1].upper() not in letters:
-        raise ConfigError(f"{place}: target {target[:60]!r} is none of {len(letters)} options; give index or letter")
+    texts = [_text(one[1]).strip() for one in asked if len(one) > 1]
+    value = _parsed(values["target"])
+    row["target"] = [
+        _gold(_text(one).strip(), letters, texts, place) for one in (value if isinstance(value, list) else [value])
+    ]
     best = "" if any(map(math.isnan, likelihoods)) else letters[likelihoods.index(max(likelihoods))]
     return row | {"choices": letters, "completion": ""}, best, len(resps[0])
+
+
+def _gold(target: str, letters: str, texts: list[str], place: str) -> str:
+    """The letter of the right option, which is given by its index, its text or itself."""
+    if target.isdecimal() and len(target) < 3 and int(target) < len(letters):
+        return letters[int(target)]
+    if len(texts) == len(letters) and texts.count(target) == 1:
+        return letters[texts.index(target)]
+    if (match := _LETTER.fullmatch(target)) and match[1].upper() in letters:
+        return match[1].upper()
+    raise ConfigError(f"{place}: target {target[:60]!r} is none of {len(letters)} options; give index or letter")
+
+
+def _targets(plain: dict[str, Any], place: str) -> list[str | int | float]:
+    """Every correct answer of a row: of ``targets``, of ``target``, or of the ``answers`` of which that is one."""
+    value = plain.get("targets") or plain["target"]
+    if isinstance(value, str) and "correct" not in plain:  # own predictions have a list in ``targets``
+        parsed = _parsed(value)
+        value = parsed if isinstance(parsed, list) and all(isinstance(one, str) for one in parsed) else value
+    answers = _several(plain.get("answers"))
+    if isinstance(value, str) and isinstance(answers, list) and value in answers:
+        value = [value, *answers]
+    several = _several(value)
+    targets = several if isinstance(several, list) else [several]
+    for target in targets:
+        number = isinstance(target, int | float) and math.isfinite(target)
+        if not (number or (isinstance(target, str) and target.strip())):
+            raise ConfigError(
+                f"{place}: target {_text(value)[:60]} holds {_text(target)[:60] or 'nothing'!r}, which is neither text "
+                'nor a number; write the right answer, or a list of them as in ["Berne", "Bern"]'
+            )
+    if not targets:
+        raise ConfigError(f"{place}: target [] holds no answer; write at least one")
+    return targets
+
+
+def _several(value: Any) -> Any:
+    """The texts of SQuAD's {"text": […], "answer_start": […]}, and any other value as it is."""
+    return value["text"] if isinstance(value, dict) and isinstance(value.get("text"), list) else value
+
+
+def _parsed(value: Any) -> Any:
+    """A list that is written as JSON text, and any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return found if isinstance(found, list) and found else value
+    return value
+
+
+def _target(
+    value: str | int | float,
+    options: dict[str, str],
+    place: str,
+    pattern: regex.Pattern[str] | None,
+    *,
+    index: bool,
+) -> str:
+    """A correct answer as it is compared. ``index`` is whether a whole number may stand for one of the options."""
+    target, texts = _text(value), list(options.values())
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if pattern and target.strip().isdecimal() and not can_read(pattern.pattern, target.strip()):
+        whole = True
+    if index and whole and texts and 0 <= int(value) < len(texts):
+        if target.strip() in texts and texts.index(target.strip()) != int(value):
+            raise ConfigError(
+                f"{place}: target {target} may be the index of an option or its text; write the "
+                f"{'letter' if pattern else 'text'} of the right option"
+            )
+        return list(options)[int(value)] if pattern else texts[int(value)] or target
+    if pattern is None:
+        return target
+    if letter := _LETTER.fullmatch(target):
+        return letter[1].upper()
+    same = [letter for letter, text in options.items() if text and normalise(text) == normalise(target)]
+    return same[0] if len(same) == 1 else strict(target, pattern) or target.strip()
 
 
 def _columns(values: dict[str, Any]) -> dict[str, Any]:
@@ -261,8 +348,13 @@ def _items(value: Any) -> list[Any]:
 
 
 def _options(value: Any) -> dict[str, str]:
-    """Letters and texts of options, told as "ABCD", a list of letters or of texts, or letter → text."""
+    """Letters and texts of options: "ABCD", a list of letters or of texts, letter → text, or ARC's two lists."""
+    if isinstance(value, dict) and isinstance(value.get("label"), list) and isinstance(value.get("text"), list):
+        value = dict(zip(map(_text, value["label"]), value["text"], strict=False))
+    if isinstance(value, str | list) and all(isinstance(letter, str) and len(letter) == 1 for letter in value):
+        value = [letter.upper() for letter in value]
     if isinstance(value, dict):
+        value = {letter.upper() if isinstance(letter, str) else letter: text for letter, text in value.items()}
         return {letter: _text(text) for letter, text in value.items() if _is_letter(letter)}
     if isinstance(value, str | list) and all(map(_is_letter, value)):
         return dict.fromkeys(value, "")

@@ -47,10 +47,15 @@ class Example(Record):
     subgroup: str | None = None
     targets: list[str] | None = None
 
+    @property
+    def accepted(self) -> list[str]:
+        """Every correct answer, ``target`` first."""
+        return self.targets or [self.target]
+
 
 @dataclass(frozen=True)
 class Generation(Record):
-    """What an engine made of one prompt. ``finish_reason`` is "stop" or "length" (cut off).
+    """What an engine made of one prompt. ``finish_reason`` is "stop", "length" (truncated) or "unknown".
 
     ``forced`` is the letter that the model chose when its answer had none and it was made to
     choose; None where it had one, or was not asked.
@@ -68,8 +73,9 @@ class Generation(Record):
 class Prediction(Record):
     """A generation with what was read out of it; ``answer`` is None where nothing could be read.
 
-    ``readings`` has the answer by each way of reading (strict, last, lenient, forced). ``score`` is between 0
-    and 1, and None where the task has none but right and wrong. ``subgroup`` and ``targets`` are the example's.
+    ``readings`` has the answer by each way of reading (strict, last, lenient, forced); ``answer`` is that of
+    eval.reading. Reasoning is in ``completion`` and in no answer. ``score`` is between 0 and 1, and None where the
+    task has none but right and wrong. ``subgroup`` and ``targets`` are the example's.
     """
 
     id: str
@@ -84,6 +90,11 @@ class Prediction(Record):
     score: float | None = None
     subgroup: str | None = None
     targets: list[str] | None = None
+
+    @property
+    def accepted(self) -> list[str]:
+        """Every correct answer, ``target`` first."""
+        return self.targets or [self.target]
 
     @classmethod
     def write(cls, path: Path, records: Iterable[Self]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from math import isfinite
@@ -12,11 +14,14 @@ from typing import Any
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
-from sftlab.extract import compile_pattern, normalise, read, unfenced
-from sftlab.prompt import environment
+from sftlab.extract import can_read, compile_pattern, last, normalise, read, strict, unfenced, with_group
+from sftlab.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
+from sftlab.sandbox import environment
 from sftlab.statistics import (
+    Comparison,
     changed,
+    compare,
     compare_scores,
     detectable_mean_difference,
     mean_interval,
@@ -34,22 +39,24 @@ METRICS = {
 }
 """What people call a result, by its key in ``run.json``."""
 
+LOOKED_AT = 1000  # training completions that are read before training; laying out SQL takes milliseconds each
+READINGS = ("strict", "last", "lenient")
+
 
 def predictions(generations: Sequence[Generation], examples: Sequence[Example], cfg: EvalConfig) -> list[Prediction]:
-    """Read an answer out of every completion. One that cannot be read is never correct."""
+    """Read an answer out of every completion, without its reasoning. One that cannot be read is never correct."""
     by_id = {example.id: example for example in examples}
     made = []
     for generation in generations:
         example = by_id[generation.id]
+        text = answered(generation.completion, generation.prompt)
         if cfg.task == "choice":
-            readings = read(generation.completion, compile_pattern(cfg.pattern), example.choices, example.options)
-            readings["forced"] = readings["strict"] or generation.forced
-            answer = readings["strict"]
-            correct = answer is not None and answer == example.target
+            readings = read(text, compile_pattern(cfg.pattern), example.choices, example.options)
+            answer = readings[cfg.reading]
+            readings["forced"] = answer or readings["strict"] or generation.forced
         else:
             readings = {}
-            answer = compared(generation.completion, cfg) or None
-            correct = answer is not None and answer == compared(example.target, cfg)
+            answer = compared(text, cfg) or None
         made.append(
             Prediction(
                 id=generation.id,
@@ -58,13 +65,19 @@ def predictions(generations: Sequence[Generation], examples: Sequence[Example], 
                 finish_reason=generation.finish_reason,
                 answer=answer,
                 target=example.target,
-                correct=correct,
+                correct=answer is not None and answer in references(example, cfg),
                 group=example.group,
                 readings=readings,
                 subgroup=example.subgroup,
+                targets=example.targets,
             )
         )
     return made
+
+
+def references(row: Example | Prediction, cfg: EvalConfig) -> list[str]:
+    """What an answer is compared with: every correct answer, as ``compared`` makes it for tasks other than choice."""
+    return row.accepted if cfg.task == "choice" else [compared(target, cfg) for target in row.accepted]
 
 
 def scored(rows: list[Prediction], cfg: EvalConfig) -> list[Prediction]:
@@ -97,23 +110,117 @@ def _template(source: str) -> Any:
     return environment().from_string(source)
 
 
-def check(examples: Sequence[Example], cfg: EvalConfig) -> None:
-    """See whether answers to these examples could be judged at all.
+def check(examples: Sequence[Example], cfg: EvalConfig, split: str = "test") -> None:
+    """See whether answers to these examples could be judged at all, before a model is loaded.
 
     Raises:
-        ConfigError: a choice without letters to choose from, or a target of which nothing is left to compare with.
+        ConfigError: a line for each kind of problem with its first rows: no letters to choose from, or a target that
+            no answer can equal.
     """
-    for example in examples:
-        if cfg.task == "choice" and not example.choices:
-            raise ConfigError(
-                f"eval.task=choice: test row {example.id!r} has no letters to choose from; let dataset.choices give at "
-                "least two, or set eval.task=exact"
+    problems = []
+    if cfg.task == "choice" and (silent := [row for row in examples if not row.choices]):
+        problems.append(
+            f"eval.task=choice: {split} row {silent[0].id!r}{_more(len(silent) - 1)} has no letters to choose from; "
+            "let dataset.choices give at least two, or set eval.task=exact"
+        )
+    problems += unmatched(examples, cfg, lambda row: f"{split} row {row.id!r}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def unmatched(examples: Sequence[Example], cfg: EvalConfig, name: Callable[[Example], str]) -> Iterator[str]:
+    """Problems with targets that no answer can equal, each with the first of its rows by ``name``."""
+
+    def listed(rows: Sequence[tuple[Example, str]]) -> str:
+        shown = ", ".join(f"{name(row)} has target {target[:60]!r}" for row, target in rows[:3])
+        return shown + _more(len(rows) - 3)
+
+    targets = [(row, target) for row in examples for target in row.accepted]
+    if cfg.task == "choice":
+        if lost := [(row, target) for row, target in targets if not can_read(cfg.pattern, target)]:
+            wider = with_group(cfg.pattern, "[A-Z0-9]")
+            able = wider is not None and all(can_read(wider, target) for _, target in targets)
+            remedy = f"set {_override('eval.pattern', wider)}" if able and wider else "let its group match such targets"
+            letters = all(len(target) == 1 for _, target in lost)
+            yield (
+                f"eval.pattern={cfg.pattern!r}: its group cannot match {'all targets' if letters else 'every target'}: "
+                f"{listed(lost)}; {remedy}{'' if letters else ', or set eval.task=exact to compare texts'}"
             )
-        if cfg.task != "choice" and cfg.extract is not None and not compared(example.target, cfg):
-            raise ConfigError(
-                f"eval.extract={cfg.extract!r}: makes nothing of the target of test row {example.id!r}, "
-                f"{example.target[:60]!r}; mend the template or the row"
-            )
+        return
+    if empty := [(row, target) for row, target in targets if not compared(target, cfg)]:
+        by = "" if cfg.extract is None else f" eval.extract={cfg.extract!r} makes nothing of it;"
+        yield (
+            f"eval.task={cfg.task}: nothing is left to compare of the target:{by} {listed(empty)}; change "
+            f"{'eval.extract or ' if by else ''}the row"
+        )
+    elif cfg.task == "rouge" and targets and not any(re.search(r"[a-zA-Z0-9]", target) for _, target in targets):
+        yield (
+            "eval.task=rouge: cannot be judged by this score: no target has a word of ASCII letters or digits, and "
+            f"ROUGE counts no other words: {listed(targets)}; set eval.task=exact"
+        )
+
+
+def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | None:
+    """Read the training completions as answers are read: a model that learns to write them must be counted as right.
+
+    Returns a warning where some of them (of the first ``LOOKED_AT``) are not read as their target, and None where all
+    are, or the task has no right and wrong.
+
+    Raises:
+        ConfigError: none of them is.
+    """
+    rows = [row for row in examples if row.choices or cfg.task == "exact"][:LOOKED_AT]
+    if cfg.task == "rouge" or not rows:
+        return None
+
+    def wrong(cfg: EvalConfig) -> list[tuple[Example, str | None]]:
+        found = [(row, _answer(row, cfg)) for row in rows]
+        return [(row, answer) for row, answer in found if answer not in references(row, cfg)]
+
+    if not (lost := wrong(cfg)):
+        return None
+    first, read_as = lost[0]
+    key = f"eval.pattern={cfg.pattern!r}" if cfg.task == "choice" else f"eval.task=exact, eval.extract={cfg.extract!r}"
+    place = (
+        f"train row {first.id!r} has target {' or '.join(first.accepted)[:60]!r}, its completion ends in "
+        f"{first.assistant.strip()[-80:]!r} and is read as {repr(read_as[:60]) if read_as else 'nothing'}"
+    )
+    if len(lost) < len(rows):
+        return f"{key}: {len(lost)} of {len(rows)} training completions are not read as their target; {place}"
+    remedy = "change dataset.assistant, or "
+    if cfg.task == "choice":
+        tries = {"pattern": [f"(?i){cfg.pattern}", r"(?i)answer(?: is)?:?[\s*]*\(?([A-Z0-9])\b"]}
+        remedy += "set eval.pattern to what they say"
+    else:
+        tries = {"extract": ["{{ text | search('(?i)answer(?: is)?:?[ (*]*([^().,;*]+)') or text }}"]}
+        remedy += "set eval.extract to take the target out of them"
+    for name, values in tries.items():
+        for value in values:
+            if not wrong(cfg.model_copy(update={name: value})):
+                remedy = f"set {_override(f'eval.{name}', value)}"
+                break
+    raise ConfigError(f"{key}: none of {len(rows)} training completions is read as its target: {place}; {remedy}")
+
+
+def _answer(row: Example, cfg: EvalConfig) -> str | None:
+    """What is read out of a training completion."""
+    text = answered(row.assistant)
+    if cfg.task != "choice":
+        return compared(text, cfg) or None
+    pattern = compile_pattern(cfg.pattern)
+    if cfg.reading == "lenient":
+        return read(text, pattern, row.choices, row.options)["lenient"]
+    return (strict if cfg.reading == "strict" else last)(text, pattern, row.choices)
+
+
+def _override(key: str, value: str) -> str:
+    """A setting as it is written on the command line."""
+    quoted = value.replace('"', r"\"")
+    return shlex.quote(f'{key}="{quoted}"')
+
+
+def _more(count: int) -> str:
+    return f" (and {count} more)" if count > 0 else ""
 
 
 def summary(rows: Sequence[Prediction], cfg: EvalConfig, seed: int) -> dict[str, Any]:
@@ -126,7 +233,7 @@ def summary(rows: Sequence[Prediction], cfg: EvalConfig, seed: int) -> dict[str,
     counts = {
         "n": len(rows),
         "unparsed": sum(row.answer is None for row in rows),
-        "truncated": sum(row.finish_reason == "length" for row in rows),
+        **truncation(rows),
     }
     if cfg.task == "rouge":
         means = {kind: sum(scores) / len(scores) for kind, scores in rouge(rows, cfg).items()}
@@ -134,13 +241,31 @@ def summary(rows: Sequence[Prediction], cfg: EvalConfig, seed: int) -> dict[str,
         return {**means, "metric": cfg.rouge, "ci95": list(interval), **counts}
     correct = sum(row.correct for row in rows)
     answers = [row.answer or "" for row in rows]
-    targets = [row.target if cfg.task == "choice" else compared(row.target, cfg) for row in rows]
+    accepted = [references(row, cfg) for row in rows]
+    # The library compares pairs: of several correct answers it gets the one that was given.
+    targets = [answer if answer in right else right[0] for answer, right in zip(answers, accepted, strict=True)]
     return {
         "accuracy": exact_match(answers, targets),
         "ci95": list(wilson(correct, len(rows))),
         "correct": correct,
         **counts,
+        **({"reading": cfg.reading} if cfg.task == "choice" else {}),
     }
+
+
+def truncation(rows: Sequence[Prediction]) -> dict[str, int | None]:
+    """How many answers were truncated, and of how many this is known; None where it is known of none."""
+    reasons = [row.finish_reason for row in rows if row.finish_reason != "unknown"]
+    return {"truncated": reasons.count("length") if reasons else None, "finish_reasons": len(reasons)}
+
+
+def truncated(row: Mapping[str, Any]) -> str:
+    """The count of truncated answers as it is printed: a dash where it is unknown."""
+    count, known = row.get("truncated"), row.get("finish_reasons")
+    if not isinstance(count, int):
+        return "–"
+    partly = isinstance(known, int) and known != row.get("n")
+    return f"{count:,} of {known:,} known" if partly else f"{count:,}"
 
 
 def metric(evaluation: Mapping[str, Any]) -> str:
@@ -184,7 +309,7 @@ def repeats(runs: Sequence[Sequence[Prediction]]) -> dict[str, Any]:
     ``forced_noise`` the same where an answer without a letter was made to have one.
     """
     found = [[float(row.correct) if row.score is None else row.score for row in rows] for rows in runs]
-    forced = [[float(row.readings.get("forced", row.answer) == row.target) for row in rows] for rows in runs]
+    forced = [[float(row.readings.get("forced", row.answer) in row.accepted) for row in rows] for rows in runs]
     return {
         "values": [sum(row) / len(row) for row in found],
         "changed": changed(found),
@@ -201,12 +326,22 @@ def exact_match(answers: list[str], targets: list[str]) -> float:
 def rouge(
     rows: Sequence[Prediction], cfg: EvalConfig, kinds: Sequence[str] = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ) -> dict[str, list[float]]:
-    """For each kind of ROUGE the F-measure of every row; of an answer that is missing it is 0."""
-    answers, targets = [row.answer or "" for row in rows], [compared(row.target, cfg) for row in rows]
+    """For each kind of ROUGE the F-measure of every row; of an answer that is missing it is 0.
+
+    Where a row has several correct answers, the one that the answer is most like counts.
+    """
+    pairs = [(place, target) for place, row in enumerate(rows) for target in references(row, cfg)]
     found = _metric("rouge").compute(
-        predictions=answers, references=targets, rouge_types=list(kinds), use_aggregator=False
+        predictions=[rows[place].answer or "" for place, _ in pairs],
+        references=[target for _, target in pairs],
+        rouge_types=list(kinds),
+        use_aggregator=False,
     )
-    return {kind: found[kind] for kind in kinds}
+    best = {kind: [0.0] * len(rows) for kind in kinds}
+    for kind, scores in best.items():
+        for (place, _), score in zip(pairs, found[kind], strict=True):
+            scores[place] = max(scores[place], score)
+    return best
 
 
 @cache
@@ -221,11 +356,46 @@ def readings_table(rows: Sequence[Prediction]) -> dict[str, dict[str, int]]:
     names = dict.fromkeys(name for row in rows for name in row.readings)
     return {
         name: {
-            "correct": sum(row.readings.get(name) == row.target for row in rows),
+            "correct": sum(row.readings.get(name) in row.accepted for row in rows),
             "unparsed": sum(row.readings.get(name) is None for row in rows),
         }
         for name in names
     }
+
+
+def by_reading(
+    baseline: Sequence[Prediction], finetuned: Sequence[Prediction], **settings: Any
+) -> dict[str, Comparison]:
+    """The comparison of two models by each way of reading that finds an answer at all."""
+    pairs = [*baseline, *finetuned]
+    names = [name for name in READINGS if any(row.readings.get(name) is not None for row in pairs)]
+    right = {
+        name: [[row.readings.get(name) in row.accepted for row in rows] for rows in (baseline, finetuned)]
+        for name in names
+    }
+    return {name: compare(*sides, **settings) for name, sides in right.items()}
+
+
+def disagreement(readings: Mapping[str, Comparison]) -> str:
+    """What a verdict adds where it would be another one by another reading; "" where all lead to the same."""
+    words = {name: found.verdict.partition(":")[0] for name, found in readings.items()}
+    if len(set(words.values())) < 2:
+        return ""
+    each = [
+        f"{name} {found.both_right + found.gained} of {found.n} against {found.both_right + found.lost} ({words[name]})"
+        for name, found in readings.items()
+    ]
+    return f"; the verdict depends on how answers are read (eval.reading): {', '.join(each)}"
+
+
+def mostly_truncated(named: Mapping[str, Sequence[Prediction]]) -> str:
+    """What a verdict adds where nearly all answers of a model are truncated; "" elsewhere."""
+    counts = {name: truncation(rows) for name, rows in named.items()}
+    return "".join(
+        f"; {count['truncated']} of {count['finish_reasons']} answers of {name} are truncated"
+        for name, count in counts.items()
+        if count["truncated"] and count["truncated"] >= 0.9 * (count["finish_reasons"] or 0)
+    )
 
 
 def letters(rows: Sequence[Prediction]) -> dict[str, int]:

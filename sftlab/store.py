@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,22 @@ class Store:
         return Stage(name, final.name, final, cached=True, seconds=0.0)
 
 
+class ScratchStore(Store):
+    """A store for a dry run: it reads another one's finished stages, and builds the others in a folder of its own."""
+
+    def __init__(self, root: str | Path, other: Store) -> None:
+        super().__init__(root)
+        self.other = other
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
+    ) -> Stage:
+        """The finished stage of either store, or one built here."""
+        if self.other.has(name, inputs):
+            return Stage(name, key_of(inputs), self.other.path(name, inputs), cached=True, seconds=0.0)
+        return super().stage(name, inputs, build, resumable=resumable)
+
+
 class _Use:
     """The keys of the stages of one store that this process uses: a file beside a lock that ends with the process."""
 
@@ -281,6 +298,21 @@ def key_of(inputs: Mapping[str, Any]) -> str:
     """A short name for exactly these inputs: the hash of their canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The installed versions of the packages whose code decides a stage's result; None for one that is missing.
+
+    They are part of the stage's inputs. Packages that the configuration at hand does not use are left out.
+    """
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {package: version(package) for package in packages}
 
 
 def digest(path: Path) -> str:

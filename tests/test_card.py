@@ -255,6 +255,21 @@ SCORES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("truncation", "cell"),
+    [
+        ({"truncated": None, "finish_reasons": 0}, "–"),
+        ({"truncated": 3, "finish_reasons": 466}, "3"),
+        ({"truncated": 3, "finish_reasons": 40}, "3 of 40 known"),
+    ],
+)
+def test_an_unknown_count_of_truncated_answers_is_not_zero(truncation: dict[str, Any], cell: str) -> None:
+    side = {**RUN["evaluation"]["baseline"], **truncation, "reading": "last"}
+    text = card({**RUN, "evaluation": {**RUN["evaluation"], "baseline": side, "finetuned": side}}, CONFIG)
+    assert f"| 466 | 12 | {cell} |" in text
+    assert "Answers are those of the last reading." in text
+
+
 def test_full_fine_tuning_and_scores() -> None:
     config = changed(CONFIG, peft={"method": "none"}, eval__task="rouge", eval__alpha=0.01)
     text = card(changed(RUN, **SCORES), config)

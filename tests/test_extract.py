@@ -10,7 +10,7 @@ from sftlab import extract
 from sftlab.errors import ConfigError
 from sftlab.extract import compile_pattern, last, lenient, normalise, probe, read, strict
 
-PATTERN = compile_pattern(r"the answer is\s*\(([A-Z])\)")
+PATTERN = compile_pattern(r"(?i)the answer is\s*\(([A-Z])\)")
 OPTIONS = {
     "A": "Blood test",
     "B": "Iron deficiency",
@@ -428,3 +428,43 @@ def test_a_common_pattern_passes_the_probe(pattern: str) -> None:
 def test_normalise(text: str, plain: str) -> None:
     assert normalise(text) == plain
     assert normalise(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("pattern", "choices", "text", "answer"),
+    [
+        (r"(?i)the answer is \(([A-Z])\)", "ABCD", "The answer is (b)", "B"),
+        (r"(?i)the answer is \(([A-Z])\)", "abcd", "The answer is (b)", "b"),
+        (r"(?i)the answer is \(([A-Z])\)", "abcd", "The answer is (B)", "b"),
+        (r"the answer is \(([A-Z])\)", "ABCD", "the answer is (b)", None),
+        (r"the answer is \(([a-d])\)", "ABCD", "the answer is (b)", "B"),
+        (r"the answer is \((\w)\)", "aA", "the answer is (a), the answer is (A)", "a"),
+        (r"the answer is \((\w)\)", "АБ", "the answer is (б)", "Б"),
+        (r"the answer is \((\w)\)", "12", "the answer is (2)", "2"),
+    ],
+)
+def test_a_letter_is_the_choice_that_it_names(pattern: str, choices: str, text: str, answer: str | None) -> None:
+    found = read(text, compile_pattern(pattern), choices, None)
+    assert found["strict"] == answer
+    assert found["last"] == (answer if choices != "aA" else "A")
+    if answer is not None and choices != "aA":
+        assert found["lenient"] == answer
+
+
+@pytest.mark.parametrize(
+    ("pattern", "can", "cannot"),
+    [
+        (r"(?i)the answer is\s*\(([A-Z])\)", "Ab", "2-é"),
+        (r"answer is ([A-D])", "Ad", "E2"),
+        (r"(?i:answer) ([a-d](?=\)))", "aD", "e"),
+        (r"#### *(-?[\d,.]+)", ["7", "1,234", "-0.5"], ["", "x", "7 km"]),
+        (r"is (?P<answer>yes|no)\b", ["yes", "no"], ["maybe", "Yes"]),
+        (r"(?x) is ( [A-C] ) # the letter", "B", "D"),
+        (r"is(\s+\w+)", ["B", "maybe"], ["B C", "-"]),
+        (r"(?=.*is (\w))", "B2", "-"),
+        (r"ab|(?:c|(b)+)", "b", "a"),
+    ],
+)
+def test_what_the_group_of_a_pattern_can_match(pattern: str, can: list[str], cannot: list[str]) -> None:
+    assert [answer for answer in can if not extract.can_read(pattern, answer)] == []
+    assert [answer for answer in cannot if extract.can_read(pattern, answer)] == []

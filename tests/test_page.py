@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,20 @@ def test_questions_block(tmp_path: Path) -> None:
     kinds = [kind for row in data["rows"] for kind in row["kinds"]]
     assert kinds.count("differ") == kinds.count("gained") + kinds.count("lost")
     assert f"Gained or lost {kinds.count('differ')}" in page.text
+
+
+def test_several_right_answers_other_readings_and_unknown_truncation(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=8)
+    for name in ("baseline", "finetuned"):
+        path = tmp_path / "run" / "predictions" / f"{name}.jsonl"
+        Prediction.write(path, [replace(row, targets=[row.target, "E"]) for row in Prediction.read(path)])
+        run["evaluation"][name] |= {"truncated": None, "finish_reasons": 0, "reading": "lenient"}
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert {row["target"] for row in block(page)["rows"]} == {"A or E", "B or E", "C or E", "D or E"}
+    assert "Answers are those of the lenient reading." in page.text
+    assert f"The lenient difference of {points(run['evaluation']['comparison']['delta'])} points" in page.text
+    assert "first answer in the form that was asked for" in page.text
 
 
 def test_the_policy_names_the_only_style_and_script(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from sftlab.predictions import load_pair, unjudgeable
 from sftlab.records import Prediction
 from sftlab.score import scored
 
-PATTERN = r"the answer is\s*\(([A-Z])\)"
-CHOICE = EvalConfig.model_construct(task="choice", pattern=PATTERN, extract=None, rouge="rougeL", group_by=None)
+PATTERN = r"(?i)the answer is\s*\(([A-Z])\)"
+CHOICE = EvalConfig.model_construct(
+    task="choice", pattern=PATTERN, reading="strict", extract=None, rouge="rougeL", group_by=None
+)
 EXACT = CHOICE.model_copy(update={"task": "exact"})
 
 Rows = list[dict[str, Any]]
@@ -27,6 +29,11 @@ def says(answer: str) -> str:
 
 def row(name: Any, answer: str, target: Any, **more: Any) -> dict[str, Any]:
     return {"id": name, "completion": says(answer), "target": target, **more}
+
+
+def harness_row(doc_id: int, text: str, target: Any, choices: Any = None, **doc: Any) -> dict[str, Any]:
+    """A row of lm-evaluation-harness with its own document."""
+    return {"doc_id": doc_id, "resps": [[text]], "target": target, "doc": {"choices": choices, **doc}}
 
 
 TWO = [row("x", "A", "A"), row("y", "B", "C")]
@@ -382,14 +389,34 @@ FAULTS: list[tuple[str, Rows | bytes, Rows | bytes, EvalConfig, list[str]]] = [
         [row(1, "A", "Scurvy"), row(2, "A", "A")],
         [row(1, "A", "Scurvy"), row(2, "A", "A")],
         CHOICE,
-        ["a.jsonl:1: target 'Scurvy' is no letter", "eval.pattern"],
+        ["a.jsonl:1: id '1' has target 'Scurvy'", "eval.pattern", "set eval.task=exact"],
     ),
     ("pattern", TWO, TWO, CHOICE.model_copy(update={"pattern": "("}), ["answer pattern '('"]),
     ("exact likelihoods", [ranked(0, [-1, -2], "0")], TWO, EXACT, ["a.jsonl:1: resps has 2", "eval.task=choice"]),
     ("one likelihood", [ranked(0, [-1], "0")], TWO, CHOICE, ["a.jsonl:1: resps has 1 log-likelihoods", "2 to 26"]),
     ("gold", [ranked(0, [-1, -2], "2")], TWO, CHOICE, ["a.jsonl:1: target '2' is none of 2 options"]),
     ("gold letter", [ranked(0, [-1, -2], "C")], TWO, CHOICE, ["a.jsonl:1: target 'C' is none of 2"]),
-    ("several golds", [ranked(0, [-1, -2], "[0, 1]")], TWO, CHOICE, ["a.jsonl:1: target '[0, 1]' is none of 2"]),
+    ("several golds", [ranked(0, [-1, -2], "[0, 2]")], TWO, CHOICE, ["a.jsonl:1: target '2' is none of 2"]),
+    *(
+        (f"target {target}", [row(1, "A", target)], TWO, EXACT, ["a.jsonl:1: target", said])
+        for target, said in [
+            ([], "[] holds no answer"),
+            (["a", None], "'nothing'"),
+            (["a", ""], "'nothing'"),
+            (["a", ["b"]], '["b"]'),
+            ({"value": "a"}, '{"value": "a"}'),
+            (float("nan"), "'NaN'"),
+        ]
+    ),
+    ("sides", [row(1, "A", ["a", "b"])], [row(1, "A", ["a", "c"])], EXACT, ["a.jsonl:1", "'a or b', but 'a or c'"]),
+    ("index or text", [harness_row(1, "2", 1, ["1", "2"])], TWO, EXACT, ["a.jsonl:1: target 1 may be the index"]),
+    (
+        "digits",
+        [row(1, "A", "A"), row(2, "2", "2")],
+        [row(1, "A", "A"), row(2, "2", "2")],
+        CHOICE,
+        ["a.jsonl:2: id '2' has target '2'", "eval.pattern=", "([A-Z0-9])"],
+    ),
     *(
         (f"resps {resps}", [generated(0, "", "A", resps=resps)], TWO, CHOICE, ["a.jsonl:1: resps", "log"])
         for resps in ([], [[]], {}, "text", ["text"], [[7]], [[{}]], [[["x", "False"]]], [["text"], [["-1", "False"]]])
@@ -485,3 +512,117 @@ def test_predictions_have_a_score_and_a_subgroup_only_where_there_is_one(tmp_pat
     cfg = CHOICE.model_copy(update={"task": "rouge"})
     Prediction.write(tmp_path / "scored.jsonl", scored(load(tmp_path, TWO, TWO, cfg)[0], cfg))
     assert json.loads((tmp_path / "scored.jsonl").read_text("utf-8").splitlines()[0])["score"] == pytest.approx(2 / 5)
+
+
+# — several right answers —
+
+
+@pytest.mark.parametrize(
+    ("sample", "targets"),
+    [
+        (row(1, "", ["Berne", "Bern"]), ["Berne", "Bern"]),
+        (row(1, "", '["Berne", "Bern"]'), ["Berne", "Bern"]),
+        (row(1, "", [3, "three", 3]), ["3", "three"]),
+        (row(1, "", {"text": ["Berne", "Bern"], "answer_start": [1, 1]}), ["Berne", "Bern"]),
+        (row(1, "", "[1, 2]"), ["[1, 2]"]),  # a vector, perhaps
+        (row(1, "", "[Berne"), ["[Berne"]),
+        (row(1, "", "Berne", targets=["Berne", "Bern"]), ["Berne", "Bern"]),  # as own predictions have them
+        (row(1, "", '["a", "b"]', correct=True), ['["a", "b"]']),
+        (harness_row(1, "", ["Berne", "Bern"]), ["Berne", "Bern"]),
+        (harness_row(1, "", "Berne", answers=["Bern", "Berne"]), ["Berne", "Bern"]),
+        (harness_row(1, "", "Berne", answers={"text": ["Berne", "Bern"]}), ["Berne", "Bern"]),
+        (harness_row(1, "", "Thun", answers=["Bern", "Berne"]), ["Thun"]),
+        (harness_row(1, "", 1, ["Thun", "Bern"]), ["Bern"]),
+        (harness_row(1, "", [0, 1], ["Thun", "Bern", "Chur"]), ["Thun", "Bern"]),
+        (harness_row(1, "", 18, ["Thun", "Bern"]), ["18"]),
+    ],
+)
+def test_any_of_several_targets_counts(tmp_path: Path, sample: dict[str, Any], targets: list[str]) -> None:
+    text = "resps" if "resps" in sample else "completion"
+
+    def answering(answer: str) -> list[dict[str, Any]]:
+        return [sample | {text: [[answer]] if text == "resps" else answer}]
+
+    for target in targets:
+        left, right = load(tmp_path, answering(f" {target.upper()}. "), answering("Zug"), EXACT)
+        assert (left[0].accepted, left[0].target) == (targets, targets[0])
+        assert [left[0].correct, right[0].correct] == [True, False]
+    assert [one.targets for one in left] == [targets if len(targets) > 1 else None]
+
+
+def test_the_files_of_a_pair_may_order_targets_otherwise(tmp_path: Path) -> None:
+    left, right = load(tmp_path, [row(1, "A", ["A", "(b)"])], [row(1, "B", ["B", "A", "A"])])
+    assert [(one.targets, one.correct) for one in (*left, *right)] == [(["A", "B"], True)] * 2
+    Prediction.write(tmp_path / "again.jsonl", left)
+    assert load_pair(tmp_path / "again.jsonl", tmp_path / "b.jsonl", CHOICE)[0] == left
+
+
+@pytest.mark.parametrize(
+    ("target", "choices", "letter"),
+    [
+        (2, ["Thun", "Bern", "Chur"], "C"),
+        ("2", ["Thun", "Bern", "Chur"], "C"),
+        ("bern", ["Thun", "Bern", "Chur"], "B"),
+        ("C", {"label": ["A", "B", "C"], "text": ["Thun", "Bern", "Chur"]}, "C"),
+    ],
+)
+def test_a_target_may_be_an_index_or_the_text_of_an_option(
+    tmp_path: Path, target: Any, choices: Any, letter: str
+) -> None:
+    sample = harness_row(0, says(letter), target, choices)
+    left, right = load(tmp_path, [sample], [row(0, "A", letter)])
+    assert [(one.target, one.correct) for one in (*left, *right)] == [(letter, True), (letter, False)]
+    by_words = sample | {"resps": [["The answer is " + ["Thun", "Bern", "Chur"]["ABC".index(letter)] + "."]]}
+    assert load(tmp_path, [by_words], [row(0, "A", letter)])[0][0].readings["lenient"] == letter
+
+
+def test_several_golds_of_log_likelihoods(tmp_path: Path) -> None:
+    left, right = load(tmp_path, [ranked(0, [-1, -2, -3], "[2, 0]")], [ranked(0, [-3, -2, -3], [0, 2])])
+    assert [(one.targets, one.answer, one.correct) for one in (*left, *right)] == [
+        (["C", "A"], "A", True),
+        (["C", "A"], "B", False),
+    ]
+
+
+# — reasoning, case, truncation —
+
+
+def test_reasoning_is_no_answer(tmp_path: Path) -> None:
+    thought = "<think>\nAt first sight the answer is (C).\n</think>\n\nThe answer is (D)."
+    a = [row("x", "", "D", completion=thought), row("y", "", "C", completion=thought[:40], finish_reason="max_tokens")]
+    b = [row("x", "D", "D"), row("y", "", "C", completion="the answer is (C)?</think> It is (C).", prompt="<think>\n")]
+    left, right = load(tmp_path, a, b)
+    assert [(one.answer, one.correct, one.finish_reason) for one in left] == [
+        ("D", True, "unknown"),
+        (None, False, "length"),
+    ]
+    assert left[0].completion == thought
+    assert [one.readings for one in right] == [
+        dict.fromkeys(("strict", "last", "lenient", "forced"), "D"),
+        {"strict": None, "last": None, "lenient": "C", "forced": None},
+    ]
+    whole = [a[0] | {"target": "the answer is (d)"}]
+    assert load(tmp_path, whole, whole, EXACT)[0][0].correct
+
+
+def test_a_model_that_never_ends_its_reasoning_cannot_be_judged(tmp_path: Path) -> None:
+    left, right = load(tmp_path, [one | {"completion": f"<think>{one['completion']}"} for one in TWO], TWO)
+    why = unjudgeable(files(left, right)) or ""
+    assert "the first file ends within its reasoning" in why
+    assert "eval.max_tokens" in why
+
+
+def test_case_counts_as_the_pattern_says(tmp_path: Path) -> None:
+    rows = [row(1, "", "B", completion="The answer is a drug, so the answer is B", choices="ABCD")]
+    exactly = CHOICE.model_copy(update={"pattern": r"answer is ([A-D])"})
+    either = CHOICE.model_copy(update={"pattern": r"(?i)answer is ([A-D])"})
+    assert [load(tmp_path, rows, rows, cfg)[0][0].answer for cfg in (exactly, either)] == ["B", "A"]
+
+
+@pytest.mark.parametrize("reading", ["strict", "last", "lenient"])
+def test_the_headline_is_read_as_the_config_says(tmp_path: Path, reading: Any) -> None:
+    rows = [row(1, "", "B", completion="The answer is (A). No: the answer is (B). Sorry, it is (C).", choices="ABC")]
+    one = load(tmp_path, rows, rows, CHOICE.model_copy(update={"reading": reading}))[0][0]
+    expected = {"strict": "A", "last": "B", "lenient": "C"}
+    assert (one.answer, one.correct) == (expected[reading], reading == "last")
+    assert one.readings == expected | {"forced": expected[reading]}

@@ -288,8 +288,8 @@ def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_sweep_over_the_name_stays_in_one_folder(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "mode=train", "instance=cpu", "name=a,b", code=FAULTS)
+def test_a_folder_named_after_a_swept_key_stays_one(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "mode=train", "instance=cpu", "seed=1,2", "hydra.sweep.dir=out/${seed}", code=FAULTS)
     assert done.returncode == 1
     (folder,) = (file.parent for file in tmp_path.rglob("run.json"))
     assert [one.error for one in jobs(folder)] == ["KeyError: 'a bug'"] * 2

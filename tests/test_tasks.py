@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,27 @@ from test_cli import refused, sftlab, whole
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.records import Example, Generation, Prediction
-from sftlab.score import check, comparison, metric, predictions, scored, summary
+from sftlab.score import (
+    check,
+    check_completions,
+    comparison,
+    letters,
+    metric,
+    predictions,
+    readings_table,
+    scored,
+    summary,
+)
 from sftlab.subgroups import subgroups
 
-SETTINGS: dict[str, Any] = {"extract": None, "rouge": "rougeL", "group_by": None, "alpha": 0.05, "forced": False}
+SETTINGS: dict[str, Any] = {
+    "reading": "strict",
+    "extract": None,
+    "rouge": "rougeL",
+    "group_by": None,
+    "alpha": 0.05,
+    "forced": False,
+}
 EXACT = EvalConfig.model_construct(task="exact", pattern="(.)", **SETTINGS)
 ROUGE = EXACT.model_copy(update={"task": "rouge"})
 SQL = EXACT.model_copy(update={"extract": "{{ text | sql }}"})
@@ -114,7 +133,7 @@ def test_the_answer_may_be_read_out_of_a_text_by_the_config() -> None:
     rows = read(cfg, ("9 + 9 is\n#### 18", "18"), ("18", "so\n#### 18"), ("17", "18"))
     assert [row.correct for row in rows] == [True, True, False]
     lost = EXACT.model_copy(update={"extract": "{{ text | search('#### *(.+)') }}"})
-    with pytest.raises(ConfigError, match=r"makes nothing of the target of test row 'q', 'none'; mend"):
+    with pytest.raises(ConfigError, match=r"makes nothing of it; test row 'q' has target 'none'; change"):
         check([Example("q", "", "", "", "none")], lost)
 
 
@@ -285,7 +304,7 @@ BAD = [
     (["eval.extract='{{ text }}'"], ["eval.task=choice reads answers by eval.pattern"]),
     (["eval.task=exact", "eval.extract='{{ txt | sql }}'"], ["there is no variable 'txt'; there is only text"]),
     (["eval.task=exact", "eval.extract='{{ text | sqll }}'"], ["eval.extract: is no Jinja template", "search and sql"]),
-    (["eval.task=exact", "eval.extract=\"{{ text | search('(9)') }}\""], ["makes nothing of the target of test row"]),
+    (["eval.task=exact", "eval.extract=\"{{ text | search('(9)') }}\""], ["nothing is left to compare"]),
     (["eval.task=rouge", "select.metric=exact_match"], ["select.metric=exact_match: counts right answers"]),
     (["eval.task=rouge", "eval.rouge=rougeX"], ["eval.rouge='rougeX'", "rouge1"]),
 ]  # fmt: skip
@@ -343,14 +362,6 @@ def test_answers_that_no_pattern_reads_cannot_be_judged(tmp_path: Path) -> None:
 
 
 @pytest.mark.smoke  # libraries that take seconds to import
-def test_scores_in_another_script_cannot_be_judged(tmp_path: Path) -> None:
-    rows = [{"id": at, "completion": "裁判所", "target": "裁判所"} for at in range(9)]
-    out, found, _ = judged(tmp_path, rows, rows, "eval.task=rouge")
-    assert "inconclusive: cannot be judged by this score: no target has a word of ASCII letters" in out
-    assert found["finetuned"]["rougeL"] == 0
-
-
-@pytest.mark.smoke  # libraries that take seconds to import
 def test_one_row_of_each_is_judged_without_a_number_that_is_none(tmp_path: Path) -> None:
     one = [{"id": 1, "completion": "", "target": "a b", BY: None}]
     two = [{"id": 1, "completion": "a b", "target": "a b", BY: "x"}]
@@ -367,6 +378,12 @@ def test_one_row_of_each_is_judged_without_a_number_that_is_none(tmp_path: Path)
         (answers(4, "The answer is (A)."), ["eval.group_by=step"], "no row of a.jsonl or a.jsonl has a value in such"),
         (answers(4, "The answer is (A)."), ["eval.pattern='the answer is'"], "has 0 capturing groups"),
         ([], [], "a.jsonl: is empty or has no rows"),
+        (
+            [{"id": at, "completion": "裁判所", "target": "裁判所"} for at in range(9)],
+            ["eval.task=rouge"],
+            "no target has a word of ASCII letters or digits",
+        ),
+        (answers(4, "The answer is (A)."), ["eval.task=exact", "eval.reading=last"], "eval.reading=last"),
     ],
 )
 def test_files_that_cannot_be_compared_end_with_2(
@@ -419,3 +436,234 @@ def test_from_training_to_a_verdict(tmp_path: Path, task: str) -> None:
         assert "type: accuracy" in card
     assert "Verdict: inconclusive: " in done.stdout
     assert "subgroups were compared" in done.stdout
+
+
+# ------------------------------------------------------------------- targets that can be judged
+
+
+def remedied(folder: Path, *arguments: str) -> str:
+    """The setting that a refusal names last, which is followed here to the letter: the command then passes."""
+    message = refused(folder, *arguments)
+    (remedy,) = shlex.split(message.rpartition("; set ")[2])
+    key = remedy.partition("=")[0]
+    others = [argument for argument in arguments if not argument.startswith(f"{key}=")]
+    code, _, errors, _ = sftlab(folder, *others, remedy, "dry_run=true")
+    assert code == 0, errors
+    return message
+
+
+DIGITS = {"options": {"1": "this", "2": "that"}, "answer_idx": "2", "rationale": "The answer is (2)."}
+
+
+@pytest.mark.parametrize(
+    ("changed", "arguments", "said"),
+    [
+        (DIGITS, [], ["its group cannot match all targets: test row 'row-", "has target '2'"]),
+        ({}, ["eval.pattern='The Answer is .([A-Z])'"], ["none of 12 training completions is read as its target"]),
+        ({"rationale": "Answer: A"}, [], ["its completion ends in 'Answer: A' and is read as nothing"]),
+        ({"rationale": "First (B). Answer: (A)"}, ["eval.pattern='[(]([A-Z])'"], ["is read as 'B'"]),
+        (
+            {"rationale": "It does. The answer is yes.", "answer_idx": "yes"},
+            ["dataset.choices=null", "eval.task=exact"],
+            ["is read as 'it does. the answer is yes'"],
+        ),
+    ],
+)
+def test_targets_that_no_answer_can_equal_are_refused_with_a_remedy_that_works(
+    tmp_path: Path, changed: dict[str, Any], arguments: list[str], said: list[str]
+) -> None:
+    rows = [vignette(number, **(changed if number % 3 == 0 or changed is not DIGITS else {})) for number in range(24)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    split = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
+    message = remedied(tmp_path, "dataset.name_or_path=rows.jsonl", split, *HERE, *arguments)
+    assert [part for part in said if part not in message] == [], message
+
+
+def test_targets_are_checked_when_the_dataset_is_cached(tmp_path: Path, config: Callable[..., Any]) -> None:
+    from sftlab.stages import dataset
+    from sftlab.store import Store
+
+    write_rows(tmp_path / "rows.jsonl", vignettes(40))
+    settings = [f"dataset.name_or_path={tmp_path / 'rows.jsonl'}", f"store={tmp_path / 'store'}", SHARES, *HERE]
+    cfg = config(*settings)
+    dataset.make(Store(cfg.store), cfg.dataset, cfg.seed)
+    with pytest.raises(ConfigError, match="its group cannot match"):
+        config(*settings, "eval.pattern='answer is .([0-9])'")
+    assert config(*settings, "eval.pattern='answer is .([0-9])'", "mode=train").mode == "train"
+    with pytest.raises(ConfigError, match="its group cannot match all targets: validation row"):
+        config(*settings, "eval.pattern='answer is .([0-9])'", "mode=train", "select.metric=exact_match")
+
+
+def test_some_training_completions_may_say_something_else() -> None:
+    rows = [
+        Example(f"q{n}", "", "Q", f"The answer is ({letter})", "A", "AB") for n, letter in enumerate(["A", "B", "A"])
+    ]
+    cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
+    warning = check_completions(rows, cfg) or ""
+    assert "1 of 3 training completions are not read as their target; train row 'q1'" in warning
+    assert check_completions(rows[:1], cfg) is None
+    thought = [Example("q", "", "Q", "<think>The answer is (B)?</think>The answer is (A)", "A", "AB")]
+    assert check_completions(thought, cfg) is None
+
+
+def test_any_of_several_targets_scores() -> None:
+    examples = [
+        Example("q0", "", "Q", "A", "Berne", targets=["Berne", "Bern"]),
+        Example("q1", "", "Q", "A", "in the year 1901", targets=["in the year 1901", "1901"]),
+    ]
+    made = [
+        Generation("q0", "Q", "<think>Berne?</think>bern.", "stop", 1),
+        Generation("q1", "Q", "1902", "stop", 1),
+    ]
+    exact = predictions(made, examples, EXACT)
+    assert [(row.answer, row.correct, row.targets) for row in exact] == [
+        ("bern", True, ["Berne", "Bern"]),
+        ("1902", False, ["in the year 1901", "1901"]),
+    ]
+    assert summary(exact, EXACT, seed=1)["accuracy"] == 0.5
+    check(examples, EXACT)
+    with pytest.raises(ConfigError, match=r"nothing is left to compare .* test row 'q' has target '```.n```'"):
+        check([Example("q", "", "", "", "a", targets=["a", "```\n```"])], EXACT)
+
+
+@pytest.mark.smoke  # libraries that take seconds to import
+def test_of_several_references_the_most_similar_scores() -> None:
+    examples = [
+        Example("q0", "", "Q", "A", "a b c d", targets=["a b c d", "x y"]),
+        Example("q1", "", "Q", "A", "a b"),
+    ]
+    made = [Generation(name, "Q", text, "stop", 1) for name, text in (("q0", "x y z"), ("q1", "a b c d"))]
+    rows = scored(predictions(made, examples, ROUGE), ROUGE)
+    assert [row.score for row in rows] == pytest.approx([2 * 2 / 5, 2 * 2 / 6])
+
+
+def test_choices_in_lower_case_and_several_right_letters() -> None:
+    cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"(?i)the answer is \(([A-Z])\)"})
+    examples = [Example(f"q{n}", "", "Q", "A", "b", "abcd", targets=["b", "d"]) for n in range(3)]
+    texts = ["The answer is (B)", "the answer is (d)", "the answer is (c)"]
+    rows = predictions([Generation(f"q{n}", "", text, "stop", 1) for n, text in enumerate(texts)], examples, cfg)
+    assert [(row.answer, row.correct) for row in rows] == [("b", True), ("d", True), ("c", False)]
+    assert readings_table(rows)["lenient"]["correct"] == 2
+    assert letters(rows) == {"b": 1, "c": 1, "d": 1}
+    check(examples, cfg)
+
+
+# ------------------------------------------------------------------- failing inputs of others, as commands
+
+
+def thinking(number: int, first: str, final: str, target: str) -> dict[str, Any]:
+    text = f"<think>\nAt first sight the answer is ({first}).\n</think>\n\nThe answer is ({final})."
+    return {"id": number, "target": target, "choices": "ABCD", "completion": text}
+
+
+THOUGHT = [thinking(n, "ABCD"[(n + (n % 3 > 0)) % 4], "ABCD"[(n + (n % 3 == 0)) % 4], "ABCD"[n % 4]) for n in range(30)]
+SPOKEN = [row | {"completion": row["completion"].partition("</think>")[2]} for row in THOUGHT]
+CUT = [row | {"completion": row["completion"][:40], "finish_reason": "length"} for row in THOUGHT]
+WORDS = [["Ada Lovelace", "Lovelace"], ["Berne", "Bern"], ["3", "three"], ["in 1901", "1901"]]
+
+
+@pytest.mark.smoke  # libraries that take seconds to import
+@pytest.mark.parametrize(
+    ("a", "b", "arguments", "right", "unparsed", "verdict"),
+    [
+        (THOUGHT, SPOKEN, [], [20, 20], [0, 0], "inconclusive: both models have 20 of 30 right"),
+        (SPOKEN, CUT, [], [20, 0], [0, 30], "30 of 30 answers of the second file are truncated"),
+        (
+            [{"id": 0, "completion": "The answer is a drug, so the answer is B", "target": "B", "choices": "ABCD"}],
+            [{"id": 0, "completion": "The answer is B", "target": "B"}],
+            ['eval.pattern="answer is ([A-D])"'],
+            [1, 1],
+            [0, 0],
+            "inconclusive: both models have 1 of 1 right",
+        ),
+        (
+            [{"doc_id": n, "target": words, "resps": [["x"]]} for n, words in enumerate(WORDS)],
+            [{"doc_id": n, "target": words, "resps": [[words[1]]]} for n, words in enumerate(WORDS)],
+            ["eval.task=exact"],
+            [0, 4],
+            [0, 0],
+            "4 of 4 against 0",
+        ),
+        (
+            [{"id": n, "completion": "The answer is (B). No, the answer is (A).", "target": "A"} for n in range(9)],
+            [{"id": n, "completion": "The answer is (A).", "target": "A", "choices": "AB"} for n in range(9)],
+            [],
+            [0, 9],
+            [0, 0],
+            "strict 9 of 9 against 0 (better), last 9 of 9 against 9 (inconclusive), lenient 9 of 9 against 9",
+        ),
+        (
+            [{"id": n, "completion": "The answer is (B). No, the answer is (A).", "target": "A"} for n in range(9)],
+            [{"id": n, "completion": "The answer is (A).", "target": "A", "choices": "AB"} for n in range(9)],
+            ["eval.reading=last"],
+            [9, 9],
+            [0, 0],
+            "inconclusive: both models have 9 of 9 right; 0 answers gained, 0 lost, so no answer changed sides; the "
+            "verdict depends on how answers are read (eval.reading): strict 9 of 9 against 0 (better), last",
+        ),
+    ],
+)
+def test_two_files_get_the_verdict_of_their_answers(
+    tmp_path: Path,
+    a: list[Any],
+    b: list[Any],
+    arguments: list[str],
+    right: list[int],
+    unparsed: list[int],
+    verdict: str,
+) -> None:
+    out, found, page = judged(tmp_path, a, b, *arguments)
+    sides = [found[name] for name in ("baseline", "finetuned")]
+    assert [side["correct"] for side in sides] == right
+    assert [side["unparsed"] for side in sides] == unparsed
+    assert [side["truncated"] for side in sides] == [None, len(b) if b is CUT else None]
+    assert verdict in found["comparison"]["verdict"]
+    printed = " ".join(out.split())
+    assert verdict in printed
+    assert html.escape(verdict.partition(": ")[2] or verdict, quote=False)[1:40] in page
+    assert ("by eval.reading=last" in printed) == bool(arguments and "reading" in arguments[0])
+    assert "│ – │" in printed.replace("┃", "│") or b is CUT
+
+
+@pytest.mark.smoke  # libraries that take seconds to import
+def test_a_partly_known_count_of_truncated_answers_says_so(tmp_path: Path) -> None:
+    rows = answers(6, "The answer is (A).")
+    known = [row | {"finish_reason": "length" if row["id"] == 0 else "stop"} for row in rows[:4]] + rows[4:]
+    out, found, page = judged(tmp_path, rows, known)
+    assert [found[name]["truncated"] for name in ("baseline", "finetuned")] == [None, 1]
+    assert [found[name]["finish_reasons"] for name in ("baseline", "finetuned")] == [0, 4]
+    assert "1 of 4 known" in out
+    assert "<td>1 of 4 known</td>" in page
+    assert "<td>–</td></tr>" in page
+
+
+@pytest.mark.smoke
+def test_questions_with_words_for_answers(tmp_path: Path) -> None:
+    """Rows in the form of PubMedQA, from the first refusal to a verdict by the remedies that it names."""
+    words = ["yes", "no", "maybe"]
+    rows = [
+        {
+            "pubid": number,
+            "question": f"Does mitochondrion {number} play a role in cell death?",
+            "context": {"contexts": [f"Finding {number}."]},
+            "long_answer": f"Finding {number} says so.",
+            "final_decision": words[number % 3],
+        }
+        for number in range(40)
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    arguments = [
+        "dataset.name_or_path=rows.jsonl", SHARES, *HERE, "dataset.id='{{ pubid }}'", "dataset.options=null",
+        "dataset.user='{{ context.contexts | join }} {{ question }}'",
+        "dataset.assistant='{{ long_answer }} The answer is {{ final_decision }}.'",
+        "dataset.target='{{ final_decision }}'", "eval.engine=transformers", "eval.max_tokens=8",
+        "train.num_train_epochs=1", "train.warmup_steps=0", "dataset.allow_overlap=true", "hydra.run.dir=run",
+    ]  # fmt: skip
+    message = refused(tmp_path, *arguments, "dataset.choices=yesnomaybe")
+    assert "for words set eval.task=exact dataset.choices=null" in message
+    arguments += ["eval.task=exact", "dataset.choices=null"]
+    message = refused(tmp_path, *arguments)
+    done = whole(tmp_path, *arguments, *shlex.split(message.rpartition("; set ")[2]))
+    assert done.returncode == 0, done.stderr
+    made = Prediction.read(tmp_path / "run" / "predictions" / "finetuned.jsonl")
+    assert {row.target for row in made} <= set(words)

@@ -11,7 +11,7 @@ from typing import Any
 from sftlab.job import OWN, Job, trained_as
 from sftlab.records import read_jsonl, write_jsonl
 from sftlab.run import Run
-from sftlab.score import METRICS, metric
+from sftlab.score import METRICS, metric, truncated
 from sftlab.stages.select import Selection
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it tells of its cache of fonts
@@ -182,7 +182,7 @@ def table_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
                     row["correct"],
                     row["n"],
                     row["unparsed"],
-                    row["truncated"],
+                    truncated(row),
                 ]
             )
     if "comparison" in evaluation:
@@ -214,7 +214,7 @@ def _score_rows(evaluation: dict[str, Any]) -> list[list[Any]]:
             low, high = row["ci95"]
             means = [f"{row[other]:.3f}" for other in others]
             interval = f"{low:.3f} – {high:.3f}"
-            rows.append([name, f"{row[judged]:.3f}", interval, *means, "", row["n"], row["unparsed"], row["truncated"]])
+            rows.append([name, f"{row[judged]:.3f}", interval, *means, "", row["n"], row["unparsed"], truncated(row)])
     if "comparison" in evaluation:
         row = evaluation["comparison"]
         low, high = row["ci95"]
@@ -254,7 +254,9 @@ def table(evaluation: dict[str, Any]) -> None:
     from rich.text import Text
 
     header, *rows = table_rows(evaluation)
-    printed = Table(title="On the test set", title_justify="left")
+    reading = next((side["reading"] for side in evaluation.values() if "reading" in side), "strict")
+    title = "On the test set" + (f", by eval.reading={reading}" if reading != "strict" else "")
+    printed = Table(title=title, title_justify="left")
     for name in header:
         printed.add_column(name, justify="left" if name == "model" else "right")
     for row in rows:
@@ -288,8 +290,26 @@ def table(evaluation: dict[str, Any]) -> None:
             say(found["note"])
 
 
-def page(run: Run) -> None:
-    """Write ``report.html``: one file that opens offline."""
+def evaluations(rows: Sequence[dict[str, Any]]) -> None:
+    """Print one table over all models that a sweep evaluated."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from sftlab.page import evaluation_rows
+
+    header, *lines = evaluation_rows(rows)
+    printed = Table(title="All evaluations on the test set", title_justify="left")
+    for name in header:
+        printed.add_column(name, justify="left" if name in ("model", "overrides", "verdict") else "right")
+    for line in lines:
+        printed.add_row(*map(Text, line))
+    say(printed)
+    if sum("p_adjusted" in row for row in rows) > 1:
+        say("Adjusted by Holm's method for the number of comparisons; the verdicts follow the adjusted p")
+
+
+def page(run: Run, to: Path | None = None) -> None:
+    """Write ``report.html``, one file that opens offline, into the run's folder or another."""
     from sftlab.page import render
 
-    (run.folder / "report.html").write_text(render(run.folder), encoding="utf-8")
+    ((to or run.folder) / "report.html").write_text(render(run.folder, run.values), encoding="utf-8")

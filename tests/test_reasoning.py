@@ -1,0 +1,114 @@
+"""What of a completion is an answer, and what was only thought aloud."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sftlab.reasoning import answered, unclosed
+
+GPT_OSS = "<|channel|>analysis<|message|>Perhaps (A).<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>"
+
+# Completion, what answers in it, and the mark that would end the reasoning that it ends in.
+COMPLETIONS = [
+    ("The answer is (B).", "The answer is (B).", ""),
+    ("<think>(A)?</think>B", "B", ""),
+    ("\n <think>\n(A)?\n</think>\n\nB", "\n \n\nB", ""),
+    ("<think></think>B", "B", ""),
+    ("<THINK>(A)?</Think>B", "B", ""),
+    ("<thinking>(A)?</thinking>B", "B", ""),
+    ("<thought>(A)?</thought>B", "B", ""),
+    ("<reasoning>(A)?</reasoning>\n<answer>B</answer>", "\n<answer>B</answer>", ""),
+    ("<seed:think>(A)?</seed:think>B", "B", ""),
+    ('<think effort="high">(A)?</think>B', "B", ""),
+    ("[THINK](A)?[/THINK]B", "B", ""),
+    ("<|START_THINKING|>(A)?<|END_THINKING|><|START_RESPONSE|>B<|END_RESPONSE|>", "B", ""),
+    ("<|begin_of_thought|>(A)?<|end_of_thought|><|begin_of_solution|>B<|end_of_solution|>", "B", ""),
+    ("◁think▷(A)?◁/think▷B", "B", ""),
+    ("<unused94>thought\n(A)?<unused95>B", "B", ""),
+    ("<|channel>thought\n(A)?<channel|>B", "B", ""),
+    (f"{GPT_OSS}{FINAL}B<|return|>", "B", ""),
+    (f"{GPT_OSS}<|channel|>commentary<|message|>(C)?<|end|><|start|>assistant{FINAL}B", "B", ""),
+    (f"{FINAL}B", "B", ""),
+    ("analysisWe need one. (A)?assistantfinalB", "B", ""),  # without its special tokens
+    # Several blocks, in a row and within each other.
+    ("<think>(A)?</think>\n<think>(C)?</think>B", "\nB", ""),
+    ("<think>(A)?</think>B <reflection>(C)?</reflection>", "B ", ""),
+    ("<think>(A)? <think>(C)?</think> (D)?</think>B", "B", ""),
+    ("<thinking>(A)? <reflection>(C)?</reflection> (D)?</thinking>B", "B", ""),
+    ("<think>\n<think>(A)?</think>B", "B", ""),
+    ("<think>(A)?</thinking>B", "B", ""),
+    # Without an end: whatever follows is thought, however the text ended.
+    ("<think>(A)", "", "</think>"),
+    ("<think>", "", "</think>"),
+    ("[THINK]Suppose (A).", "", "[/THINK]"),
+    ("<|START_THINKING|>(A)", "", "<|END_THINKING|>"),
+    (GPT_OSS, "", f"<|end|><|start|>assistant{FINAL}"),
+    ("analysisWe need one. (A)", "", f"<|end|><|start|>assistant{FINAL}"),
+    ("<think>(A)?</think>B\n<think>(C)?", "B\n", "</think>"),
+    ("<thinking>(A)? <reflection>(C)?</reflection> (D)", "", "</thinking>"),
+    ("<thinking>(A)? <reflection>(C)?", "", "</reflection></thinking>"),
+    ("Okay. <think>(A)", "Okay. ", "</think>"),
+    ("Sure, <think>(A)?</think>B", "Sure, B", ""),
+    # An end without a beginning, which the prompt may have had.
+    ("(A)?</think>B", "B", ""),
+    ("(A)?\n</think>", "", ""),
+    ("(A)?</think>(C)?</think>B", "B", ""),
+    ("<think>(A)?</think>B</think>", "B", ""),
+    # Marks that are only spoken of.
+    ("B. I never write `<think>` here.", "B. I never write `<think>` here.", ""),
+    ('B. No "<think>" and no "</think>".', 'B. No "<think>" and no "</think>".', ""),
+    ("B. I do not use <think> here.", "B. I do not use <think> here.", ""),
+    ("B\n```\n<think>\n</think>\n```\n", "B\n```\n<think>\n</think>\n```\n", ""),
+    ("<think>I end it by `</think>` soon. (A)?</think>B", "B", ""),
+    ("<think>\n```python\nprint()\n</think>\nB", "\nB", ""),
+    ("<think>I end it by `</think>` soon. (A)", "", "</think>"),
+    ("We think that <b>B</b> is right <|end|>", "We think that <b>B</b> is right <|end|>", ""),
+    ("analysis of (B)", "analysis of (B)", ""),
+]
+
+
+@pytest.mark.parametrize(("text", "answer", "end"), COMPLETIONS)
+def test_what_is_thought_is_no_answer(text: str, answer: str, end: str) -> None:
+    assert answered(text) == answer
+    assert unclosed(text) == end
+    if end:
+        assert answered(f"{text}{end}C") == f"{answer}C"
+        assert unclosed(f"{text}{end}C") == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "answer", "end"),
+    [
+        ("<assistant><think>\n", "(A)", "", "</think>"),
+        ("<assistant><think>\n", "(A)?</think>B", "B", ""),
+        ("<assistant><think>\n", "<think>(A)?</think>B", "B", ""),
+        ("<assistant><think>\n\n</think>\n\n", "B", "B", ""),  # a template that asks for no reasoning
+        ("Think in <think>. <assistant>", "B", "B", ""),
+        ("<|start|>assistant<|channel|>analysis<|message|>", "(A)", "", f"<|end|><|start|>assistant{FINAL}"),
+        ("<|start|>assistant", f"{GPT_OSS}{FINAL}B", "B", ""),
+        (f"<|start|>assistant{FINAL}", "B", "B", ""),
+    ],
+)
+def test_the_prompt_may_have_begun_the_reasoning(prompt: str, text: str, answer: str, end: str) -> None:
+    assert (answered(text, prompt), unclosed(text, prompt)) == (answer, end)
+
+
+def test_special_tokens_that_mark_reasoning_stay_in_the_text(tmp_path: Path) -> None:
+    from conftest import write_model
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    from sftlab.engine import reasoning_decoder
+
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path / "model"))
+    assert reasoning_decoder(tokenizer) is None
+    marks = ["[THINK]", "[/THINK]", "<|channel|>", "<|message|>", "<|other|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(mark, special=True) for mark in marks]})
+    decode = reasoning_decoder(tokenizer)
+    assert decode is not None
+    ids = tokenizer("<s>[THINK]é (A)?[/THINK]<|other|>the answer is (B)</s>", add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "é (A)?the answer is (B)"
+    assert decode(ids) == "[THINK]é (A)?[/THINK]the answer is (B)"
