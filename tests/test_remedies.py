@@ -90,7 +90,7 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "--dry-run"], None, r"write (?P<set>.*)"),
     ([*TRAIN, "--multirn", "seed=1,2"], None, r"did you mean (?P<option>--\w+)\?"),
     ([*TRAIN, "seed", "=", "3"], None, r"write (?P<set>.*)"),
-    ([*TRAIN, "dataset.name_or_path=my", "rows.jsonl", "dataset.split={train: 0.5, validation: 0.5}"],
+    ([*TRAIN, "dataset.name_or_path=my", "rows.jsonl", "dataset.split={train: 0.5, validation: 0.5, test: 0}"],
      rows("my rows.jsonl"), r"write (?P<set>.*)"),
     ([*TRAIN[:1], "mode=train", "instance=cpu", "tiny_random"], None, r"write (?P<set>.*)"),
     ([*TRAIN, "seed=1,2"], None, r"add (?P<option>-m)"),
@@ -109,7 +109,7 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     (["mode=compare", "eval.predictions=a=1.jsonl,b.jsonl"], pair("a=1.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
     (["mode=compare", "eval.predictions=a.jsonl,b.jsonl"], pair("a.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
     (["mode=compare", 'eval.predictions="[a=1.jsonl,b.jsonl]"'], pair("a=1.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
-    ([*TRAIN, "dataset.name_or_path=größe.jsonl", "dataset.split={train: 0.5, validation: 0.5}"], rows("größe.jsonl"),
+    ([*TRAIN, "dataset.name_or_path=größe.jsonl", "dataset.split={train: 0.5, validation: 0.5, test: 0}"], rows("größe.jsonl"),  # noqa: E501
      r"write (?P<set>.*)"),
     ([*TRAIN, "store=$HOME/x"], None, r"(?P<given>store)='.*; write (?P<to>.*)"),
     # — combinations —
@@ -132,13 +132,14 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "train.lr_scheduler_type=linear", f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .*; leave it out"),
     ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay"], None, r"write (?P<set>\S+)"),
     ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay", f"+{FREE}.num_decay_steps=0"], None, r"write (?P<set>\S+)"),  # noqa: E501
-    ([*BOTH, "dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),
+    # Two remedies one after the other, as without letters a pattern is needed that finds the answer.
+    ([*BOTH, "dataset.choices=null"], None, r"or set (?P<set>eval.task=exact) >> set (?P<set>'eval.extract=.*)"),
     ([*BOTH, "dataset@eval.dataset=vignettes", "eval.dataset.split={train: 0, validation: 0, test: 4}",
-      "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),
+      "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact) >> set (?P<set>'eval.extract=.*)"),
     ([*BOTH, "eval.dataset.choices=null", "dataset@eval.dataset=vignettes",
       "eval.dataset.split={train: 0, validation: 0, test: 4}"], None, r"(?P<given>eval.dataset.choices) is (?P<from>null)"),  # noqa: E501
     ([*BOTH, "eval.extract=x"], None, r"(?P<given>eval.extract)=.*set it to (?P<to>null)"),
-    ([*BOTH, "eval.extract='{{ text }}'"], None, r"or (?P<given>eval.task) to (?P<to>exact)"),
+    ([*BOTH, "eval.extract='{{ text }}'"], None, r"or (?P<given>eval.task) to (?P<to>exact) >> set (?P<set>'eval.extract=.*)"),  # noqa: E501
     ([*BOTH, "eval.task=rouge", "select.metric=exact_match"], None, r"(?P<given>select.metric)=.*set it to (?P<to>\w+)"),  # noqa: E501
     ([*BOTH, "eval.tensor_parallel_size=2"], None, r"(?P<given>eval.tensor\S+)=.*set it to (?P<to>1)"),
     ([*BOTH, "hub.push=true"], None, r"Set (?P<given>hub.repo_id) to (?P<to>\S+)"),
@@ -149,8 +150,8 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "model.chat_template=none.jinja"], None, r"(?P<given>model\S+)=.*or (?P<to>null)"),
     ([*TRAIN, "dataset.max_rows=1", "dataset.split={train: 8, validation: 4, test: 4}"], None,
      r"(?P<given>dataset.max_rows)=.*set at least (?P<to>\d+)"),
-    ([*TRAIN, "dataset.name_or_path=two.jsonl", "dataset.split={train: 0.5, validation: 0.5}"],
-     lambda folder: write_rows(folder / "two.jsonl", [*vignettes(9), vignette(3)]), r"mend (?P<given>dataset.id), or set it to (?P<to>null)"),  # noqa: E501
+    ([*TRAIN, "dataset.name_or_path=two.jsonl", "dataset.split={train: 0.5, validation: 0.5, test: 0}"],
+     lambda folder: write_rows(folder / "two.jsonl", [*vignettes(9), vignette(3)]), r"(?P<given>dataset.id), or set it to (?P<to>null)"),  # noqa: E501
 ]  # fmt: skip
 
 
@@ -203,9 +204,11 @@ def test_the_remedy_works(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if make:
         make(tmp_path)
-    message = problem(arguments)
-    assert message is not None
-    assert problem(followed(arguments, message, pattern)) is None, message
+    for remedy in pattern.split(" >> "):
+        message = problem(arguments)
+        assert message is not None
+        arguments = followed(arguments, message, remedy)
+    assert problem(arguments) is None, arguments
 
 
 def test_what_is_used_instead_of_a_managed_field_exists() -> None:
