@@ -32,6 +32,7 @@ from sftlab.errors import ConfigError
 from sftlab.extract import can_read, compile_pattern, normalise, strict
 from sftlab.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
+from sftlab.rows import is_null
 from sftlab.score import predictions, unmatched
 
 log = logging.getLogger(__name__)
@@ -223,8 +224,8 @@ def _row(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[s
     prompt, reason = _text(plain.get("prompt")), _text(plain.get("finish_reason")).lower() or "unknown"
     made = Generation(_text(name), prompt, _text(completion), "length" if reason in _TRUNCATED else reason, 0, forced)
     kept = _text(values.get("filter")) if harness else None
-    group, doc_hash = _text(plain.get("group")) or None, _text(values.get("doc_hash"))
-    subgroup = None if column is None else _text(_columns(values).get(column)) or None
+    group, doc_hash = _name(plain.get("group")), _text(values.get("doc_hash"))
+    subgroup = None if column is None else _name(_columns(values).get(column))
     return _Row(line, kept, made, list(dict.fromkeys(targets)), group, options, likeliest, answers, doc_hash, subgroup)
 
 
@@ -365,6 +366,11 @@ def _text(value: Any) -> str:
     """A value as text that can be written as UTF-8, which half of a surrogate pair cannot."""
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()
+
+
+def _name(value: Any) -> str | None:
+    """The name of a group; None where there is none: rows without a group share none."""
+    return None if is_null(value) or not _text(value).strip() else _text(value)
 
 
 def _is_letter(value: Any) -> bool:

@@ -14,7 +14,7 @@ from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
-from sftlab.sandbox import environment, text_of
+from sftlab.sandbox import SIMPLE, environment, text_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -524,8 +524,10 @@ def _remedy(where: str, value: Any) -> str:
         return f"write {{{{ {name}.decode('utf-8') }}}}"
     if isinstance(value, Iterator):
         return "write {{ … | join(', ') }}"
-    if not isinstance(value, list | tuple | dict):
+    if isinstance(value, SIMPLE):
         return f"write {{{{ {name} | string }}}}"
+    if not isinstance(value, list | tuple | dict):
+        return "write a text or a number"
     text = f"{name} | tojson"
     if value and not isinstance(value, dict):
         if all(isinstance(item, dict) and not is_null(item.get("text")) for item in value):

@@ -90,10 +90,13 @@ def environment() -> ImmutableSandboxedEnvironment:
     return jinja
 
 
+SIMPLE = (bool, float, Decimal, date, time, timedelta, UUID)
+"""Types of which the filter string makes the text that is meant."""
+
 # Filters that make a text of whatever they are given.
 _OF_TEXT = (
     *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "safe", "search", "sql", "string"),
-    *("striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize", "wordcount", "wordwrap"),
+    *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount", "wordwrap"),
 )
 
 
@@ -111,14 +114,14 @@ def text_of(value: Any) -> Any:
         return value
     if is_null(value):
         return ""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
         raise NotTextError(value)
     return value
 
 
 def _converted(value: Any) -> Any:
     """What a filter makes its text of: all that has one way to be written, and no lists, objects and bytes."""
-    if isinstance(value, bool | float | Decimal | date | time | timedelta | UUID) and not is_null(value):
+    if isinstance(value, SIMPLE) and not is_null(value):
         return str(value)
     return text_of(value)
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import Row, vignette, vignettes, write_rows
 from test_prompt import settings
 
-from sftlab import formats
+from sftlab import formats, sources
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 from sftlab.stages import dataset
@@ -126,6 +126,32 @@ def test_a_folder_of_other_names_is_one_source(tmp_path: Path) -> None:
     write_rows(tmp_path / "part1.jsonl", vignettes(12))
     write_rows(tmp_path / "part2.jsonl", [vignette(number) for number in range(12, 20)])
     assert sizes(examples(tmp_path)) == (10, 5, 5)
+
+
+HUB: list[tuple[list[str], dict[str, int] | str]] = [
+    (["train"], {"all": 3}),
+    (["full"], {"all": 3}),
+    (["train", "test"], {"train": 3, "test": 3}),
+    (["train_sft", "test_sft"], {"train": 3, "test": 3}),
+    (["train", "validation", "test", "one_shot_examples"], {"train": 3, "validation": 3, "test": 3}),
+    (["train_sft", "train_gen", "test_sft"], "train_sft, train_gen would be put together as train; write the splits"),
+    (["train_r1", "train_r2"], "train_r1, train_r2 would be put together as train"),
+    (["a", "b"], "a, b would be put together as one source"),
+]
+
+
+@pytest.mark.parametrize(("names", "expected"), HUB, ids=[" ".join(case[0]) for case in HUB])
+def test_splits_of_the_hub_are_named_by_the_same_rule(
+    names: list[str], expected: dict[str, int] | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits = {name: vignettes(3) for name in names}
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            sources.read_hub("org/rows", splits)
+        return
+    made = sources.read_hub("org/rows", splits).splits
+    assert {name: len(rows) for name, rows in made.items()} == expected
+    assert ("one_shot_examples" in caplog.text) == ("one_shot_examples" in names)
 
 
 # — wrong files —

@@ -503,6 +503,12 @@ def test_a_column_tells_subgroups_apart(tmp_path: Path) -> None:
     assert [one.subgroup for one in again[0]] == ["1", "two"]
 
 
+@pytest.mark.parametrize("group", [None, "", " ", float("nan")])
+def test_rows_without_a_group_share_none(tmp_path: Path, group: Any) -> None:
+    rows = [row("x", "A", "A", group=group), row("y", "B", "C", group=group), row("z", "B", "C", group="g")]
+    assert [one.group for one in load(tmp_path, rows, rows)[0]] == [None, None, "g"]
+
+
 @pytest.mark.smoke  # libraries that take seconds to import
 def test_predictions_have_a_score_and_a_subgroup_only_where_there_is_one(tmp_path: Path) -> None:
     Prediction.write(tmp_path / "plain.jsonl", load(tmp_path, TWO, TWO)[0])

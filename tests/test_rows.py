@@ -85,6 +85,17 @@ def test_text_and_numbers_are_written_as_they_are() -> None:
     assert render("{{ date.isoformat() }} {{ time | string }}") == "2026-01-02 2026-01-02 03:04:00"
 
 
+def test_names_of_columns_and_keys_hide_nothing() -> None:
+    row = {"path": "p", "self": "s", "range": "r", "_target": "t", "values": {"path": "q", "_x": 1, "big": 10**400}}
+    template = "{{ path }}{{ range }}{{ _target }}{{ values.path }}{{ values._x }}{{ values.big }}"
+    assert render(template, row, id=None) == f"prtq1{10**400}"
+
+
+def test_a_template_changes_no_column_for_the_next() -> None:
+    made = render("{{ text }}{% set text = 'other' %}", system="{% set text = 'changed' %}{{ text }}")
+    assert made == "words"
+
+
 WRONG = ["list", "deep", "deep.a", "flag", "infinite", "bytes", "date", "time", "decimal", "objects"]
 
 

@@ -214,7 +214,6 @@ def decisions(folder: Path, **counts: int) -> Path:
                 }
             )
         write_rows(folder / f"{split}.jsonl", rows)
-    write_rows(folder / "one_shot_examples.jsonl", rows[:1])
     return folder
 
 
