@@ -76,8 +76,10 @@ def predictions(generations: Sequence[Generation], examples: Sequence[Example], 
 
 
 def references(row: Example | Prediction, cfg: EvalConfig) -> list[str]:
-    """What an answer is compared with: every correct answer, as ``compared`` makes it for tasks other than choice."""
-    return row.accepted if cfg.task == "choice" else [compared(target, cfg) for target in row.accepted]
+    """What an answer is compared with: every correct answer, for tasks other than choice treated as the answer is."""
+    if cfg.task == "choice":
+        return row.accepted
+    return [compared(answered(target), cfg) for target in row.accepted]
 
 
 def scored(rows: list[Prediction], cfg: EvalConfig) -> list[Prediction]:
@@ -147,7 +149,7 @@ def unmatched(examples: Sequence[Example], cfg: EvalConfig, name: Callable[[Exam
                 f"{listed(lost)}; {remedy}{'' if letters else ', or set eval.task=exact to compare texts'}"
             )
         return
-    if empty := [(row, target) for row, target in targets if not compared(target, cfg)]:
+    if empty := [(row, target) for row, target in targets if not compared(answered(target), cfg)]:
         by = "" if cfg.extract is None else f" eval.extract={cfg.extract!r} makes nothing of it;"
         yield (
             f"eval.task={cfg.task}: nothing is left to compare of the target:{by} {listed(empty)}; change "
@@ -169,8 +171,10 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
     Raises:
         ConfigError: none of them is.
     """
-    rows = [row for row in examples if row.choices or cfg.task == "exact"][:LOOKED_AT]
-    if cfg.task == "rouge" or not rows:
+    # Of another dataset's test set the training rows may have nothing but the form of a choice in common.
+    alike = cfg.task == "exact" and cfg.dataset is None
+    rows = [row for row in examples if alike or (cfg.task == "choice" and row.choices)][:LOOKED_AT]
+    if not rows:
         return None
 
     def wrong(cfg: EvalConfig) -> list[tuple[Example, str | None]]:
