@@ -140,9 +140,11 @@ def unmatched(examples: Sequence[Example], cfg: EvalConfig, name: Callable[[Exam
     targets = [(row, target) for row in examples for target in row.accepted]
     if cfg.task == "choice":
         if lost := [(row, target) for row, target in targets if not can_read(cfg.pattern, target)]:
-            wider = with_group(cfg.pattern, "[A-Z0-9]")
-            able = wider is not None and all(can_read(wider, target) for _, target in targets)
-            remedy = f"set {_override('eval.pattern', wider)}" if able and wider else "let its group match such targets"
+            wider = [with_group(cfg.pattern, "[A-Z0-9]")]
+            if any(row.assistant for row in examples):  # which show whether another pattern fits
+                wider.append(r"(?i)the answer is\s*\(([A-Z0-9])\)")
+            able = [pattern for pattern in wider if pattern and _reads(pattern, examples, cfg)]
+            remedy = f"set {_override('eval.pattern', able[0])}" if able else "let its group match such targets"
             letters = all(len(target) == 1 for _, target in lost)
             yield (
                 f"eval.pattern={cfg.pattern!r}: its group cannot match {'all targets' if letters else 'every target'}: "
@@ -204,6 +206,14 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
                 remedy = f"set {_override(f'eval.{name}', value)}"
                 break
     raise ConfigError(f"{key}: none of {len(rows)} training completions is read as its target: {place}; {remedy}")
+
+
+def _reads(pattern: str, examples: Sequence[Example], cfg: EvalConfig) -> bool:
+    """Whether a pattern can match every target, and finds some of them where the rows have completions."""
+    if not all(can_read(pattern, target) for row in examples for target in row.accepted):
+        return False
+    tried, written = cfg.model_copy(update={"pattern": pattern}), [row for row in examples if row.assistant]
+    return not written or any(_answer(row, tried) in row.accepted for row in written[:LOOKED_AT])
 
 
 def _answer(row: Example, cfg: EvalConfig) -> str | None:

@@ -460,6 +460,7 @@ DIGITS = {"options": {"1": "this", "2": "that"}, "answer_idx": "2", "rationale":
     ("changed", "arguments", "said"),
     [
         (DIGITS, [], ["its group cannot match all targets: test row 'row-", "has target '2'"]),
+        ({}, ["eval.pattern='([(][A-Z][)])'"], ["its group cannot match all targets"]),
         ({}, ["eval.pattern='The Answer is .([A-Z])'"], ["none of 12 training completions is read as its target"]),
         ({"rationale": "Answer: A"}, [], ["its completion ends in 'Answer: A' and is read as nothing"]),
         ({"rationale": "First (B). Answer: (A)"}, ["eval.pattern='[(]([A-Z])'"], ["is read as 'B'"]),
