@@ -3,7 +3,8 @@
 # make check  lint, types and fast tests
 
 PYTHON ?= python3
-# Only PyTorch's own index has the CPU build of torch.
+# Only PyTorch's own index has the CPU build of torch. Where it cannot be reached, pip warns of each try and then looks for
+# the same wheel in the other places of its configuration: its warnings are shown only if there is none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 
@@ -24,7 +25,8 @@ check: .venv/tested
 .venv/installed: locks/torch-cpu.lock locks/cpu.lock pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing the locked packages into .venv (about three minutes, once) …"
-	$(PIP) --require-hashes --retries 1 --extra-index-url $(TORCH_INDEX) -r locks/torch-cpu.lock
+	$(PIP) --require-hashes --retries 1 --extra-index-url $(TORCH_INDEX) -r locks/torch-cpu.lock 2>.venv/pip.log \
+		|| { cat .venv/pip.log >&2; exit 1; }
 	$(PIP) --require-hashes -r locks/cpu.lock
 	$(PIP) --no-build-isolation --editable .
 	touch $@

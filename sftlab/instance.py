@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ class Machine:
     nnodes: int = 1
     node_rank: int = 0
     rdzv_endpoint: str | None = None
+    rdzv_timeout_min: float = 15
+    grace_seconds: int = 25
 
     @property
     def world_size(self) -> int:
@@ -86,15 +89,15 @@ class Machine:
         """Variables that show a training process its devices and no others."""
         threads = {}
         if self.num_processes > 1:
-            threads["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.num_processes))
+            threads = _defaults({"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.num_processes))})
         if self.device == "cpu":
-            return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", **BRIEF_SPIN, **threads}
+            return {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", **_defaults(BRIEF_SPIN), **threads}
         shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(self.num_processes)))).split(",")
         return {"CUDA_VISIBLE_DEVICES": ",".join(shown[: self.num_processes]), **threads}
 
     def training_environment(self) -> dict[str, str]:
         """Variables of a process that trains."""
-        return {**self.environment(), **(FEW_SHAPES if self.device == "cpu" else {})}
+        return {**self.environment(), **(_defaults(FEW_SHAPES) if self.device == "cpu" else {})}
 
     def launcher(self) -> list[str]:
         """Arguments of ``torch.distributed.run`` for a training process of each rank; [] for a single one."""
@@ -108,8 +111,9 @@ class Machine:
                 f"--node-rank={self.node_rank}",
                 "--rdzv-backend=static",
                 f"--rdzv-endpoint={self.rdzv_endpoint}",
+                f"--rdzv-conf=timeout={max(1, round(60 * self.rdzv_timeout_min))}",
             ]
-        return [*meeting, f"--nproc-per-node={self.num_processes}"]
+        return [*meeting, f"--nproc-per-node={self.num_processes}", f"--shutdown-timeout={self.grace_seconds}"]
 
     def engines(self, tensor_parallel_size: int) -> list[dict[str, str]]:
         """For each generation engine that fits on this machine, the variables that show it its own devices."""
@@ -130,10 +134,12 @@ class Machine:
             return train.gradient_accumulation_steps
         at_once = train.per_device_train_batch_size * self.world_size
         if train.global_batch_size % at_once:
+            nearest = at_once * max(1, round(train.global_batch_size / at_once))
             raise ConfigError(
-                f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
-                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on {self.world_size} "
-                f"devices of instance={self.name}); change one of them"
+                f"train.global_batch_size={train.global_batch_size}: is not a multiple of {at_once} "
+                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} × {self.world_size} "
+                f"devices of instance={self.name}); set train.global_batch_size={nearest}, or change the batch size of "
+                "a device"
             )
         return train.global_batch_size // at_once
 
@@ -151,13 +157,25 @@ def find(cfg: InstanceConfig, *, elsewhere: bool = False) -> Machine:
     gpus = len(visible_gpus())
     wanted = gpus_per_job(cfg.device, cfg.num_processes)
     if gpus < wanted and not elsewhere:
+        remedy = "set instance.device=cpu" if cfg.name in ("auto", "cpu") else "choose instance=auto or instance=cpu"
         raise ConfigError(
             f"instance={cfg.name}: wants {wanted} GPU{'s' if wanted > 1 else ''} and this machine shows "
-            f"{gpus or 'none'}; choose instance=auto or instance=cpu, or set instance.num_processes"
+            f"{gpus or 'none'}; {f'set instance.num_processes={gpus}' if gpus else remedy}"
         )
     attention = cfg.attn_implementation if cfg.attn_implementation != "auto" else "sdpa"
     device, processes = "cuda" if wanted else "cpu", wanted or cfg.num_processes or 1
-    found = Machine(cfg.name, device, processes, attention, cfg.strategy, cfg.nnodes, cfg.node_rank, cfg.rdzv_endpoint)
+    found = Machine(
+        name=cfg.name,
+        device=device,
+        num_processes=processes,
+        attn_implementation=attention,
+        strategy=cfg.strategy,
+        nnodes=cfg.nnodes,
+        node_rank=cfg.node_rank,
+        rdzv_endpoint=cfg.rdzv_endpoint,
+        rdzv_timeout_min=cfg.rdzv_timeout_min,
+        grace_seconds=cfg.grace_seconds,
+    )
     if found.strategy == "fsdp" and (found.world_size == 1 or device == "cpu"):
         raise ConfigError(
             f"instance.strategy=fsdp: shares a model among several GPUs, and instance={cfg.name} trains on "
@@ -204,13 +222,23 @@ def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
                 "train.optim=adamw_torch"
             )
     if train.optim.startswith("paged_") and machine.device == "cpu":
-        problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_8bit")
+        problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_torch")
     if problems:
         raise ConfigError("\n".join(problems))
 
 
+def optimizer_package(optim: str) -> str | None:
+    """The package that brings an optimizer of transformers; None for one of torch's or transformers' own."""
+    return next((package for names, _, package in OPTIMIZERS if optim.startswith(tuple(names.split()))), None)
+
+
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+def _defaults(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of these variables that the user has not set."""
+    return {name: value for name, value in variables.items() if name not in os.environ}
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from sftlab.config import Config
 from sftlab.records import Candidate
 from sftlab.store import write_json
 
-JOB = "job.json"
+JOB, RUN = "job.json", "run.json"
 OWN = "a job of its own"
 
 
@@ -22,7 +23,9 @@ class Job:
 
     ``comparable`` holds everything that must be equal for two jobs' validation losses to be ranked
     together; ``family`` is the same for jobs that share their first steps; ``stages`` has the folder of
-    each finished stage; ``plan`` is what ``mode=plan`` found out.
+    each finished stage; ``plan`` and ``evaluation`` are the results of these
+    modes. ``run`` is the id of the run that the job belongs
+    to: a run's folder may contain other runs. ``folder`` is where its file was read or written, and not in the file.
     """
 
     number: int
@@ -37,8 +40,11 @@ class Job:
     overlap: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
     family: str | None = None
     candidates: list[Candidate] = field(default_factory=list)
+    run: str | None = None
+    folder: Path = field(default=Path(), compare=False)
 
     def settings(self) -> Config:
         """Its configuration, validated again from the file."""
@@ -47,14 +53,15 @@ class Job:
     def write(self, folder: Path) -> None:
         """Replace ``job.json`` in the job's folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / JOB, asdict(self))
+        self.folder = folder
+        write_json(folder / JOB, {name: value for name, value in asdict(self).items() if name != "folder"})
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """A job from its file."""
         values = json.loads(path.read_text("utf-8"))
         values["candidates"] = [Candidate(**row) for row in values["candidates"]]
-        return cls(**values)
+        return cls(**values, folder=path.parent)
 
 
 def trained_as(job: Job, among: Sequence[Job]) -> str:
@@ -74,6 +81,27 @@ def trained_as(job: Job, among: Sequence[Job]) -> str:
 
 
 def jobs(folder: Path) -> list[Job]:
-    """The jobs of a run: the one in its folder, or those in its numbered subfolders, by number."""
-    files = [folder / JOB] if (folder / JOB).is_file() else list(folder.glob(f"*/{JOB}"))
-    return sorted((Job.read(file) for file in files), key=lambda job: job.number)
+    """The jobs of the run whose ``run.json`` is in this folder, by number; not those of other runs below it."""
+    return sorted((Job.read(file) for file in job_files(folder, owner(folder / RUN))), key=lambda job: job.number)
+
+
+def job_files(folder: Path, run: str | None) -> list[Path]:
+    """The ``job.json`` of each job of a run: the one in its folder, or those at any depth below it."""
+    if (single := folder / JOB).is_file() and owner(single) == run:
+        return [single]
+    files = (Path(inside, JOB) for inside, _, names in os.walk(folder) if JOB in names)
+    return [file for file in files if owner(file) == run]
+
+
+def owner(file: Path) -> str | None:
+    """The id of the run that a ``run.json`` or ``job.json`` belongs to; None if it was written without one.
+
+    A file that cannot be read belongs to no run: "".
+    """
+    try:
+        values = json.loads(file.read_text("utf-8"))
+        return values.get("id" if file.name == RUN else "run")  # type: ignore[no-any-return]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return ""

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,8 +37,15 @@ metadata.packages_distributions = cache(metadata.packages_distributions)
 
 INPUTS, ERROR = "inputs.json", "error.json"
 
-# What a launcher of an outer process left behind would make a child believe that it is a rank of it.
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "GROUP_", "ROLE_", "ACCELERATE_", "PET_")
+# What a launcher of an outer process left behind would make a child believe that it is a rank of it: variables that
+# torchrun sets for its processes, those from which it takes arguments, and those of accelerate.
+RANK_VARIABLES = re.compile(
+    r"(LOCAL_|ROLE_|GROUP_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|ACCELERATE)_.*"
+    r"|PET_(NNODES|NPROC_PER_NODE|RDZV_(BACKEND|ENDPOINT|ID|CONF)|STANDALONE|MAX_RESTARTS|MONITOR_INTERVAL|START_METHOD"
+    r"|EVENT_LOG_HANDLER|ROLE|MODULE|NO_PYTHON|RUN_PATH|LOG_DIR|REDIRECTS|TEE|LOCAL_RANKS_FILTER"
+    r"|DUPLICATE_STD(OUT|ERR)_FILTERS|NODE_RANK|MASTER_(ADDR|PORT)|LOCAL_ADDR|SIGNALS_TO_HANDLE|SHUTDOWN_TIMEOUT"
+    r"|VIRTUAL_LOCAL_RANK)"
+)
 
 # How gloo and NCCL say that the process at the other end has ended.
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
@@ -56,6 +64,7 @@ TOO_LARGE = (
 # How Python (and Rust), and torch's writer of files, say that the disk is full.
 DISK_FULL = (os.strerror(errno.ENOSPC), "inline_container", "iostream error")
 
+# Defaults: what the user has set in the environment is kept.
 QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
@@ -66,12 +75,12 @@ QUIET = {
     "VLLM_DO_NOT_TRACK": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_OFFLINE": "1",  # whatever comes from the hub was fetched by the parent
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' too: no bar for the loading of weights
     "PYTHONWARNINGS": "ignore",  # of libraries about libraries; sftlab's own messages are log lines
     "TRITON_CACHE_AUTOTUNING": "0",
 }
+NEEDED = {"HF_HUB_OFFLINE": "1"}  # whatever comes from the hub was fetched by the parent
 
 
 @dataclass(frozen=True)
@@ -90,21 +99,28 @@ def child(
     *,
     launcher: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    grace_seconds: int = 25,
 ) -> None:
     """Run ``python -m MODULE FOLDER`` with these inputs, and wait for it.
 
-    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank.
+    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank. At SIGTERM it has
+    ``grace_seconds`` to save what it can.
 
     Raises:
         SftlabError: the child's own error, with its message.
         StageError: the child died: by a signal, or without saying why.
         KeyboardInterrupt: Ctrl-C; the child got it too and has ended.
     """
-    children(module, [Task(folder, inputs, environment or {})], launcher=launcher)
+    children(module, [Task(folder, inputs, environment or {})], launcher=launcher, grace_seconds=grace_seconds)
 
 
 def children(
-    module: str, tasks: Sequence[Task], *, launcher: Sequence[str] = (), watch: Callable[[], None] | None = None
+    module: str,
+    tasks: Sequence[Task],
+    *,
+    launcher: Sequence[str] = (),
+    watch: Callable[[], None] | None = None,
+    grace_seconds: int = 25,
 ) -> None:
     """Run a child for each task, all at once, and wait for them; ``watch`` is called while they run.
 
@@ -122,7 +138,8 @@ def children(
             for process in [process for process in running if process.poll() is not None]:
                 _check(module, process.returncode, running.pop(process))
     except BaseException as error:
-        _end(list(running), SAVE if isinstance(error, Terminated) else STOP)
+        save = ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 60))
+        _end(list(running), save if isinstance(error, Terminated) else STOP)
         raise
 
 
@@ -132,10 +149,10 @@ def _start(module: str, task: Task, launcher: Sequence[str]) -> subprocess.Popen
     command = [sys.executable, "-m"]
     if launcher:
         command += ["sftlab.ranks", *launcher, "-m"]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
+    inherited = {name: value for name, value in os.environ.items() if not RANK_VARIABLES.fullmatch(name)}
     return subprocess.Popen(
         [*command, module, str(task.folder)],
-        env={**inherited, **QUIET, **task.environment},
+        env={**QUIET, **inherited, **NEEDED, **task.environment},
         preexec_fn=die_with_parent,
     )
 
@@ -210,27 +227,32 @@ def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
         if any(words in str(error) for words in DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
-    return shutil.disk_usage(folder).free < 64 * 2**10
+    try:
+        return shutil.disk_usage(folder).free < 64 * 2**10
+    except OSError:  # somebody has deleted the folder
+        return False
 
 
 def _quiet() -> None:
     """Leave the terminal to what takes long: no advice to developers."""
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "vllm"):
+    for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "torch._library.triton", "vllm"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None:
     """Leave the reason in ``error.json``: of several ranks' the first that is not the loss of another rank."""
     path = folder / ERROR
-    if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
-        write_json(path, {"type": kind, "message": message, "lost": lost})
+    try:
+        if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
+            write_json(path, {"type": kind, "message": message, "lost": lost})
+    except OSError:  # a full disk must not take the place of the reason
+        print(message, file=sys.stderr)
 
 
-# How children are ended: the signals, each with the seconds that it is given. A training saves a checkpoint at SIGTERM.
+# How children are ended: the signals, each with the seconds that it is given.
 STOP = ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60))
-SAVE = ((signal.SIGTERM, 25), (signal.SIGKILL, 60))
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], how: Sequence[tuple[signal.Signals | None, int]]) -> None:

@@ -34,7 +34,7 @@ def at_once(device: str, num_processes: int | None) -> int:
 def prepare(config: DictConfig, swept: set[str]) -> None:
     """Look at a sweep's launcher before anything is written; ``swept`` are the keys that differ between jobs.
 
-    The sweep's folder becomes absolute, in the jobs too: those of Ray may start in another folder than the sweep.
+    The sweep's folder becomes absolute: jobs of Ray may start in another folder than the sweep.
 
     Raises:
         ConfigError: its jobs could never start, or their decision could not be made.
@@ -43,8 +43,9 @@ def prepare(config: DictConfig, swept: set[str]) -> None:
     if name not in PARALLEL:
         return
     if keys := sorted(key for key in swept if key.partition(".")[0] == "instance"):
+        key = keys[0] if len(keys) == 1 else "instance"
         raise ConfigError(
-            f"{keys[0]}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
+            f"{key}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
             "run one sweep for each value"
         )
     if config.instance.nnodes > 1:
@@ -68,10 +69,7 @@ def prepare(config: DictConfig, swept: set[str]) -> None:
         )
     if name == "ray" and not cluster:
         os.environ.update(RAY_LOOPBACK)
-    folder = str(Path(config.hydra.sweep.dir).absolute())
-    config.hydra.sweep.dir = folder
-    quoted = folder.replace("\\", "\\\\").replace("'", "\\'")
-    config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")
+    config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).absolute())
 
 
 @contextmanager

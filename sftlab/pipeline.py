@@ -8,13 +8,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sftlab import instance, models, overlap, plan, score, tracking
 from sftlab.card import card, push
-from sftlab.config import Config, DatasetConfig
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError
+from sftlab.clean import clean
+from sftlab.config import Config, DatasetConfig, ModelConfig
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.job import Job, trained_as
 from sftlab.models import Base
 from sftlab.predictions import load_pair, unjudgeable
@@ -22,8 +22,8 @@ from sftlab.preview import preview
 from sftlab.records import Candidate, Example, Prediction, read_jsonl
 from sftlab.run import Run
 from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
-from sftlab.statistics import compare, detectable_mean_difference, minimal_detectable_difference
-from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.statistics import compare, detectable_mean_difference, holm, minimal_detectable_difference
+from sftlab.store import ScratchStore, Stage, Store, key_of, write_json
 from sftlab.subgroups import subgroups
 
 log = logging.getLogger(__name__)
@@ -34,19 +34,19 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     store = Store(cfg.store)
     machine = instance.find(cfg.instance)
     instance.check(machine, cfg.train, cfg.peft)
-    base = models.resolve(cfg.model, store, cfg.seed)
-    if cfg.mode == "all":
-        evaluate.check_engine(base, cfg.eval)
-    cfg = pinned(cfg, base)
-    job.config = cfg.model_dump()
+    cfg = pinned_data(cfg)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = test_data(cfg, store, data)
-    job.overlap, checked = gate(cfg, store, data, test)
+    job.overlap, checked = gate(cfg, store, data, test)  # before the model is downloaded
     if cfg.select.metric == "exact_match":
         score.check(data.split("validation"), cfg.eval, "validation")
+    base = models.resolve(cfg.model, store, cfg.seed)
+    cfg = pinned(cfg, base)
+    job.config = cfg.model_dump()
     if cfg.mode == "all":
         if warning := score.check_completions(data.split("train"), cfg.eval):
             log.warning(warning)
+        evaluate.check_engine(base, cfg.eval)
         test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     train.check_schedule(tokens, cfg.train, machine)
@@ -65,7 +65,9 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     except OutOfMemoryError as error:
-        raise StageError(f"{error}\n{plan.advice(cfg, base, tokens, machine)}") from error
+        raise advised(
+            error, lambda: plan.advice(cfg, base, tokens, machine), otherwise=plan.changes(cfg, machine)
+        ) from error
     if trained is None:
         return  # another machine has what was trained
     stages = (data.stage, checked, tokens.stage, trained.stage)
@@ -91,16 +93,26 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         }
 
 
-def pinned(cfg: Config, base: Base) -> Config:
-    """The configuration with the commits that the hub's branches and tags name now: later stages get the same bytes."""
+def pinned_data(cfg: Config) -> Config:
+    """The configuration with the commits of its datasets: a branch or tag of the hub may move while a run goes on."""
 
     def pin(data: DatasetConfig) -> DatasetConfig:
         return data.model_copy(update={"revision": dataset.revision(data) or data.revision})
 
-    model = cfg.model.model_copy(update={"revision": base.revision or cfg.model.revision})
-    test = cfg.eval.dataset and pin(cfg.eval.dataset)
-    evaluation = cfg.eval.model_copy(update={"dataset": test})
-    return cfg.model_copy(update={"model": model, "dataset": pin(cfg.dataset), "eval": evaluation})
+    evaluation = cfg.eval.model_copy(update={"dataset": cfg.eval.dataset and pin(cfg.eval.dataset)})
+    read = cfg.mode != "evaluate" or cfg.eval.dataset is None
+    return cfg.model_copy(update={"dataset": pin(cfg.dataset) if read else cfg.dataset, "eval": evaluation})
+
+
+def pinned(cfg: Config, base: Base) -> Config:
+    """The configuration with the commit of its model, and the time that its chat template is given, too."""
+    model = cfg.model.model_copy(
+        update={
+            "revision": base.revision or cfg.model.revision,
+            "template_time": base.template_time or cfg.model.template_time,
+        }
+    )
+    return pinned_data(cfg).model_copy(update={"model": model})
 
 
 def revisions(cfg: Config) -> dict[str, str]:
@@ -114,8 +126,31 @@ def revisions(cfg: Config) -> dict[str, str]:
     return {key: commit for key, commit in found.items() if commit}
 
 
+def finish(run: Run, jobs: Sequence[Job], *, sweep: bool) -> None:
+    """What a run does when its jobs are done, of which at least one succeeded: once, from their files only."""
+    if run.values["mode"] == "plan":
+        tell_plan(run, jobs)
+    elif run.values["mode"] == "evaluate":
+        tell_evaluations(run, jobs) if sweep else tell_evaluation(run, jobs[0])
+    elif (cfg := next(job for job in jobs if job.status == "success").settings()).instance.node_rank > 0:
+        rank, nodes = cfg.instance.node_rank, cfg.instance.nnodes
+        log.info("machine %d of %d: trained; machine 0 has the checkpoints", rank, nodes)
+    else:
+        decide(run, jobs)
+
+
 def decide(run: Run, jobs: Sequence[Job]) -> None:
-    """Select over all jobs, merge, evaluate both models, report: once, after the jobs, from files only."""
+    """Select over all jobs, merge, evaluate both models, report: once, after the jobs, from files only.
+
+    Raises:
+        StageError: no job has a checkpoint to select from.
+    """
+    for job in jobs:
+        if job.status == "success" and not (job.candidates and {"tokens", "train"} <= job.stages.keys()):
+            raise StageError(
+                f"job {job.number}: reports success and no checkpoint, as if {job.folder / 'job.json'} had been "
+                "changed. Run the same command again; finished stages are reused"
+            )
     done = [job for job in jobs if job.status == "success"]
     groups = comparable(done)
     _warn_of_batches(done)
@@ -129,6 +164,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     cfg = winner.settings()
     run.update(
         revisions=revisions(cfg),
+        template_time=cfg.model.template_time,
         receipt=winner.receipt,
         overlap=winner.overlap,
         stages=winner.stages,
@@ -168,7 +204,11 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         run.update(merge=merged.check, stages={**run.values["stages"], "merged": str(merged.stage.path)})
         data = dataset.make(store, cfg.dataset, cfg.seed)
         finetuned = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
-        judge(run, cfg, store, base, finetuned, base, test_data(cfg, store, data))
+        test = test_data(cfg, store, data)
+        evaluation, stages, times = judge(cfg, store, base, finetuned, base, test, run.folder)
+        run.update(
+            evaluation=evaluation, stages={**run.values["stages"], **stages}, times={**run.values["times"], **times}
+        )
     _track(run, cfg, winner)
     publish(run, cfg)
     if len(done) == len(jobs):  # nothing is left that might go on from their checkpoints
@@ -230,7 +270,8 @@ def comparable(jobs: Sequence[Job]) -> list[list[Job]]:
             same.append(job)
     for other in groups[1:]:
         first = groups[0][0]
-        differs = [name for name, value in first.comparable.items() if other[0].comparable[name] != value]
+        names = dict.fromkeys([*first.comparable, *other[0].comparable])
+        differs = [name for name in names if other[0].comparable.get(name) != first.comparable.get(name)]
         log.warning(
             "select: jobs %s and jobs %s cannot be ranked together: %s differ. Only the largest group is ranked; %s",
             ", ".join(str(job.number) for job in groups[0]),
@@ -256,29 +297,80 @@ def _warn_of_batches(jobs: Sequence[Job]) -> None:
         )
 
 
-def evaluate_only(run: Run, cfg: Config) -> None:
-    """``mode=evaluate``: any model against the base, on the test set."""
+def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
+    """``mode=evaluate``: any model against the base, on the test set; the result goes into ``job`` and its page."""
     store = Store(cfg.store)
     assert cfg.eval.name_or_path is not None
+    cfg = pinned_data(cfg)
+    data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
+    test = test_data(cfg, store, data)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg = pinned(cfg, base)
-    run.update(revisions=revisions(cfg))
-    named = models.resolve(
-        cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None}), store, cfg.seed
-    )
+    job.config = cfg.model_dump()
+    named = models.resolve(_evaluated(cfg), store, cfg.seed)
     evaluate.check_engine(named, cfg.eval)
-    data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
     finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
-    judge(run, cfg, store, base, finetuned, named, test_data(cfg, store, data))
+    job.evaluation, job.stages, job.times = judge(cfg, store, base, finetuned, named, test, folder)
+    report.page(Run(folder, {"experiment": cfg.name, "seed": cfg.seed, **_evaluation(job)}))
 
 
-def show(cfg: Config, folder: Path) -> None:
-    """``mode=preview``: what would be trained on, token by token."""
+def _evaluated(cfg: Config) -> ModelConfig:
+    """The model that ``mode=evaluate`` compares with the base."""
+    return cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None})
+
+
+def _evaluation(job: Job) -> dict[str, Any]:
+    return {
+        "revisions": revisions(job.settings()),
+        "template_time": job.settings().model.template_time,
+        "evaluation": job.evaluation,
+        "stages": job.stages,
+        "times": job.times,
+    }
+
+
+def tell_evaluation(run: Run, job: Job) -> None:
+    """The evaluation of a single run, in ``run.json``."""
+    run.update(**_evaluation(job))
+
+
+def tell_evaluations(run: Run, jobs: Sequence[Job]) -> None:
+    """The evaluations of all jobs, in the terminal and in ``run.json``, with p-values adjusted for their number."""
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        row: dict[str, Any] = {"job": job.number, "overrides": job.overrides, "status": job.status, "error": job.error}
+        if job.status == "success":
+            cfg = job.settings()
+            row |= {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, **_evaluation(job)}
+        rows.append(row)
+    compared = [row for row in rows if "comparison" in row.get("evaluation", {})]
+    results = [row["evaluation"]["comparison"] for row in compared]
+    for row, result, p in zip(compared, results, holm([result["p_value"] for result in results]), strict=True):
+        alpha = next(job for job in jobs if job.number == row["job"]).settings().eval.alpha
+        row |= {"p_adjusted": p, "verdict": result["verdict"]}
+        word, _, reason = str(result["verdict"]).partition(": ")
+        if word != "inconclusive" and p >= alpha:
+            many = f"among {len(compared)} comparisons p is {p:.2g} by Holm's method"
+            row["verdict"] = f"inconclusive: {reason}; {many}"
+    run.update(evaluations=rows)
+    report.evaluations(rows)
+
+
+def show(cfg: Config, folder: Path) -> Path:
+    """``mode=preview``: what would be trained on, token by token. Returns the page."""
     store = Store(cfg.store)
     base = models.resolve(cfg.model, store, cfg.seed)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     splits = {name: data.split(name) for name in ("train", "validation")}
-    preview(base.tokenizer(), splits, max_length=cfg.train.max_length, folder=folder, seed=cfg.seed)
+    preview(
+        base.tokenizer(),
+        splits,
+        max_length=cfg.train.max_length,
+        folder=folder,
+        seed=cfg.seed,
+        template_time=base.template_time,
+    )
+    return folder / "preview.html"
 
 
 def plan_job(cfg: Config, job: Job) -> None:
@@ -308,11 +400,18 @@ def tell_plan(run: Run, jobs: Sequence[Job]) -> None:
         base = models.resolve(cfg.model, store, cfg.seed)
         data = dataset.make(store, cfg.dataset, cfg.seed)
         tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-        log.warning("plan: %s", plan.advice(cfg, base, tokens, machine))
+        log.warning(
+            "%s",
+            advised(
+                StageError("plan: this does not fit"),
+                lambda: plan.advice(cfg, base, tokens, machine),
+                otherwise=plan.changes(cfg, machine),
+            ),
+        )
 
 
-def compare_files(run: Run, cfg: Config) -> None:
-    """``mode=compare``: the verdict for two prediction files, whoever made them."""
+def compare_files(run: Run, cfg: Config) -> Path:
+    """``mode=compare``: the verdict for two prediction files, whoever made them. Returns the page."""
     first, second = map(Path, cfg.eval.predictions)
     pair = [score.scored(rows, cfg.eval) for rows in load_pair(first, second, cfg.eval)]
     names = ("baseline", "finetuned")
@@ -329,6 +428,7 @@ def compare_files(run: Run, cfg: Config) -> None:
     result["comparison"]["verdict"] += score.mostly_truncated(named)
     run.update(evaluation=result, sources=dict(zip(names, map(str, (first, second)), strict=True)))
     report.table(result)
+    return run.folder / "report.html"
 
 
 def evaluation_of(rows: list[Prediction], folder: Path, name: str, cfg: Config) -> dict[str, Any]:
@@ -342,72 +442,143 @@ def evaluation_of(rows: list[Prediction], folder: Path, name: str, cfg: Config) 
     }
 
 
-def render_again(folder: Path) -> int:
-    """``mode=report``: table, figure and page anew from a run's files."""
+def render_again(folder: Path, to: Path | None = None) -> None:
+    """``mode=report``: table, figure and page anew from a run's files, into its folder or into another."""
     run = Run.read(folder)
     try:
-        _render(run, folder)
+        _render(run, to or folder)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{folder}: its files are not as a run writes them: {type(error).__name__}: {error}; run its command again"
         ) from error
-    log.info("done: %s", folder / "report.html")
-    return 0
+    log.info("%s: %s", "done" if to is None else "would write", folder / "report.html")
 
 
-def _render(run: Run, folder: Path) -> None:
+def _render(run: Run, to: Path) -> None:
     from sftlab.job import jobs
 
     if "selection" in run.values:
-        report.loss_curve(folder / "loss.png", run.values, jobs(folder))
+        report.loss_curve(to / "loss.png", run.values, jobs(run.folder))
     if "evaluation" in run.values:
         report.table(run.values["evaluation"])
-    report.page(run)
+    if "evaluations" in run.values:
+        report.evaluations(run.values["evaluations"])
+    report.page(run, to)
 
 
-def dry_run(cfg: Config) -> int:
-    """``dry_run=true``: everything up to the first stage that would take long, without writing a run."""
-    store = Store(cfg.store)
-    machine = instance.find(cfg.instance)
-    column = cfg.eval.group_by
-    examples = dataset.examples(cfg.dataset, cfg.seed, column=column if cfg.eval.dataset is None else None)
-    log.info("dataset: %s", ", ".join(f"{len(rows):,} {name}" for name, rows in examples.items()))
-    planned: list[tuple[str, bool]] = [("dataset", store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))]
-    log.info(
-        "machine: %s, %d process(es), effective batch %d",
-        machine.device,
-        machine.world_size,
-        machine.effective_batch(cfg.train),
-    )
-    base = models.cached(cfg.model, store, cfg.seed)
+def dry_run(cfg: Config, folder: Path, scratch: Path) -> None:
+    """``dry_run=true``: check what the run would check, and report what it would do. Only ``scratch`` is written.
+
+    Raises:
+        ConfigError: what the run itself would refuse; of a model that is not on this machine only its name is checked.
+    """
+    if cfg.mode == "clean":
+        clean(Path(cfg.store), Path(cfg.clean.outputs), delete=False)
+    elif cfg.mode == "report":
+        render_again(folder, scratch)
+    elif cfg.mode == "compare":
+        first, second = map(Path, cfg.eval.predictions)
+        rows, _ = load_pair(first, second, cfg.eval)
+        log.info("compare: %d rows that %s and %s have in common", len(rows), first, second)
+        _tell_power(cfg, [row.group for row in rows])
+    else:
+        store = Store(cfg.store)
+        work = {"evaluate": _dry_evaluation, "plan": _dry_tokens, "preview": _dry_tokens}.get(cfg.mode, _dry_training)
+        work(cfg, store, ScratchStore(scratch, store))
+
+
+def _dry_tokens(cfg: Config, store: Store, scratch: Store) -> None:
+    """What ``mode=plan`` and ``mode=preview`` would do."""
+    if cfg.mode == "plan":
+        machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
+        log.info("machine: %s, %d process(es)", machine.device, machine.num_processes)
+    data = _dry_dataset(cfg, store, scratch)
+    base = _dry_model("model", cfg.model, store, cfg.seed)
+    if cfg.mode == "preview":
+        log.info("preview   will be written: preview.html")
+        return
     if base is not None:
-        data_key = store.path("dataset", dataset.inputs(cfg.dataset, cfg.seed)).name
-        token_inputs = tokenize.inputs(data_key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-        token_key = store.path("tokens", token_inputs).name
-        planned.append(("tokens", store.has("tokens", token_inputs)))
-        train_inputs = train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed)
-        planned.append(("train", store.has("train", train_inputs)))
+        _tell("tokens", store.has("tokens", _tokens(cfg, data, base)))
+        tokenize.make(scratch, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    log.info("plan      memory and time of a step will be %s", "measured" if cfg.plan.probe else "estimated")
+
+
+def _dry_training(cfg: Config, store: Store, scratch: Store) -> None:
+    """What ``mode=all`` and ``mode=train`` would do, with the memory and time of training where the model is here."""
+    machine = instance.find(cfg.instance)
+    instance.check(machine, cfg.train, cfg.peft)
+    batch = machine.effective_batch(cfg.train)
+    log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
+    data = _dry_dataset(cfg, store, scratch)
+    test = test_data(cfg, scratch, data)
+    gate(cfg, scratch, data, test)
+    base = _dry_model("model", cfg.model, store, cfg.seed)
+    trained = False
+    if base is None:
+        _tell("tokens", False)
+        _tell("train", False)
+        log.info("memory and time: mode=plan estimates them, and downloads the model for it")
     else:
-        planned += [("model", False), ("tokens", False), ("train", False)]
-    for name, there in planned:
-        log.info("%-8s %s", name, "cached" if there else "will run")
-    if base is not None and cfg.mode in ("all", "train"):
-        with TemporaryDirectory(prefix="sftlab-") as scratch:
-            place = store if planned[0][1] and planned[1][1] else Store(scratch)
-            data = dataset.make(place, cfg.dataset, cfg.seed)
-            tokens = tokenize.make(place, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-            plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
-    else:
-        log.info("memory and time: mode=plan tells them, and gets the model for it")
+        if cfg.mode == "all":
+            evaluate.check_engine(base, cfg.eval)
+            test_prompts(cfg, base, test)
+        inputs = _tokens(cfg, data, base)
+        _tell("tokens", store.has("tokens", inputs))
+        token_key = store.path("tokens", inputs).name
+        trained = store.has("train", train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed))
+        _tell("train", trained)
+        tokens = tokenize.make(scratch, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        train.check_schedule(tokens, cfg.train, machine)
+        plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if cfg.mode == "all":
-        trained = planned[-1][1]
         log.info("select, merge, evaluate, report: %s", "from the cached training" if trained else "will run")
-    n = (
-        len(examples["test"])
-        if cfg.eval.dataset is None
-        else len(dataset.examples(cfg.eval.dataset, cfg.seed, mounted=True, column=column)["test"])
-    )
-    n = min(n, cfg.eval.max_rows or n)
+        _tell_power(cfg, [row.group for row in test[0]])
+
+
+def _dry_evaluation(cfg: Config, store: Store, scratch: Store) -> None:
+    """What ``mode=evaluate`` would do: which answers are in the store already."""
+    machine = instance.find(cfg.instance)
+    data = _dry_dataset(cfg, store, scratch) if cfg.eval.dataset is None else None
+    test = test_data(cfg, scratch, data)
+    log.info("test set: %d rows; engine: %s on %s", len(test[0]), cfg.eval.engine, machine.device)
+    for name, model in {"baseline": cfg.model, "finetuned": _evaluated(cfg)}.items():
+        base = _dry_model(name, model, store, cfg.seed)
+        if base is None or (name == "baseline" and not cfg.eval.baseline):
+            continue
+        if name == "finetuned":
+            evaluate.check_engine(base, cfg.eval)
+        contender = evaluate.Model(base.path, base.identity, base.trust_remote_code)
+        there = evaluate.cached(store, contender, test_prompts(cfg, base, test), cfg.eval, machine, cfg.seed)
+        _tell("answers", there)
+    _tell_power(cfg, [row.group for row in test[0]])
+
+
+def _dry_dataset(cfg: Config, store: Store, scratch: Store) -> dataset.Dataset:
+    _tell("dataset", store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))
+    data = dataset.make(scratch, cfg.dataset, cfg.seed)
+    if data.stage.cached:  # making it logs the same
+        log.info("dataset: %s", ", ".join(f"{len(data.split(name)):,} {name}" for name in dataset.SPLITS))
+    return data
+
+
+def _dry_model(name: str, model: ModelConfig, store: Store, seed: int) -> Base | None:
+    base = models.cached(model, store, seed)
+    there = "on this machine" if base is not None else "will be downloaded or made"
+    log.info("%-9s %s: %s", name, model.name_or_path, there)
+    return base
+
+
+def _tokens(cfg: Config, data: dataset.Dataset, base: Base) -> dict[str, Any]:
+    return tokenize.inputs(data.stage.key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+
+
+def _tell(stage: str, cached: bool) -> None:
+    log.info("%-8s %s", stage, "cached" if cached else "will run")
+
+
+def _tell_power(cfg: Config, groups: Sequence[str | None]) -> None:
+    """How small a difference the test set can show. Rows of one group are gained and lost together."""
+    n = len({group or number for number, group in enumerate(groups)})
     if cfg.eval.task == "rouge":
         visible = detectable_mean_difference(0.1, n, alpha=cfg.eval.alpha)
         log.info(
@@ -418,28 +589,36 @@ def dry_run(cfg: Config) -> int:
             100 * visible,
             score.METRICS[cfg.eval.rouge],
         )
-        return 0
+        return
     visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha)
     shown = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
-    log.info("test set: %d questions can show %s (80 %% power, a fifth of the answers changing)", n, shown)
+    log.info(
+        "test set: %d %s can show %s (80 %% power, if a fifth of the answers change, or more where the "
+        "difference needs more)",
+        n,
+        "questions" if n == len(groups) else "groups of questions, each counted once,",
+        shown,
+    )
     if visible > cfg.eval.hoped_difference:
         log.warning(
             "the study hopes for %.1f points (eval.hoped_difference): this test set is too small to show them",
             100 * cfg.eval.hoped_difference,
         )
-    return 0
 
 
 def judge(
-    run: Run,
     cfg: Config,
     store: Store,
     base: Base,
     finetuned: evaluate.Model,
     tokenizer_of: Base,
     test: tuple[list[Example], str],
-) -> None:
-    """Generate with both models, read the answers, compare: the only place that reads the test set."""
+    folder: Path,
+) -> tuple[dict[str, Any], dict[str, str], dict[str, float]]:
+    """Generate with both models, read the answers, compare: the only place that reads the test set.
+
+    Predictions go into ``folder``. Returns the evaluation, and the folder and seconds of each model's stage.
+    """
     examples, _ = test
     machine = instance.find(cfg.instance)
     result: dict[str, Any] = {}
@@ -447,7 +626,8 @@ def judge(
     plain = evaluate.Model(base.path, base.identity, base.trust_remote_code)
     contenders = {"baseline": (plain, base)} if cfg.eval.baseline else {}
     contenders["finetuned"] = (finetuned, tokenizer_of)
-    stages, times = dict(run.values.get("stages", {})), dict(run.values.get("times", {}))
+    stages: dict[str, str] = {}
+    times: dict[str, float] = {}
     for name, (model, source) in contenders.items():
         log.info("evaluate: %s model, %d questions, %s", name, len(examples), cfg.eval.engine)
         prompts = test_prompts(cfg, source, test)
@@ -458,7 +638,7 @@ def judge(
             for number in range(cfg.eval.repeats)
         ]
         rows[name] = repeats[0]
-        result[name] = evaluation_of(rows[name], run.folder, name, cfg)
+        result[name] = evaluation_of(rows[name], folder, name, cfg)
         if len(repeats) > 1:
             result[name]["repeats"] = score.repeats(repeats)
     if cfg.eval.baseline:
@@ -470,8 +650,8 @@ def judge(
         result["comparison"]["verdict"] += score.mostly_truncated(named)
     if cfg.eval.group_by is not None:
         result["subgroups"] = subgroups(rows, cfg.eval, cfg.seed)
-    run.update(evaluation=result, stages=stages, times=times)
     report.table(result)
+    return result, stages, times
 
 
 def comparison(
@@ -572,7 +752,7 @@ def _run_id(folder: Path, job: Job) -> str:
 
 
 def _track(run: Run, cfg: Config, winner: Job) -> None:
-    folder = run.folder if (run.folder / "job.json").is_file() else run.folder / str(winner.number)
+    folder = winner.folder
     variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{winner.number}", _run_id(folder, winner))
     evaluation = run.values.get("evaluation", {})
     trained_now = winner.times["train"] > 0

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 from sftlab.page import count, percent, sha256
-from sftlab.prompt import Tokens, tokenize
+from sftlab.prompt import Tokens, tokenize, tokenize_all
 from sftlab.records import Example
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
@@ -119,13 +119,23 @@ class Split(NamedTuple):
 
 
 def preview(
-    tokenizer: Any, splits: Mapping[str, Sequence[Example]], *, max_length: int, folder: Path, rows: int = 3, seed: int
+    tokenizer: Any,
+    splits: Mapping[str, Sequence[Example]],
+    *,
+    max_length: int,
+    folder: Path,
+    rows: int = 3,
+    seed: int,
+    template_time: str | None = None,
 ) -> None:
     """Print what training would see of ``train`` and ``validation``, and write ``preview.html`` into the folder."""
     from sftlab.stages.report import say
 
     names = [name for name in ("train", "validation") if splits[name]]
     found = [_split(tokenizer, name, splits[name], max_length, rows, seed) for name in names]
+    if template_time is not None:
+        for split in found:
+            split.facts["Time that the chat template prints"] = template_time
     for part in (part for split in found for part in _printed(split, max_length)):
         say(part)
     folder.mkdir(parents=True, exist_ok=True)
@@ -134,13 +144,10 @@ def preview(
 
 
 def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: int, rows: int, seed: int) -> Split:
-    from tqdm.auto import tqdm
-
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)  # which would change the text
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     met, lengths = Counter[int](), list[tuple[int, int]]()  # no row's tokens are kept: a split may be large
-    for example in tqdm(examples, desc=f"tokenizing {name}", leave=False, delay=3):
-        tokens = tokenize(tokenizer, example)
+    for tokens in tokenize_all(partial(tokenize, tokenizer), examples, name):
         met.update(token for token in tokens.prompt + tokens.completion if token in special)
         lengths.append((len(tokens.prompt), len(tokens.completion)))
     found, whole, first = statistics(lengths, max_length), list(map(sum, lengths)), tokenize(tokenizer, examples[0])
@@ -162,7 +169,6 @@ def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: i
         f"train.allow_truncated_completion=true; {max(whole)} cuts none.": found.cut,
         f"Rows whose prompt fills train.max_length={max_length} are left out.": found.left_out,
         "The first row begins with two BOS.": first.prompt[:2] == [tokenizer.bos_token_id] * 2,
-        "The first row's completion has no special token to end it.": special.isdisjoint(first.completion),
     }
     shown = []
     for at in pick(whole, rows, seed):

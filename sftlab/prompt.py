@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
-
-import regex
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
-from sftlab.extract import limited
 from sftlab.records import Example
+from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
+from sftlab.sandbox import environment, text_of
 
 if TYPE_CHECKING:
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2 import Template
+    from jinja2.runtime import Context
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by")
@@ -34,75 +37,199 @@ class Templates:
             ConfigError: a template that Jinja cannot read, or that names a column which does not exist.
         """
         self.key = key
+        self._keep = cfg.keep
         problems: list[str] = []
-        sources = {name: source for name in TEMPLATES if (source := getattr(cfg, name)) is not None}
+        self._sources = {name: source for name in TEMPLATES if (source := getattr(cfg, name)) is not None}
         if cfg.keep is not None:
-            sources["keep"] = "{{ true if (" + cfg.keep + ") else '' }}"
-        for name, source in sources.items():
+            self._sources["keep"] = "{{ 1 if (" + cfg.keep + ") else '' }}"
+        for name, source in self._sources.items():
             problems += check(f"{key}.{name}", source, columns)
         if problems:
             raise ConfigError("\n".join(problems))
-        self._compiled = {name: environment().from_string(source) for name, source in sources.items()}
+        jinja = environment()
+        self._compiled = {name: jinja.from_string(source) for name, source in self._sources.items()}
+        self._constant = {
+            name: self._compiled[name].render() for name, source in self._sources.items() if "{" not in source
+        }
+        lone = _lone(cfg.target)
+        self._target = None if lone is None else jinja.from_string("{% set _target = (" + lone + ") %}")
+        self._group = None if cfg.group_by is None else _expressions(cfg.group_by)
 
-    def render(self, name: str, row: Mapping[str, Any], place: str) -> str | None:
-        """The text that a template makes of a row, or None where the dataset has no such template."""
-        if name not in self._compiled:
-            return None
-        try:
-            return self._compiled[name].render(row)
-        except Exception as error:  # a template is the user's code, and may raise anything
-            message = str(error) or type(error).__name__
-            raise ConfigError(
-                f"{place}: {self.key}.{name} cannot be rendered: {message}; mend the row or the template"
-            ) from error
-
-    def keeps(self, row: Mapping[str, Any], place: str) -> bool:
+    def keeps(self, row: Row | Mapping[str, Any], place: str) -> bool:
         """Whether ``keep`` lets a row in."""
-        return self.render("keep", row, place) != ""
+        row = row if isinstance(row, Row) else wrap(row)
+        try:
+            return self._text("keep", row) != ""
+        except ConfigError as error:
+            raise ConfigError(f"{self.place(row, place)}: {error}") from error
 
-    def example(self, row: Mapping[str, Any], default_id: str, place: str) -> Example:
+    def example(self, row: Row | Mapping[str, Any], default_id: str, place: str) -> Example:
         """The example that a row becomes.
 
         Raises:
-            ConfigError: an empty prompt, completion or target, or a target that is none of the choices.
+            ConfigError: a line for each problem: a template that cannot be rendered, an empty prompt, completion or
+                target, a target that is none of the choices, or turns of a conversation that no template reads.
         """
-        text = {name: self.render(name, row, place) for name in TEMPLATES}
-        for name, made in text.items():
-            if made is not None and not made.isascii() and (half := _SURROGATE.search(made)):
-                raise ConfigError(
-                    f"{place}: {self.key}.{name} holds half of a surrogate pair (\\u{ord(half[0]):04x}), which is no "
-                    "character; write the file again as UTF-8"
-                )
-        user, assistant, target = (text[name] or "" for name in ("user", "assistant", "target"))
-        for name in ("user", "assistant", "target"):
-            if not (text[name] or "").strip():
-                raise ConfigError(
-                    f"{place}: {self.key}.{name} renders to nothing; mend the row, or leave it out by {self.key}.keep"
-                )
-        choices = "".join(sorted(set(text["choices"] or "")))
-        if choices and not choices.isalnum():
-            raise ConfigError(
-                f"{place}: {self.key}.choices gives {text['choices']!r}; write the letters with nothing between them"
-            )
-        if choices and target.strip() not in set(choices):
-            raise ConfigError(
-                f"{place}: target {target.strip()!r} is not one of {', '.join(choices)}; "
-                f"mend the row, or set {self.key}.choices"
-                + (f", or for words set eval.task=exact {self.key}.choices=null" if len(target.strip()) > 1 else "")
-            )
-        if choices and len(choices) < 2:
-            raise ConfigError(
-                f"{place}: {self.key}.choices gives one letter, {choices!r}; an answer needs at least two"
-            )
+        row = row if isinstance(row, Row) else wrap(row)
+        row.unread()
+        problems: list[str] = []
+        text: dict[str, str | None] = {}
+        for name in ("system", "user", "assistant"):  # what the model sees; other templates use up no turn
+            text[name] = self._checked(name, row, problems)
+        problems += [self._dropped(*conversation) for conversation in row.dropped()]
+        for name in ("id", "choices", "options"):
+            text[name] = self._checked(name, row, problems)
+        choices = self._choices(text["choices"], problems)
+        targets = self._targets(row, choices, problems)
+        try:
+            group, options = self._group_of(row), _options(text["options"], f"{self.key}.options")
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            place = self.place(row, place)
+            raise ConfigError("\n".join(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
         return Example(
             id=text["id"] if text["id"] is not None else default_id,
             system=text["system"] or "",
-            user=user,
-            assistant=assistant,
-            target=target.strip() if choices else target,
+            user=text["user"] or "",
+            assistant=text["assistant"] or "",
+            target=targets[0],
             choices=choices,
-            group=text["group_by"] or None,
-            options=_options(text["options"], f"{place}: {self.key}.options"),
+            group=group,
+            options=options,
+            targets=targets if len(targets) > 1 else None,
+        )
+
+    def place(self, row: Row, place: str) -> str:
+        """The place of a row with its id, where it has one."""
+        try:
+            name = self._text("id", row) if "id" in self._compiled else row.values.get("id")
+        except ConfigError:
+            name = None
+        known = isinstance(name, str | int) and not isinstance(name, bool) and str(name).strip()
+        return f"{place} ({short(str(name), 40)})" if known else place
+
+    def _text(self, name: str, row: Row) -> str | None:
+        """The text that a template makes of a row, or None where the dataset has no such template."""
+        if name in self._constant or name not in self._compiled:
+            return self._constant.get(name)
+        template = self._compiled[name]
+        try:
+            return "".join(template.root_render_func(_context(template, row)))
+        except Exception as error:  # a template is the user's code, and may raise anything
+            raise self._failed(name, row, error) from error
+
+    def _failed(self, name: str, row: Row, error: Exception) -> ConfigError:
+        if isinstance(error, NotTextError):
+            return ConfigError(f"{self.key}.{name} {_not_text(self._sources[name], row, error.value)}")
+        message = " ".join((str(error) or type(error).__name__).replace("sftlab.rows.", "").split())
+        return ConfigError(f"{self.key}.{name} cannot be rendered: {message}; fix the row or the template")
+
+    def _checked(self, name: str, row: Row, problems: list[str]) -> str | None:
+        """The text of a template; a problem where it cannot be rendered, is no Unicode, or lacks and must not."""
+        try:
+            text = self._text(name, row)
+        except ConfigError as error:
+            problems.append(str(error))
+            return None
+        if text is None:
+            return None
+        problems += self._half(name, text)
+        if not text.strip() and name in ("user", "assistant"):
+            problems.append(f"{self.key}.{name} renders to nothing; fix the row, or leave it out by {self.key}.keep")
+        elif not text.strip() and name == "id":
+            problems.append(f"{self.key}.id renders to nothing; fix the row, or set {self.key}.id=null")
+        return text
+
+    def _half(self, name: str, text: str) -> list[str]:
+        if text.isascii() or not (half := _SURROGATE.search(text)):
+            return []
+        return [
+            f"{self.key}.{name} holds half of a surrogate pair (\\u{ord(half[0]):04x}), which is no "
+            "character; write the file again as UTF-8"
+        ]
+
+    def _choices(self, text: str | None, problems: list[str]) -> str:
+        choices = "".join(sorted(set(text or "")))
+        if choices and not choices.isalnum():
+            problems.append(
+                f"{self.key}.choices gives {short(text or '')!r}; write the letters with nothing between them"
+            )
+            return ""
+        if len(choices) == 1:
+            problems.append(f"{self.key}.choices gives one letter, {choices!r}; an answer needs at least two")
+            return ""
+        return choices
+
+    def _targets(self, row: Row, choices: str, problems: list[str]) -> list[str]:
+        """The correct answers: one text, or the texts of a list that is the template's only expression."""
+        try:
+            value = self._answers(row)
+        except ConfigError as error:
+            problems.append(str(error))
+            return []
+        targets: list[str] = []
+        for number, target in enumerate(value if isinstance(value, list) else [value]):
+            item = f" item {number}" if isinstance(value, list) else ""
+            if not target.strip():
+                problems.append(
+                    f"{self.key}.target{item} renders to nothing; fix the row, or leave it out by {self.key}.keep"
+                )
+            elif choices and target.strip() not in set(choices):
+                problems.append(
+                    f"target {short(target.strip())!r} is not one of {', '.join(choices)}; "
+                    f"fix the row, or set {self.key}.choices"
+                    + (f", or for words set eval.task=exact {self.key}.choices=null" if len(target.strip()) > 1 else "")
+                )
+            else:
+                problems += self._half("target", target)
+                targets.append(target.strip() if choices else target)
+        if not targets and isinstance(value, list) and not value:
+            problems.append(
+                f"{self.key}.target is a list without an answer; fix the row, or leave it out by {self.key}.keep"
+            )
+        return list(dict.fromkeys(targets))
+
+    def _answers(self, row: Row) -> str | list[str]:
+        if self._target is None:
+            return self._text("target", row) or ""
+        try:
+            context = _context(self._target, row)
+            list(self._target.root_render_func(context))
+            value = context.vars["_target"]
+            if isinstance(value, list | tuple | Iterator):
+                return [str(text_of(item)) for item in value]
+            return str(text_of(value))
+        except Exception as error:
+            raise self._failed("target", row, error) from error
+
+    def _group_of(self, row: Row) -> str | None:
+        """The group of a row. None where no expression of the template writes anything, or one is not there."""
+        from jinja2 import UndefinedError
+
+        if self._group is None:
+            return None
+        try:
+            # "case {{ number }}" of a row without a number is no group that such rows share.
+            written = self._group.render(row.values).strip()
+            return (self._text("group_by", row) or "").strip() or None if written else None
+        except UndefinedError:
+            return None
+        except ConfigError as error:
+            if isinstance(error.__cause__, UndefinedError):
+                return None
+            raise
+        except Exception as error:
+            raise self._failed("group_by", row, error) from error
+
+    def _dropped(self, turns: List, read: list[int], unread: list[int]) -> str:
+        where = turns._sftlab_path
+        most = len(turns) - len(unread)
+        only = f"({self._keep}) and " if self._keep else ""
+        return (
+            f"{where} has {len(turns)} turns, and the templates read {_numbers(read)}: {_numbers(unread)} would be "
+            "dropped, and conversations with several turns are not supported; leave such rows out by "
+            f"\"{self.key}.keep='{only}{where} | length <= {most}'\", or write all turns into {self.key}.user by a loop"
         )
 
 
@@ -114,11 +241,49 @@ def messages(example: Example) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of a prompt (up to and with the assistant's header) and of the completion after it."""
+    """Token ids of a prompt (up to and with the assistant's header) and of the completion after it.
+
+    ``text`` is the prompt as text.
+    """
 
     prompt: list[int]
     completion: list[int]
     text: str
+
+
+class ChangedTextError(ConfigError):
+    """A chat template does not write a text of a row as it is."""
+
+
+def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Example], split: str) -> Iterator[T]:
+    """Apply ``tokenize`` or ``prompt_tokens`` to every example of a split.
+
+    Raises:
+        ConfigError: the chat template changes texts; all such rows are reported at once.
+    """
+    from tqdm.auto import tqdm
+
+    changed = []
+    for example in tqdm(examples, desc=f"tokenizing {split}", leave=False, delay=3):
+        try:
+            made = tokenize_one(example)
+        except ChangedTextError as error:
+            changed.append(str(error))
+            continue
+        yield made
+    if changed:
+        more = [f"… and {len(changed) - REPORTED} more"] if len(changed) > REPORTED else []
+        raise ConfigError(
+            "\n".join(
+                [
+                    f"model.chat_template: the template changes the text of {len(changed)} of {len(examples)} {split} "
+                    "rows. Set model.chat_template to a Jinja file that writes it unchanged, or change the text in "
+                    "dataset.assistant, dataset.user or dataset.system",
+                    *changed[:REPORTED],
+                    *more,
+                ]
+            )
+        )
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
@@ -128,25 +293,110 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     evaluation will give; what the template writes after it is the completion.
 
     Raises:
-        ConfigError: the template writes the prompt differently when an answer follows.
+        ConfigError: the template writes the prompt differently when an answer follows, or ends a turn without a
+            special token.
+        ChangedTextError: the template leaves out or rewrites a part of a text.
     """
     turns, marks = _marked(tokenizer, [*messages(example), {"role": "assistant", "content": example.assistant}])
-    prompt_text = _template(tokenizer, turns[:-1], generation=True)
+    prompt_text = _prompt(tokenizer, turns[:-1], example.id)
     full_text = _template(tokenizer, turns, generation=False)
     if not full_text.startswith(prompt_text):
         raise ConfigError(
             f"{example.id}: the chat template of {tokenizer.name_or_path} does not begin a conversation with its "
             "prompt (it may strip or move text); give another one by model.chat_template"
         )
+    written, said = full_text[len(prompt_text) :], turns[-1]["content"].strip()
+    body = _body(written, said, _outline(tokenizer, tuple(turn["role"] for turn in turns[:-1])).tail)
+    if not body.rstrip().endswith(said):
+        lost, instead = (_unmarked(part, marks) for part in _difference(said, body.strip()))
+        raise ChangedTextError(f"{example.id}: instead of {lost} in the assistant text the template writes {instead}")
+    if _end(tokenizer, tail := written[len(body) :]) is None:
+        raise ConfigError(
+            f"model.chat_template: the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. "
+            "It holds no special token of the tokenizer, and generation could not stop there; set model.chat_template "
+            f"to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) after the assistant's text"
+        )
     prompt, text = _ids(tokenizer, prompt_text, marks)
-    completion, _ = _ids(tokenizer, full_text[len(prompt_text) :], marks)
+    completion, _ = _ids(tokenizer, written, marks)
     return Tokens(prompt=prompt, completion=completion, text=text)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], str]:
-    """Token ids and text of the prompt alone, as ``tokenize`` makes them."""
+    """Token ids and text of the prompt alone, as ``tokenize`` makes them.
+
+    Raises:
+        ChangedTextError: the template leaves out or rewrites a part of a text.
+    """
     turns, marks = _marked(tokenizer, messages(example))
-    return _ids(tokenizer, _template(tokenizer, turns, generation=True), marks)
+    return _ids(tokenizer, _prompt(tokenizer, turns, example.id), marks)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, example: Example) -> int | None:
+    """The token that the chat template ends an assistant turn with; None if it writes no special token there."""
+    tail = _outline(tokenizer, tuple(turn["role"] for turn in messages(example))).tail
+    return None if tail is None else _end(tokenizer, tail)
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], row: str) -> str:
+    """The prompt as text, checked to hold every turn's text."""
+    text = _template(tokenizer, turns, generation=True)
+    outline = _outline(tokenizer, tuple(turn["role"] for turn in turns))
+    for turn in turns:
+        if PROBES[turn["role"]] not in outline.prompt or turn["content"].strip() not in text:
+            raise ChangedTextError(f"{row}: the prompt does not hold the {turn['role']} text as it is")
+    return text
+
+
+# One character for each turn's text: what a template writes around it is what it writes around any text.
+PROBES = {"system": "\U000ffff0", "user": "\U000ffff1", "assistant": "\U000ffff2"}
+REPORTED = 20  # rows that a message names
+
+
+class Outline(NamedTuple):
+    """What a chat template writes around texts: a prompt of probes, and what follows an assistant's text.
+
+    ``tail`` is None where the template leaves the assistant's text out.
+    """
+
+    prompt: str
+    tail: str | None
+
+
+@cache
+def _outline(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Outline:
+    turns = [{"role": role, "content": PROBES[role]} for role in (*roles, "assistant")]
+    full = _template(tokenizer, turns, generation=False)
+    before, _, tail = full.rpartition(PROBES["assistant"])
+    return Outline(_template(tokenizer, turns[:-1], generation=True), tail if before else None)
+
+
+@cache
+def _end(tokenizer: PreTrainedTokenizerBase, tail: str) -> int | None:
+    """The first token of its own kind, special or added, in what a template writes after an assistant's text."""
+    own = {number for number, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    return next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in own), None)
+
+
+def _body(written: str, said: str, tail: str | None) -> str:
+    """A completion without what the template writes after the assistant's text."""
+    if tail is not None and written.endswith(tail):
+        return written[: len(written) - len(tail)]
+    return written[: at + len(said)] if tail is not None and (at := written.rfind(said)) >= 0 else written
+
+
+def _difference(text: str, written: str) -> tuple[str, str]:
+    """The middle parts in which two texts differ, shortened."""
+    first = _agreeing(text, written)
+    last = _agreeing(text[first:][::-1], written[first:][::-1])
+    parts = (part[first : len(part) - last] for part in (text, written))
+    lost, instead = (repr(part if len(part) <= 80 else f"{part[:60]}…{part[-19:]}") for part in parts)
+    return lost, instead if instead != "''" else "nothing"
+
+
+def _agreeing(text: str, other: str) -> int:
+    """Characters at the beginning of two texts that are the same."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((at for at, (one, two) in pairs if one != two), min(len(text), len(other)))
 
 
 def _marked(
@@ -184,12 +434,14 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str, marks: Mapping[str, str]
     return ids, "".join(marks.get(part, part) for part in parts)
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation: bool) -> str:
-    from jinja2 import TemplateError
+def _unmarked(text: str, marks: Mapping[str, str]) -> str:
+    return "".join(marks.get(char, char) for char in text)
 
+
+def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, generation: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
-    except TemplateError as error:
+    except Exception as error:  # a template is somebody's code, and may raise anything
         raise ConfigError(
             f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}; "
             "set dataset.system=null if it takes no system turn, or give another one by model.chat_template"
@@ -198,34 +450,11 @@ def _template(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *
     return text
 
 
-@cache
-def environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as the templates of datasets see it: sandboxed, and strict about what does not exist."""
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    jinja = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    jinja.filters["search"] = _search
-    jinja.filters["sql"] = _sql
-    # Model input keeps < and > as they are; Jinja's own tojson writes them for HTML.
-    jinja.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    return jinja
-
-
-def _search(text: str, pattern: str) -> str:
-    """The first group of the first match of a regular expression, or an empty string."""
-    if not re.compile(pattern).groups:
-        raise ValueError(f"search({pattern!r}) has no group in parentheses")
-    found = next(limited(regex.compile(pattern).finditer, text, pattern), None)
-    return found.group(1) or "" if found else ""
-
-
-@lru_cache(maxsize=20_000)  # a row's SQL is its completion and its target
-def _sql(text: str) -> str:
-    """A SQL statement laid out by sqlparse."""
-    import sqlparse
-
-    return str(sqlparse.format(text, reindent=True, keyword_case="upper")).strip()
+def packages(cfg: DatasetConfig) -> list[str]:
+    """The packages that render a dataset's templates. A filter may be named anywhere in one, also as ``map('sql')``."""
+    sources = " ".join(str(getattr(cfg, name)) for name in (*TEMPLATES, "keep"))
+    used = {"sqlparse": r"\bsql\b", "regex": r"\bsearch\b"}
+    return ["jinja2", *(package for package, word in used.items() if re.search(word, sources))]
 
 
 def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
@@ -239,15 +468,124 @@ def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
         hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
         return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint or '; mend the template'}"]
     unknown = sorted(meta.find_undeclared_variables(tree) - set(columns))
-    return [f"{key}: there is no column {name!r}; the rows have {', '.join(columns)}" for name in unknown]
+    return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}" for name in unknown]
 
 
-def _options(text: str | None, place: str) -> dict[str, str] | None:
-    if not text:
+def _lone(source: str) -> str | None:
+    """The expression of a template that is nothing but one expression."""
+    from jinja2 import nodes
+
+    body = environment().parse(source.strip()).body
+    if len(body) != 1 or not isinstance(body[0], nodes.Output) or len(body[0].nodes) != 1:
+        return None
+    found = re.fullmatch(r"\{\{[-+]?(.*?)-?\}\}", source.strip(), re.DOTALL)
+    return None if found is None or isinstance(body[0].nodes[0], nodes.TemplateData) else found[1]
+
+
+def _expressions(source: str) -> Template:
+    """A template without the literal text between its expressions. One with statements stays as it is."""
+    from jinja2 import nodes
+
+    tree = environment().parse(source)
+    if all(isinstance(node, nodes.Output) for node in tree.body):
+        for output in tree.find_all(nodes.Output):
+            output.nodes = [node for node in output.nodes if not isinstance(node, nodes.TemplateData)]
+    return environment().from_string(tree)
+
+
+def _context(template: Template, row: Row) -> Context:
+    """What a template sees: the columns, and Jinja's own functions. Jinja would copy them for each template."""
+    if row.names is None:
+        row.names = {**template.environment.globals, **row.values}
+    return template.new_context(row.names, shared=True)
+
+
+def _numbers(turns: Sequence[int]) -> str:
+    return f"turn {turns[0]}" if len(turns) == 1 else f"turns {listing(turns)}"
+
+
+def _not_text(source: str, row: Row, value: Any) -> str:
+    """What is wrong with a value that a template writes: where it stands, what it is, and how to make text of it."""
+    where = _where(source, row, value)
+    column = f"column {where}" if where else "an expression"
+    kind = {"List": "list", "Dict": "dict", "Turn": "dict"}.get(type(value).__name__, type(value).__name__)
+    article = "an" if kind[0] in "aeiou" else "a"
+    return (
+        f"writes {column}, which is {article} {kind} and not text: {short(repr(plain(value)))}; {_remedy(where, value)}"
+    )
+
+
+def _remedy(where: str, value: Any) -> str:
+    """How to make a text of a value. Other rows may have a text in its place, which stays as it is."""
+    name = where.split(" or ")[0] or "x"
+    if isinstance(value, bool):
+        return f"write {{{{ 'yes' if {name} else 'no' }}}}"
+    if isinstance(value, bytes):
+        return f"write {{{{ {name}.decode('utf-8') }}}}"
+    if isinstance(value, Iterator):
+        return "write {{ … | join(', ') }}"
+    if not isinstance(value, list | tuple | dict):
+        return f"write {{{{ {name} | string }}}}"
+    text = f"{name} | tojson"
+    if value and not isinstance(value, dict):
+        if all(isinstance(item, dict) and not is_null(item.get("text")) for item in value):
+            text = f"{name} | map(attribute='text') | join"
+        elif all(isinstance(item, str | int | None) and not isinstance(item, bool) for item in value):
+            text = f"{name} | join(', ')"
+    return f"write {{{{ {name} if {name} is string else {text} }}}}"
+
+
+def _where(source: str, row: Row, value: Any) -> str:
+    """The path of a value that a template writes: its own, that of an expression, or the columns that hold it."""
+    from jinja2 import meta, nodes
+
+    if isinstance(value, List | Dict):
+        return value._sftlab_path
+    tree = environment().parse(source)
+    for output in tree.find_all(nodes.Output):
+        for chain in filter(None, map(_chain, output.nodes)):
+            with suppress(Exception):
+                if environment().compile_expression(chain)(row.values) is value:
+                    return chain
+    read = meta.find_undeclared_variables(tree) & row.values.keys()
+    found = [place for name in sorted(read) for place in _holding(row.values[name], name, value)]
+    return " or ".join(found[:3])
+
+
+def _chain(node: Any) -> str | None:
+    """``messages[2].content`` as a template has it; None for any other expression."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Name):
+        return node.name
+    if isinstance(node, nodes.Getattr) and (left := _chain(node.node)):
+        return f"{left}.{node.attr}"
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and (left := _chain(node.node)):
+        return path(left, node.arg.value)
+    return None
+
+
+def _holding(held: Any, where: str, value: Any) -> Iterator[str]:
+    """The paths of a value within a column."""
+    if held is value:
+        yield where
+    elif isinstance(held, dict):
+        for key, item in held.items():
+            yield from _holding(item, path(where, key), value)
+    elif isinstance(held, list):
+        for number, item in enumerate(held):
+            yield from _holding(item, f"{where}[{number}]", value)
+
+
+def _options(text: str | None, key: str) -> dict[str, str] | None:
+    """Letter → text of the options. One that is null is left out."""
+    if not (text or "").strip():
         return None
     try:
-        options = json.loads(text)
-        return {str(letter): str(option) for letter, option in options.items()}
-    except (ValueError, AttributeError) as error:
+        options = json.loads(text or "")
+        if options is None:
+            return None
+        return {str(letter): str(text_of(option)) for letter, option in options.items() if option is not None}
+    except (ValueError, AttributeError, NotTextError) as error:
         remedy = "write {{ column | tojson }}"
-        raise ConfigError(f"{place} is no JSON object of letter → text: {error}; {remedy}") from error
+        raise ConfigError(f"{key} is not a JSON object of letter → text: {error}; {remedy}") from error

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
+import tomllib
+import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.errors import ConfigError
-from sftlab.job import JOB
+from sftlab.job import JOB, RUN, job_files, owner
 from sftlab.store import write_json
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-RUN = "run.json"
 LIBRARIES = (
     "torch",
     "transformers",
@@ -50,6 +52,7 @@ class Run:
             folder,
             {
                 "schema_version": SCHEMA_VERSION,
+                "id": uuid.uuid4().hex,
                 "status": "running",
                 "error": None,
                 "experiment": name,
@@ -103,22 +106,30 @@ class Run:
 
 
 def hold(folder: Path) -> BaseFileLock:
-    """Keep a run's folder to this process while it lives, and forget the jobs of an earlier run there.
+    """Lock a run's folder for this process, and delete the job files of the run that was there before.
 
-    What those found is in the store; left behind, a job that is not of this run would take part in its
-    decision.
+    What those jobs found is in the store. Other runs in or around the folder keep their files.
+
+    Raises:
+        ConfigError: the folder belongs to a job of another run, whose record would be replaced.
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / JOB).is_file() and not (folder / RUN).exists():
+        raise ConfigError(
+            f"hydra.run.dir={str(folder)!r}: is the folder of a sweep's job; set it to another folder, or delete this "
+            "one"
+        )
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         log.info("waiting for another run that uses the folder %s", folder)
         lock.acquire()
-    for left in (folder / JOB, *folder.glob(f"*/{JOB}")):
-        left.unlink(missing_ok=True)
+    if before := owner(folder / RUN):
+        for left in job_files(folder, before):
+            left.unlink(missing_ok=True)
     return lock
 
 
@@ -126,18 +137,24 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _commit() -> str | None:
-    """The commit that the code was at, with a + when it had changes; None outside a checkout."""
-    package = Path(__file__).parent
-    git = ["git", "-C", str(package)]
+def _commit(package: Path = Path(__file__).parent) -> str | None:
+    """The commit of sftlab's own checkout, with a + if the package has changes; None for any other repository."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=inherited).stdout.strip()
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
+        project = package.parent / "pyproject.toml"
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent.resolve() or (
+            tomllib.loads(project.read_text("utf-8")).get("project", {}).get("name") != "sftlab"
+        ):
+            return None
+        git("ls-files", "--error-unmatch", "__init__.py")  # or it is a copy that the repository does not track
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "."))
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes.strip() else "")
 
 
 def _versions() -> dict[str, str]:

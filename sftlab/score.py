@@ -15,9 +15,9 @@ from typing import Any
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.extract import can_read, compile_pattern, last, normalise, read, strict, unfenced, with_group
-from sftlab.prompt import environment
 from sftlab.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
+from sftlab.sandbox import environment
 from sftlab.statistics import (
     Comparison,
     changed,

@@ -428,15 +428,15 @@ def _points(fraction: float) -> str:
 def minimal_detectable_difference(n: int, changed: float = 0.2, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest difference in accuracy that the exact McNemar test finds with probability ``power``.
 
-    ``n`` questions are independent and a share ``changed`` of the answers changes sides. The power is
-    exact: the number of changed answers D is binomial (n, changed), the number gained is binomial
-    (D, (1 + difference / changed) / 2), and the test rejects on it; the difference is then searched.
-    Connor (1987, Biometrics 43:207–211) approximates the same by
+    ``n`` questions are independent. A share ``changed`` of the answers changes sides, or the share that the
+    difference needs if that is larger (then all changes go one way). The power is exact: the number of changed
+    answers D is binomial (n, share), the number gained is binomial (D, (1 + difference / share) / 2), and the test
+    rejects on it; the difference is then searched. Connor (1987, Biometrics 43:207–211) approximates the same by
     n = (z(1 − alpha/2) √changed + z(power) √(changed − difference²))² / difference².
 
     Returns:
-        A fraction in (0, changed], since a difference needs that many changes; ``math.inf`` where not
-        even changes that all go one way would be found, so that no difference can be shown.
+        A fraction in (0, 1]; ``math.inf`` where not even n gained answers would be found, so that no difference can
+        be shown.
 
     Raises:
         ValueError: n is negative, changed not in [0, 1], or not 0 < alpha < power < 1.
@@ -450,22 +450,21 @@ def minimal_detectable_difference(n: int, changed: float = 0.2, alpha: float = 0
             f"n = {n}, changed = {changed}, alpha = {alpha}, power = {power} cannot be; "
             "give n ≥ 0, changed in [0, 1] and 0 < alpha < power < 1"
         )
-    if n == 0 or changed == 0:
+    if n < fewest(alpha):
         return math.inf
     discordant = np.arange(n + 1)
-    weight = binom.pmf(discordant, n, changed)
-    discordant, weight = discordant[weight > 1e-12], weight[weight > 1e-12]
     critical = binom.ppf(alpha / 2, discordant, 0.5) - 1  # the largest count with 2 P(X ≤ count) < alpha
 
     def surplus(difference: float) -> float:
-        gain = (1 + difference / changed) / 2
-        low = binom.cdf(critical, discordant, gain)
-        high = binom.sf(discordant - critical - 1, discordant, gain)
-        return float(weight @ (low + high)) - power
+        share = max(changed, difference)
+        gain = (1 + difference / share) / 2 if share else 0.5
+        weight = binom.pmf(discordant, n, share)
+        likely = weight > 1e-12
+        low = binom.cdf(critical[likely], discordant[likely], gain)
+        high = binom.sf(discordant[likely] - critical[likely] - 1, discordant[likely], gain)
+        return float(weight[likely] @ (low + high)) - power
 
-    if surplus(changed) < 0:
-        return math.inf
-    return float(brentq(surplus, 0.0, changed, xtol=1e-6))
+    return float(brentq(surplus, 0.0, 1.0, xtol=1e-6))
 
 
 def detectable_mean_difference(spread: float, n: float, alpha: float = 0.05, power: float = 0.8) -> float:

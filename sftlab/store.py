@@ -3,10 +3,14 @@
 A stage is a folder ``<store>/<stage>/<key>``, and its key is a hash of exactly the inputs that it
 was built from. Work happens in ``<key>.partial``; the manifest is written and the folder renamed
 last, so a folder with its final name is a finished one.
+
+Two more folders are for deleting safely: ``.in-use`` has the keys of the stages that each living process uses, and
+``.runs`` the folders of the runs and jobs that have used the store.
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import json
@@ -14,9 +18,11 @@ import logging
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,7 @@ from sftlab.errors import StageError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+IN_USE, RUNS = ".in-use", ".runs"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -72,6 +79,7 @@ class Store:
             Exception: whatever ``build`` raises; the stage is not there then, and can be asked for again.
         """
         final = self.path(name, inputs)
+        use(self.root, final.name)  # before the look at the manifest: see ``withdraw``
         if _manifest(final) is not None:
             return self._found(name, final)
         partial = final.with_name(final.name + ".partial")
@@ -102,11 +110,25 @@ class Store:
                 raise
         return Stage(name, final.name, final, cached=False, seconds=seconds)
 
-    def remove(self, stage: Stage) -> None:
-        """Delete a finished stage; asked for again, it is built again."""
+    def remove(self, stage: Stage) -> bool:
+        """Delete a finished stage; asked for again, it is built again. False if others use it or have deleted it."""
         with self.lock(stage.name, stage.key):
-            (stage.path / MANIFEST).unlink()  # first, so that nobody takes half of it for a finished one
-            shutil.rmtree(stage.path)
+            if _manifest(stage.path) is None or (trash := withdraw(self.root, stage.path)) is None:
+                return False
+        shutil.rmtree(trash)
+        return True
+
+    def register(self, folder: Path) -> None:
+        """Note where a run or job keeps its record, so that ``mode=clean`` knows which stages it refers to.
+
+        Raises:
+            StageError: the store cannot be written.
+        """
+        path = str(folder.resolve())
+        with self._writing():
+            (self.root / RUNS).mkdir(parents=True, exist_ok=True)
+            entry = {"folder": path, "host": os.uname().nodename}
+            write_json(self.root / RUNS / f"{key_of(entry)}.json", entry)
 
     @contextmanager
     def lock(self, name: str, key: str) -> Iterator[None]:
@@ -117,7 +139,7 @@ class Store:
         """
         from filelock import FileLock, Timeout
 
-        try:
+        with self._writing():
             (self.root / name).mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.root / name / f"{key}.lock")
             try:
@@ -125,15 +147,20 @@ class Store:
             except Timeout:
                 log.info("%s: waiting for another run that makes this stage (%s)", name, self.root / name / key)
                 lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise StageError(
                 f"store={str(self.root)!r}: cannot be written: {error.filename}: {error.strerror}; "
                 "set store= to a folder that you may write to"
             ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def abandoned(self, name: str) -> Iterator[Path]:
         """The folders that killed builds of a kind left, each kept to this process while it is looked at."""
@@ -148,6 +175,102 @@ class Store:
         with suppress(OSError):
             os.utime(final / MANIFEST)
         return Stage(name, final.name, final, cached=True, seconds=0.0)
+
+
+class ScratchStore(Store):
+    """A store for a dry run: it reads another one's finished stages, and builds the others in a folder of its own."""
+
+    def __init__(self, root: str | Path, other: Store) -> None:
+        super().__init__(root)
+        self.other = other
+
+    def stage(
+        self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
+    ) -> Stage:
+        """The finished stage of either store, or one built here."""
+        if self.other.has(name, inputs):
+            return Stage(name, key_of(inputs), self.other.path(name, inputs), cached=True, seconds=0.0)
+        return super().stage(name, inputs, build, resumable=resumable)
+
+
+class _Use:
+    """The keys of the stages of one store that this process uses: a file beside a lock that ends with the process."""
+
+    def __init__(self, root: Path) -> None:
+        from filelock import FileLock
+
+        (root / IN_USE).mkdir(parents=True, exist_ok=True)
+        self.file = root / IN_USE / f"{uuid.uuid4().hex}.keys"
+        self.lock = FileLock(self.file.with_suffix(".lock"))
+        self.lock.acquire()
+        self.keys: set[str] = set()
+        in_use(root, besides=self.file)  # deletes what killed processes have left
+        atexit.register(self.end)
+
+    def add(self, key: str) -> None:
+        if key not in self.keys:
+            with self.file.open("a", encoding="ascii") as file:
+                file.write(key + "\n")
+            self.keys.add(key)
+
+    def end(self) -> None:
+        for path in (self.file, self.file.with_suffix(".lock")):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        self.lock.release()
+
+
+_USED: dict[tuple[int, Path], _Use] = {}  # by process, since a forked one does not hold the locks of its parent
+
+
+def use(root: Path, key: str) -> None:
+    """Mark a stage as used by this process until it ends. In a store that may not be written nothing is deleted."""
+    here = (os.getpid(), root.resolve())
+    with suppress(OSError):
+        if here not in _USED:
+            _USED[here] = _Use(here[1])
+        _USED[here].add(key)
+
+
+def in_use(root: Path, besides: Path | None = None) -> set[str]:
+    """The keys of the stages that other living processes use."""
+    from filelock import FileLock
+
+    own = _USED.get((os.getpid(), root.resolve()))
+    keys: set[str] = set()
+    for lock in sorted((root / IN_USE).glob("*.lock")):
+        file = lock.with_suffix(".keys")
+        if file.name in {path.name for path in (besides, own and own.file) if path}:
+            continue
+        try:
+            with FileLock(lock).acquire(timeout=0):  # its process has ended
+                file.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
+        except OSError:  # Timeout is one; and that of another user, which may not be opened, counts as alive
+            with suppress(FileNotFoundError):
+                keys.update(file.read_text("ascii").split())
+    return keys
+
+
+def withdraw(root: Path, stage: Path) -> Path | None:
+    """Move a stage out of the way for deletion, while its lock is held; None if another process uses it.
+
+    A user marks the stage and then looks for the manifest; here the manifest goes and then the marks are looked at.
+    So either the user does not find the stage, or its mark is found here and the manifest is put back.
+    """
+    manifest, hidden = stage / MANIFEST, stage / f".{MANIFEST}"
+    trash = root / f".trash-{stage.parent.name}-{stage.name}-{os.getpid()}"
+    if not manifest.exists():  # unfinished: its lock is all there is to it
+        return stage.rename(trash)
+    manifest.rename(hidden)
+    try:
+        if stage.name not in in_use(root):
+            return stage.rename(trash)  # in one step: nobody finds half of it
+    except OSError:
+        hidden.rename(manifest)
+        raise
+    hidden.rename(manifest)
+    return None
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
@@ -175,6 +298,21 @@ def key_of(inputs: Mapping[str, Any]) -> str:
     """A short name for exactly these inputs: the hash of their canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The installed versions of the packages whose code decides a stage's result; None for one that is missing.
+
+    They are part of the stage's inputs. Packages that the configuration at hand does not use are left out.
+    """
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {package: version(package) for package in packages}
 
 
 def digest(path: Path) -> str:

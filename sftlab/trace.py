@@ -122,7 +122,8 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     for shape in given["shapes"]:
         train, peft = TrainConfig.model_validate(shape["train"]), peft_of(shape["peft"])
         longest, evaluated = Batch(**shape["longest"]), Batch(**shape["evaluated"])
-        found.append(asdict(trace(Path(given["base"]), peft, train, machine, longest, evaluated, libraries)))
+        code = given["trust_remote_code"]
+        found.append(asdict(trace(Path(given["base"]), peft, train, machine, longest, evaluated, libraries, code=code)))
     write_json(folder / "traced.json", found)
 
 
@@ -144,16 +145,18 @@ def trace(
     longest: Batch,
     evaluated: Batch,
     libraries: float = 0.0,
+    *,
+    code: bool = False,
 ) -> Traced:
     """Run a training step and a validation batch of a model's folder on tensors without content.
 
-    ``libraries`` are the bytes that a process has before it has a model.
+    ``libraries`` are the bytes that a process has before it has a model. ``code`` allows Python code of the model.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     fp32 = isinstance(peft, NoPeft) or not train.bf16
-    model = _model(path, peft, train, machine, torch.float32 if fp32 else torch.bfloat16)
+    model = _model(path, peft, train, machine, torch.float32 if fp32 else torch.bfloat16, code=code)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     with FakeTensorMode():
@@ -190,23 +193,27 @@ def trace(
         peak=libraries + weights + state + extra + max(step.peak, validation.peak, gradients),
         train_flops=step.flops,
         eval_flops=validation.flops,
-        flops_per_second=_speed(model.config, longest, peft, train, machine) if machine.device == "cpu" else None,
+        flops_per_second=_speed(model.config, longest, peft, train, machine, code=code)
+        if machine.device == "cpu"
+        else None,
         kv_bytes_per_token=float(cache_bytes(model.config)),
         merged_bytes=2.0 * (parameters - (0 if isinstance(peft, NoPeft) else trainable)),
     )
 
 
-def _model(path: Path, peft: PeftConfig, train: TrainConfig, machine: Machine, dtype: Any) -> Any:
+def _model(path: Path, peft: PeftConfig, train: TrainConfig, machine: Machine, dtype: Any, *, code: bool) -> Any:
     """The model with its adapters, of shapes alone."""
     import torch
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=code, local_files_only=True)
     # FlashAttention keeps as much as sdpa, and this may be a machine without it.
     attention = "eager" if machine.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=code
+        )
         model.config.use_cache = False
         for name in beside_text(model):
             model.base_model.get_submodule(name).requires_grad_(False)
@@ -340,7 +347,7 @@ def _counting(model: Any, counted: Counted) -> Iterator[None]:
         del held
 
 
-def _speed(config: Any, batch: Batch, peft: PeftConfig, train: TrainConfig, machine: Machine) -> float:
+def _speed(config: Any, batch: Batch, peft: PeftConfig, train: TrainConfig, machine: Machine, *, code: bool) -> float:
     """FLOP/s of this CPU in training: those of one of the model's own layers, forward and backward, with real tensors.
 
     How fast it multiplies large matrices tells little of that.
@@ -355,7 +362,7 @@ def _speed(config: Any, batch: Batch, peft: PeftConfig, train: TrainConfig, mach
     whole = isinstance(peft, NoPeft)
     dtype = torch.float32 if whole or not train.bf16 else torch.bfloat16
     attention = "eager" if machine.attn_implementation == "eager" else "sdpa"
-    layer = AutoModelForCausalLM.from_config(text, dtype=dtype, attn_implementation=attention)
+    layer = AutoModelForCausalLM.from_config(text, dtype=dtype, attn_implementation=attention, trust_remote_code=code)
     if not whole:
         layer.requires_grad_(requires_grad=False)
         layer.enable_input_require_grads()

@@ -6,10 +6,12 @@ import ast
 import difflib
 import importlib.util
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -18,15 +20,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from sftlab import instance, models, score
-from sftlab.config import Config, DatasetConfig, InstanceConfig, TrainConfig
+from sftlab import instance, models, overrides, score
+from sftlab.config import Config, DatasetConfig, InstanceConfig, Lora, NoPeft, Qlora, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
+from sftlab.modes import MODES
 from sftlab.predictions import load_pair
 from sftlab.prompt import check
 from sftlab.records import Example
+from sftlab.sources import is_data
 from sftlab.stages import dataset
-from sftlab.store import Store
+from sftlab.store import Store, key_of
 
 # Fields of SFTConfig that the pipeline itself sets: given in train.extra they would undo it.
 MANAGED = {
@@ -53,6 +57,12 @@ MANAGED = {
     "disable_tqdm": None,
 }
 
+
+# Datasets found in order by this process: the jobs of a sweep have the same.
+CHECKED: set[str] = set()
+
+# Schedules that transformers refuses to make without one of two arguments.
+NEED_A_MINIMUM = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 
 MOST_GENERATED = 100_000  # rows; there are not many more different questions
 
@@ -159,6 +169,9 @@ def _explain(problem: dict[str, Any]) -> str:
     if SECRET.search(key):
         return f"{key}: {SECRETS}"
     message = re.sub(r"^\w+ should", "should", problem["msg"])
+    if len(problem["loc"]) == 3 and location[0] == "peft" and _of_another_method(problem):
+        method = problem["loc"][1]
+        return f"peft.method={method}: needs the other keys of this method; choose peft={method} to set all of them"
     if problem["type"] == "extra_forbidden":
         return f"{key}: no such key; {nearest(key)}"
     if problem["type"] == "missing":
@@ -167,7 +180,15 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}.method={problem['ctx']['tag']!r}: should be {problem['ctx']['expected_tags']}; choose {key}=…"
     if location[-1] == "[key]":
         return f"{key}: no such key; {message}"
+    if problem["type"] == "list_type" and isinstance(problem["input"], str):
+        message += f"; write {overrides.shown(overrides.override(key, problem['input']) or f'{key}=[…]')}"
     return f"{key}={shown(problem['input'])}: {message}"
+
+
+def _of_another_method(problem: dict[str, Any]) -> bool:
+    """Whether a key of peft is missing, or there, because only peft.method was set."""
+    known = {name for part in (NoPeft, Lora, Qlora) for name in part.model_fields}
+    return problem["type"] in ("missing", "extra_forbidden") and problem["loc"][2] in known
 
 
 def _impossible(cfg: Config) -> Iterator[str]:
@@ -202,8 +223,9 @@ def _impossible(cfg: Config) -> Iterator[str]:
         except ConfigError as error:
             yield f"eval.pattern: {error}"
         if (cfg.eval.dataset or cfg.dataset).choices is None:
+            key = "dataset" if cfg.eval.dataset is None else "eval.dataset"
             yield (
-                "eval.task=choice: dataset.choices is null; give the letters that an answer may be, or set "
+                f"eval.task=choice: {key}.choices is null; give the letters that an answer may be, or set "
                 "eval.task=exact to compare words and texts"
             )
         if cfg.eval.extract is not None:
@@ -222,7 +244,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
     if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
         yield "select.metric=exact_match: counts right answers, and eval.task=rouge has none; set it to eval_loss"
     yield from _engines(cfg)
-    if cfg.mode not in ("all", "train", "evaluate", "preview", "plan"):
+    if not MODES[cfg.mode].reads_data:
         return  # nothing is read but a finished run's files
     if cfg.mode != "evaluate" or cfg.eval.dataset is None:
         yield from _dataset(cfg, cfg.dataset, mounted=False)
@@ -237,6 +259,14 @@ def _impossible(cfg: Config) -> Iterator[str]:
             yield from _template(key, Path(cfg.model.chat_template))
         else:
             yield f"{key}: no such file; give a Jinja template, or null"
+    if cfg.model.template_time is not None:
+        try:
+            datetime.fromisoformat(cfg.model.template_time)
+        except ValueError:
+            yield (
+                f"model.template_time={cfg.model.template_time!r} is not an ISO time; write it as 2026-11-30 or "
+                "'2026-11-30T09:00:00', or set null"
+            )
 
 
 def _writable(store: str) -> Iterator[str]:
@@ -276,12 +306,12 @@ def _machines(instance: InstanceConfig) -> Iterator[str]:
 def _engines(cfg: Config) -> Iterator[str]:
     size = cfg.eval.tensor_parallel_size
     gpus = cfg.instance.num_processes or len(instance.visible_gpus())
-    if size == 1 or cfg.mode not in ("all", "evaluate"):
+    if size == 1 or not MODES[cfg.mode].evaluates:
         return
-    if cfg.eval.engine != "vllm":
-        yield f"eval.tensor_parallel_size={size}: only vLLM spreads a model; set it to 1, or eval.engine to vllm"
-    elif cfg.instance.device == "cpu" or not gpus:
+    if cfg.instance.device == "cpu" or not gpus:
         yield f"eval.tensor_parallel_size={size}: on the CPU there is nothing to spread a model over; set it to 1"
+    elif cfg.eval.engine != "vllm":
+        yield f"eval.tensor_parallel_size={size}: only vLLM spreads a model; set it to 1, or eval.engine to vllm"
     elif gpus % size:
         yield (
             f"eval.tensor_parallel_size={size}: does not divide the {gpus} GPUs of instance={cfg.instance.name}; "
@@ -305,9 +335,13 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
         if not local:
             _reachable(name, data.revision, f"{key}.name_or_path")
             return
-        tested = cfg.mode not in ("train", "plan") and (mounted or cfg.eval.dataset is None)
+        tested = MODES[cfg.mode].reads_test and (mounted or cfg.eval.dataset is None)
         column = cfg.eval.group_by if tested else None
         store, inputs = Store(cfg.store), dataset.inputs(data, cfg.seed, mounted=mounted)
+        judged = {"eval": cfg.eval.model_dump(), "select": cfg.select.metric, "mode": cfg.mode}
+        known = key_of({"rows": inputs, "column": column, **judged})
+        if known in CHECKED:
+            return
         if column is None and store.has("dataset", inputs):
             splits = dataset.read(store, inputs)
         else:
@@ -315,16 +349,18 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
         if cfg.eval.task != "choice" or data.choices is not None:
             _answers(cfg, splits, mounted=mounted, tested=tested)
     except ConfigError as error:
-        yield from str(error).splitlines()
+        yield from re.split(r"\n(?! )", str(error))  # a problem may go over several lines
         return
     except OSError as error:
         yield f"{key}.name_or_path={name!r}: {error.filename} cannot be read: {error.strerror}; check its permissions"
         return
-    if not splits["test"] and cfg.mode not in ("train", "plan") and cfg.eval.dataset is None:
+    if not splits["test"] and MODES[cfg.mode].reads_test and cfg.eval.dataset is None:
         yield (
             f"dataset.split={data.split}: the test split of {name} has no rows; give dataset.split.test some, "
             "mount a test set with dataset@eval.dataset=…, or set mode=train"
         )
+        return
+    CHECKED.add(known)
 
 
 def _answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, tested: bool) -> None:
@@ -383,7 +419,9 @@ def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[s
     elif not (folder / "config.json").is_file():
         hint = "it is an adapter: name its base, or merge it" if (folder / "adapter_config.json").is_file() else ""
         yield f"{key}={name!r}: has no config.json; {hint or 'give the folder of a saved model'}"
-    elif not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    elif not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")) and not (
+        cfg.model.trust_remote_code and any(folder.glob("*.py"))  # which may read files of any name
+    ):
         yield f"{key}={name!r}: has no tokenizer; save it there with tokenizer.save_pretrained({name!r})"
     elif not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
@@ -437,11 +475,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 def _is_local(name: str) -> bool:
     """Whether a name is meant as a path: it exists, or it cannot be a hub id (owner/name)."""
-    return (
-        Path(name).exists()
-        or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name)
-        or Path(name).suffix in dataset.SUFFIXES
-    )
+    return Path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or is_data(name)
 
 
 def _reachable(name: str, revision: str | None, key: str) -> None:
@@ -457,14 +491,11 @@ def _train(cfg: Config) -> Iterator[str]:
     train = cfg.train
     if train.packing and train.allow_truncated_completion:
         yield "train.packing=true: packing cuts nothing here; set train.allow_truncated_completion=false"
-    devices = (cfg.instance.num_processes or 1) * cfg.instance.nnodes
-    at_once = train.per_device_train_batch_size * devices
-    if train.global_batch_size is not None and train.global_batch_size % at_once:
-        yield (
-            f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
-            f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on "
-            f"{devices} devices); change one of them"
-        )
+    if cfg.mode in ("all", "train", "plan"):
+        try:  # the machine that there is, also where instance=auto leaves it open; GPUs may be elsewhere (mode=plan)
+            instance.find(cfg.instance, elsewhere=True).accumulation(train)
+        except ConfigError as error:
+            yield str(error)
     for key, value, choices in (
         ("lr_scheduler_type", train.lr_scheduler_type, _members("trainer_utils.py", "SchedulerType")),
         ("optim", train.optim, _members("training_args.py", "OptimizerNames")),
@@ -472,8 +503,16 @@ def _train(cfg: Config) -> Iterator[str]:
         if value not in choices:
             yield f"train.{key}={value!r}: should be one of {', '.join(choices)}"
     if train.lr_scheduler_type == "warmup_stable_decay":
-        yield from _stable(train)
-    elif train.lr_scheduler_kwargs and train.lr_scheduler_type in _members("trainer_utils.py", "SchedulerType"):
+        problems = list(_stable(train))
+        yield from problems
+        if not problems and train.lr_scheduler_kwargs.keys() != {"num_decay_steps"}:
+            yield from _schedule(train)
+    elif train.lr_scheduler_type in NEED_A_MINIMUM and not {"min_lr", "min_lr_rate"} & train.lr_scheduler_kwargs.keys():
+        yield (
+            f"train.lr_scheduler_type={train.lr_scheduler_type}: needs the learning rate at its end; write "
+            "+train.lr_scheduler_kwargs.min_lr_rate=0.1 (a share of train.learning_rate)"
+        )
+    elif train.lr_scheduler_kwargs:
         yield from _schedule(train)
     for name in train.extra:
         if name in TrainConfig.model_fields:
@@ -487,7 +526,9 @@ def _train(cfg: Config) -> Iterator[str]:
 
 
 def _schedule(train: TrainConfig) -> Iterator[str]:
-    """Arguments that the chosen schedule does not take, by the source of transformers."""
+    """Arguments that the chosen schedule does not take, by the source of transformers, or that it refuses."""
+    if train.lr_scheduler_type not in (values := _enumeration("trainer_utils.py", "SchedulerType")).values():
+        return
     body = _source("transformers", "optimization.py").body
     schedules = next(
         node.value
@@ -496,20 +537,46 @@ def _schedule(train: TrainConfig) -> Iterator[str]:
     )
     assert isinstance(schedules, ast.Dict)
     names = {
-        ast.unparse(key).lower(): ast.unparse(value)
+        values[ast.unparse(key).removeprefix("SchedulerType.")]: ast.unparse(value)
         for key, value in zip(schedules.keys, schedules.values, strict=True)
         if key
     }
-    function = names[f"schedulertype.{train.lr_scheduler_type}"]
+    function = names[train.lr_scheduler_type]
     arguments = next(node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
     own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}  # which the trainer gives
     known = [argument.arg for argument in arguments.args if argument.arg not in own]
-    for name in train.lr_scheduler_kwargs if arguments.kwarg is None else ():
-        if name not in known:
-            yield (
-                f"train.lr_scheduler_kwargs.{name}: the schedule {train.lr_scheduler_type} takes "
-                f"{', '.join(known) or 'no arguments'}; mend it, or set another train.lr_scheduler_type"
-            )
+    unknown = [name for name in train.lr_scheduler_kwargs if arguments.kwarg is None and name not in known]
+    for name in unknown:
+        yield (
+            f"train.lr_scheduler_kwargs.{name}: the schedule {train.lr_scheduler_type} takes "
+            f"{', '.join(known) or 'no arguments'}; {'rename it' if known else 'leave it out'}, or set another "
+            "train.lr_scheduler_type"
+        )
+    if not unknown and (reason := _refused(train)):
+        yield (
+            f"train.lr_scheduler_kwargs={train.lr_scheduler_kwargs}: the schedule {train.lr_scheduler_type} refuses "
+            f"it: {reason}; fix it, or set another train.lr_scheduler_type"
+        )
+
+
+def _refused(train: TrainConfig) -> str | None:
+    """Why a schedule cannot be made with these arguments, or cannot make a step."""
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # which transformers imports where it is installed
+    import torch
+    from transformers.optimization import GreedyLR, get_scheduler
+
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]  # as the trainer makes them
+    optimizer = torch.optim.SGD(groups, lr=train.learning_rate)
+    schedule: Any
+    try:
+        schedule = get_scheduler(train.lr_scheduler_type, optimizer, 1, 4, train.lr_scheduler_kwargs)
+        by_loss = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau | GreedyLR)
+        for step in range(4):
+            optimizer.step()
+            schedule.step(*([float(step)] if by_loss else []))
+    except Exception as error:  # arguments of any type meet arithmetic
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _stable(train: TrainConfig) -> Iterator[str]:
@@ -519,7 +586,7 @@ def _stable(train: TrainConfig) -> Iterator[str]:
         told = f"={decay!r}" if "num_decay_steps" in train.lr_scheduler_kwargs else ""
         yield (
             f"train.lr_scheduler_kwargs.num_decay_steps{told}: warmup_stable_decay needs the number of steps at its "
-            "end on which the learning rate falls; write +train.lr_scheduler_kwargs.num_decay_steps=10"
+            "end on which the learning rate falls; write ++train.lr_scheduler_kwargs.num_decay_steps=10"
         )
     for name in ("num_stable_steps", "num_training_steps", "num_warmup_steps"):
         if name in train.lr_scheduler_kwargs:
@@ -529,20 +596,30 @@ def _stable(train: TrainConfig) -> Iterator[str]:
             )
 
 
-def _extra(extra: dict[str, Any]) -> Iterator[str]:
-    """Fields of SFTConfig by name, and their values by making one (it checks them itself)."""
+def unknown_field(name: str) -> str | None:
+    """What is wrong with a key of train.extra that SFTConfig does not have."""
+    if name in MANAGED or name in TrainConfig.model_fields or name in (names := _fields()):
+        return None
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else "see the fields of trl.SFTConfig"
+    return f"train.extra.{name}: SFTConfig has no such field; {hint}"
+
+
+@cache
+def _fields() -> list[str]:
     bodies = [
         _class_body("trl", "trainer/sft_config.py", "SFTConfig"),
         _class_body("trl", "trainer/base_config.py", "_BaseConfig"),
         _class_body("transformers", "training_args.py", "TrainingArguments"),
     ]
     nodes = [node.target for body in bodies for node in body if isinstance(node, ast.AnnAssign)]
-    names = [node.id for node in nodes if isinstance(node, ast.Name) and not node.id.startswith("_")]
-    unknown = [name for name in extra if name not in names]
-    for name in unknown:
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see the fields of trl.SFTConfig"
-        yield f"train.extra.{name}: SFTConfig has no such field; {hint}"
+    return [node.id for node in nodes if isinstance(node, ast.Name) and not node.id.startswith("_")]
+
+
+def _extra(extra: dict[str, Any]) -> Iterator[str]:
+    """Fields of SFTConfig by name, and their values by making one (it checks them itself)."""
+    unknown = [problem for problem in map(unknown_field, extra) if problem]
+    yield from unknown
     if unknown:
         return
     from trl.trainer.sft_config import SFTConfig
@@ -563,8 +640,16 @@ def _extra(extra: dict[str, Any]) -> Iterator[str]:
 
 def _members(file: str, name: str) -> list[str]:
     """The values of an enumeration of transformers."""
-    values = [node.value for node in _class_body("transformers", file, name) if isinstance(node, ast.Assign)]
-    return [str(value.value) for value in values if isinstance(value, ast.Constant)]
+    return list(_enumeration(file, name).values())
+
+
+def _enumeration(file: str, name: str) -> dict[str, str]:
+    """The members of an enumeration of transformers: value by name."""
+    return {
+        ast.unparse(node.targets[0]): str(node.value.value)
+        for node in _class_body("transformers", file, name)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
 
 
 @cache

@@ -11,7 +11,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sftlab"
 
 # What knows nothing of stages, files or processes.
-PURE = ["errors", "config", "records", "extract", "reasoning", "statistics", "overlap", "prompt", "score", "subgroups"]
+PURE = [
+    "errors",
+    "config",
+    "records",
+    "rows",
+    "sandbox",
+    "extract",
+    "reasoning",
+    "statistics",
+    "overlap",
+    "prompt",
+    "score",
+    "subgroups",
+]
 
 # Stages pass values on, and only the types of these values are known to the stage that receives them.
 BETWEEN_STAGES = {

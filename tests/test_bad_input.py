@@ -56,7 +56,7 @@ CONFIG: list[Case] = [
     (["train.extra=3"], None, ["train.extra=3: should be a valid dictionary"]),
     (["+train.lr_scheduler_kwargs.cycles=3"], None, ["train.lr_scheduler_kwargs.cycles", "cosine takes num_cycles"]),
     (["train.optim=adam"], None, ["train.optim='adam': should be one of adamw_torch"]),
-    (["train.global_batch_size=7"], None, ["train.global_batch_size=7: is no multiple of 4", "change one"]),
+    (["train.global_batch_size=7"], None, ["train.global_batch_size=7: is not a multiple of 4", "=8, or"]),
     (["~train.max_length"], None, ["train.max_length: is missing; choose an option of its group, or set it"]),
     (["peft.lora_dropout=2"], None, ["peft.lora_dropout=2: should be less than or equal to 1"]),
     (["peft.target_modules=[]"], None, ["peft.target_modules=[]: should be a layer's name, or a list of them"]),
@@ -75,7 +75,7 @@ CONFIG: list[Case] = [
     (["model=null"], None, ["model=null: a group needs one choice; there are gemma3_270m"]),
     (["train=[1]"], None, ["train=[1]: a group needs one choice; there are default, demo"]),
     (["=1"], None, ["=1: has no key; write KEY=VALUE"]),
-    (["train"], None, ["train: cannot be read", "write KEY=VALUE"]),
+    (["train"], None, ["train: is not KEY=VALUE; write python -m sftlab mode=train"]),
     (["hydra.mode=NEVER"], None, ["hydra.mode=NEVER", "`python -m sftlab --cfg all` lists all keys"]),
     (["hydra.run.dir=null"], None, ["hydra.run.dir=null", "`python -m sftlab --cfg all`"]),
     (["hydra.run.dir=a"], text("a", "x"), ["hydra.run.dir='a': cannot be made: File exists; set it to a folder"]),
@@ -100,24 +100,24 @@ DATA: list[Case] = [
     (FILE, None, ["dataset.name_or_path='a.jsonl': no such file or folder (seen from", "check the path"]),
     ([*SMALL, "dataset.name_or_path=C:\\data\\a.jsonl"], None, ["'C:\\\\data\\\\a.jsonl': no such file"]),
     ([*SMALL, "dataset.name_or_path=/dev/null"], None, ["/dev/null cannot be read: Not a directory"]),
-    ([*SMALL, "dataset.name_or_path=a"], text("a/b.txt", "x"), ["holds no .jsonl, .json, .csv, .parquet file"]),
+    ([*SMALL, "dataset.name_or_path=a"], text("a/b.txt", "x"), ["a: b.txt would not be read; move"]),
     (FILE, lambda folder: os.mkfifo(folder / "a.jsonl"), ["a.jsonl cannot be read"]),
     (FILE, text("a.jsonl", ""), ["a.jsonl: is empty; give a file with rows"]),
-    (FILE, text("a.jsonl", "{}\n{'a': 1}\n"), ["a.jsonl:2: is not JSON", "mend or delete the line"]),
-    (FILE, text("a.jsonl", "[" * 100_000), ["a.jsonl:1: is not JSON: maximum recursion depth", "mend or delete"]),
-    (FILE, text("a.jsonl", json.dumps(vignette(1)).encode("utf-16")), ["a.jsonl:1: is not JSON: 'utf-8' codec"]),
+    (FILE, text("a.jsonl", "{}\n{'a': 1}\n"), ["a.jsonl:2: is not JSON", "fix or delete the line"]),
+    (FILE, text("a.jsonl", "[" * 100_000), ["over several lines that breaks off: maximum recursion"]),
+    (FILE, text("a.jsonl", json.dumps(vignette(1)).encode("utf-16")), ["a.jsonl: is UTF-16, not UTF-8; write"]),
     (FILE, text("a.jsonl", '{"a": 1' + "0" * 5000 + "}"), ["a.jsonl:1: is not JSON: Exceeds the limit"]),
-    (FILE, rows(vignette(3)), ["a.jsonl: two rows have the id 'row-3'; mend dataset.id, or set it to null"]),
-    (FILE, rows(vignette(20, answer_idx="C")), ["a.jsonl, row 21: target 'C' is not one of A, B; mend the row, or"]),
-    (FILE, rows(vignette(20, question="half \ud800")), ["row 21: dataset.user holds half of a surrogate pair"]),
-    (FILE, rows(vignette(20, options=["x", "y"])), ["a.jsonl, row 21: dataset.user cannot be rendered"]),
-    (FILE, rows(vignette(20, rationale="")), ["row 21: dataset.assistant renders to nothing; mend the row, or leave"]),
-    (FILE, rows(vignette(20, options={"A": "x"})), ["row 21: dataset.choices gives one letter, 'A'", "at least two"]),
+    (FILE, rows(vignette(3)), ["row 21: two rows have the id 'row-3', the other is row 4; fix"]),
+    (FILE, rows(vignette(20, answer_idx="C")), ["row 21 (row-20): target 'C' is not one of A, B; fix the row"]),
+    (FILE, rows(vignette(20, question="half \ud800")), ["(row-20): dataset.user holds half of a surrogate pair"]),
+    (FILE, rows(vignette(20, options=["x", "y"])), ["a.jsonl, row 21 (row-20): dataset.user cannot be rendered"]),
+    (FILE, rows(vignette(20, rationale="")), ["(row-20): dataset.assistant renders to nothing; fix the row"]),
+    (FILE, rows(vignette(20, options={"A": "x"})), ["(row-20): dataset.choices gives one letter, 'A'", "at least two"]),
     ([*FILE, "dataset.max_rows=2"], rows(), ["dataset.max_rows=2: is not even one row for each", "set at least 3"]),
     ([*SMALL, "dataset.name_or_path=a.csv"], text("a.csv", "id,id\n1,2\n"), ["a.csv:1: two columns have the same"]),
-    ([*SMALL, "dataset.name_or_path=a.csv"], text("a.csv", 'id\n"1\n'), ["a.csv: cannot be read as CSV"]),
+    ([*SMALL, "dataset.name_or_path=a.csv"], text("a.csv", 'id\n"1\n'), ["a.csv:2: cannot be read as CSV"]),
     ([*SMALL, "dataset.name_or_path=a.parquet"], text("a.parquet", "PAR1PAR1"), ["a.parquet: cannot be read as"]),
-    ([*SMALL, "dataset.name_or_path=a.json"], text("a.json", "[1]"), ["a.json: is no list of objects; write"]),
+    ([*SMALL, "dataset.name_or_path=a.json"], text("a.json", "[1]"), ["a.json: is not a list of objects; write"]),
 ]  # fmt: skip
 
 
@@ -129,13 +129,13 @@ TEMPLATES: list[Case] = [
     (template("user", "{{ question"), rows(), ["dataset.user: is no Jinja template", "(line 1); mend the template"]),
     (template("user", "{{ questoin }}"), rows(), ["dataset.user: there is no column 'questoin'; the rows have id,"]),
     (template("user", "{{ question | upcase }}"), rows(), ["dataset.user: is no Jinja template", "search and sql"]),
-    (template("user", "{{ question.__class__ }}"), rows(), ["row 1: dataset.user cannot be rendered", "unsafe"]),
+    (template("user", "{{ question.__class__ }}"), rows(), ["(row-0): dataset.user cannot be rendered", "unsafe"]),
     (template("user", "{% include \"/etc/passwd\" %}"), rows(), ["dataset.user cannot be rendered: no loader"]),
     (template("user", "{{ range(10 ** 9) | list }}"), rows(), ["dataset.user cannot be rendered: Range too big"]),
     (template("target", "{{ question | search(\"Q\") }}"), rows(), ["search('Q') has no group in parentheses"]),
-    (template("keep", "1 / 0"), rows(), ["row 1: dataset.keep cannot be rendered: division by zero"]),
+    (template("keep", "1 / 0"), rows(), ["(row-0): dataset.keep cannot be rendered: division by zero"]),
     (template("keep", "answer_idx == \"B\""), rows(), ["dataset.keep=", "lets none of 20 rows through"]),
-    (template("options", "{{ question }}"), rows(), ["dataset.options is no JSON object", "| tojson"]),
+    (template("options", "{{ question }}"), rows(), ["dataset.options is not a JSON object", "| tojson"]),
 ]  # fmt: skip
 
 MODEL = ["dataset.split={train: 8, validation: 4, test: 4}", "model.name_or_path=m"]
@@ -300,7 +300,9 @@ def test_trusting_a_models_code_is_said_loudly(tmp_path: Path, caplog: pytest.Lo
     folder = write_model(tmp_path / "m")
     for trusted in (False, True):
         caplog.clear()
-        cfg = ModelConfig(name_or_path=str(folder), revision=None, trust_remote_code=trusted, chat_template=None)
+        cfg = ModelConfig(
+            name_or_path=str(folder), revision=None, trust_remote_code=trusted, chat_template=None, template_time=None
+        )
         assert models.resolve(cfg, Store(tmp_path / "store"), 1).trust_remote_code is trusted
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert [f"Python code that comes with {folder} will be run" in text for text in warned] == [True] * trusted

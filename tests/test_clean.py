@@ -116,15 +116,58 @@ def test_jobs_and_checkpoints_count(store: Path, outputs: Path, where: str) -> N
     )
 
 
-def test_runs_beside_the_store_count_and_other_texts_do_not(tmp_path: Path) -> None:
+def test_runs_that_the_store_has_registered_count_and_other_texts_do_not(tmp_path: Path) -> None:
     store = tmp_path / "shared" / "store"
-    kept, lost = chain(store, 1), chain(store, 2)
-    record(tmp_path / "shared" / "runs" / "x", stages={"all": str(kept["generations"].path)})
+    kept, single, lost = chain(store, 1), chain(store, 2), chain(store, 3)
+    record(tmp_path / "elsewhere" / "x", stages={"all": str(kept["generations"].path)})
+    Job(3, [], {}, stages={"all": str(single["generations"].path)}).write(tmp_path / "elsewhere" / "x" / "3")
+    for folder in ("x", "x/3", "x/3"):
+        Store(store).register(tmp_path / "elsewhere" / folder)
     (tmp_path / "shared" / "notes.json").write_text(str(lost["generations"].path), "utf-8")
     assert found(store, tmp_path / "outputs") == names(lost)
     # The path of a store that was moved is another one, and its keys are the same.
     record(tmp_path / "outputs", stages={"all": f"/gone/store/generations/{lost['generations'].key}"})
     assert found(store, tmp_path / "outputs") == set()
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert found(store, tmp_path / "outputs") == names(kept) | names(single)
+    clean(store, tmp_path / "outputs", delete=True)
+    assert list((store / ".runs").iterdir()) == []
+
+
+def test_nothing_beside_the_store_is_looked_at(tmp_path: Path) -> None:
+    store, outputs = tmp_path / "store", tmp_path / "outputs"
+    lost = chain(store, 1)
+    record(outputs / "a")
+    Store(store).register(outputs / "a")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "run.json").symlink_to("run.json")  # whoever reads it gets an error
+    assert found(store, outputs) == names(lost)
+    with pytest.raises(ConfigError, match=r"run.json: cannot be read"):
+        unreferenced(store, tmp_path)
+
+
+def test_a_run_on_another_machine_that_is_not_seen_from_here_stops_it(store: Path, outputs: Path) -> None:
+    made = chain(store, 1)
+    record(outputs / "a")
+    Store(store).register(outputs / "gone")
+    (entry,) = (store / ".runs").iterdir()
+    entry.write_text(json.dumps({"folder": "/scratch/run", "host": "another"}), "utf-8")
+    with pytest.raises(ConfigError, match=r"names a run on another that is not seen from here; .* delete this file"):
+        clean(store, outputs, delete=True)
+    entry.unlink()
+    assert found(store, outputs) == names(made)
+
+
+def test_a_store_of_an_earlier_version_whose_runs_may_be_anywhere(tmp_path: Path) -> None:
+    store, outputs = tmp_path / "shared" / "store", tmp_path / "outputs"
+    lost = chain(store, 1)
+    record(outputs / "a")
+    record(tmp_path / "shared" / "runs" / "b")
+    with pytest.raises(ConfigError, match=r"set clean\.outputs= to a folder that contains both"):
+        clean(store, outputs, delete=True)
+    assert lost["train"].path.is_dir()
+    clean(store, tmp_path, delete=True)
+    assert not lost["train"].path.exists()
 
 
 def test_a_record_that_was_cut_off_still_counts(store: Path, outputs: Path) -> None:
@@ -207,6 +250,65 @@ def test_a_stage_that_is_being_made_is_left_with_all_that_it_reads(
     assert list((store / "train").iterdir()) == []
 
 
+USER = """
+import sys
+from sftlab.store import Store
+assert Store(sys.argv[1]).stage("dataset", {"seed": 1}, lambda folder: None).cached
+print("uses", flush=True)
+sys.stdin.readline()
+"""
+
+
+def user(store: Path) -> subprocess.Popen[str]:
+    """A process that uses a finished stage, as long as it lives."""
+    command = [sys.executable, "-c", USER, str(store)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "uses\n"
+    return process
+
+
+@pytest.mark.parametrize("end", [subprocess.Popen.kill, subprocess.Popen.terminate, None])
+def test_a_stage_that_another_process_uses_is_not_deleted(
+    store: Path, outputs: Path, end: Callable[[subprocess.Popen[str]], None] | None
+) -> None:
+    used, other = stage(store, "dataset", {"seed": 1}), stage(store, "dataset", {"seed": 2})
+    record(outputs / "a")
+    process = user(store)
+    try:
+        assert found(store, outputs) == {("dataset", other.key)}
+        assert not Store(store).remove(used)
+        assert (used.path / "result").read_bytes() == b"made"
+        assert stage(store, "dataset", {"seed": 1}).cached
+    finally:
+        if end:
+            end(process)
+        process.communicate(timeout=30)
+    assert ("dataset", used.key) in found(store, outputs)
+    assert Store(store).remove(used)
+    assert not used.path.exists()
+    assert not Store(store).remove(used)
+    assert len(list((store / ".in-use").glob("*.lock"))) <= 1  # that of this process
+
+
+def test_a_stage_that_another_process_uses_since_it_was_listed_is_left(
+    store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used = stage(store, "dataset", {"seed": 1})
+    record(outputs / "a")
+    processes = []
+
+    def act() -> None:
+        processes.append(user(store))
+        os.utime(used.path / "manifest.json", (OLD, OLD))  # as where the user may not write
+
+    interfere(monkeypatch, act)
+    clean(store, outputs, delete=True)
+    processes[0].communicate(timeout=30)
+    assert "0 deleted, 1 left" in said(capsys)
+    assert stage(store, "dataset", {"seed": 1}).cached
+
+
 def test_nothing_is_deleted_unless_it_is_asked_for(
     store: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,8 +338,8 @@ def test_deleting_leaves_what_runs_refer_to_and_no_stale_locks(
     clean(store, outputs, delete=True)
     assert "6 deleted" in said(capsys)
     assert {file: file.read_bytes() for file in files} == files
-    assert {path.stem for path in store.glob("*/*")} == {one.key for one in kept.values()}
-    assert sorted(path.name for path in store.iterdir()) == sorted(kept)
+    assert {path.stem for path in store.glob("[!.]*/*")} == {one.key for one in kept.values()}
+    assert sorted(path.name for path in store.iterdir() if path.name != ".in-use") == sorted(kept)
     assert not Store(store).has("train", {"tokens": lost["tokens"].key, "base": lost["model"].key, "seed": 2})
     clean(store, outputs, delete=True)
     assert "runs refer to all of it" in said(capsys)
@@ -366,7 +468,7 @@ def test_hard_links_count_once(store: Path, outputs: Path) -> None:
 
 def test_without_any_run_nothing_is_deleted(store: Path, outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = chain(store, 1)
-    with pytest.raises(ConfigError, match=r"there is no run below .*outputs.* so all of .*store would go; set store="):
+    with pytest.raises(ConfigError, match=r"no run below .*outputs and none is .* all of .*store would go; set store="):
         clean(store, outputs, delete=True)
     assert all(one.path.is_dir() for one in made.values())
     assert "deleted" not in said(capsys)
@@ -382,9 +484,12 @@ def test_no_store_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_store_that_may_not_be_written_says_so(store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stage(store, "dataset", {"seed": 1})
     record(outputs / "a")
+    real = Path.rename
 
     def refuse(path: Path, target: Path) -> Path:
-        raise PermissionError(13, "Permission denied", str(path))
+        if path == made.path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(StageError, match=f"clean: cannot delete .*{made.key}: Permission denied"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from conftest import Row, vignette, vignettes, write_rows
 from test_prompt import settings
 
+from sftlab import formats
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 from sftlab.stages import dataset
@@ -137,21 +140,21 @@ FILES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("a.jsonl", text(""), "a.jsonl: is empty; give a file with rows"),
     ("a.jsonl", text("\n \n"), "has no rows"),
     ("a.jsonl", text(GOOD + "\n{'single': 'quotes'}\n"), "a.jsonl:3: is not JSON: "),
-    ("a.jsonl", text(GOOD + "[1, 2]\n"), "a.jsonl:2: is JSON but no object"),
-    ("a.jsonl", text(GOOD.encode() + b'{"question": "\xff"}\n'), "a.jsonl:2: is not JSON: "),
+    ("a.jsonl", text(GOOD + "[1, 2]\n"), "a.jsonl:2: is JSON, but not an object"),
+    ("a.jsonl", text(GOOD.encode() + b'{"question": "\xff"}\n'), "a.jsonl:2: is not UTF-8 (byte 0xff)"),
     ("a.jsonl", text(GOOD + "\n" + "[" * 200_000), "a.jsonl:3: is not JSON: maximum recursion depth"),
     ("a.json", text('{"a":' * 200_000), "a.json: is not JSON: maximum recursion depth"),
     ("a.json", text('[{"a": 1}, {"a": 2'), "a.json: is not JSON: "),
-    ("a.json", text("[1, 2]"), "a.json: is no list of objects; write a JSON array of rows"),
+    ("a.json", text("[1, 2]"), "a.json: is not a list of objects; write a JSON array of rows"),
     ("a.json", text("[]"), "has no rows"),
     ("a.csv", text("id,question\n"), "has no rows"),
-    ("a.csv", text("id,question\n1,What, now?\n"), "a.csv:2: has not the 2 cells of the header (id, question)"),
-    ("a.csv", text("id,question\n1\n"), "a.csv:2: has not the 2 cells"),
+    ("a.csv", text("id,question\n1,What, now?\n"), "a.csv:2: has 3 cells, and the header has 2 (id, question)"),
+    ("a.csv", text("id,question\n1\n"), "a.csv:2: has 1 cell, and the header has 2"),
     ("a.csv", text("id,id\n1,2\n"), "a.csv:1: two columns have the same name"),
-    ("a.csv", text('id,question\n1,"open\n'), "a.csv: cannot be read as CSV"),
-    ("a.csv", text(b"id,question\n1,\xff\n"), "a.csv: cannot be read as CSV in UTF-8"),
+    ("a.csv", text('id,question\n1,"open\n'), "a.csv:2: cannot be read as CSV"),
+    ("a.csv", text(b"id,question\n1,\xff\n"), "a.csv:2: is not UTF-8 (byte 0xff)"),
     ("a.parquet", text("PAR1 is not enough"), "a.parquet: cannot be read as Parquet: "),
-    ("a.tsv", text("id\tquestion\n"), "a.tsv: is none of .jsonl, .json, .csv, .parquet"),
+    ("a.xlsx", text("id\tquestion\n"), "a.xlsx: does not end in .jsonl, .json, .csv, .tsv, .parquet"),
 ]
 
 
@@ -165,24 +168,111 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, write: Callable[[
     assert ";" in str(caught.value)  # a remedy
 
 
-def test_a_folder_without_data_or_with_two_files_for_a_split(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("rows?", "utf-8")
-    with pytest.raises(ConfigError, match=r"holds no \.jsonl, \.json, \.csv, \.parquet file; check"):
+FOLDERS: list[tuple[list[str], str]] = [
+    ([], "holds no .jsonl, .json, .csv, .tsv, .parquet file; check the path"),
+    (["README.md", ".hidden.jsonl", "dataset_infos.json"], "holds no .jsonl"),
+    (["train.jsonl", "test.txt"], "test.txt would not be read; move"),
+    (["train.jsonl", "test.jsonl.bz2"], "test.jsonl.bz2 would not be read; move"),
+    (["train.jsonl", "test.xlsx", "dev.arrow"], "dev.arrow, test.xlsx would not be read; move"),
+    (["train.jsonl", "extra.jsonl"], "extra.jsonl would not be read; move"),
+    (["train.jsonl", "test"], ": test would not be read; move"),
+    (["train.jsonl", "more/test.jsonl"], ": more would not be read; move"),
+    (["data/train.jsonl", "data/test.jsonl"], "holds data in folders only (data); give one of them"),
+    (["train_test.jsonl"], "train_test.jsonl may be test or train; keep one"),
+    (["a_train.jsonl", "b_train.jsonl", "test.jsonl"], "a_train.jsonl, b_train.jsonl would be put together as train"),
+    (["train_sft.jsonl", "train_gen.jsonl"], "train_gen.jsonl, train_sft.jsonl would be put together as train"),
+    (["train.jsonl", "train.jsonl.gz"], "train.jsonl, train.jsonl.gz would be put together as train"),
+    (["train.jsonl", "train.parquet"], "train.jsonl, train.parquet would be put together as train"),
+    (["train.v1.jsonl", "train.v2.jsonl"], "train.v1.jsonl, train.v2.jsonl would be put together as train"),
+    (["fold1.jsonl", "fold2.jsonl"], "fold1.jsonl, fold2.jsonl would be put together as one source"),
+    (["train.jsonl", "dev.jsonl", "valid.jsonl"], "dev.jsonl, valid.jsonl would be put together as validation"),
+    (["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"], "2 of 3 shards are there"),
+    (["train-1.jsonl", "train-3.jsonl"], "train-1.jsonl, train-3.jsonl would be put together as train"),
+]
+
+
+@pytest.mark.parametrize(("names", "said"), FOLDERS, ids=[" ".join(case[0]) for case in FOLDERS])
+def test_a_folder_of_which_a_part_would_be_ignored_or_mixed_is_refused(
+    tmp_path: Path, names: list[str], said: str
+) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_rows(tmp_path / name, [vignette(number * 9 + row) for row in range(9)])
+    with pytest.raises(ConfigError) as caught:
         examples(tmp_path)
-    write_rows(tmp_path / "dev.jsonl", vignettes(2))
-    write_rows(tmp_path / "train.jsonl", vignettes(9))
-    write_json(tmp_path / "valid.json", vignettes(3))
-    with pytest.raises(ConfigError, match=r"holds both dev\.jsonl and valid\.json; keep one"):
-        examples(tmp_path)
+    assert said in str(caught.value)
+    assert ";" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("train.jsonl", "eval.jsonl", "test.jsonl"),
+        ("Train.JSONL", "Dev.jsonl", "TEST.jsonl"),
+        ("X_train.jsonl", "X_val.jsonl", "X_test.jsonl"),
+        ("train_sft.jsonl", "valid_sft.jsonl", "test_sft.jsonl"),
+        ("medqa.train.v2.jsonl", "medqa.dev.v2.jsonl", "medqa.test.v2.jsonl"),
+        ("training.jsonl", "devset.jsonl", "testing-2024.jsonl"),
+        ("data-train-00000-of-00001.jsonl", "validation0.jsonl", "test-part-1.jsonl"),
+    ],
+)
+def test_usual_names_are_recognised(tmp_path: Path, train: str, validation: str, test: str) -> None:
+    rows = vignettes(30)
+    parts = {train: rows[:20], validation: rows[20:25], test: rows[25:]}
+    for name, part in parts.items():
+        write_rows(tmp_path / name, part)
+    (tmp_path / "LICENSE.txt").write_text("free", "utf-8")
+    made = ids(examples(tmp_path))
+    assert made == dict(zip(SPLITS, ([row["id"] for row in part] for part in parts.values()), strict=True))
+
+
+def compressed(suffix: str, data: bytes) -> bytes:
+    if suffix == ".gz":
+        return gzip.compress(data)
+    from pyarrow import BufferOutputStream, CompressedOutputStream
+
+    buffer = BufferOutputStream()
+    with CompressedOutputStream(buffer, "zstd") as stream:
+        stream.write(data)
+    return bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize(
+    ("name", "write"), [("test.jsonl", write_rows), ("test.json", write_json), ("test.parquet", write_parquet)]
+)
+def test_compressed_files_are_read(
+    tmp_path: Path, name: str, write: Callable[[Path, list[Row]], Any], suffix: str
+) -> None:
+    rows = vignettes(30)
+    write_rows(tmp_path / "train.jsonl", rows[:25])
+    write(tmp_path / name, rows[25:])
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    (tmp_path / f"{name}{suffix}").write_bytes(
+        compressed(suffix, data[: len(data) // 2]) + compressed(suffix, data[len(data) // 2 :])
+    )
+    assert ids(examples(tmp_path))["test"] == [row["id"] for row in rows[25:]]  # and both members of the stream
+
+
+def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    rows = vignettes(36)
+    for number in range(12):
+        write_rows(tmp_path / f"part{number}.jsonl", rows[3 * number : 3 * number + 3])
+    assert ids(examples(tmp_path, mounted=True))["test"] == [row["id"] for row in rows]
 
 
 ROWS: list[tuple[list[Row], dict[str, Any], str]] = [
-    ([*vignettes(8), vignette(3)], {}, "two rows have the id 'row-3'; mend dataset.id, or set it to null"),
+    ([*vignettes(8), vignette(3)], {}, "a.jsonl, row 9: two rows have the id 'row-3', the other is row 4; fix"),
     (vignettes(8), {"keep": "answer_idx == 'B'"}, "dataset.keep=\"answer_idx == 'B'\": lets none of 8 rows through"),
-    ([*vignettes(8), vignette(8, rationale="")], {}, "a.jsonl, row 9: dataset.assistant renders to nothing"),
-    ([*vignettes(8), vignette(8, answer_idx="D")], {}, "a.jsonl, row 9: target 'D' is not one of A, B"),
+    ([*vignettes(8), vignette(8, rationale="")], {}, "a.jsonl, row 9 (row-8): dataset.assistant renders to nothing"),
+    ([*vignettes(8), vignette(8, answer_idx="D")], {}, "a.jsonl, row 9 (row-8): target 'D' is not one of A, B"),
     (vignettes(8), {"user": "{{ Question }}"}, "there is no column 'Question'; the rows have id, question, options"),
-    (vignettes(8), {"split": {"train": 5, "validation": 100, "test": 0}}, "the train split of"),
+    (
+        vignettes(8),
+        {"split": {"train": 5, "validation": 100, "test": 0}},
+        "asks for 105 rows (5 train, 100 validation), and",
+    ),
     (vignettes(8), {"max_rows": 2}, "dataset.max_rows=2: is not even one row for each of"),
 ]
 
@@ -221,8 +311,7 @@ def test_no_row_is_in_two_splits_and_none_is_lost(hundred: Path) -> None:
         ({"train": 0.5, "validation": 0.1, "test": 0.1}, (50, 10, 10)),  # shares of less than all leave rows out
         ({"train": 70, "validation": 20, "test": 10}, (70, 20, 10)),
         ({"train": 30, "validation": 20, "test": 10}, (30, 20, 10)),
-        ({"train": 640, "validation": 20, "test": 10}, (70, 20, 10)),  # as many as there are
-        ({"train": 0.9, "validation": 20, "test": 20}, (60, 20, 20)),
+        ({"train": 0.6, "validation": 20, "test": 20}, (60, 20, 20)),
         ({"train": 0.335, "validation": 0.333, "test": 0.332}, (34, 33, 33)),  # no row is lost to rounding
         ({"train": 0.999, "validation": 0.001, "test": 0}, (99, 1, 0)),  # a split that is wanted has a row
     ],
@@ -245,6 +334,85 @@ def test_rows_of_a_group_stay_together(hundred: Path, seed: int) -> None:
     assert all(len(splits) == 1 for splits in homes(made).values())
     assert len(homes(made)) == 20
     assert sizes(made) == (55, 25, 20)  # whole groups of five
+
+
+@pytest.mark.parametrize("group", [None, "", "  ", math.nan, "missing"])
+@pytest.mark.parametrize("template", ["{{ group }}", "case {{ group }}", "{{ meta.group }}"])
+def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path, group: Any, template: str) -> None:
+    rows = []
+    for number in range(40):
+        value = f"g{number % 4}" if number < 8 else group
+        found = {"group": value} if value != "missing" else {}
+        rows.append(vignette(number, meta=dict(found), **found))
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    split = {"train": 20, "validation": 8, "test": 8}
+    made = examples(path, group_by=template, split=split)
+    assert all(8 <= len(made[name]) <= 9 for name in ("validation", "test"))  # not one group of 32
+    assert sum(row.group is None for rows in made.values() for row in rows) >= 28
+    assert all(len(splits) == 1 for group, splits in homes(made).items() if group != "None")
+
+
+def test_a_group_by_that_gives_no_row_a_group_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [vignette(number, meta={"case": 1}) for number in range(9)])
+    with pytest.raises(ConfigError, match=r"dataset\.group_by='\{\{ meta\.cse \}\}': gives no row a group"):
+        examples(path, group_by="{{ meta.cse }}")
+
+
+ASKED: list[tuple[dict[str, Any], str]] = [
+    ({"split": {"train": 80, "validation": 20, "test": 10}}, "110 rows (80 train, 20 validation, 10 test), and"),
+    ({"split": {"train": 1, "validation": 120, "test": 0}}, "asks for 121 rows (1 train, 120 validation)"),
+    ({"split": {"train": 0.9, "validation": 20, "test": 20}}, "asks for 130 rows (90 train, 20 validation, 20 test)"),
+    ({"split": {"train": 30, "validation": 20, "test": 20}, "keep": "group[-1] == '1'"}, "has 10 of them after keep"),
+    ({"split": {"train": 60, "validation": 22, "test": 18}, "group_by": "{{ group }}"}, "at most 55 train rows"),
+]
+
+
+@pytest.mark.parametrize(("changed", "said"), ASKED, ids=[case[1] for case in ASKED])
+def test_splits_that_ask_for_more_rows_than_there_are(hundred: Path, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        examples(hundred, **changed)
+    assert said in str(caught.value)
+    assert str(hundred) in str(caught.value)
+
+
+def test_the_number_that_is_given_instead_works(hundred: Path) -> None:
+    split = {"train": 55, "validation": 22, "test": 18}
+    assert sizes(examples(hundred, split=split, group_by="{{ group }}")) == (55, 25, 20)
+    assert sizes(examples(hundred, split={"train": 70, "validation": 20, "test": 10})) == (70, 20, 10)
+
+
+def test_numbers_count_for_splits_that_are_cut_and_no_others(tmp_path: Path) -> None:
+    rows = vignettes(40)
+    write_rows(tmp_path / "train.jsonl", rows[:30])
+    write_rows(tmp_path / "test.jsonl", rows[30:])
+    assert sizes(examples(tmp_path, split={"train": 384, "validation": 8, "test": 200})) == (22, 8, 10)
+    for wanted in (30, 31):  # nothing would be left to train on
+        with pytest.raises(ConfigError, match=f"asks for {wanted + 1} rows .1 train, {wanted} validation., and .* 30"):
+            examples(tmp_path, split={"train": 384, "validation": wanted, "test": 200})
+
+
+def test_as_many_rows_are_generated_as_keep_lets_through() -> None:
+    cfg = settings(
+        name_or_path="generate:vignettes", split={"train": 20, "validation": 6, "test": 6}, keep="answer_idx == 'A'"
+    )
+    made = dataset.examples(cfg, 42)
+    assert sizes(made) == (20, 6, 6)
+    assert {row.target for rows in made.values() for row in rows} == {"A"}
+
+
+def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(dataset.sources, "read_file", lambda file: read.append(file) or formats.read_file(file))
+    cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
+    splits = dataset.examples(cfg, 1, column="answer_idx")
+    made = dataset.make(Store(tmp_path / "store"), cfg, 1)
+    assert len(read) == 1
+    assert dataset.subgroups(cfg, 1, "answer_idx") == {row.id: "A" for row in splits["test"]}
+    assert {row.subgroup for row in made.split("test")} == {None}
+    assert len(read) == 1
+    write_rows(tmp_path / "a.jsonl", vignettes(21))
+    assert sum(sizes(dataset.examples(cfg, 1))) == 21
+    assert len(read) == 2
 
 
 def test_own_splits_that_share_a_group_are_refused(tmp_path: Path) -> None:

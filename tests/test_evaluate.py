@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +143,87 @@ def test_what_was_finished_is_kept_and_a_cut_line_is_no_answer(
     assert not list(made.stage.path.glob("engine-*"))
 
 
+# — the end of a stage, at which every answer is there —
+
+
+class Fault:
+    """Fails at one of the file system's operations below a folder: as a kill, or as a disk that is full from then on.
+
+    Python announces each operation, also those of its standard library, before it is made.
+    """
+
+    armed: Fault | None = None
+
+    def __init__(self, folder: Path, at: int, kind: str) -> None:
+        self.folder, self.at, self.kind, self.seen = str(folder), at, kind, 0
+
+    def __call__(self, event: str, values: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.mkdir"):
+            return
+        if not isinstance(values[0], str | Path) or not str(values[0]).startswith(self.folder):
+            return
+        writes = event != "open" or bool(values[2] & (os.O_WRONLY | os.O_RDWR))
+        if str(values[0]).endswith(".lock") or not writes:
+            return
+        self.seen += 1
+        if self.seen <= self.at:
+            return
+        if self.kind == "killed":
+            os._exit(9)
+        if event == "open":
+            raise OSError(errno.ENOSPC, "No space left on device", str(values[0]))
+
+
+sys.addaudithook(lambda event, values: Fault.armed and Fault.armed(event, values))
+
+
+def faulty(make: Callable[[], Any], store: Path, at: int, kind: str) -> int:
+    """Make the stage in a process of its own, which fails at an operation after the engines' end; its exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 0
+        generate = evaluate._generate
+
+        def then_fail(*given: Any) -> Any:
+            speed = generate(*given)
+            Fault.armed = Fault(store, at, kind)
+            return speed
+
+        evaluate._generate = then_fail  # type: ignore[assignment]
+        try:
+            make()
+        except StageError:
+            code = 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("killed", 9), ("full", 1)])
+def test_a_failure_after_the_last_answer_loses_none(
+    tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch, kind: str, expected: int
+) -> None:
+    """At whichever operation of the file system it comes, nothing is generated again."""
+    eval_settings, points = settings(config, "eval.repeats=2"), 0
+    names = ["generations-2.jsonl", "generations.jsonl", "manifest.json", "speed.json"]
+    for at in range(100):
+        store = Store(tmp_path / f"{kind}-{at}")
+        make = partial(evaluate.make, store, model, GIVEN, eval_settings, CPU, 0)
+        monkeypatch.setattr(evaluate, "children", Engines())
+        code = faulty(make, store.root, at, kind)
+        monkeypatch.setattr(evaluate, "children", again := Engines())
+        made = make()
+        assert again.asked == [], f"operation {at}"
+        assert texts(made, 1) == [f"1.{number}: the answer is (A)" for number in range(7)]
+        assert json.loads((made.stage.path / "speed.json").read_text("utf-8")).keys() >= {"engines", "tokens"}
+        assert sorted(path.name for path in made.stage.path.glob("[!.]*")) == names, f"operation {at}"
+        if code == 0:
+            break
+        assert code == expected
+        points += 1
+    assert points >= 5  # two files of generations, speed, manifest, and at least one rename
+
+
 def test_everything_finished_before_the_end_needs_no_engine(
     tmp_path: Path, config: Make, model: Model, engines: Engines
 ) -> None:
@@ -189,6 +273,43 @@ def test_more_repeats_take_over_those_that_there_are(
     two = evaluate.make(store, model, GIVEN, settings(config, "eval.repeats=2"), CPU, 0)
     assert engines.asked == []
     assert texts(two, 1) == texts(three, 1)
+
+
+# — the watchdog —
+
+
+class Slow(Engines):
+    """Engines that need longer than eval.stall_min for their first completion, and for each forced choice."""
+
+    def __init__(self, signs: list[str]) -> None:
+        super().__init__()
+        self.signs = signs
+
+    def __call__(self, module: str, tasks: list[launch.Task], **options: Any) -> None:
+        for sign in self.signs:
+            for task in tasks:
+                (task.folder / FINISHED).touch()
+                path = task.folder / sign
+                path.write_text(
+                    (path.read_text("utf-8") if path.is_file() else "") + "{}\n" * (sign == FORCED), "utf-8"
+                )
+            for _ in range(4):
+                time.sleep(0.1)
+                options["watch"]()
+        for task in tasks:
+            (task.folder / FORCED).unlink(missing_ok=True)
+        super().__call__(module, tasks)
+
+
+@pytest.mark.parametrize("sign", [evaluate.ALIVE, FORCED])
+def test_an_engine_that_shows_life_is_not_ended(tmp_path: Path, config: Make, model: Model, sign: str) -> None:
+    cfg = settings(config, "eval.stall_min=0.01")  # 0.6 s, and the engine takes 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "children", Slow([sign] * 5))
+        assert len(evaluate.make(Store(tmp_path / "store"), model, GIVEN, cfg, CPU, 0).rows()) == 7
+        patch.setattr(evaluate, "children", Slow([sign, "nothing", "nothing"]))
+        with pytest.raises(StageError, match=r"made no progress for 0\.01 minutes.*raise eval\.stall_min"):
+            evaluate.make(Store(tmp_path / "silent"), model, GIVEN, cfg, CPU, 0)
 
 
 # — devices —
@@ -257,19 +378,49 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str)
     store = Store(tmp_path / "store")
     model, prompts, cfg, machine, seed = real(config, tmp_path, *settings, f"eval.stall_min={minutes}")
 
+    ended = threading.Event()
+
     def stop_when_at_work() -> None:
         while not list(tmp_path.glob(f"store/generations/*/engine-0/{FINISHED}")):
-            time.sleep(0.01)
+            if ended.wait(0.01):  # the machine is so busy that the engine did not even start
+                return
         (engine,) = (pid for pid, _ in stage_processes(os.getpid()))
         os.kill(engine, signal.SIGSTOP)
 
     if stops == "at work":
         threading.Thread(target=stop_when_at_work, daemon=True).start()
-    with pytest.raises(StageError, match=r"the engine (did not start|finished no answer) for 0\.\d+ minutes and was"):
+    with pytest.raises(StageError, match=r"an engine (did not start|made no progress) for 0\.\d+ minutes and was"):
         evaluate.make(store, model, prompts, cfg, machine, seed)
+    ended.set()
     assert list(stage_processes(os.getpid())) == []
     patient = cfg.model_copy(update={"stall_min": 30.0})
     assert len(evaluate.make(store, model, prompts, patient, machine, seed).rows()) == len(prompts.rows)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_an_engine_that_dies_while_it_chooses_leaves_its_choices(tmp_path: Path, config: Make, engine: str) -> None:
+    store = Store(tmp_path / "store")
+    given = real(config, tmp_path, f"eval={engine}", "eval.batch_size=1", "eval.max_tokens=4", "instance=cpu")
+
+    def choices() -> list[Path]:
+        return [path for path in tmp_path.glob(f"store/generations/*.partial/engine-0/{FORCED}") if _size(path)]
+
+    def kill_when_choosing() -> None:
+        while not choices():
+            time.sleep(0.001)
+        (child,) = (pid for pid, _ in stage_processes(os.getpid()))
+        os.kill(child, signal.SIGKILL)
+
+    threading.Thread(target=kill_when_choosing, daemon=True).start()
+    with pytest.raises(StageError, match="was ended by SIGKILL"):
+        evaluate.make(store, *given)
+    (file,) = choices()
+    first = json.loads(file.read_text("utf-8").split("\n")[0])
+    file.write_text(json.dumps(first | {"forced": "kept"}) + "\n", "utf-8")
+    rows = evaluate.make(store, *given).rows()
+    assert rows[first["row"]].forced == "kept"
+    assert {row.forced for row in rows} <= {"A", "B", "C", "kept"}
 
 
 @pytest.mark.smoke

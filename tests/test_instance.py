@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from sftlab import plan
+from sftlab.config import Config
 from sftlab.errors import ConfigError
 from sftlab.instance import Machine, check, find, peak_flops
 from sftlab.job import Job
@@ -26,7 +28,7 @@ FLASH = Machine("small", "cuda", 1, "flash_attention_2")
         (Machine("auto", "cpu", 1, "flash_attention_2"), [], None, "needs a GPU, and this trains on the CPU"),
         (CPU, ["train.optim=adamw_torch_4bit"], "torchao", "pip install torchao, or set train.optim=adamw_torch"),
         (CPU, ["train.optim=galore_adamw"], "galore_torch", "comes with galore-torch; pip install galore-torch"),
-        (CPU, ["train.optim=paged_adamw_8bit"], None, "pages between GPU and CPU memory; set train.optim=adamw_8bit"),
+        (CPU, ["train.optim=paged_adamw_8bit"], None, "pages between GPU and CPU memory; set train.optim=adamw_torch"),
     ],
 )  # fmt: skip
 def test_what_cannot_take_effect_is_refused(
@@ -47,9 +49,34 @@ def test_what_the_machine_has_is_taken(config: Callable[..., Any]) -> None:
 
 
 def test_a_model_is_not_shared_out_on_the_cpu(config: Callable[..., Any]) -> None:
-    cfg = config("model=tiny_random", "instance=cpu", "instance.strategy=fsdp", "instance.num_processes=2")
     with pytest.raises(ConfigError, match="shares a model among several GPUs, and instance=cpu trains on the CPU"):
-        find(cfg.instance)
+        config("model=tiny_random", "instance=cpu", "instance.strategy=fsdp", "instance.num_processes=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown", "multiple"),
+    [
+        (["instance=auto"], "0,1,2", 12),
+        (["instance=auto"], "", 4),
+        (["instance=small"], "0,1,2", 4),
+        (["instance=large"], "", 16),  # GPUs that are elsewhere, as in mode=plan
+        (["instance=auto", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], "0,1", 16),
+    ],
+)
+def test_the_global_batch_is_checked_on_the_machine_that_there_is(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, overrides: list[str], shown: str, multiple: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    size = "train.per_device_train_batch_size=4"
+    for mode in ("all", "train", "plan"):
+        config(*overrides, size, f"mode={mode}", f"train.global_batch_size={2 * multiple}")
+        with pytest.raises(
+            ConfigError, match=f"is not a multiple of {multiple} .*set train.global_batch_size="
+        ) as told:
+            config(*overrides, size, f"mode={mode}", f"train.global_batch_size={2 * multiple - 1}")
+        remedy = str(told.value).partition("; set ")[2].partition(",")[0]
+        config(*overrides, size, f"mode={mode}", remedy)
+    config(*overrides, size, "mode=evaluate", "eval.name_or_path=random:llama", "train.global_batch_size=3")
 
 
 def test_the_default_strategy_and_a_single_machine_are_not_in_the_key(config: Callable[..., Any]) -> None:
@@ -77,3 +104,10 @@ def test_machines_that_change_the_effective_batch_are_told(
     receipts = [{"device": "cuda", "num_processes": devices, "effective_batch": batch} for devices, batch in jobs]
     _warn_of_batches([Job(number, [], {}, receipt=receipt) for number, receipt in enumerate(receipts)])
     assert ("(job 0: 8, job 1: 16), and differ by these too; set train.global_batch_size" in caplog.text) is said
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("small", 1), ("medium", 2), ("large", 4)])
+def test_the_presets_have_the_workshops_cards(config: Callable[..., Config], name: str, gpus: int) -> None:
+    cfg = config(f"instance={name}", "mode=train").instance
+    assert (cfg.num_processes, cfg.memory_gib) == (gpus, 24)
+    assert plan.device(cfg, find(cfg, elsewhere=True))[1] == 24

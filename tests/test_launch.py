@@ -84,13 +84,20 @@ def test_an_outer_launchers_variables_are_stripped(tmp_path: Path, monkeypatch: 
         "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK",
         "TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "PET_NPROC_PER_NODE",
     ]  # fmt: skip
+    kept = {
+        "SFTLAB_TEST": "kept", "LOCAL_DATA": "/data", "GROUP_ID": "7", "PET_NAME": "Rex", "MASTER_KEY_FILE": "/key",
+        "RANKING": "1", "VLLM_LOGGING_LEVEL": "DEBUG", "PYTHONWARNINGS": "default",
+    }  # fmt: skip
     for name in stripped:
         monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("SFTLAB_TEST", "kept")
+    for name, value in kept.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # children never look there, whatever the user has set
     child("launched", tmp_path, {"do": "environment"}, environment={"ACCELERATE_USE_CPU": "true"})
     found = dict(line.partition("=")[::2] for line in (tmp_path / "environment").read_text("utf-8").splitlines())
     assert [name for name in stripped if name in found] == []
-    assert found["SFTLAB_TEST"] == "kept"
+    assert {name: found.get(name) for name in kept} == kept
+    assert found["TRANSFORMERS_VERBOSITY"] == "error"
     assert found["ACCELERATE_USE_CPU"] == "true"
     assert found["HF_HUB_OFFLINE"] == "1"
 

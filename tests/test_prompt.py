@@ -101,7 +101,7 @@ def test_a_template_that_cannot_be(changed: dict[str, str], said: list[str]) -> 
         ({}, {"answer_idx": ""}, "dataset.target renders to nothing"),
         ({}, {"options": {"A": "only"}}, "dataset.choices gives one letter, 'A'"),
         ({"choices": "A, B"}, {}, "dataset.choices gives 'A, B'; write the letters with nothing between them"),
-        ({"options": "{{ question }}"}, {}, "dataset.options is no JSON object of letter → text"),
+        ({"options": "{{ question }}"}, {}, "dataset.options is not a JSON object of letter → text"),
         ({}, {"options": None}, "dataset.user cannot be rendered"),
         ({"user": "{{ options.C.D }}"}, {}, "dataset.user cannot be rendered"),
         ({"target": "{{ question | search('(') }}"}, {}, "dataset.target cannot be rendered"),
@@ -113,7 +113,7 @@ def test_a_template_that_cannot_be(changed: dict[str, str], said: list[str]) -> 
 def test_a_row_that_does_not_fit(changed: dict[str, Any], row: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         example(vignette(1, **row), **changed)
-    assert str(caught.value).startswith("rows, row 1: ")
+    assert str(caught.value).startswith("rows, row 1 (row-1): ")
     assert said in str(caught.value)
 
 
@@ -251,13 +251,15 @@ def test_options_and_answers_with_surprises() -> None:
 
 
 def test_half_a_surrogate_pair_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"rows, row 1: dataset\.user holds half of a surrogate pair \(\\ud800\)"):
+    with pytest.raises(
+        ConfigError, match=r"rows, row 1 \(row-3\): dataset\.user holds half of a surrogate pair \(\\ud800\)"
+    ):
         example(vignette(3, question="half \ud800 pair"))
 
 
 def test_search_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extract, "SECONDS", 0.2)
     with pytest.raises(
-        ConfigError, match=r"row 1: dataset\.target cannot be rendered: pattern .* takes more than 0\.2 s"
+        ConfigError, match=r"row 1 \(row-3\): dataset\.target cannot be rendered: pattern .* takes more than 0\.2 s"
     ):
         example(vignette(3, question="a" * 500 + "!"), target="{{ question | search('((?:a|aa)+)$') }}")

@@ -428,10 +428,40 @@ def test_minimal_detectable_difference_by_simulation(n: int, share: float, power
     assert found == pytest.approx(power, abs=0.03)
 
 
+@pytest.mark.parametrize("n", [8, 12, 24, 35])
+def test_a_small_test_set_shows_what_is_claimed_for_it_and_no_less(n: int) -> None:
+    # More than a fifth of the answers must change for such a difference, and then all change one way.
+    difference = minimal_detectable_difference(n)
+    assert 0.2 < difference < 1
+    rng = np.random.default_rng(11)
+
+    def found(share: float) -> float:
+        gained = rng.binomial(n, share, size=4000)
+        return float(np.mean([up > 0 and binomtest(int(up), int(up)).pvalue < 0.05 for up in gained]))
+
+    assert found(difference) == pytest.approx(0.8, abs=0.025)
+    assert found(0.8 * difference) < 0.75
+
+
+def test_six_gained_answers_of_24_are_a_difference_that_can_be_shown() -> None:
+    a, b = [False] * 24, [True] * 6 + [False] * 18
+    assert judge(a, b).p_value < 0.05
+    assert minimal_detectable_difference(24) < 1
+    # The verdict, which asks for more than p, comes as often as is claimed.
+    n, rng = 40, np.random.default_rng(3)
+    difference = minimal_detectable_difference(n)
+    verdicts = []
+    for trial in range(300):
+        gained = [bool(gain) for gain in rng.random(n) < difference]
+        verdicts.append(judge([False] * n, gained, seed=trial, resamples=1000).verdict.startswith("better"))
+    assert np.mean(verdicts) == pytest.approx(0.8, abs=0.06)
+
+
 def test_minimal_detectable_difference_has_ends() -> None:
-    assert minimal_detectable_difference(10, 0.2) == math.inf
+    assert minimal_detectable_difference(5) == math.inf  # five gained answers of five: p = 0.0625
+    assert minimal_detectable_difference(6) == pytest.approx(0.8 ** (1 / 6), abs=1e-4)  # all six must be gained
     assert minimal_detectable_difference(0) == math.inf
-    assert minimal_detectable_difference(466, 0.0) == math.inf
+    assert 0 < minimal_detectable_difference(466, 0.0) < minimal_detectable_difference(466, 0.2)
     assert minimal_detectable_difference(1000) < minimal_detectable_difference(500) < 0.2
     assert minimal_detectable_difference(466, 0.1) < minimal_detectable_difference(466, 0.3)
     assert 0.005 < minimal_detectable_difference(20_000) < 0.01

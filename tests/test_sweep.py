@@ -20,7 +20,7 @@ from sftlab.instance import Machine
 from sftlab.job import OWN, Job, jobs, trained_as
 from sftlab.models import Base
 from sftlab.records import Candidate
-from sftlab.run import hold
+from sftlab.run import Run, hold
 from sftlab.stages import report, train
 from sftlab.stages.select import select
 from sftlab.stages.tokenize import Tokenized
@@ -128,6 +128,14 @@ def test_what_cannot_be_ranked_together_is_named_with_a_remedy(
     assert "select.metric=exact_match" in caplog.text
 
 
+def test_jobs_ranked_by_loss_and_by_answers_are_two_groups(config: Compose, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config()
+    by_loss, by_answers = {"validation tokens": "a"}, {"validation questions": "b"}
+    made = [replace(job(number, cfg, None), comparable=what) for number, what in enumerate((by_loss, by_answers))]
+    assert [[one.number for one in group] for group in pipeline.comparable(made)] == [[0], [1]]
+    assert "validation tokens and validation questions differ" in caplog.text
+
+
 def test_the_ranking_and_the_table_name_every_kind(
     config: Compose, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -220,6 +228,43 @@ def test_a_training_that_diverges_at_once_has_nothing_to_keep(
         train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
 
 
+def test_a_kill_after_the_last_step_trains_nothing_again(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the rest had come: the receipt and every checkpoint are as they were."""
+    receipt = {"diverged_at_step": None, "train_seconds": 9.5}
+    trained = []
+
+    def trains(module: str, folder: Path, *_: Any, **__: Any) -> None:
+        for step in (8, 16, 24):
+            checkpoint(folder, step)
+        write_json(folder / "receipt.json", receipt)
+        (folder / "metrics.jsonl").write_text("")
+        trained.append(module)
+
+    monkeypatch.setattr(train, "child", trains)
+    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
+    cfg = config("train.num_train_epochs=3")
+
+    def make() -> train.Trained:
+        made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
+        assert made is not None
+        return made
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("sftlab.stages.train._forget_optimizer", "sftlab.store.sync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                make()
+    made = make()
+    assert len(trained) == 1
+    assert made.receipt == receipt
+    assert [path.name for path in train.complete(made.stage.path)] == ["checkpoint-8", "checkpoint-16", "checkpoint-24"]
+
+
 def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     stage = store.stage("merged", {}, lambda folder: (folder / "model").write_text("weights") and None)
@@ -228,18 +273,77 @@ def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:
     assert not store.stage("merged", {}, lambda folder: (folder / "model").write_text("again") and None).cached
 
 
-def test_jobs_of_an_earlier_sweep_take_no_part(config: Compose, tmp_path: Path) -> None:
-    for number in (0, 1, 7):
-        job(number, config(), None).write(tmp_path / str(number))
-    lock = hold(tmp_path)
-    assert jobs(tmp_path) == []
+def start(folder: Path) -> str:
+    """The id of a run that begins in a folder."""
+    lock = hold(folder)
+    run = Run.start(folder, name="x", mode="train", seed=1, command="sftlab")
     lock.release()
+    return str(run.values["id"])
+
+
+def test_jobs_of_an_earlier_sweep_take_no_part(config: Compose, tmp_path: Path) -> None:
+    earlier = start(tmp_path)
+    for number in (0, 1, 7):
+        replace(job(number, config(), None), run=earlier).write(tmp_path / str(number))
+    assert [one.number for one in jobs(tmp_path)] == [0, 1, 7]
+    start(tmp_path)
+    assert jobs(tmp_path) == []
+    assert list(tmp_path.rglob("job.json")) == []
+
+
+def test_jobs_of_other_runs_below_take_no_part_and_stay(config: Compose, tmp_path: Path) -> None:
+    single, sweep = start(tmp_path / "demo" / "single"), start(tmp_path / "demo" / "sweep")
+    replace(job(0, config(), None), run=single).write(tmp_path / "demo" / "single")
+    replace(job(1, config(), None), run=sweep).write(tmp_path / "demo" / "sweep" / "1")
+    job(2, config(), None).write(tmp_path / "demo" / "2")  # by a version that recorded no run
+    (tmp_path / "demo" / "3").mkdir()
+    (tmp_path / "demo" / "3" / "job.json").write_text("{", "utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert len(before) == 6
+    for _ in range(2):
+        outer = start(tmp_path / "demo")
+        assert jobs(tmp_path / "demo") == []
+        replace(job(4, config(), None), run=outer).write(tmp_path / "demo" / "model=org" / "a" / "4")
+        assert [one.number for one in jobs(tmp_path / "demo")] == [4]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("settings", [["hydra.run.dir=demo"], ["-m", "hydra.sweep.dir=demo", "seed=1,2"]])
+def test_a_run_around_other_runs_leaves_their_records(tmp_path: Path, settings: list[str]) -> None:
+    inner = run(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=demo/7", code=FAULTS)
+    assert inner.returncode == 1
+    before = {path: path.read_bytes() for path in (tmp_path / "demo" / "7").iterdir() if path.suffix == ".json"}
+    assert len(before) == 2
+    outer = run(tmp_path, *settings, "mode=train", "instance=cpu", code=FAULTS)
+    assert outer.returncode == 1, outer.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(jobs(tmp_path / "demo")) == (2 if "-m" in settings else 1)
+
+
+def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
+    assert run(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=a", "seed=1,2", code=FAULTS).returncode
+    assert run(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=b/1", code=FAULTS).returncode == 1
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    inside = run(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=a/1", code=FAULTS)
+    assert inside.returncode == 2
+    assert "hydra.run.dir='a/1': is the folder of a sweep's job" in inside.stderr
+    around = run(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=b", "seed=1,2", code=FAULTS)
+    assert around.returncode == 2
+    assert "job 1 would replace the record of another run" in around.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_named_after_a_swept_key_stays_one(tmp_path: Path) -> None:
+    done = run(tmp_path, "-m", "mode=train", "instance=cpu", "seed=1,2", "hydra.sweep.dir=out/${seed}", code=FAULTS)
+    assert done.returncode == 1
+    (folder,) = (file.parent for file in tmp_path.rglob("run.json"))
+    assert [one.error for one in jobs(folder)] == ["KeyError: 'a bug'"] * 2
 
 
 def test_a_second_run_waits_for_the_folder(tmp_path: Path) -> None:
     code = (
         "import logging, sys, pathlib; logging.basicConfig(level='INFO')\n"
-        "from sftlab.run import hold; hold(pathlib.Path(sys.argv[1]))"
+        "from sftlab.run import Run, hold; hold(pathlib.Path(sys.argv[1]))"
     )
     lock = hold(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import random
@@ -10,22 +9,24 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
+from sftlab import sources
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
-from sftlab.prompt import Templates
+from sftlab.formats import Rows
+from sftlab.prompt import Templates, packages
 from sftlab.records import Example
-from sftlab.store import Stage, Store, digest
+from sftlab.rows import is_null, listing, plain, wrap
+from sftlab.sources import Source
+from sftlab.store import Stage, Store, digest, key_of, versions
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-# Names that sources give to their splits.
-ALIASES = {"validation": ("validation", "valid", "val", "dev"), "train": ("train",), "test": ("test",)}
-
-Rows = list[dict[str, Any]]
+SHOWN = 20  # problems of rows that are put in words
+PATIENCE = 20  # seconds after which reading ends where so many rows have problems: a slow pattern is slow in each
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,14 @@ class Dataset:
 def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str, Any]:
     """What a dataset is made of: its settings, the seed and the content of its source."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
-    return {"version": 2, "dataset": settings, "seed": seed, "mounted": mounted, "source": _identity(cfg)}
+    return {
+        "version": 3,
+        "dataset": settings,
+        "seed": seed,
+        "mounted": mounted,
+        "source": _identity(cfg),
+        "libraries": versions(*packages(cfg)),
+    }
 
 
 def revision(cfg: DatasetConfig) -> str | None:
@@ -79,17 +87,43 @@ def read(store: Store, inputs: dict[str, Any]) -> dict[str, list[Example]]:
 def examples(
     cfg: DatasetConfig, seed: int, *, mounted: bool = False, column: str | None = None
 ) -> dict[str, list[Example]]:
-    """All three splits, made in memory. ``column`` (eval.group_by) gives test rows their subgroup."""
+    """All three splits, made in memory. ``column`` (eval.group_by) gives test rows their subgroup.
+
+    A source is read and rendered once per process as long as its content and settings are the same.
+
+    Raises:
+        ConfigError: nothing to read, rows that do not fit (all of them, the first 20 in words), or too few rows.
+    """
+    name = key_of(inputs(cfg, seed, mounted=mounted))
+    known, splits = _last.get(name, ("", {}))
+    if not splits or column not in (None, known):
+        splits = _made(cfg, seed, mounted=mounted, column=column)
+        _last.pop(name, None)
+        _last[name] = column, splits
+        for oldest in list(_last)[:-2]:  # a run has a dataset, and perhaps a mounted one
+            del _last[oldest]
+    elif known is not None and column is None:
+        splits = {split: [replace(example, subgroup=None) for example in rows] for split, rows in splits.items()}
+    return {split: list(rows) for split, rows in splits.items()}
+
+
+_last: dict[str, tuple[str | None, dict[str, list[Example]]]] = {}
+
+
+def _made(cfg: DatasetConfig, seed: int, *, mounted: bool, column: str | None) -> dict[str, list[Example]]:
     key = "eval.dataset" if mounted else "dataset"
-    sources = _read(cfg, seed, key)
-    if not any(sources.values()):
+    source = _read(cfg, seed, key)
+    if not any(map(any, source.splits.values())):
+        _refuse(source.problems)
         raise ConfigError(f"{key}.name_or_path={cfg.name_or_path!r}: has no rows; give a source with at least one")
+    sources.whole_numbers(source.splits)
     if column is not None:
-        _check_column(column, sources)
-    made = {name: _examples(rows, cfg, key, name, column) for name, rows in sources.items()}
+        _check_column(column, source.splits)
+    made = _examples(source, cfg, key, column)
     if not any(made.values()):
-        raise ConfigError(f"{key}.keep={cfg.keep!r}: lets none of {sum(map(len, sources.values())):,} rows through")
-    _unique_ids(made, cfg, key)
+        raise ConfigError(
+            f"{key}.keep={cfg.keep!r}: lets none of {sum(map(len, source.splits.values())):,} rows through; change it"
+        )
     if mounted:
         test = next(iter(made.values())) if len(made) == 1 else made.get("test", [])
         splits = {"train": [], "validation": [], "test": test}
@@ -135,225 +169,172 @@ def _identity(cfg: DatasetConfig) -> Any:
         package = Path(__file__).parent.parent / "vignettes"
         return {file.name: digest(file) for file in sorted(package.glob("*.py"))}
     if Path(name).exists():
-        return {file.name: digest(file) for files in _files(Path(name)).values() for file in files}
+        return {file.name: digest(file) for shards in sources.files(Path(name)).values() for file in shards}
     from sftlab.hub import dataset_commit
 
     return dataset_commit(name, cfg.revision)
 
 
-def _read(cfg: DatasetConfig, seed: int, key: str) -> dict[str, Rows]:
+def _read(cfg: DatasetConfig, seed: int, key: str) -> Source:
     """The rows of a source by its own splits; a source with one split calls it ``all``."""
     name = cfg.name_or_path
     if name.startswith("generate:"):
-        from sftlab import vignettes
-
-        count = sum(int(size) for size in cfg.split.values())
-        try:
-            return {"all": vignettes.rows(count, seed)}
-        except ValueError as error:
-            raise ConfigError(f"{key}.split={cfg.split}: {error}") from error
+        return Source({"all": _generated(cfg, seed, key)}, [])
     if Path(name).exists():
-        files = _files(Path(name))
-        if not files:
-            raise ConfigError(f"{key}.name_or_path={name!r}: holds no {', '.join(SUFFIXES)} file; check the path")
-        return {split: [row for file in group for row in _rows(file)] for split, group in files.items()}
+        return sources.read(Path(name))
     from sftlab.hub import dataset_commit, dataset_rows
 
-    splits = dataset_rows(name, cfg.subset, dataset_commit(name, cfg.revision))  # not what a branch is a moment later
-    return _named({split: _dense_rows(rows) for split, rows in splits.items()})
+    # Not what a branch is a moment later.
+    return sources.read_hub(name, dataset_rows(name, cfg.subset, dataset_commit(name, cfg.revision)))
 
 
-def _files(path: Path) -> dict[str, list[Path]]:
-    """The files of a source by split: a file is one split, a folder has one for each name it knows.
+def _generated(cfg: DatasetConfig, seed: int, key: str) -> Rows:
+    """As many rows as the splits ask for; where ``keep`` leaves rows out, more are generated."""
+    from sftlab import vignettes
 
-    A split may come in shards, as on the hub (``train-00000-of-00002.parquet``).
-    """
-    if path.is_file():
-        return {"all": [path]}
-    shards: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir()):
-        if file.suffix in SUFFIXES:
-            shards.setdefault(f"{_split_name(file.stem)}{file.suffix}", []).append(file)
-    sources: dict[str, list[Path]] = {}
-    for name, files in shards.items():
-        if (stem := Path(name).stem) in sources:
-            raise ConfigError(f"{path}: holds both {sources[stem][0].name} and {files[0].name}; keep one of them")
-        sources[stem] = files
-    return _named(sources)
-
-
-def _split_name(name: str) -> str:
-    """Our name of a split that a source calls ``name``; other names stay as they are."""
-    start = name.split("-")[0].lower()
-    return next((split for split, names in ALIASES.items() if start in names), name)
-
-
-def _named(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Own split names → ours; a source whose only split is ``train`` (or has no known name) is cut by seed."""
-    known = {_split_name(name): rows for name, rows in sources.items() if _split_name(name) in SPLITS}
-    if set(known) - {"train"}:
-        return known
-    merged: list[Any] = []
-    for rows in (known or sources).values():
-        merged += rows
-    return {"all": merged} if merged else {}
-
-
-def _dense(value: Any) -> Any:
-    """A cell of an Arrow table as it was before: a key that only other rows' objects have is null in this one's."""
-    if isinstance(value, list):
-        return [_dense(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _dense(item) for name, item in value.items() if item is not None}
-    return value
-
-
-def _dense_rows(rows: Rows) -> Rows:
-    return [{column: _dense(value) for column, value in row.items()} for row in rows]
-
-
-def _rows(file: Path) -> Rows:
-    readers: dict[str, Callable[[Path], Rows]] = {
-        ".jsonl": _jsonl,
-        ".json": _json,
-        ".csv": _csv,
-        ".parquet": _parquet,
-    }
-    if file.suffix not in readers:
-        raise ConfigError(f"{file}: is none of {', '.join(SUFFIXES)}; convert it, or rename it if it is one")
-    if file.stat().st_size == 0:
-        raise ConfigError(f"{file}: is empty; give a file with rows")
-    return readers[file.suffix](file)
-
-
-def _jsonl(file: Path) -> Rows:
-    rows: Rows = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{file}:{number}: is not JSON: {error}; mend or delete the line") from error
-            if not isinstance(row, dict):
-                raise ConfigError(f"{file}:{number}: is JSON but no object of column → value; mend or delete the line")
-            rows.append(row)
-    return rows
-
-
-def _json(file: Path) -> Rows:
+    wanted = sum(int(size) for size in cfg.split.values())
     try:
-        rows = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        if "Extra data" in str(error):  # JSON lines under another name
-            return _jsonl(file)
-        raise ConfigError(f"{file}: is not JSON: {error}; mend the file") from error
-    if isinstance(rows, dict):  # one object: perhaps a wrapper around the list of rows
-        lists = [value for value in rows.values() if isinstance(value, list)]
-        rows = lists[0] if len(lists) == 1 else [rows]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError(f"{file}: is no list of objects; write a JSON array of rows, or one object a line (.jsonl)")
-    return rows
+        rows = vignettes.rows(wanted, seed)
+        if cfg.keep is None or not rows:
+            return [*rows]
+        templates = Templates(cfg, key, list(rows[0]))
+        for factor in (2, 4, 8, 16):
+            kept = sum(templates.keeps(row, f"{cfg.name_or_path}, row {n}") for n, row in enumerate(rows, start=1))
+            if not 0 < kept < wanted:
+                break
+            rows = vignettes.rows(factor * wanted, seed)
+    except ValueError as error:
+        raise ConfigError(f"{key}.split={cfg.split}: {error}") from error
+    return [*rows]
 
 
-def _csv(file: Path) -> Rows:
-    """Rows of a CSV file with a header. Cells stay the text that they are."""
-    csv.field_size_limit(2**31 - 1)  # rationales are long
-    rows: Rows = []
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, strict=True)
-            header = list(reader.fieldnames or [])
-            if len(set(header)) < len(header):
-                raise ConfigError(f"{file}:1: two columns have the same name ({', '.join(header)}); rename one")
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ConfigError(
-                        f"{file}:{reader.line_num}: has not the {len(header)} cells of the header "
-                        f"({', '.join(header)}); quote cells that hold a comma"
-                    )
-                rows.append(dict(row))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as CSV in UTF-8: {error}; mend the file") from error
-    return rows
-
-
-def _parquet(file: Path) -> Rows:
-    from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
-
-    try:
-        return _dense_rows(parquet.ParquetFile(file).read().to_pylist())
-    except ArrowException as error:
-        raise ConfigError(f"{file}: cannot be read as Parquet: {error}; mend the file") from error
-
-
-def _check_column(column: str, sources: Mapping[str, Rows]) -> None:
-    home = next(rows for name in ("test", "all", "train", *sources) if (rows := sources.get(name)))
-    columns = list(dict.fromkeys(name for row in home for name in row))
+def _check_column(column: str, splits: Mapping[str, Rows]) -> None:
+    home = next(rows for name in ("test", "all", "train", *splits) if (rows := splits.get(name)))
+    columns = _columns(home)
     if column not in columns:
-        raise ConfigError(f"eval.group_by={column!r}: there is no such column; the test rows have {', '.join(columns)}")
+        raise ConfigError(f"eval.group_by={column!r}: there is no such column; the test rows have {listing(columns)}")
+
+
+def _columns(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(column for row in rows if row for column in row))
 
 
 def _subgroup(value: Any) -> str | None:
-    if value is None or value == "":
+    if is_null(value) or not str(value).strip():
         return None
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
 
 
-def _examples(rows: Rows, cfg: DatasetConfig, key: str, split: str, column: str | None) -> list[Example]:
-    if not rows:
-        return []
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    templates = Templates(cfg, key, columns)
-    made = []
-    for number, row in enumerate(rows, start=1):
-        place = f"{cfg.name_or_path}, {'' if split == 'all' else split + ' '}row {number}"
-        if templates.keeps(row, place):
-            example = templates.example(row, f"{split}-{number:06}", place)
-            made.append(replace(example, subgroup=_subgroup(row.get(column))) if column is not None else example)
+def _examples(source: Source, cfg: DatasetConfig, key: str, column: str | None) -> dict[str, list[Example]]:
+    """The examples of every split.
+
+    Raises:
+        ConfigError: rows that cannot be read or do not fit, all of them.
+    """
+    compiled = _templates(source, cfg, key)
+    made: dict[str, list[Example]] = {}
+    problems, started = list(source.problems), monotonic()
+    first: dict[str, str] = {}
+    for split, rows in source.splits.items():
+        made[split] = []
+        templates = compiled.get(split)
+        for number, values in enumerate(rows, start=1):
+            if values is None or templates is None:
+                continue
+            at = f"{'' if split == 'all' else split + ' '}row {number}"
+            place = f"{cfg.name_or_path}, {at}"
+            try:
+                row = wrap(values)
+                if not templates.keeps(row, place):
+                    continue
+                example = templates.example(row, f"{split}-{number:06}", place)
+            except RecursionError:
+                problems.append(f"{place}: has lists or objects nested too deeply; fix or delete it")
+                continue
+            except ConfigError as error:
+                problems += str(error).split("\n")
+                if len(problems) >= SHOWN and monotonic() - started > PATIENCE:
+                    _refuse(problems, f"; the rows after {at} were not read")
+                continue
+            if (other := first.setdefault(example.id, at)) is not at:
+                problems.append(
+                    f"{place}: two rows have the id {example.id!r}, the other is {other}; fix {key}.id, or set it to "
+                    "null"
+                )
+            made[split].append(replace(example, subgroup=_subgroup(values.get(column))) if column else example)
+    _refuse(problems)
+    rows_made = [example for rows in made.values() for example in rows]
+    if cfg.group_by is not None and rows_made and not any(example.group for example in rows_made):
+        raise ConfigError(
+            f"{key}.group_by={cfg.group_by!r}: gives no row a group; name a column that has values, or set it to null"
+        )
     return made
 
 
-def _unique_ids(made: Mapping[str, list[Example]], cfg: DatasetConfig, key: str) -> None:
-    seen: set[str] = set()
-    for rows in made.values():
-        for example in rows:
-            if example.id in seen:
-                raise ConfigError(
-                    f"{cfg.name_or_path}: two rows have the id {example.id!r}; mend {key}.id, or set it to null"
-                )
-            seen.add(example.id)
+def _templates(source: Source, cfg: DatasetConfig, key: str) -> dict[str, Templates]:
+    """The templates for every split with rows; splits may have different columns."""
+    found: dict[str, Templates] = {}
+    problems: list[str] = []
+    for split, rows in source.splits.items():
+        try:
+            if any(rows):
+                found[split] = Templates(cfg, key, _columns(rows))
+        except ConfigError as error:
+            problems += str(error).split("\n")
+    if problems:
+        try:
+            _refuse(source.problems)
+        except ConfigError as error:
+            problems.append(str(error))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return found
+
+
+def _refuse(problems: list[str], end: str = "") -> None:
+    """Raise one error for all problems, the first of them in words."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    more = f"\n    … and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
+    raise ConfigError(
+        f"{len(problems):,} problems in the rows{end}:" + "".join(f"\n    {line}" for line in problems[:SHOWN]) + more
+    )
 
 
 def _unique_groups(splits: Mapping[str, list[Example]], key: str) -> None:
     """A source's own splits may break what a cut keeps: that rows of a group are in one split."""
     home: dict[str, str] = {}
+    problems = []
     for name, rows in splits.items():
-        for group in {example.group for example in rows if example.group}:
+        for group in dict.fromkeys(example.group for example in rows if example.group):
             if home.setdefault(group, name) != name:
-                raise ConfigError(
+                problems.append(  # noqa: PERF401
                     f"{key}.group_by: the source has rows of group {group!r} in {home[group]} and in {name}; "
                     f"move them into one split, or set {key}.group_by=null"
                 )
+    _refuse(problems)
 
 
 def _split(made: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> dict[str, list[Example]]:
     """The three splits: the source's own, and what it lacks cut from its rows by seed.
 
-    Rows that share a group stay together, so a split may miss its size by a group.
+    Rows that share a group stay together, so a share may miss its size by a group.
+
+    Raises:
+        ConfigError: splits ask for more rows than there are.
     """
-    if "all" not in made:
-        splits = {name: list(made.get(name, [])) for name in SPLITS}
-        lacking = {str(name): size for name, size in cfg.split.items() if size and not splits[name] and name != "train"}
-        if lacking and splits["train"]:
-            splits |= _cut(splits["train"], lacking, seed)
-        return splits
-    wanted = {str(name): size for name, size in cfg.split.items() if size}
-    return {name: [] for name in SPLITS} | _cut(made["all"], wanted, seed)
+    if "all" in made:
+        wanted = {str(name): size for name, size in cfg.split.items() if size}
+        return {name: [] for name in SPLITS} | _cut(made["all"], wanted, cfg, seed)
+    splits = {name: list(made.get(name, [])) for name in SPLITS}
+    lacking = {str(name): size for name, size in cfg.split.items() if size and not splits[name] and name != "train"}
+    if lacking and splits["train"]:
+        splits |= _cut(splits["train"], lacking, cfg, seed)
+    return splits
 
 
-def _cut(rows: list[Example], wanted: Mapping[str, float], seed: int) -> dict[str, list[Example]]:
+def _cut(rows: list[Example], wanted: Mapping[str, float], cfg: DatasetConfig, seed: int) -> dict[str, list[Example]]:
     """Draw the wanted splits (shares or counts) from rows; ``train`` is what is left, or as much of it as is wanted."""
     groups: dict[str, list[Example]] = {}
     for example in rows:
@@ -361,18 +342,45 @@ def _cut(rows: list[Example], wanted: Mapping[str, float], seed: int) -> dict[st
     shuffled = list(groups)
     random.Random(seed).shuffle(shuffled)
     order = deque(shuffled)
+    counts = {name: max(round(size * len(rows)) if size < 1 else int(size), 1) for name, size in wanted.items()}
 
-    def draw(size: float, take: Callable[[], str]) -> list[Example]:
-        count = max(round(size * len(rows)) if size < 1 else int(size), 1)
+    def draw(count: int, take: Callable[[], str]) -> list[Example]:
         drawn: list[Example] = []
         while order and len(drawn) < count:
             drawn += groups[take()]
         return drawn
 
-    splits = {name: draw(size, order.pop) for name, size in wanted.items() if name != "train"}
-    shares = all(size < 1 for size in wanted.values()) and sum(wanted.values()) > 1 - 1e-9  # then rounding is train's
-    splits["train"] = draw(len(rows) if shares else wanted.get("train", len(rows)), order.popleft)
+    splits = {name: draw(count, order.pop) for name, count in counts.items() if name != "train"}
+    shares = all(size < 1 for size in wanted.values())
+    rest = shares and sum(wanted.values()) > 1 - 1e-9  # then rounding is train's
+    splits["train"] = draw(len(rows) if rest else counts.get("train", len(rows)), order.popleft)
+    if not shares:
+        _enough(counts, splits, rows, cfg)
     return splits
+
+
+def _enough(
+    counts: Mapping[str, int], splits: Mapping[str, list[Example]], rows: list[Example], cfg: DatasetConfig
+) -> None:
+    """See whether every split has the rows that it asks for, and train has one where it asks for the rest."""
+    counts = {name: count for name in SPLITS if (count := counts.get(name, int(name == "train")))}
+    short = [name for name, count in counts.items() if len(splits[name]) < count]
+    if not short:
+        return
+    split = ", ".join(f"{name}: {size:g}" for name, size in cfg.split.items())
+    asked = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    there = f"{cfg.name_or_path} has {len(rows):,} of them" + (" after keep" if cfg.keep else "")
+    total = sum(counts.values())
+    if total > len(rows):
+        remedy = f"ask for at most {len(rows):,} together, or for shares (below 1)"
+        if cfg.keep and cfg.name_or_path.startswith("generate:"):
+            remedy = "let keep pass more of what is generated, or set it to null"
+        raise ConfigError(f"dataset.split={{{split}}}: asks for {total:,} rows ({asked}), and {there}; {remedy}")
+    drawn = ", ".join(f"{len(splits[name]):,} {name}" for name in counts)
+    raise ConfigError(
+        f"dataset.split={{{split}}}: asks for {total:,} rows ({asked}), and rows of a group stay together, so "
+        f"that {there}, in {drawn}; ask for at most {len(splits[short[0]]):,} {short[0]} rows, or for shares (below 1)"
+    )
 
 
 def _cap(splits: dict[str, list[Example]], max_rows: int | None, seed: int, key: str) -> dict[str, list[Example]]:

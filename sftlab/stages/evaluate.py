@@ -11,9 +11,9 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from itertools import groupby
 from operator import itemgetter
@@ -21,31 +21,41 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError
+from sftlab.engine import Engine, Settings, start
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.extract import compile_pattern, strict
 from sftlab.instance import Machine
 from sftlab.launch import Task, children, serve
-from sftlab.models import Base, cache_bytes, reads_images
-from sftlab.prompt import prompt_tokens
+from sftlab.models import Base, cache_bytes, reads_images, stop_tokens
+from sftlab.prompt import prompt_tokens, tokenize_all, turn_end
 from sftlab.reasoning import answered, unclosed
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
-from sftlab.store import Stage, Store, write_json
+from sftlab.store import Stage, Store, sync, versions, write_json
 
 log = logging.getLogger(__name__)
 
 # What an answer without a letter is continued with, to make the model choose one.
 FORCING = "\n\nTherefore, the answer is ("
 
-# What an engine writes into its folder, one line for each completion and for each forced letter.
-ENGINE, FINISHED, FORCED = "engine-", "finished.jsonl", "forced.jsonl"
+# What to change where memory is too small and nothing more is known of the model.
+SMALLER = (
+    "to need less memory: a smaller eval.batch_size (engine transformers), eval.kv_cache_gib (vLLM on the CPU) or "
+    "eval.max_tokens, a larger eval.tensor_parallel_size, or an instance= with more memory"
+)
+
+# What an engine writes into its folder: one line for each completion and for each forced choice, and a file that it
+# touches while it works.
+ENGINE, FINISHED, FORCED, ALIVE = "engine-", "finished.jsonl", "forced.jsonl", "alive"
+SPEED = "speed.json"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The test set as token ids: one row an example, with its letters."""
+    """The test set as token ids: one row an example, with its letters. Completions end at ``stop_token_ids``."""
 
     rows: list[dict[str, Any]]
     key: dict[str, Any]
+    stop_token_ids: list[int] = field(default_factory=list)
 
     @property
     def longest(self) -> int:
@@ -81,21 +91,35 @@ def prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: Eval
     """Token ids of the test set's prompts, by the same code that made the training rows.
 
     Raises:
-        ConfigError: the test set is empty, or a prompt and its answer do not fit into the model.
+        ConfigError: the test set is empty, the chat template changes a text, a prompt and its answer do not fit into
+            the model, or the tokenizer writes two choices alike.
     """
     if not examples:
         raise ConfigError("eval: the test set has no rows; give the dataset a test split, or mount eval.dataset")
     tokenizer = base.tokenizer()
-    rows = []
-    for example in examples:
-        ids, text = prompt_tokens(tokenizer, example)
-        rows.append({"id": example.id, "prompt": text, "prompt_token_ids": ids, "choices": example.choices})
-    made = Prompts(rows, {"dataset": dataset_key, "max_rows": cfg.max_rows, "seed": seed, "tokenizer": base.identity})
+    written = tokenize_all(partial(prompt_tokens, tokenizer), examples, "test")
+    rows = [
+        {"id": example.id, "prompt": text, "prompt_token_ids": ids, "choices": example.choices}
+        for example, (ids, text) in zip(examples, written, strict=True)
+    ]
+    if _forcing(cfg):
+        for choices in sorted({example.choices for example in examples}):
+            _continuations(tokenizer, FORCING, choices)
+    ends = {turn_end(tokenizer, example) for example in examples}
+    libraries = versions("transformers", "tokenizers", "jinja2")
+    key = {"dataset": dataset_key, "max_rows": cfg.max_rows, "seed": seed, "tokenizer": base.identity}
+    made = Prompts(
+        rows,
+        {**key, "libraries": libraries},
+        stop_tokens(base.path, tokenizer, [end for end in ends if end is not None]),
+    )
     room = context_length(base.path)
     if made.longest + cfg.max_tokens > room:
+        left = room - made.longest
         raise ConfigError(
             f"eval.max_tokens={cfg.max_tokens}: the longest prompt has {made.longest} tokens and the model takes "
-            f"{room} in all; set eval.max_tokens to at most {room - made.longest}"
+            f"{room} in all; "
+            + (f"set eval.max_tokens={left} or less" if left > 0 else "leave long rows out by dataset.keep")
         )
     return made
 
@@ -121,10 +145,11 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
         "model": model.identity,
         "prompts": given.key,
         "engine": cfg.engine,
-        "library": _version(engine),
+        "libraries": versions(engine, "torch"),
         "device": device,
         "max_tokens": cfg.max_tokens,
         "temperature": cfg.temperature,
+        "stop_token_ids": given.stop_token_ids,
         "seed": seed,
         "forced": cfg.pattern if cfg.forced and cfg.task == "choice" else None,
     }
@@ -153,7 +178,7 @@ def make(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine: M
     """The model's answers, from the store or generated now by as many engines as the machine has room for.
 
     Answers that were finished before a run was killed or an engine died are kept, and so are those of a finished
-    stage that differs in ``eval.repeats`` only.
+    stage that differs in ``eval.repeats`` only. What engines wrote is deleted only after the stage has its final name.
     """
     key = inputs(model, given, cfg, machine.device, seed)
 
@@ -161,7 +186,11 @@ def make(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine: M
         done = _of_other_repeats(store, key) | _finished(folder)
         _keep(folder, done)
         todo = _todo(given, cfg, seed, done)
-        speed = _generate(folder, todo, model, given, cfg, machine, seed) if todo else {"engines": 0, "tokens": 0}
+        if todo:
+            speed = _generate(folder, todo, model, given, cfg, machine, seed)
+            write_json(folder / SPEED, speed)
+        elif not (folder / SPEED).is_file():
+            write_json(folder / SPEED, {"engines": 0, "tokens": 0})
         done = _finished(folder)
         for repeat in range(cfg.repeats):
             rows = [done[repeat, number] for number in range(len(given.rows))]
@@ -179,11 +208,12 @@ def make(store: Store, model: Model, given: Prompts, cfg: EvalConfig, machine: M
                     for asked, row in zip(given.rows, rows, strict=True)
                 ),
             )
-        write_json(folder / "speed.json", speed)
-        _clear(folder)
-        (folder / FINISHED).unlink()
 
-    return Generated(store.stage("generations", key, build, resumable=True))
+    stage = store.stage("generations", key, build, resumable=True)
+    with suppress(OSError):  # of a store that others may only read
+        _clear(stage.path)
+        (stage.path / FINISHED).unlink(missing_ok=True)
+    return Generated(stage)
 
 
 Finished = dict[tuple[int, int], dict[str, Any]]
@@ -225,9 +255,10 @@ def _finished(folder: Path) -> Finished:
 
 def _keep(folder: Path, done: Finished) -> None:
     """Write what is finished into one file, so that engines can start anew: as many as there are now."""
-    partial = folder / f".{FINISHED}"
-    write_jsonl(partial, done.values())
-    partial.replace(folder / FINISHED)
+    copy = folder / f".{FINISHED}"
+    write_jsonl(copy, done.values())
+    sync(copy)  # the disk has it before what it was copied from is deleted
+    copy.replace(folder / FINISHED)
     _clear(folder)
 
 
@@ -285,6 +316,7 @@ def _generate(
         values = {
             "model": str(model.path.resolve()),
             "trust_remote_code": model.trust_remote_code,
+            "stop_token_ids": given.stop_token_ids,
             "device": machine.device,
             "cores": cores[number],
             "max_model_len": min(context_length(model.path), given.longest + cfg.max_tokens + 64),
@@ -297,8 +329,8 @@ def _generate(
         try:
             children("sftlab.stages.evaluate", tasks, watch=look)
         except OutOfMemoryError as error:
-            raise StageError(f"{error}\n{_smaller(model, given, cfg, machine)}") from error
-    speeds = [json.loads((task.folder / "speed.json").read_text("utf-8")) for task in tasks]
+            raise advised(error, lambda: _smaller(model, given, cfg, machine), otherwise=SMALLER) from error
+    speeds = [json.loads((task.folder / SPEED).read_text("utf-8")) for task in tasks]
     seconds, tokens = max(speed["generate_seconds"] for speed in speeds), sum(speed["tokens"] for speed in speeds)
     return {
         "engines": len(tasks),
@@ -347,49 +379,54 @@ def _cores(machine: Machine, engines: int) -> list[list[int] | None]:
 
 @contextmanager
 def _bar(tasks: Sequence[Task], total: int, label: str, stall_min: float) -> Iterator[Callable[[], None]]:
-    """One progress bar for all engines, moved on by looking into their files.
+    """One progress bar for all engines, updated by looking into their files.
 
-    To look raises a StageError once ``stall_min`` minutes have brought nothing new: an engine that hangs says nothing.
+    To look raises a StageError once ``stall_min`` minutes have brought neither a completion, nor a forced choice, nor
+    a sign of life: an engine that hangs reports nothing.
     """
     from tqdm import tqdm
 
-    places = {task.folder / FINISHED: 0 for task in tasks}
-    last = time.monotonic()
+    places = {task.folder / name: 0 for task in tasks for name in (FINISHED, FORCED)}
+    beats = {task.folder / ALIVE: 0 for task in tasks}
+    last, started, forced = time.monotonic(), False, 0
     with tqdm(total=total, desc=label, unit="prompt") as bar:
 
         def look() -> None:
-            nonlocal last
+            nonlocal last, started, forced
+            for path in beats:
+                with suppress(FileNotFoundError):  # its engine has not made a token
+                    beat = path.stat().st_mtime_ns
+                    if beat != beats[path]:
+                        beats[path], last = beat, time.monotonic()
             for path, place in places.items():
                 if not path.is_file():  # its engine is not ready
                     continue
-                if bar.desc.startswith(label):
+                if not started:
                     bar.reset()  # the time that engines took to start is no part of the rate
                     bar.set_description("generating")
-                    last = time.monotonic()
+                    last, started = time.monotonic(), True
                 with path.open("rb") as file:
                     file.seek(place)
                     new = file.read()
-                if new:
-                    last = time.monotonic()
-                    places[path] += len(new)
+                if not new:
+                    continue
+                last = time.monotonic()
+                places[path] += len(new)
+                if path.name == FORCED:
+                    forced += new.count(b"\n")
+                    bar.set_description("choosing")
+                    bar.set_postfix(forced=forced)
+                else:
                     bar.update(new.count(b"\n"))
-                    if bar.n >= total:
-                        bar.set_description("finishing")  # letters are forced, and processes end
+                    bar.set_description("generating")
             if time.monotonic() - last > 60 * stall_min:
-                doing = "did not start" if bar.desc.startswith(label) else "finished no answer"
+                doing = "made no progress" if started else "did not start"
                 raise StageError(
-                    f"evaluate: the engine {doing} for {stall_min:g} minutes and was ended; answers that were finished "
-                    "are kept. Run the command again, or give it more time by eval.stall_min"
+                    f"evaluate: an engine {doing} for {stall_min:g} minutes and was ended; completed answers are "
+                    "retained. Run the command again, or raise eval.stall_min"
                 )
 
         yield look
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 # ------------------------------------------------------------------- in the child process
@@ -397,8 +434,6 @@ def _version(package: str) -> str | None:
 
 def run(folder: Path, given: dict[str, Any]) -> None:
     """Generate, make answers without a letter choose one, and write both down as soon as they are there."""
-    from sftlab.engine import Settings, start
-
     if given["cores"] is not None:
         os.sched_setaffinity(0, given["cores"])  # before torch is imported, which then takes a thread for each
     rows = list(read_jsonl(folder / "prompts.jsonl"))
@@ -406,6 +441,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     settings = Settings(
         model=given["model"],
         trust_remote_code=given["trust_remote_code"],
+        stop_token_ids=given["stop_token_ids"],
         device=given["device"],
         max_model_len=given["max_model_len"],
         max_tokens=cfg.max_tokens,
@@ -418,7 +454,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     )
     pattern = _forcing(cfg)
     begin = time.monotonic()
-    engine = start(cfg.engine, settings)
+    engine = start(cfg.engine, settings, _beat(folder / ALIVE))
     ready = time.monotonic()
     seconds, tokens = 0.0, 0
     with (folder / FINISHED).open("w", encoding="utf-8") as finished, (folder / FORCED).open("w") as forced:
@@ -441,9 +477,9 @@ def run(folder: Path, given: dict[str, Any]) -> None:
             seconds += time.monotonic() - begin_repeat
             if pattern:
                 silent = [row for row in part if _is_silent(row["made"], row, pattern)]
-                for row, letter in zip(silent, _force(engine, settings, silent), strict=True):
+                for row, letter in _force(engine, settings, silent):
                     _append(forced, {"repeat": repeat, "row": row["row"], "forced": letter})
-    write_json(folder / "speed.json", {"start_seconds": ready - begin, "generate_seconds": seconds, "tokens": tokens})
+    write_json(folder / SPEED, {"start_seconds": ready - begin, "generate_seconds": seconds, "tokens": tokens})
 
 
 def _append(file: TextIO, row: dict[str, Any]) -> None:
@@ -451,38 +487,85 @@ def _append(file: TextIO, row: dict[str, Any]) -> None:
     file.flush()  # to the system, which has it even if this process is killed
 
 
-def _force(engine: Any, settings: Any, silent: list[dict[str, Any]]) -> list[str]:
-    """For each row the letter that the model chooses after its own text and ``the answer is (``.
+def _beat(path: Path) -> Callable[[], None]:
+    """A function that touches a file, five times a second at most: a step may take less than a millisecond."""
+    last = 0.0
 
-    The text is continued as text, so that each tokenizer writes the letter in its own way: the
-    allowed tokens are those at the first place where the letters' continuations differ.
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.2:
+            path.touch()
+            last = time.monotonic()
+
+    return beat
+
+
+def _force(engine: Engine, settings: Settings, silent: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str]]:
+    """For each row the letter that the model chooses after its own text and ``the answer is (``, as they are chosen.
+
+    The text is continued as text, so that each tokenizer writes the letter in its own way. The model chooses among
+    the tokens at the first place where the letters' continuations differ; letters that have the chosen token in
+    common are told apart at the next such place.
     """
     from transformers import AutoTokenizer
 
     if not silent:
-        return []
-    tokenizer = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
-    prompts, letters = [], []
+        return
+    tokenizer = AutoTokenizer.from_pretrained(
+        settings.model, trust_remote_code=settings.trust_remote_code, local_files_only=True
+    )
+    asked = []
     for row in silent:
         text = row["made"]["completion"].rstrip()
         # A thought that was truncated is ended first: what follows must be read as the answer.
         end = unclosed(text, row["prompt"])
         text += (f"\n{end}" if end else "") + FORCING
-        options = {
-            letter: tokenizer(f"{text}{letter})", add_special_tokens=False)["input_ids"] for letter in row["choices"]
-        }
-        differ = next(
-            place
-            for place in range(min(map(len, options.values())))
-            if len({ids[place] for ids in options.values()}) > 1
-        )
-        shared = next(iter(options.values()))[:differ]
-        room = settings.max_model_len - len(row["prompt_token_ids"]) - 1
-        # A text that was cut off at the limit loses its beginning: its end is what it would go on from.
-        prompts.append(row["prompt_token_ids"] + shared[-room:])
-        letters.append({ids[differ]: letter for letter, ids in options.items()})
-    chosen = engine.choose(prompts, [list(by_token) for by_token in letters])
-    return [by_token[token] for by_token, token in zip(letters, chosen, strict=True)]
+        options = _continuations(tokenizer, text, row["choices"])
+        shared = _shared(options)
+        # What may follow what all have in common needs room too. A text that was truncated at the limit loses its
+        # beginning: its end is what it would continue from.
+        room = settings.max_model_len - len(row["prompt_token_ids"]) - max(map(len, options.values())) + len(shared)
+        prompt = row["prompt_token_ids"] + shared[max(0, len(shared) - room) :]
+        asked.append((row, prompt, {letter: ids[len(shared) :] for letter, ids in options.items()}))
+    while asked:
+        undecided = []
+        prompts, allowed = [prompt for _, prompt, _ in asked], [_first(options) for _, _, options in asked]
+        for place, token in engine.choose(prompts, allowed):
+            row, prompt, options = asked[place]
+            left = {letter: ids for letter, ids in options.items() if ids[0] == token}
+            if len(left) == 1:
+                yield row, next(iter(left))
+            else:
+                shared = _shared(left)
+                rest = {letter: ids[len(shared) :] for letter, ids in left.items()}
+                undecided.append((row, prompt + shared, rest))
+        asked = undecided
+
+
+def _continuations(tokenizer: Any, text: str, letters: str) -> dict[str, list[int]]:
+    """Token ids of a text that ends in ``FORCING``, continued with each letter.
+
+    Raises:
+        ConfigError: the tokenizer writes two of them alike.
+    """
+    options = {letter: list(tokenizer(f"{text}{letter})", add_special_tokens=False)["input_ids"]) for letter in letters}
+    for letter, ids in options.items():
+        if same := next((one for one in options if one != letter and options[one][: len(ids)] == ids), None):
+            raise ConfigError(
+                f"eval.forced=true: the tokenizer writes the choices {letter!r} and {same!r} alike, and the model "
+                "cannot choose between them; set eval.forced=false, or other letters by dataset.choices"
+            )
+    return options
+
+
+def _shared(options: Mapping[str, list[int]]) -> list[int]:
+    """The tokens that all continuations begin with; none is the beginning of another one."""
+    differ = next(place for place, ids in enumerate(zip(*options.values(), strict=False)) if len({*ids}) > 1)
+    return next(iter(options.values()))[:differ]
+
+
+def _first(options: Mapping[str, list[int]]) -> list[int]:
+    return list(dict.fromkeys(ids[0] for ids in options.values()))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from sftlab.config import MergeConfig
 from sftlab.errors import StageError
 from sftlab.instance import Machine
 from sftlab.launch import child, leave_out, serve
-from sftlab.models import Base
-from sftlab.store import Stage, Store, write_json
+from sftlab.models import Base, stop_tokens
+from sftlab.store import Stage, Store, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,13 @@ class Merged:
 def inputs(checkpoint: Path, base: Base) -> dict[str, Any]:
     """What the merged model is made of: a checkpoint of a finished training, and its base."""
     step = int(checkpoint.name.split("-")[1])
-    return {"version": 1, "train": checkpoint.parent.name, "step": step, "base": base.identity}
+    return {
+        "version": 2,
+        "train": checkpoint.parent.name,
+        "step": step,
+        "base": base.identity,
+        "libraries": versions("torch", "transformers", "peft"),
+    }
 
 
 def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Machine, cfg: MergeConfig) -> Merged:
@@ -107,11 +113,14 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     if adapter:
         model = model.merge_and_unload(safe_merge=True)
     model.config.use_cache = True
-    if model.generation_config is not None:
-        # Settings of sampling do not go with greedy decoding, and saving refuses contradictions.
-        model.generation_config = load_generation_config(base)
+    tokenizer = base.tokenizer()
+    # Settings of sampling do not go with greedy decoding, and saving refuses contradictions.
+    model.generation_config = load_generation_config(base)
+    counts = json.loads((Path(given["tokens"]) / "counts.json").read_text("utf-8"))
+    # Wherever the model is served, it stops at the token that it learned to end its answers with.
+    model.generation_config.eos_token_id = stop_tokens(base.path, tokenizer, counts["turn_ends"])
     model.to("cpu").save_pretrained(folder)
-    base.tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     for name in PROCESSOR_FILES:  # of models that read images too, which engines ask for before any text
         if (base.path / name).is_file():
             shutil.copyfile(base.path / name, folder / name)

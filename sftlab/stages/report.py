@@ -290,8 +290,26 @@ def table(evaluation: dict[str, Any]) -> None:
             say(found["note"])
 
 
-def page(run: Run) -> None:
-    """Write ``report.html``: one file that opens offline."""
+def evaluations(rows: Sequence[dict[str, Any]]) -> None:
+    """Print one table over all models that a sweep evaluated."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from sftlab.page import evaluation_rows
+
+    header, *lines = evaluation_rows(rows)
+    printed = Table(title="All evaluations on the test set", title_justify="left")
+    for name in header:
+        printed.add_column(name, justify="left" if name in ("model", "overrides", "verdict") else "right")
+    for line in lines:
+        printed.add_row(*map(Text, line))
+    say(printed)
+    if sum("p_adjusted" in row for row in rows) > 1:
+        say("Adjusted by Holm's method for the number of comparisons; the verdicts follow the adjusted p")
+
+
+def page(run: Run, to: Path | None = None) -> None:
+    """Write ``report.html``, one file that opens offline, into the run's folder or another."""
     from sftlab.page import render
 
-    (run.folder / "report.html").write_text(render(run.folder), encoding="utf-8")
+    ((to or run.folder) / "report.html").write_text(render(run.folder, run.values), encoding="utf-8")

@@ -6,15 +6,16 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sftlab.errors import ConfigError
 from sftlab.models import Base
-from sftlab.prompt import tokenize
+from sftlab.prompt import tokenize, tokenize_all, turn_end
 from sftlab.records import Example
 from sftlab.stages.dataset import Dataset
-from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,10 @@ class Tokenized:
 
     @property
     def counts(self) -> dict[str, Any]:
-        """By split: rows, tokens, supervised tokens, rows truncated and left out, longest row; BOS of a prompt."""
+        """By split: rows, tokens, supervised tokens, rows truncated and left out, longest row; BOS of a prompt.
+
+        ``turn_ends`` are the tokens that the chat template ends an assistant turn with.
+        """
         counts: dict[str, Any] = json.loads((self.stage.path / "counts.json").read_text("utf-8"))
         return counts
 
@@ -37,9 +41,10 @@ class Tokenized:
 def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> dict[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 3,
+        "version": 4,
         "dataset": dataset_key,
         "tokenizer": base.identity,
+        "libraries": versions("transformers", "tokenizers", "jinja2"),
         "max_length": max_length,
         "allow_truncated_completion": allow_truncated_completion,
     }
@@ -49,14 +54,15 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
     """Training and validation rows as token ids, the loss on the completion only.
 
     Raises:
-        ConfigError: ``max_length`` leaves a completion incomplete (unless allowed), or no prompt fits.
+        ConfigError: ``max_length`` leaves a completion incomplete (unless allowed), no prompt fits, or the chat
+            template changes a text or does not end a turn.
     """
 
     def build(folder: Path) -> None:
         from datasets import Dataset as Table
 
         tokenizer = base.tokenizer()
-        counts: dict[str, Any] = {}
+        counts: dict[str, Any] = {"turn_ends": []}
         for split in ("train", "validation"):
             examples = dataset.split(split)
             whole = list(_rows(examples, tokenizer, split))
@@ -78,6 +84,8 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
                     if label == IGNORED
                 ]
                 counts["prompt_bos"] = prompt.count(tokenizer.bos_token_id)
+            ends = {turn_end(tokenizer, example) for example in examples} | {*counts["turn_ends"]}
+            counts["turn_ends"] = sorted(token for token in ends if token is not None)
             Table.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]).save_to_disk(
                 folder / split
             )
@@ -93,10 +101,8 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
 
 
 def _rows(examples: list[Example], tokenizer: Any, split: str) -> Iterator[dict[str, Any]]:
-    from tqdm.auto import tqdm
-
-    for example in tqdm(examples, desc=f"tokenizing {split}", leave=False, delay=3):
-        tokens = tokenize(tokenizer, example)
+    made = tokenize_all(partial(tokenize, tokenizer), examples, split)
+    for example, tokens in zip(examples, made, strict=True):
         yield {
             "id": example.id,
             "input_ids": tokens.prompt + tokens.completion,

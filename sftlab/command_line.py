@@ -1,0 +1,381 @@
+"""Command lines that cannot be carried out: what is wrong with each argument, and what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from hydra import __version__ as hydra_version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import (
+    create_automatic_config_search_path,
+    detect_calling_file_or_module_from_task_function,
+    get_args_parser,
+)
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sftlab.config import Config
+from sftlab.errors import ConfigError
+from sftlab.overrides import override, parsed, refusal, shown, wants_list, with_home
+
+# Dictionaries that take keys of the user's choosing.
+FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.(train|validation|test)$")
+ADDED = ("experiment", "debug")  # groups without a default
+MODES = get_args(Config.model_fields["mode"].annotation)
+PAIR = ('"BASE.jsonl"', '"TUNED.jsonl"')
+PROGRAM = "python -m sftlab"
+
+
+def options_first(given: Sequence[str], conf: Path) -> list[str]:
+    """The arguments in the order that Hydra's parser takes them: options, then overrides; ``~`` is quoted.
+
+    Raises:
+        ConfigError: an argument is neither an option nor KEY=VALUE.
+    """
+    if "--version" in given:
+        print(f"sftlab {metadata.version('sftlab')} (Hydra {hydra_version})")
+        sys.exit(0)
+    options, overrides, problems = _sorted(given)
+    if problems := [*_commands(overrides, conf), *problems]:
+        from sftlab.validate import listed
+
+        raise ConfigError(listed(problems))
+    _options([*options, *overrides])
+    return [*options, *map(with_home, overrides)]
+
+
+def _sorted(given: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Options with their values, overrides, and what is wrong with options that do not exist."""
+    actions = {name: action for action in get_args_parser()._actions for name in action.option_strings}
+    options, overrides, problems = [], [], []
+    left = list(given)
+    while left:
+        argument = left.pop(0)
+        action = actions.get(argument.partition("=")[0] if argument.startswith("--") else argument)
+        if action is not None:
+            options.append(argument)
+            takes_next = action.nargs is None or (left and action.choices and left[0] in action.choices)
+            if left and takes_next and "=" not in argument:
+                options.append(left.pop(0))
+        elif argument.startswith("-") and argument != "--":
+            word = left and "=" not in left[0] and not left[0].startswith("-") and "=" not in argument
+            problems.append(_option(argument, left.pop(0) if word else None))
+        elif argument != "--":
+            overrides.append(argument)
+    return options, overrides, problems
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{PROGRAM} --help` shows how commands are written")
+
+
+def _options(given: Sequence[str]) -> Namespace:
+    parser = get_args_parser()
+    parser.__class__, parser.allow_abbrev = _Parser, False
+    return parser.parse_args(list(given))
+
+
+def _option(argument: str, after: str | None) -> str:
+    """What to write for an option that does not exist, with the word after it."""
+    from sftlab.validate import known_keys, nearest
+
+    name, equal, value = argument.partition("=")
+    key, value = name.strip("-").replace("-", "_"), value if equal else after or "true"
+    if key in set(known_keys(Config)):
+        return f"{argument}: is not an option; write {shown(override(key, value) or f'{key}=VALUE')}"
+    known = [name for action in get_args_parser()._actions for name in action.option_strings]
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
+        return f"{argument}: no such option; did you mean {close[0]}?"
+    return f"{argument}: no such option; settings are written as KEY=VALUE: {nearest(key)}"
+
+
+def _commands(arguments: Sequence[str], conf: Path) -> Iterator[str]:
+    """What to write for arguments that are not KEY=VALUE, such as ``compare a.jsonl b.jsonl``."""
+    if arguments and arguments[0] in (*MODES, "help", "version", "sweep", "run"):
+        settings = [argument for argument in arguments if _is_setting(argument, conf)]
+        words = [argument for argument in arguments if argument not in settings]
+        yield f"{' '.join(words)}: is not KEY=VALUE; write {_command(words[0], words[1:], settings, conf)}"
+        return
+    left, before = list(arguments), ""
+    while left:
+        spaced = re.match(r"([\w.@/+]+)( = | =|= )(?=[^= ])", " ".join(left[:3]))
+        if spaced and left[0] in (spaced[1], f"{spaced[1]}="):
+            taken = left[: 1 + spaced[2].count(" ")]
+            key, value = spaced[1], taken[-1].lstrip("=")
+            yield f"{' '.join(taken)}: has spaces around its =; write {shown(override(key, value) or f'{key}=VALUE')}"
+        else:
+            taken = left[:1]
+            if _is_word(left[0]):
+                yield _word(left[0], before, conf)
+        before, left = taken[-1] if "=" in taken[-1] else "", left[len(taken) :]
+
+
+def _is_word(argument: str) -> bool:
+    return "=" not in argument and not argument.startswith("~")
+
+
+def _is_setting(argument: str, conf: Path) -> bool:
+    key, equal, _ = argument.partition("=")
+    plain = key.lstrip("+~").partition("@")[0]
+    return (bool(equal) or key.startswith("~")) and (_is_key(plain) or (conf / plain).is_dir())
+
+
+def _command(name: str, words: list[str], settings: list[str], conf: Path) -> str:
+    command: list[str] = []
+    if name in ("help", "version"):
+        return f"{PROGRAM} --{name}"
+    if name == "sweep":
+        command += ["-m"]
+    elif name != "run":
+        command += [f"mode={name}"]
+    files = {"compare": "eval.predictions", "evaluate": "eval.name_or_path", "report": "hydra.run.dir"}.get(name)
+    if files == "eval.predictions":
+        items = [QuotedString(word, Quote.double).with_quotes() for word in words]
+        command.append(f"{files}=[{','.join(items if len(words) == 2 else PAIR)}]")
+    elif files:
+        command.append(override(files, words[0] if len(words) == 1 else "FOLDER") or f'{files}="FOLDER"')
+    else:
+        command += [_choice(word, conf) or "KEY=VALUE" for word in words]
+    return " ".join([PROGRAM, *map(shown, [*command, *settings])])
+
+
+def _word(word: str, before: str, conf: Path) -> str:
+    """What to write for a single word: a key without a value, an option of a group, or part of the value before it."""
+    from sftlab.validate import known_keys
+
+    if word in set(known_keys(Config)):
+        return f"{word}: has no value; write {word}=VALUE"
+    if choice := _choice(word, conf):
+        return f"{word}: is not KEY=VALUE; write {shown(choice)}"
+    key, equal, value = before.partition("=")
+    joined = override(key, f"{value} {word}") if equal and refusal(key, f"{value} {word}") is None else None
+    if joined and not (conf / key.lstrip("+").partition("@")[0]).is_dir():
+        return f"{word}: is not KEY=VALUE; if it belongs to {before}, write {shown(joined)}"
+    return f"{word}: is not KEY=VALUE; `{PROGRAM} --help` shows how settings are written"
+
+
+def _choice(word: str, conf: Path) -> str | None:
+    for group in ("experiment", "dataset", "model", "peft", "instance", "eval", "tracking", "debug", "train"):
+        if (conf / group / f"{word}.yaml").is_file():
+            return f"{'+' * (group in ADDED)}{group}={word}"
+    return None
+
+
+class _Composer:
+    """The configurations that Hydra sees on a command line: those of sftlab, ``--config-dir`` and hydra.searchpath."""
+
+    def __init__(self, options: Namespace, task: Callable[..., Any], conf: Path) -> None:
+        file, module = detect_calling_file_or_module_from_task_function(task)
+        path = create_automatic_config_search_path(file, module, options.config_path or str(conf))
+        if options.config_dir:
+            folder = Path(options.config_dir).absolute()
+            path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema", path=None))
+        GlobalHydra.instance().clear()
+        loader = Hydra.create_main_hydra2("sftlab", path).config_loader
+        assert isinstance(loader, ConfigLoaderImpl)
+        self.loader, self.name = loader, options.config_name or "config"
+        self.searched: list[str] = []
+
+    def choices(self, group: str) -> list[str]:
+        """The options of a group; none if there is no such group."""
+        return self.loader.get_group_options(group, config_name=self.name, overrides=self.searched)
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """The configuration with these overrides, without Hydra's own part."""
+        config = self.loader.load_configuration(self.name, overrides, RunMode.RUN)
+        return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], conf: Path) -> str:
+    """Hydra's error about a command line as argument, reason and remedy, together with all else that is wrong."""
+    from sftlab.validate import SECRET, SECRETS, listed, problems, unknown_field, validate
+
+    options = _options(given)
+    if options.config_dir and not Path(options.config_dir).is_dir():
+        return f"--config-dir {options.config_dir}: config directory {options.config_dir!r} not found; check the path"
+    composer = _Composer(options, task, conf)
+    overrides = {argument: parsed(argument) for argument in options.overrides}
+    composer.searched = [argument for argument, read in overrides.items() if read and read.is_hydra_override()]
+    sweep = bool(options.multirun)
+    found: list[str] = []
+    fixed: list[str] = []  # the command line with the remedies applied, for what is wrong besides
+    unquoted: dict[str, str] = {}  # keys whose values need quotes, if a text is what they take
+    doubtful: set[str] = set()  # keys whose meant value is not known, so that nothing is said that depends on them
+    for argument, read in overrides.items():
+        key = argument.partition("=")[0].lstrip("+~")
+        if SECRET.search(key):
+            found.append(f"{key}: {SECRETS}")
+            continue
+        problem, meant = (
+            _unreadable(argument, sweep=sweep) if read is None else _misfit(argument, read, composer, sweep=sweep)
+        )
+        if problem and read is None and meant is not None:
+            unquoted[key] = problem
+        elif problem:
+            found.append(problem)
+        if meant is None or (problem and read is not None) or (read and read.is_sweep_override()):
+            doubtful.update((key.partition("@")[2] or key, (meant or "").partition("=")[0].lstrip("+")))
+        if meant is not None and not (read and read.is_sweep_override()):
+            fixed.append(meant)
+    plugin = re.search(r"Could not find '(hydra/\w+)/(optuna|ray|joblib|submitit)(\w*)'", str(error))
+    if plugin:
+        group, name, kind = plugin.groups()
+        extra = name.replace("submitit", "slurm")
+        found.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
+        fixed = [argument for argument in fixed if not argument.startswith(f"{group}=")]
+    absent: dict[str, str] = {}  # keys that are added with a +
+    while True:
+        try:
+            validate(composer.compose(fixed))
+        except ConfigError as wrong:
+            for problem in problems(wrong):
+                refused = [key for key in absent if problem.startswith((f"{key}:", f"{key}="))]
+                absent = {key: text for key, text in absent.items() if key not in refused}
+                if typed := re.match(r"([\w.]+)=.*?: should ", problem):
+                    unquoted.pop(typed[1], None)
+                if not any(_depends(problem, key) for key in doubtful if key):
+                    found.append(problem)
+        except (HydraException, TypeError, ValueError) as wrong:
+            twice = re.search(r"An item is already at '([^']+)'", str(wrong))
+            if again := next((one for one in fixed if twice and one.partition("=")[0] == f"+{twice[1]}"), None):
+                found.append(f"{again}: is there already; write {shown(again[1:])}")
+                fixed[fixed.index(again)] = again[1:]
+                continue
+            missing = re.search(r"Could not override '([^']+)'", str(wrong))
+            culprit = next((one for one in fixed if missing and one.partition("=")[0] == missing[1]), None)
+            if culprit:
+                key = culprit.partition("=")[0]
+                fixed.remove(culprit)
+                if key.startswith("train.extra."):  # its value takes seconds to check
+                    told = unknown_field(key.removeprefix("train.extra."))
+                    found.append(told or f"{culprit}: is not there yet; write {shown(f'+{culprit}')}")
+                elif FREE.match(key):
+                    absent[key] = f"{culprit}: is not there yet; write {shown(f'+{culprit}')}"
+                    fixed.append(f"+{culprit}")
+                else:
+                    section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
+                    found.append(f"{culprit}: the chosen {section} has no such key; choose another by {section}=…")
+                    doubtful.add(key)
+                continue
+            if not found and not absent and not unquoted:
+                return _hydras(error)
+        break
+    found = [*unquoted.values(), *found, *absent.values()]
+    return listed(found) if found else _hydras(error)
+
+
+def _hydras(error: Exception) -> str:
+    """Hydra's own words in one line."""
+    text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip()).removesuffix("; ")
+    return text if ";" in text else f"{text}; `{PROGRAM} --cfg all` lists all keys, with values that fit"
+
+
+def _depends(problem: str, key: str) -> bool:
+    """Whether a problem is about a key, or a key of the group that was chosen by it."""
+    return any(word == key or word.startswith(f"{key}.") for word in re.findall(r"[\w.]+", problem))
+
+
+def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
+    """An argument that Hydra's grammar does not take: the problem, and what was meant if that is known."""
+    from sftlab.validate import nearest
+
+    key, equal, value = argument.partition("=")
+    if not key.strip("+ "):
+        return f"{argument}: has no key; write KEY=VALUE", None
+    if not equal:
+        return f"{argument}: is not KEY=VALUE; write KEY=VALUE", None
+    plain = key.strip().lstrip("+")
+    if not _is_key(plain):
+        return f"{argument}: no such key; {nearest(plain)}", None
+    if value.strip()[:1] in ("[", "{") and value.strip()[-1:] not in ("]", "}"):
+        closing = {"[": "]", "{": "}"}[value.strip()[0]]
+        return f"{argument}: cannot be read; write KEY=VALUE with {closing} at the end of the value", None
+    meant = override(key.strip(), value, sweep=sweep)
+    if not sweep and not wants_list(plain) and value.strip()[:1] not in ("[", "{") and (no := refusal(plain, value)):
+        return f"{plain}={value!r}: {no}", None
+    if meant is None:
+        return (
+            f"{argument}: cannot be read on a command line; write it in a YAML file and add that by --config-dir",
+            None,
+        )
+    return f"{argument}: cannot be read without quotes; write {shown(meant)}", meant
+
+
+def _misfit(argument: str, read: Override, composer: _Composer, *, sweep: bool) -> tuple[str | None, str | None]:
+    """An argument that Hydra can read: its problem if it has one, and what was meant as far as that is known."""
+    from sftlab.validate import known_keys, nearest
+
+    key, value = str(read.key_or_group), read.value()
+    if not key:
+        return f"{argument}: has no key; write KEY=VALUE", None
+    choices = composer.choices(key) if not read.is_delete() else []
+    if read.is_sweep_override() and not sweep and not key.startswith("hydra"):
+        return _several(argument, group=bool(choices)), None
+    if choices and not key.startswith("hydra"):
+        named = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+        names = [str(name) if isinstance(name, str | int) and not isinstance(name, bool) else None for name in named]
+        many = isinstance(value, list) and key not in ADDED
+        if (many or None in names) and not (value is None and read.package):
+            return f"{argument}: a group needs one choice; there are {', '.join(choices)}", None
+        wrong = [name for name in names if name and not _is_choice(composer, key, name, choices)]
+        if wrong:
+            close = difflib.get_close_matches(wrong[0], choices, n=1)
+            written = f"+{key}={close[0]}" if close and key in ADDED else close[0] if close else ""
+            hint = f"did you mean {written}? " if close else ""
+            return f"{argument.lstrip('+')}: no such choice; {hint}there are {', '.join(choices)}", None
+        if key in ADDED and not read.is_add():
+            return f"{argument}: is added to the defaults; write {shown(f'+{argument}')}", f"+{argument}"
+        if read.is_add() and not read.is_force_add() and key in _defaults(composer) and not read.package:
+            return f"{argument}: has a choice already; write {shown(argument[1:])}", argument[1:]
+        return None, argument
+    if choices or _is_key(key):
+        return None, argument
+    if re.match(r"(eval\.)?dataset\.split\.", key):
+        return f"{argument}: no such key; the splits are train, validation and test", None
+    hint = nearest(key)
+    guess = re.fullmatch(r"did you mean (\S+)\?", hint)
+    problem = f"{argument}: no such key; {hint}"
+    if guess and not read.is_sweep_override() and guess[1] in set(known_keys(Config)):
+        return problem, argument.replace(key, guess[1], 1).lstrip("+")
+    return problem, None
+
+
+def _is_key(key: str) -> bool:
+    from sftlab.validate import known_keys
+
+    return key in set(known_keys(Config)) or key.startswith("hydra") or bool(FREE.match(key)) or "@" in key
+
+
+def _is_choice(composer: _Composer, group: str, name: str, choices: list[str]) -> bool:
+    folder, _, leaf = name.removesuffix(".yaml").rpartition("/")
+    return leaf in (composer.choices(f"{group}/{folder}") if folder else choices)
+
+
+def _defaults(composer: _Composer) -> set[str]:
+    """The groups that have a choice without being asked."""
+    return {str(group) for group in composer.loader.compute_defaults_list(
+        composer.name, composer.searched, RunMode.RUN).overrides.known_choices}  # fmt: skip
+
+
+def _several(argument: str, *, group: bool) -> str:
+    key, _, value = argument.partition("=")
+    if group:
+        return f"{argument}: a group needs one choice; add -m to run each of them"
+    as_one = override(key, value)
+    if as_one and wants_list(key):
+        return f"{argument}: is not a list; write {shown(as_one)}"
+    text = f"write {shown(as_one)} for one value, or " if as_one and refusal(key, value) is None else ""
+    return f"{argument}: has several values; {text}add -m to run each of them"

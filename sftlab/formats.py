@@ -1,0 +1,358 @@
+"""The bytes of a file → rows: every format, and every way in which a file is not what its name says."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftlab.errors import ConfigError
+from sftlab.rows import ABSENT, listing, short
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+COMPRESSED = (".gz", ".zst")
+MAGIC = {
+    b"PAR1": ("a Parquet file", ".parquet"),
+    b"\x1f\x8b": ("compressed by gzip", ".gz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", ".zst"),
+    b"BZh": ("compressed by bzip2", None),
+    b"\xfd7zXZ": ("compressed by xz", None),
+    b"PK\x03\x04": ("a ZIP archive or a spreadsheet (.xlsx)", None),
+    b"\xd0\xcf\x11\xe0": ("a spreadsheet (.xls)", None),
+    b"ARROW1": ("an Arrow file", None),
+    b"SQLite format 3": ("a SQLite database", None),
+}
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
+
+Rows = list[dict[str, Any] | None]
+"""Rows in the order of their source; None stands for one that cannot be read."""
+
+
+class Table(NamedTuple):
+    """The rows of a file, and what is wrong with those that cannot be read."""
+
+    rows: Rows
+    problems: list[str]
+
+
+def kind(file: Path) -> str | None:
+    """The format that a file's name tells."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
+
+
+def stem(file: Path) -> str:
+    """A file's name without the endings of its format."""
+    stem = file.name
+    for endings in (COMPRESSED, SUFFIXES):
+        stem = next((stem[: -len(ending)] for ending in endings if stem.lower().endswith(ending)), stem)
+    return stem
+
+
+def read_file(file: Path) -> Table:
+    """The rows of a file.
+
+    Raises:
+        ConfigError: it is not what its name says, or not text in UTF-8.
+    """
+    form = kind(file)
+    if form is None:
+        raise ConfigError(
+            f"{file}: does not end in {', '.join(SUFFIXES)}, nor one of these and .gz or .zst; convert it, or rename "
+            "it if it is one"
+        )
+    data = _content(file)
+    if form == ".parquet":
+        return _parquet(file, data)
+    readers: dict[str, Callable[[Path, str], Table]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv}
+    return readers[form](file, _text(file, data))
+
+
+def _content(file: Path) -> bytes:
+    """The bytes of a file, decompressed where its name says that it is compressed."""
+    import gzip
+    import zlib
+
+    data = file.read_bytes()
+    if not data:
+        raise ConfigError(f"{file}: is empty; give a file with rows")
+    suffix = file.suffix.lower()
+    if suffix in COMPRESSED and data.startswith(b"version https://git-lfs"):
+        _check_magic(file, data, suffix)
+    if suffix == ".gz":
+        if not data.startswith(b"\x1f\x8b"):
+            raise ConfigError(f"{file}: is not compressed by gzip; rename it to {file.with_suffix('').name}")
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigError(f"{file}: is damaged or not whole: {error}; copy or download it again") from error
+    elif suffix == ".zst":
+        from pyarrow import BufferReader, CompressedInputStream  # type: ignore[import-untyped]
+
+        if not data.startswith(b"\x28\xb5\x2f\xfd"):
+            raise ConfigError(f"{file}: is not compressed by zstd; rename it to {file.with_suffix('').name}")
+        try:
+            data = CompressedInputStream(BufferReader(data), "zstd").read()
+        except OSError as error:
+            raise ConfigError(f"{file}: is damaged or not whole: {error}; copy or download it again") from error
+    _check_magic(file, data, kind(file) or "")
+    return data
+
+
+def _check_magic(file: Path, data: bytes, form: str) -> None:
+    """Refuse a file whose content is not what its name says."""
+    if data.startswith(b"version https://git-lfs"):
+        raise ConfigError(f"{file}: is a pointer of Git LFS, not the file itself; run `git lfs pull`")
+    if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|body)", data[:200], re.IGNORECASE):
+        raise ConfigError(
+            f"{file}: is a web page (HTML) or XML: {short(data[:200].decode('utf-8', 'replace'), 40)}; "
+            "download the file itself"
+        )
+    for magic, (content, suffix) in MAGIC.items():
+        if data.startswith(magic) and suffix != form:
+            if suffix is None:
+                remedy = f"convert it to one of {', '.join(SUFFIXES)}"
+            elif file.suffix.lower() in COMPRESSED:
+                remedy = f"decompress it, and rename what is in it to {stem(file)}{suffix}"
+            elif suffix in COMPRESSED:
+                remedy = f"rename it to {file.name}{suffix}"
+            else:
+                remedy = f"rename it to {stem(file)}{suffix}"
+            raise ConfigError(f"{file}: is {content}; {remedy}")
+
+
+def _text(file: Path, data: bytes) -> str:
+    """The text of a file in UTF-8."""
+    encoding = None
+    if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        encoding = "UTF-32"
+    elif data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "UTF-16"
+    elif b"\0" in data[:400]:
+        encoding = "UTF-16LE" if data[1:2] == b"\0" else "UTF-16BE" if data[:1] == b"\0" else "binary"
+    if encoding == "binary":
+        raise ConfigError(f"{file}: is not text; convert it to one of {', '.join(SUFFIXES)}")
+    if encoding is None:
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            where, encoding = f"{file}:{line}: is not UTF-8 (byte 0x{data[error.start]:02x})", "WINDOWS-1252"
+    else:
+        where = f"{file}: is {encoding}, not UTF-8"
+    suffix = file.suffix.lower()
+    command = {".gz": "zcat {} | iconv", ".zst": "zstdcat {} | iconv"}.get(suffix, "iconv").format(file.name)
+    source = "" if suffix in COMPRESSED else f" {file.name}"
+    raise ConfigError(
+        f"{where}; write it again as UTF-8, for example with `{command} -f {encoding} -t UTF-8{source} > "
+        f"utf8{kind(file)}`"
+    )
+
+
+def _jsonl(file: Path, text: str) -> Table:
+    rows: Rows = []
+    problems: list[str] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line or line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if not rows and (table := _spread(file, text, line)):
+                return table
+            problems.append(f"{file}:{number}: is not JSON: {error}; fix or delete the line")
+            row = None
+        else:
+            if isinstance(row, list) and not rows and text.strip() == line.strip():
+                return _from_json(file, row)  # an array in one line
+            if not isinstance(row, dict):
+                problems.append(
+                    f"{file}:{number}: is JSON, but not an object of column → value; fix or delete the line"
+                )
+                row = None
+        rows.append(row)
+    return Table(rows, problems)
+
+
+def _spread(file: Path, text: str, first: str) -> Table | None:
+    """The rows of JSON that begins with the first line and does not end there; None where there is no such."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError) as error:
+        if first.strip() != "{" and (not first.lstrip().startswith("[") or first.rstrip().endswith("]")):
+            return None
+        raise ConfigError(f"{file}: is JSON over several lines that breaks off: {error}; fix the file") from error
+    if "\n" not in text.lstrip()[:end]:
+        return None
+    if text.lstrip()[end:].strip():
+        raise ConfigError(
+            f"{file}: has JSON objects that go over several lines; write one object per line: "
+            f"`jq -c . {file.name} > lines.jsonl`"
+        )
+    return _from_json(file, value)
+
+
+def _json(file: Path, text: str) -> Table:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if "Extra data" in str(error):  # JSON lines under another name
+            return _jsonl(file, text)
+        raise ConfigError(f"{file}: is not JSON: {error}; fix the file") from error
+    return _from_json(file, value)
+
+
+def _from_json(file: Path, value: Any) -> Table:
+    """Rows of a JSON array of objects, of an object around one, or of an object of id → row."""
+    if isinstance(value, dict):
+        value = _unwrapped(file, value)
+    if not isinstance(value, list) or (value and not any(isinstance(row, dict) for row in value)):
+        raise ConfigError(
+            f"{file}: is not a list of objects; write a JSON array of rows, or one object per line (.jsonl)"
+        )
+    problems = [
+        f"{file}, row {number}: is {short(json.dumps(row), 40)} and not an object of column → value; fix or delete it"
+        for number, row in enumerate(value, start=1)
+        if not isinstance(row, dict)
+    ]
+    return Table([row if isinstance(row, dict) else None for row in value], problems)
+
+
+def _unwrapped(file: Path, value: dict[str, Any]) -> list[Any]:
+    """The rows in an object."""
+    lists = {name: item for name, item in value.items() if isinstance(item, list)}
+    tables = [name for name, item in lists.items() if item and all(isinstance(row, dict) for row in item)]
+    objects = [item for item in value.values() if isinstance(item, dict)]
+    if len(lists) == 1 and (tables or lists == value or [] in lists.values()):
+        return next(iter(lists.values()))
+    if len(tables) > 1:
+        raise ConfigError(
+            f"{file}: is an object with several lists of rows ({listing(tables, 5)}); write each to a file of its own"
+        )
+    if len(lists) == len(value) > 1 or (len(objects) == len(value) > 1 and all(map(_is_column, objects))):
+        raise ConfigError(
+            f"{file}: is an object of columns ({listing(value, 5)}), as pandas writes by default; write rows: "
+            "to_json(…, orient='records', lines=True)"
+        )
+    if len(objects) == len(value) > 1 and set.intersection(*map(set, objects)):
+        named = any("id" in row for row in objects)
+        return [row if named else {"id": name, **row} for name, row in value.items()]
+    if not lists and len(objects) == 1 and len(inner := objects[0]) > 1:
+        rows = [row for row in inner.values() if isinstance(row, dict)]
+        if len(rows) == len(inner) and set.intersection(*map(set, rows)):
+            return _unwrapped(file, inner)
+    return [value]
+
+
+def _is_column(values: dict[str, Any]) -> bool:
+    """Whether an object has the values of a column by the numbers of their rows."""
+    return bool(values) and list(values) == [str(number) for number in range(len(values))]
+
+
+def _csv(file: Path, text: str) -> Table:
+    """Rows of a table with a header. Cells stay the text that they are."""
+    csv.field_size_limit(2**31 - 1)  # rationales are long
+    first = text.partition("\n")[0].strip("\r")
+    said = re.fullmatch(r"sep=(.)", first, re.IGNORECASE)  # as spreadsheets write it
+    skipped = 1 if said else 0
+    if said:
+        text = text.partition("\n")[2]
+        first = text.partition("\n")[0]
+    candidates = [said[1]] if said else [delimiter for delimiter in DELIMITERS if delimiter in first] or [","]
+    parsed = [_Cells.parse(text, delimiter) for delimiter in candidates]
+    if "\t" in candidates and not any(cells.even for cells in parsed):  # tables of tabs seldom quote
+        parsed.append(_Cells.parse(text, "\t", quoting=csv.QUOTE_NONE))
+    if not any(cells.rows or cells.error for cells in parsed):
+        return Table([], [])
+    even = [cells for cells in parsed if cells.even and (len(cells.header) > 1 or len(candidates) == 1)]
+    if len(even) > 1:
+        names = " and ".join(f"{DELIMITERS[cells.delimiter]} ({len(cells.header)} columns)" for cells in even)
+        raise ConfigError(
+            f"{file}:1: cells may be separated by {names}, as every row has as many; quote the cells that hold one "
+            "of them, or write the table as JSON lines"
+        )
+    table = even[0] if even else max(parsed, key=lambda cells: (cells.fitting, len(cells.header)))
+    header = table.header
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ConfigError(f"{file}:1: two columns have the same name ({listing(twice, 5)}); rename one")
+    problems: list[str] = []
+    rows: Rows = []
+    for line, row in table.rows:
+        fits = len(row) == len(header)
+        rows.append(dict(zip(header, row, strict=True)) if fits else None)
+        if not fits:
+            name = DELIMITERS.get(table.delimiter, repr(table.delimiter))
+            cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
+            problems.append(
+                f"{file}:{line + skipped}: has {cells}, and the header has {len(header)} "
+                f"({listing(header, 5)}); quote cells that hold a {name}, or fix the row"
+            )
+    if table.error:
+        problems.append(f"{file}:{table.line + skipped}: cannot be read as CSV: {table.error}; fix the row")
+    return Table(rows, problems)
+
+
+class _Cells(NamedTuple):
+    """A table as one delimiter cuts it: rows with their first line, and the error at which it ended, if any."""
+
+    delimiter: str
+    header: list[str]
+    rows: list[tuple[int, list[str]]]
+    error: str | None
+    line: int
+
+    @classmethod
+    def parse(cls, text: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> _Cells:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
+        rows: list[tuple[int, list[str]]] = []
+        line, error = 1, None
+        try:
+            for row in reader:
+                if row:
+                    rows.append((line, row))
+                line = reader.line_num + 1
+        except csv.Error as raised:
+            error = str(raised)
+        header = [name.strip() for name in rows[0][1]] if rows else []
+        return cls(delimiter, header, rows[1:], error, line)
+
+    @property
+    def fitting(self) -> float:
+        return sum(len(row) == len(self.header) for _, row in self.rows) if len(self.header) > 1 else -1
+
+    @property
+    def even(self) -> bool:
+        """Whether every row has as many cells as the header."""
+        return self.error is None and all(len(row) == len(self.header) for _, row in self.rows)
+
+
+def _parquet(file: Path, data: bytes) -> Table:
+    from pyarrow import ArrowException, BufferReader, parquet
+
+    try:
+        table = parquet.ParquetFile(BufferReader(data)).read()
+    except (ArrowException, OSError) as error:
+        raise ConfigError(f"{file}: cannot be read as Parquet: {error}; copy or write it again") from error
+    names = table.column_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{file}: two columns have the same name ({listing(twice, 5)}); rename one")
+    return Table(dense(table.to_pylist()), [])
+
+
+def dense(rows: Iterable[dict[str, Any]]) -> Rows:
+    """Rows of an Arrow table, in whose objects a null stands for a key that only other rows have."""
+    return [{column: _dense(value) for column, value in row.items()} for row in rows]
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_dense(item) for item in value]
+    if isinstance(value, dict):
+        return {name: ABSENT if item is None else _dense(item) for name, item in value.items()}
+    return value

@@ -1,0 +1,168 @@
+"""Jinja as the templates of datasets see it: sandboxed, strict, and never a Python value in a text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from functools import cache, lru_cache, wraps
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import regex
+
+from sftlab.extract import limited
+from sftlab.rows import Absent, Dict, List, NotTextError, Null, is_null, plain
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+@cache
+def environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as the templates of datasets see it: sandboxed, and strict about what does not exist and what is no text.
+
+    Null is written as nothing. Any other value that is neither text nor a number is an error, unless a filter
+    makes a text of it.
+    """
+    from jinja2 import StrictUndefined, Undefined, filters, nodes, pass_context, tests
+    from jinja2.runtime import Context
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset("%")
+
+        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+            if isinstance(left, str):
+                named = isinstance(right, Mapping) and "%(" in left
+                right = _arguments(right) if named or isinstance(right, tuple) else _formatted(right)
+            return super().call_binop(context, operator, left, right)
+
+        def wrap_str_format(self, value: Any) -> Any:
+            wrapped = super().wrap_str_format(value)
+            if wrapped is None:
+                return None
+            return lambda *args, **kwargs: wrapped(*map(_formatted, args), **_arguments(kwargs))
+
+        def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+            for concat in source.find_all(nodes.Concat):
+                concat.nodes = [
+                    nodes.Filter(node, "_text", [], [], None, None, lineno=node.lineno) for node in concat.nodes
+                ]
+            source.set_environment(self)
+            return super()._generate(source, *args, **kwargs)
+
+    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    jinja.finalize = pass_context(lambda _, value: text_of(value))  # with a context: not at compile time
+    jinja.filters["search"] = _search
+    jinja.filters["sql"] = _sql
+    for name in _OF_TEXT:
+        jinja.filters[name] = _of_text(jinja.filters[name])
+    jinja.filters["_text"] = text_of
+    # Model input keeps < and > as they are; Jinja's own tojson writes them for HTML.
+    jinja.filters["tojson"] = lambda value, indent=None: json.dumps(
+        plain(value), ensure_ascii=False, allow_nan=False, indent=indent
+    )
+    jinja.filters["replace"] = _replace
+    jinja.filters["format"] = lambda value, *args, **kwargs: _converted(value) % _arguments(kwargs or args)
+    texts = filters.FILTERS["map"]
+
+    @pass_context
+    def join(context: Context, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+        items = value if attribute is None else texts(context, value, attribute=attribute)
+        return str(text_of(d)).join(str(text_of(item)) for item in items)
+
+    @pass_context
+    def default(context: Context, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
+        missing = isinstance(value, Undefined | Absent) or (boolean and not value)
+        return default_value if missing else value
+
+    jinja.filters |= {"join": join, "default": default, "d": default}
+    jinja.tests |= {
+        "none": lambda value: value is None or isinstance(value, Null),
+        "defined": lambda value: not isinstance(value, Undefined | Absent),
+        "undefined": lambda value: isinstance(value, Undefined | Absent),
+        **{name: _not_null(getattr(tests, f"test_{name}")) for name in ("string", "sequence", "iterable")},
+    }
+    return jinja
+
+
+# Filters that make a text of whatever they are given.
+_OF_TEXT = (
+    *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "safe", "search", "sql", "string"),
+    *("striptags", "title", "trim", "truncate", "upper", "urlencode", "urlize", "wordcount", "wordwrap"),
+)
+
+
+def text_of(value: Any) -> Any:
+    """A value that may be written into a text: text or a number, and an empty text for null.
+
+    Raises:
+        NotTextError: it is anything else.
+    """
+    if type(value) is str:
+        return value
+    from jinja2 import Undefined
+
+    if isinstance(value, str | Undefined):  # Jinja raises where what is undefined is written
+        return value
+    if is_null(value):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise NotTextError(value)
+    return value
+
+
+def _converted(value: Any) -> Any:
+    """What a filter makes its text of: all that has one way to be written, and no lists, objects and bytes."""
+    if isinstance(value, bool | float | Decimal | date | time | timedelta | UUID) and not is_null(value):
+        return str(value)
+    return text_of(value)
+
+
+def _of_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    at = int(hasattr(function, "jinja_pass_arg"))
+
+    @wraps(function)
+    def converting(*args: Any, **kwargs: Any) -> Any:
+        return function(*args[:at], _converted(args[at]), *args[at + 1 :], **kwargs)
+
+    return converting
+
+
+def _not_null(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: not isinstance(value, Null) and test(value)
+
+
+def _formatted(value: Any) -> Any:
+    return value if isinstance(value, List | Dict) else text_of(value)  # {0[key]} reads a part of it
+
+
+def _arguments(values: Any) -> Any:
+    """What a format is filled with, by position or by name."""
+    if isinstance(values, tuple):
+        return tuple(map(_formatted, values))
+    return {name: _formatted(value) for name, value in values.items()}
+
+
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    return str(_converted(text)).replace(str(text_of(old)), str(text_of(new)), -1 if count is None else count)
+
+
+def _search(text: str, pattern: str) -> str:
+    """The first group of the first match of a regular expression, or an empty string."""
+    if not re.compile(pattern).groups:
+        raise ValueError(f"search({pattern!r}) has no group in parentheses")
+    found = next(limited(regex.compile(pattern).finditer, text, pattern), None)
+    return found.group(1) or "" if found else ""
+
+
+@lru_cache(maxsize=20_000)  # a row's SQL is its completion and its target
+def _sql(text: str) -> str:
+    """A SQL statement laid out by sqlparse."""
+    import sqlparse
+
+    return str(sqlparse.format(text, reindent=True, keyword_case="upper")).strip()

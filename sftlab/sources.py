@@ -1,0 +1,210 @@
+"""Rows of files, folders and hub datasets by the splits that the source has. Broken rows are reported all at once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftlab.errors import ConfigError
+from sftlab.formats import SUFFIXES, Rows, dense, kind, read_file, stem
+from sftlab.rows import is_null, listing
+
+log = logging.getLogger(__name__)
+
+# Words in the names of files, and of the hub's splits.
+NAMES = {
+    "train": {"train", "training", "trainset"},
+    "validation": {
+        *("validation", "valid", "val", "dev", "eval", "evaluation"),
+        *("validationset", "validset", "valset", "devset", "evalset"),
+    },
+    "test": {"test", "testing", "testset"},
+}
+# Files beside data that are not data.
+DOCUMENTS = re.compile(
+    r"(readme|licen[cs]e|notice|changelog|citation|authors|contributing|makefile|dockerfile|checksums?|sha256sums?"
+    r"|md5sums?|requirements)\b.*|(dataset_infos?|dataset_dict|state|croissant|metadata)\.json"
+    r"|.*\.(md|rst|html?|pdf|py|ipynb|sh|yaml|yml|toml|cfg|ini|lock|log|bib|png|jpe?g|svg|gif|sha256|md5)",
+    re.IGNORECASE,
+)
+DATA = re.compile(
+    r".*\.(jsonl?|ndjson|jl|csv|tsv|psv|txt|parquet|arrow|feather|orc|avro|xlsx?|ods|xml|zip|7z|tar|tgz|gz|bz2|xz|zst|lz4"
+    r"|h5|hdf5|pkl|pickle|npy|npz|pt|db|sqlite3?|duckdb|tfrecord|lance|msgpack|sql|part|incomplete|crdownload)",
+    re.IGNORECASE,
+)
+
+
+class Source(NamedTuple):
+    """The rows by split (``all`` where the source has one split), and what is wrong with rows that cannot be read."""
+
+    splits: dict[str, Rows]
+    problems: list[str]
+
+
+def is_data(name: str) -> bool:
+    """Whether a name ends as that of a file which can be read."""
+    return kind(Path(name)) is not None
+
+
+def files(path: Path) -> dict[str, list[Path]]:
+    """The files of a source by split. A file is one split, a folder has those that its files are named after.
+
+    A split may come in shards (``train-00000-of-00002.parquet``). A file without a split in its name is the whole
+    source if it is the only one.
+
+    Raises:
+        ConfigError: files that would not be read, or of which it is not clear what they are.
+    """
+    if path.is_file():
+        return {"all": [path]}
+    found = {file.name: file for file in sorted(path.iterdir(), key=_natural) if not file.name.startswith(".")}
+    data = {name: stem(file) for name, file in found.items() if file.is_file() and _is_source(file)}
+    left = [name for name, file in found.items() if name not in data and (_is_left(file) or _has_data(file))]
+    if not data and not left:
+        raise ConfigError(f"{path}: holds no {', '.join(SUFFIXES)} file; check the path")
+    try:
+        splits, other = _by_split(data, shards=True)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: {error}; keep one of them in the folder, or name one file instead of the folder"
+        ) from error
+    left = sorted([*left, *other])
+    folders = [name for name in left if found[name].is_dir()]
+    if left and not splits and left == folders:
+        raise ConfigError(f"{path}: holds data in folders only ({listing(folders, 5)}); give one of them")
+    if left:
+        raise ConfigError(
+            f"{path}: {listing(left, 5)} would not be read; move what is not meant out of the folder, and name the "
+            f"rest after a split (train, validation or test) with one of {', '.join(SUFFIXES)} as ending"
+        )
+    return {split: [found[name] for name in names] for split, names in splits.items()}
+
+
+def read(path: Path) -> Source:
+    """The rows of a file or folder."""
+    splits: dict[str, Rows] = {}
+    problems: list[str] = []
+    for split, shards in files(path).items():
+        splits[split] = []
+        for table in map(read_file, shards):
+            splits[split] += table.rows
+            problems += table.problems
+    return Source(splits, problems)
+
+
+def read_hub(name: str, splits: Mapping[str, list[dict[str, Any]]]) -> Source:
+    """The rows of a hub dataset, of which ``splits`` has all splits.
+
+    Raises:
+        ConfigError: splits of which it is not clear what they are.
+    """
+    try:
+        known, other = _by_split({split: split for split in splits}, shards=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name}: {error}; write the splits that you mean to files with datasets.load_dataset({name!r}, "
+            "split=…).to_json('train.jsonl'), and give their folder"
+        ) from error
+    if other:
+        log.warning("%s: the splits %s are not used; %s are", name, listing(other), listing(known))
+    return Source({split: [row for name in names for row in dense(splits[name])] for split, names in known.items()}, [])
+
+
+def whole_numbers(splits: Mapping[str, Rows]) -> None:
+    """Write 3.0 as 3 in columns with nulls and no other fractions: pandas keeps such whole numbers as floats."""
+    nulls, whole, fractions = set[str](), set[str](), set[str]()
+    for rows in splits.values():
+        for row in filter(None, rows):
+            for column, value in row.items():
+                if value is None:
+                    nulls.add(column)
+                elif type(value) is float:
+                    nan, exact = math.isnan(value), value.is_integer() and abs(value) < 2**53
+                    (nulls if nan else whole if exact else fractions).add(column)
+    columns = (whole & nulls) - fractions
+    for rows in splits.values() if columns else ():
+        for row in filter(None, rows):
+            row |= {column: int(row[column]) for column in columns & row.keys() if not is_null(row[column])}
+
+
+def _is_source(file: Path) -> bool:
+    return kind(file) is not None and not DOCUMENTS.fullmatch(file.name)
+
+
+def _is_left(file: Path) -> bool:
+    """Whether a file that cannot be read looks like data: by its ending, or by a split in its name."""
+    if not file.is_file() or DOCUMENTS.fullmatch(file.name):
+        return False
+    return bool(DATA.fullmatch(file.name)) or bool(_splits(file.name))
+
+
+def _has_data(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        file.is_file() and not file.name.startswith(".") and (_is_source(file) or _is_left(file))
+        for file in folder.iterdir()
+    )
+
+
+def _natural(file: Path) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
+
+
+def _splits(stem: str) -> set[str]:
+    """The splits that a name has as words: ``X_train``, ``train-00000-of-00002``, ``test2``."""
+    words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", stem.lower())]
+    return {split for split, names in NAMES.items() if not names.isdisjoint(words)}
+
+
+def _by_split(stems: Mapping[str, str], *, shards: bool) -> tuple[dict[str, list[str]], list[str]]:
+    """Names by split, and the names without a split beside them. ``stems`` has what a name says of its content.
+
+    Raises:
+        ValueError: a name has two splits, or a split has several names that are not its ``shards``.
+    """
+    known: dict[str, list[str]] = {}
+    other: list[str] = []
+    for name, words in stems.items():
+        found = sorted(_splits(words))
+        if len(found) > 1:
+            raise ValueError(f"{name} may be {' or '.join(found)}")
+        (known.setdefault(found[0], []) if found else other).append(name)
+    if not known and other:
+        known, other = {"all": other}, []
+    for split, names in known.items():
+        if not shards or not _are_shards(names):
+            total = re.search(r"[0-9]+-of-0*([0-9]+)", names[0])
+            if shards and total and int(total[1]) != len(names):
+                raise ValueError(f"{listing(names, 5)}: {len(names)} of {total[1]} shards are there")
+            if len(names) > 1:
+                of = "one source" if split == "all" else split
+                raise ValueError(f"{listing(names, 8)} would be put together as {of}")
+    if set(known) == {"train"}:
+        known = {"all": known["train"]}
+    return known, other
+
+
+def _are_shards(names: Sequence[str]) -> bool:
+    """Whether names differ in a running number alone, from 0 or 1 on and without a gap.
+
+    The number of a version, a fold or a year is not that of a shard.
+    """
+    total = re.search(r"[0-9]+-of-0*([0-9]+)", names[0])
+    if total and len(names) != int(total[1]):
+        return False
+    if len(names) == 1:
+        return True
+    parts = [re.findall(r"[a-z]+|[0-9]+|[^a-z0-9]+", name.lower()) for name in names]
+    if len({len(part) for part in parts}) > 1:
+        return False
+    varied = [at for at, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    if len(varied) != 1 or not all(part[varied[0]].isdecimal() for part in parts):
+        return False
+    before = [part for part in parts[0][: varied[0]] if part.isalpha()][-1:]
+    counted = {"part", "shard", "chunk", "file", "data", "rows"}.union(*NAMES.values())
+    numbers = sorted(int(part[varied[0]]) for part in parts)
+    running = numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+    return running and (total is not None or counted.issuperset(before))

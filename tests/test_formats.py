@@ -1,0 +1,196 @@
+"""Files as other programs write them: read as they are meant, or refused with what they are and what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import vignettes, write_rows
+from test_dataset import examples, flat, write_parquet
+
+from sftlab.errors import ConfigError
+
+ROWS = [
+    {"id": "1", "question": "One, two; three?", "rationale": "a|b", "answer_idx": "A"},
+    {"id": "2", "question": 'Said "five"', "rationale": "x, y; z", "answer_idx": "B"},
+    {"id": "3", "question": "plain", "rationale": "c", "answer_idx": "A"},
+]
+
+
+def read(path: Path, **changed: Any) -> list[tuple[str, str, str, str]]:
+    made = examples(path, mounted=True, **flat(**changed))["test"]
+    return [(row.id, row.user, row.assistant, row.target) for row in made]
+
+
+EXPECTED = [tuple(row.values()) for row in ROWS]
+
+
+def table(delimiter: str, *, quote: bool = True) -> str:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if quote and (delimiter in text or '"' in text) else text
+
+    lines = [list(ROWS[0]), *[list(row.values()) for row in ROWS]]
+    return "".join(delimiter.join(map(cell, line)) + "\r\n" for line in lines)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_of_a_table_is_found(tmp_path: Path, name: str, delimiter: str) -> None:
+    for text in (table(delimiter), f"sep={delimiter}\r\n{table(delimiter)}"):
+        (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+        assert read(tmp_path / name) == EXPECTED
+
+
+def test_a_table_of_tabs_without_quotes(tmp_path: Path) -> None:
+    text = table("\t", quote=False).replace('Said "five"', '"Five" he said')
+    (tmp_path / "a.tsv").write_text(text, "utf-8")
+    assert read(tmp_path / "a.tsv")[1][1] == '"Five" he said'
+
+
+def test_a_table_with_two_possible_delimiters_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;x,question\n1;2,3\n4;5,6\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"a\.csv:1: cells may be separated by comma \(2 columns\) and semicolon"):
+        read(tmp_path / "a.csv")
+
+
+def test_a_semicolon_table_with_a_broken_row_is_still_read_by_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;question;answer\n1;a, b;c\n2;a;b;c\n3;d, e;f\n4;x\n", "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "a.csv")
+    assert "a.csv:3: has 4 cells, and the header has 3 (id, question, answer); quote cells that hold a sem" in str(
+        caught.value
+    )
+    assert "a.csv:5: has 2 cells" in str(caught.value)
+
+
+def test_line_numbers_count_the_lines_within_cells(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id,question\n1,"two\nlines"\n\n2,a,b\n', "utf-8")
+    with pytest.raises(ConfigError, match=r"a\.csv:5: has 3 cells"):
+        read(tmp_path / "a.csv")
+
+
+def lines(rows: list[Any], **how: Any) -> str:
+    return "".join(json.dumps(row, **how) + "\n" for row in rows)
+
+
+BY_ID = {row["id"]: {name: value for name, value in row.items() if name != "id"} for row in ROWS}
+SHAPES = {
+    "an array as JSON lines": ("a.jsonl", json.dumps(ROWS, indent=1)),
+    "an array in one line": ("a.jsonl", "\n" + json.dumps(ROWS) + "\n"),
+    "an array with a row per line": ("a.jsonl", "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n"),
+    "JSON lines as JSON": ("a.json", lines(ROWS)),
+    "Windows line ends": ("a.jsonl", lines(ROWS).replace("\n", "\r\n")),
+    "id to row": ("a.json", json.dumps(BY_ID)),
+    "id to row as JSON lines": ("a.jsonl", json.dumps(BY_ID, indent=2)),
+    "id to row in an object": ("a.json", json.dumps({"version": 1, "data": BY_ID})),
+    "a list in an object": ("a.json", json.dumps({"meta": {"a": 1}, "tags": ["x"][:0] or "x", "rows": ROWS})),
+    "a list beside metadata": ("a.json", json.dumps({"version": "2", "info": {"a": [1]}, "data": ROWS})),
+    "rows with ids of their own": ("a.json", json.dumps({f"k{row['id']}": row for row in ROWS})),
+    "line separators in a text": ("a.jsonl", lines(ROWS)),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), SHAPES.values(), ids=SHAPES)
+def test_json_in_every_shape(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, "utf-8")
+    assert read(tmp_path / name) == EXPECTED
+
+
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
+    row = {**ROWS[0], "question": "a\u2028b\x85c"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False), "utf-8")
+    assert read(tmp_path / "a.jsonl")[0][1] == "a\u2028b\x85c"
+
+
+GOOD = lines(ROWS)
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+WRONG: dict[str, tuple[str, bytes, str]] = {
+    "columns": (
+        "a.json",
+        json.dumps({"question": ["a", "b"], "answer": ["c", "d"]}).encode(),
+        "is an object of columns (question, answer), as pandas",
+    ),
+    "pandas": (
+        "a.json",
+        json.dumps({"question": {"0": "a", "1": "b"}, "answer": {"0": "c", "1": "d"}}).encode(),
+        "is an object of columns",
+    ),
+    "splits": (
+        "a.json",
+        json.dumps({"train": ROWS, "test": ROWS}).encode(),
+        "several lists of rows (train, test); write each",
+    ),
+    "some rows": ("a.json", json.dumps([*ROWS, 3, "x"]).encode(), "a.json, row 4: is 3 and not an object"),
+    "broken array": (
+        "a.jsonl",
+        json.dumps(ROWS, indent=1).encode()[:-9],
+        "a.jsonl: is JSON over several lines that breaks off",
+    ),
+    "pretty objects": (
+        "a.jsonl",
+        "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
+        "objects that go over several lines; write one object per line: `jq",
+    ),
+    "UTF-16": ("a.jsonl", GOOD.encode("utf-16"), "is UTF-16, not UTF-8"),
+    "UTF-16 without a BOM": ("a.csv", table(",").encode("utf-16-le"), "is UTF-16LE, not UTF-8"),
+    "Latin-1": ("a.csv", table(",").replace("plain", "Größe").encode("latin-1"), "a.csv:4: is not UTF-8 (byte 0xf6)"),
+    "HTML": ("a.csv", b"<!DOCTYPE html>\n<html><body>Not found, sorry</body></html>", "is a web page (HTML) or XML"),
+    "HTML as JSON lines": ("a.jsonl", b"\n<html>\n", "is a web page (HTML) or XML"),
+    "LFS": ("a.jsonl", LFS.encode(), "is a pointer of Git LFS, not the file itself; run `git lfs pull`"),
+    "LFS of Parquet": ("a.parquet", LFS.encode(), "is a pointer of Git LFS"),
+    "LFS of gz": ("a.jsonl.gz", LFS.encode(), "is a pointer of Git LFS"),
+    "gz under another name": (
+        "a.jsonl",
+        gzip.compress(GOOD.encode()),
+        "is compressed by gzip; rename it to a.jsonl.gz",
+    ),
+    "no gz": ("a.jsonl.gz", GOOD.encode(), "is not compressed by gzip; rename it to a.jsonl"),
+    "no zst": ("a.jsonl.zst", GOOD.encode(), "is not compressed by zstd; rename it to a.jsonl"),
+    "half a gz": ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-30], "is damaged or not whole"),
+    "damaged gz": ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-6] + b"123456", "is damaged or not whole"),
+    "twice gz": ("a.jsonl.gz", gzip.compress(gzip.compress(GOOD.encode())), "is compressed by gzip; decompress it"),
+    "a spreadsheet": ("a.csv", b"PK\x03\x04\x14\x00", "is a ZIP archive or a spreadsheet (.xlsx); convert it"),
+    "binary": ("a.jsonl", b"\x01\x02\x00\x03", "is not text; convert it"),
+    "empty gz": ("a.jsonl.gz", gzip.compress(b""), "has no rows"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "said"), WRONG.values(), ids=WRONG)
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / name)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value) or name == "a.json"
+
+
+def test_parquet_under_another_name(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.jsonl", vignettes(3))
+    with pytest.raises(ConfigError, match=r"is a Parquet file; rename it to a\.parquet"):
+        read(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_command_that_is_given_for_another_encoding_works(tmp_path: Path, encoding: str, *, zipped: bool) -> None:
+    data = lines([{**ROWS[0], "question": "Größe?"}], ensure_ascii=False).encode(encoding)
+    name = "a.jsonl.gz" if zipped else "a.jsonl"
+    (tmp_path / name).write_bytes(gzip.compress(data) if zipped else data)
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / name)
+    command = str(caught.value).split("`")[1]
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    assert read(tmp_path / "utf8.jsonl")[0][1] == "Größe?"
+
+
+def test_messages_list_few_columns(tmp_path: Path) -> None:
+    row = {f"column_{number}": "x" for number in range(1000)}
+    write_rows(tmp_path / "a.jsonl", [row])
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "a.jsonl")
+    assert all(len(line) < 400 for line in str(caught.value).splitlines())
+    assert "column_9 and 990 more" in str(caught.value)

@@ -1,0 +1,536 @@
+"""Every mode, alone and under -m, run and dry run: exit code and written files; what cannot be swept is refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import vignettes, write_model, write_rows
+from test_cli import files, refused, sftlab, whole
+
+from sftlab import pipeline
+from sftlab.errors import StageError
+from sftlab.job import Job, jobs
+from sftlab.modes import MODES
+from sftlab.run import Run
+
+TINY = [
+    "model=tiny_random", "instance=cpu", "tracking=none", "eval.engine=transformers", "eval.max_tokens=4",
+    "eval.forced=false", "dataset.split={train: 8, validation: 4, test: 6}", "train.num_train_epochs=1",
+    "train.max_length=768",
+]  # fmt: skip
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def predictions(folder: Path) -> str:
+    for name, answers in (("a", "ABAB"), ("b", "AAAA")):
+        rows = [{"id": i, "completion": f"The answer is ({x}).", "target": "AB"[i % 2]} for i, x in enumerate(answers)]
+        write_rows(folder / f"{name}.jsonl", rows)
+    return "eval.predictions=[a.jsonl,b.jsonl]"
+
+
+# ------------------------------------------------------------------- all modes × {single, -m} × {run, dry run}
+
+RECORD = {".hydra", ".lock", "run.json", "sftlab.log"}
+TRAINED = {"job.json", "best", "loss.png", "metrics.jsonl", "sweep.csv", "report.html"}
+EVALUATED = {"merged", "predictions", "model_card.md"}
+SWEPT = {".lock", "run.json", "multirun.yaml", "0", "1"}
+# What each mode adds to a run's folder; None where it is refused.
+WRITES: dict[str, tuple[set[str], set[str] | None]] = {
+    "all": (RECORD | TRAINED | EVALUATED, SWEPT | TRAINED - {"job.json"} | EVALUATED),
+    "train": (RECORD | TRAINED, SWEPT | TRAINED - {"job.json"}),
+    "evaluate": (RECORD | {"job.json", "predictions", "report.html"}, SWEPT | {"report.html"}),
+    "plan": (RECORD | {"job.json"}, SWEPT),
+    "preview": (RECORD | {"preview.html"}, None),
+    "compare": (RECORD | {"predictions", "report.html"}, None),
+    "report": ({"report.html"}, None),
+    "clean": (set(), None),
+}
+AXIS = {"evaluate": "eval.name_or_path=random:llama,random:qwen3"}
+LIGHT = {"compare", "report", "clean"}
+
+
+def cases() -> list[Any]:
+    found = []
+    for mode in MODES:
+        for sweep in (False, True):
+            for dry in (False, True):
+                light = mode in LIGHT or (sweep and not MODES[mode].has_jobs)
+                marks = [] if light else [pytest.mark.smoke]
+                name = f"{mode}-{'sweep' if sweep else 'single'}-{'dry' if dry else 'run'}"
+                found.append(pytest.param(mode, sweep, dry, marks=marks, id=name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by the whole runs, so that each stage is made once."""
+    return tmp_path_factory.mktemp("shared") / "store"
+
+
+@pytest.mark.parametrize(("mode", "sweep", "dry"), cases())
+def test_every_mode_does_what_it_says_or_is_refused(
+    tmp_path: Path, store: Path, mode: str, sweep: bool, dry: bool
+) -> None:
+    settings = [f"mode={mode}", f"dry_run={str(dry).lower()}", f"store={store}"]
+    if mode == "compare":
+        settings.append(predictions(tmp_path))
+    elif mode == "report":
+        Run.start(tmp_path / "out", name="demo", mode="train", seed=1, command="").finish("success")
+    elif mode == "clean":
+        settings[-1:] = ["store=store"]
+        (tmp_path / "store").mkdir()
+    else:
+        settings += TINY
+    if sweep:
+        settings = ["-m", *settings, AXIS.get(mode, "train.learning_rate=1e-3,2e-3"), "hydra.sweep.dir=out"]
+    else:
+        settings += ["hydra.run.dir=out"] + (["eval.name_or_path=random:qwen3"] if mode == "evaluate" else [])
+    expected = WRITES[mode][sweep]
+    if expected is None:
+        assert f"mode={mode} cannot be swept" in refused(tmp_path, *settings)
+        return
+    before = files(tmp_path), files(store)
+    if mode in LIGHT:
+        code, out, errors, _ = sftlab(tmp_path, *settings)
+    else:
+        done = whole(tmp_path, *settings)
+        code, out, errors = done.returncode, done.stdout, done.stderr
+    assert code == 0, out + errors
+    assert "Traceback" not in out + errors
+    if dry:
+        assert files(tmp_path) == before[0]
+        assert [name for name in files(store) if not name.endswith(".lock") and "use" not in name] == [
+            name for name in before[1] if not name.endswith(".lock") and "use" not in name
+        ]
+        return
+    written = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
+    assert written - {"run.json", ".lock"} == expected - {"run.json", ".lock"}
+    if MODES[mode].records:
+        record = read(tmp_path / "out" / "run.json")
+        assert (record["status"], record["mode"], record["error"]) == ("success", mode, None)
+    if mode == "evaluate" and sweep:
+        assert [row["model"] for row in record["evaluations"]] == ["random:llama", "random:qwen3"]
+        for row, job in zip(record["evaluations"], jobs(tmp_path / "out"), strict=True):
+            assert row["evaluation"] == job.evaluation
+            assert row["evaluation"]["finetuned"]["n"] == 6
+            assert row["evaluation"]["comparison"]["p_value"] <= row["p_adjusted"]
+            assert {"predictions", "report.html"} <= {path.name for path in job.folder.iterdir()}
+        # The base is evaluated once for all, and is the first model itself.
+        first, second = record["evaluations"]
+        assert first["stages"]["baseline"] == second["stages"]["baseline"] == first["stages"]["finetuned"]
+        assert "random:qwen3" in (tmp_path / "out" / "report.html").read_text("utf-8")
+        assert out.count("All evaluations on the test set") == 1
+
+
+# ------------------------------------------------------------------- what a sweep may vary
+
+FIXED = ["instance=cpu", "model=tiny_random"]
+REFUSED = [
+    (["eval.temperature=0,0.7"], "eval.temperature"),
+    (["eval.temperature=0,0.7", "train.learning_rate=1e-3,2e-3"], "eval.temperature"),
+    (["mode=train", "eval.max_tokens=8,16"], "eval.max_tokens"),
+    (["mode=plan", "eval.alpha=0.1,0.2"], "eval.alpha"),
+    (["select.metric=eval_loss,exact_match"], "select.metric"),
+    (["merge.max_loss_gap=0.1,0.2"], "merge.max_loss_gap"),
+    (["hub.private=true,false"], "hub.private"),
+    (["tracking=none,wandb"], "tracking.backend"),
+    (["name=a,b"], "name"),
+    (["store=a,b"], "store"),
+    (["mode=train,all"], "mode"),
+    (["dry_run=true,false"], "dry_run"),
+    (["eval=demo,vllm"], "eval.max_tokens"),
+    (["dataset@eval.dataset=vignettes,medqa"], "eval.dataset.name_or_path"),
+    (["+debug=fast,overfit"], "eval.max_rows"),
+    (["--config-dir", "own", "+experiment=own"], "eval.temperature"),
+    (["hydra/sweeper=optuna", "eval.temperature=interval(0,1)"], "eval.temperature"),
+    (["mode=evaluate", "eval.name_or_path=random:llama", "train.learning_rate=1e-3,2e-3"], "train.learning_rate"),
+    (["mode=evaluate", "eval.name_or_path=random:llama", "dataset@eval.dataset=vignettes", "dataset.max_rows=9,8"],
+     "dataset.max_rows"),
+    (["mode=evaluate", "hydra/sweeper=optuna", "eval.name_or_path=random:llama,random:qwen3"], "hydra/sweeper=basic"),
+    (["+experiment=demo_sweep,demo_optuna"], "hydra.sweeper"),
+    (["model=tiny_random,nope"], "nope"),
+    (["train.lerning_rate=1,2"], "did you mean train.learning_rate?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "key"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
+def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: list[str], key: str) -> None:
+    if "own" in arguments:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        params = {"eval.temperature": "0,1", "train.num_train_epochs": "1,2"}
+        text = "# @package _global_\n" + json.dumps({"hydra": {"sweeper": {"params": params}}})
+        (tmp_path / "own" / "experiment" / "own.yaml").write_text(text, "utf-8")
+    message = refused(tmp_path, "-m", *FIXED, *arguments)
+    assert key in message
+
+
+def test_an_experiment_that_sweeps_says_how_to_show_its_rows(tmp_path: Path) -> None:
+    message = refused(tmp_path, "+experiment=demo_sweep", "mode=preview", *FIXED)
+    assert "hydra.mode=RUN" in message
+    code, _, errors, _ = sftlab(
+        tmp_path, "+experiment=demo_sweep", "mode=preview", *FIXED, "hydra.mode=RUN", "dry_run=true"
+    )
+    assert code == 0, errors
+
+
+@pytest.mark.smoke
+def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path, store: Path) -> None:
+    message = refused(tmp_path, "-m", *TINY, f"store={store}", "eval.temperature=0,0.7", "train.learning_rate=1e-3")
+    first, second = [shlex.split(line)[3:] for line in message.splitlines() if line.startswith("  python -m sftlab")]
+    assert whole(tmp_path, *first, "hydra.run.dir=RUN").returncode == 0
+    done = whole(tmp_path, *second, "hydra.sweep.dir=out")
+    assert done.returncode == 0, done.stderr
+    record = read(tmp_path / "out" / "run.json")
+    temperatures = [job.settings().eval.temperature for job in jobs(tmp_path / "out")]
+    assert temperatures == [0, 0.7]
+    stages = [row["stages"]["finetuned"] for row in record["evaluations"]]
+    assert len(set(stages)) == 2
+    assert stages[0] == read(tmp_path / "RUN" / "run.json")["stages"]["finetuned"]
+
+
+# ------------------------------------------------------------------- no exit code 0 without success
+
+# A job that takes no time: what it would take on its machine is known.
+PLANNED = """
+import sftlab.pipeline
+from dataclasses import asdict
+from sftlab.plan import Cell
+def plan_job(cfg, job):
+    parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
+    job.plan = asdict(Cell(dict.fromkeys(parts, 0.1), 1.0, 1.0, 2.0, 1.0, "a test"))
+sftlab.pipeline.plan_job = plan_job
+"""
+
+
+def run(folder: Path, *overrides: str, code: str = PLANNED) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"{code}\nfrom sftlab.cli import main\nmain()", *overrides],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+PLAN = ["-m", "mode=plan", "instance=cpu", "hydra.sweep.dir=out"]
+
+
+@pytest.mark.parametrize(
+    ("subdir", "folders"),
+    [
+        ("${hydra.job.override_dirname}", ["mode=plan,model.name_or_path=m/a", "mode=plan,model.name_or_path=m/b"]),
+        ("x/${hydra.job.num}/y", ["x/0/y", "x/1/y"]),
+        ("${model.name_or_path}", ["m/a", "m/b"]),
+        ("${hydra:job.num}", ["0", "1"]),
+    ],
+)
+def test_jobs_are_found_wherever_their_folders_are(tmp_path: Path, subdir: str, folders: list[str]) -> None:
+    write_model(tmp_path / "m" / "a")
+    write_model(tmp_path / "m" / "b")
+    exclude = ["hydra.job.config.override_dirname.exclude_keys=[instance]"]
+    done = run(tmp_path, *PLAN, "model.name_or_path=m/a,m/b", *exclude, f"hydra.sweep.subdir={subdir}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [str(job.folder) for job in jobs(tmp_path / "out")] == [str(tmp_path / "out" / name) for name in folders]
+    assert [row["job"] for row in read(tmp_path / "out" / "run.json")["plan"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("subdir", "seeds"),
+    [("same", "1,2"), ("${seed}", "1,1"), ("../${seed}", "1,2"), (".", "1"), ("/tmp/${seed}", "1,2"), ("a" * 300, "1"),
+     ("${nothing}", "1,2")],
+)  # fmt: skip
+def test_folders_that_jobs_would_share_are_refused(tmp_path: Path, subdir: str, seeds: str) -> None:
+    message = refused(tmp_path, *PLAN, *FIXED[1:], f"seed={seeds}", f"hydra.sweep.subdir={subdir}")
+    assert "hydra.sweep.subdir" in message
+
+
+def test_optuna_may_not_name_folders_by_values(tmp_path: Path) -> None:
+    settings = ["-m", *FIXED, "hydra/sweeper=optuna", "seed=1,2"]
+    assert "hydra.sweep.subdir" in refused(tmp_path, *settings, "hydra.sweep.subdir=${seed}")
+
+
+# Hydra has a copy of its own of the launcher's class.
+LAUNCHER = """
+import sftlab.cli
+from hydra.core.plugins import Plugins
+Basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+launch = Basic.launch
+"""
+NOTHING = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx: []\n"
+ONE = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx: launch(self, job_overrides[:1], 0)\n"
+BUG = """
+import sftlab.sweep
+def look(config):
+    raise KeyError("a bug")
+sftlab.sweep.look = look
+"""
+FULL = """
+import sftlab.run
+def write_json(path, value):
+    raise OSError(28, "No space left on device", str(path))
+sftlab.run.write_json = write_json
+"""
+SILENT = """
+import sftlab.pipeline
+sftlab.pipeline.plan_job = lambda cfg, job: None
+import sftlab.cli
+sftlab.cli.StudyCallback.on_multirun_start = lambda self, config, **kwargs: None
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "lacking"), [(NOTHING, "job 0, 1: left no record"), (ONE, "job 1: left no record")], ids=["none", "one"]
+)
+def test_a_launcher_that_leaves_jobs_out_is_a_failure(tmp_path: Path, fault: str, lacking: str) -> None:
+    done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,2", code=PLANNED + fault)
+    assert done.returncode == 1, done.stderr
+    record = read(tmp_path / "out" / "run.json")
+    assert record["status"] == "failed"
+    assert lacking in record["error"]
+    dry = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,2", "dry_run=true", code=fault)
+    assert dry.returncode != 0
+
+
+@pytest.mark.parametrize("fault", [BUG, FULL, SILENT], ids=["bug", "full", "silent"])
+def test_an_error_in_the_callback_is_not_a_warning(tmp_path: Path, fault: str) -> None:
+    done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,2", code=fault)
+    assert done.returncode == 1, done.stderr
+    assert "UserWarning" not in done.stderr
+    if fault == FULL:
+        assert done.stderr.startswith("sftlab: cannot write ")
+        assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["~hydra.callbacks"], ["hydra.callbacks=null"], ["~hydra.callbacks.study"]])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_without_the_callback_nothing_runs(tmp_path: Path, arguments: list[str], sweep: bool) -> None:
+    code, _, message, _ = sftlab(tmp_path, *(["-m"] if sweep else []), *FIXED, *arguments)
+    assert code != 0
+    assert "Traceback" not in message
+    assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_sweeps_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    assert "hydra.sweep.dir='out'" in refused(tmp_path, *PLAN, *FIXED[1:], "seed=1,2")
+
+
+def test_a_jobs_folder_that_is_a_file_fails_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0").write_text("")
+    done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,2")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    record = read(tmp_path / "out" / "run.json")
+    assert record["status"] == "failed"
+    assert "out/0" in record["error"]
+
+
+# ------------------------------------------------------------------- dry runs
+
+LEAK = ["mode=all", "dataset.name_or_path=twice.jsonl", "dataset.max_overlap=0.9", "store=store", *TINY[:6]]
+SPLIT = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
+
+
+@pytest.mark.parametrize("mode", ["all", "train"])
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize("dry", [False, True])
+def test_leakage_is_found_before_the_model_is_made(tmp_path: Path, mode: str, sweep: bool, dry: bool) -> None:
+    rows = vignettes(12)
+    write_rows(tmp_path / "twice.jsonl", [*rows, *({**row, "id": f"again-{row['id']}"} for row in rows)])
+    settings = [*LEAK, f"mode={mode}", SPLIT, f"dry_run={str(dry).lower()}"]
+    where = ["-m", "train.learning_rate=1e-3,2e-3", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
+    code, out, errors, _ = sftlab(tmp_path, *settings, *where)
+    assert code == 2, out + errors
+    assert "dataset.max_overlap=0.9" in errors
+    assert "row-" in errors
+    assert not (tmp_path / "store" / "model").exists()
+    if dry:
+        assert files(tmp_path) == ["twice.jsonl"]
+    else:
+        assert "dataset.max_overlap" in read(tmp_path / "out" / "run.json")["error"]
+    code, out, errors, _ = sftlab(tmp_path, *settings, *where, "dataset.allow_overlap=true", "dry_run=true")
+    assert code == 0, out + errors
+
+
+def test_a_dry_run_describes_the_work_of_its_mode(tmp_path: Path) -> None:
+    code, out, errors, _ = sftlab(tmp_path, "mode=compare", predictions(tmp_path), "dry_run=true", "tracking=none")
+    assert code == 0, errors
+    assert "4 rows" in out + errors
+    assert "train" not in out
+    (tmp_path / "b.jsonl").unlink()
+    assert "b.jsonl" in refused(tmp_path, "mode=compare", "eval.predictions=[a.jsonl,b.jsonl]", "dry_run=true")
+    # Neither split.train nor the training's settings matter to an evaluation.
+    write_rows(tmp_path / "test.jsonl", vignettes(7))
+    mounted = ["dataset@eval.dataset=vignettes", "eval.dataset.name_or_path=test.jsonl", "dataset.name_or_path=gone"]
+    evaluated = ["mode=evaluate", "eval.name_or_path=random:qwen3", *TINY[:6], *mounted, "dry_run=true"]
+    code, out, errors, _ = sftlab(tmp_path, *evaluated)
+    assert code == 0, errors
+    assert "test set: 7 rows" in out + errors
+    assert "random:qwen3" in out + errors
+    assert "effective batch" not in out + errors
+
+
+def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
+    stage = tmp_path / "store" / "tokens" / ("0" * 16)
+    stage.mkdir(parents=True)
+    (stage / "manifest.json").write_text("{}", "utf-8")
+    Run.start(tmp_path / "outputs" / "a", name="a", mode="train", seed=1, command="").finish("success")
+    code, out, errors, _ = sftlab(tmp_path, "mode=clean", "store=store", "clean.delete=true", "dry_run=true")
+    assert code == 0, errors
+    assert "0" * 16 in out
+    assert stage.is_dir()
+
+
+def test_the_dry_run_of_a_report_reads_and_writes_nothing(tmp_path: Path) -> None:
+    Run.start(tmp_path / "a", name="a", mode="train", seed=1, command="").update(selection={"candidates": 3})
+    message = refused_late(tmp_path, "mode=report", "hydra.run.dir=a", "dry_run=true")
+    assert "its files are not as a run writes them" in message
+    assert refused_late(tmp_path, "mode=report", "hydra.run.dir=b", "dry_run=true")
+
+
+def refused_late(folder: Path, *arguments: str) -> str:
+    before = files(folder)
+    code, _, message, _ = sftlab(folder, *arguments)
+    assert code == 2, message
+    assert files(folder) == before
+    return message
+
+
+# ------------------------------------------------------------------- a job's own reason
+
+STAGES = {
+    "data": "sftlab.pipeline.dataset.make",
+    "overlap": "sftlab.pipeline.gate",
+    "model": "sftlab.pipeline.models.resolve",
+    "tokens": "sftlab.pipeline.tokenize.make",
+    "training": "sftlab.pipeline.train.make",
+    "folder": "sftlab.cli._go_where_the_sweep_was_started",
+}
+FAILS = """
+import {module}
+from sftlab.errors import StageError
+before = {name}
+def fails(*given, **named):
+    first = not seen
+    seen.append(1)
+    if {always} or first:
+        raise {error}
+    return before(*given, **named)
+seen = []
+{name} = fails
+"""
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize("error", ["StageError('the disk of the store is gone')", "KeyError('a bug')"])
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_a_job_that_fails_ends_with_its_own_reason(tmp_path: Path, stage: str, error: str, sweep: bool) -> None:
+    name = STAGES[stage]
+    module = name.rpartition(".")[0].removesuffix(".dataset").removesuffix(".models").removesuffix(".tokenize")
+    code = FAILS.format(module=module.removesuffix(".train"), name=name, error=error, always=True)
+    # No model is needed up to the training.
+    code += "import sftlab.models\n" + (
+        "" if stage in ("model", "folder") else "sftlab.models.resolve = lambda *a: " + BASE
+    )
+    if stage == "training":
+        code += TOKENS
+    where = ["-m", "seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
+    done = run(tmp_path, *TINY, "mode=train", *where, code=code)
+    assert done.returncode == 1, done.stdout + done.stderr
+    reason = "the disk of the store is gone" if error.startswith("StageError") else "KeyError: 'a bug'"
+    record = read(tmp_path / "out" / "run.json")
+    assert record["status"] == "failed"
+    assert record["error"] == (f"job 0: {reason}; job 1: {reason}" if sweep else reason)
+    assert reason in done.stderr
+    assert [job.error for job in jobs(tmp_path / "out")] == [reason] * (2 if sweep else 1)
+    if error.startswith("StageError"):
+        assert "Traceback" not in done.stderr + done.stdout
+
+
+BASE = "__import__('sftlab.models').models.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
+TOKENS = """
+sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts": {"train": {"rows": 8}}})()
+"""
+
+
+def test_a_job_without_a_checkpoint_is_named_by_the_decision(tmp_path: Path, config: Any) -> None:
+    record = Run.start(tmp_path, name="a", mode="train", seed=1, command="")
+    job = Job(3, [], config().model_dump(), status="success", folder=tmp_path)
+    failed = Job(4, [], {"seed": "${nothing}"}, status="failed", error="the disk is gone")
+    with pytest.raises(StageError, match="job 3: reports success and no checkpoint"):
+        pipeline.finish(record, [failed, job], sweep=True)
+
+
+def test_a_failing_decision_does_not_hide_why_a_job_failed(tmp_path: Path) -> None:
+    code = """
+import sftlab.pipeline
+def run_job(cfg, job, folder):
+    if cfg.seed == 1:
+        raise RuntimeError("the first reason")
+sftlab.pipeline.run_job = run_job
+"""
+    done = run(tmp_path, "-m", *TINY, "mode=train", "seed=1,2", "hydra.sweep.dir=out", code=code)
+    assert done.returncode == 1
+    record = read(tmp_path / "out" / "run.json")
+    assert record["status"] == "failed"
+    assert "job 0: RuntimeError: the first reason" in record["error"]
+    assert "job 1: reports success and no checkpoint" in record["error"]
+
+
+# ------------------------------------------------------------------- once
+
+COUNTED = """
+import sftlab.stages.dataset
+read = sftlab.stages.dataset.examples
+def examples(*given, **named):
+    print("READ")
+    return read(*given, **named)
+sftlab.stages.dataset.examples = examples
+import sftlab.validate
+check = sftlab.validate.validate
+def validate(composed):
+    print("VALIDATED")
+    return check(composed)
+sftlab.validate.validate = validate
+"""
+
+
+def test_a_command_validates_and_warns_once(tmp_path: Path) -> None:
+    settings = [*TINY, "dry_run=true", "mode=all", "eval.hoped_difference=0.01"]
+    alone = run(tmp_path, *settings, code=COUNTED)
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.count("VALIDATED") == 1
+    assert alone.stdout.count("READ") == 2  # to validate, and to make the dataset
+    assert (alone.stdout + alone.stderr).count("the study hopes for") == 1
+    swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED)
+    assert swept.returncode == 0, swept.stderr
+    assert swept.stdout.count("READ") == 2
+    assert (swept.stdout + swept.stderr).count("the study hopes for") == 1
+    assert files(tmp_path) == []
+
+
+@pytest.mark.smoke
+def test_evaluations_in_workers_are_read_from_their_files(tmp_path: Path, store: Path) -> None:
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "sftlab", "-m", *TINY, f"store={store}", "mode=evaluate", "hydra/launcher=joblib",
+         "hydra.launcher.n_jobs=2", "eval.name_or_path=random:llama,./gone", "hydra.sweep.dir=out"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = read(tmp_path / "out" / "run.json")["evaluations"]
+    assert [row["status"] for row in rows] == ["success", "failed"]
+    assert rows[0]["evaluation"]["finetuned"]["n"] == 6
+    assert "./gone" in rows[1]["error"]
+    both = whole(
+        tmp_path, "-m", *TINY, f"store={store}", "mode=evaluate", "eval.name_or_path=./gone,./lost", "hydra.sweep.dir=x"
+    )
+    assert both.returncode == 2

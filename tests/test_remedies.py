@@ -1,0 +1,238 @@
+"""What a message tells to write is written, and then all is well: the remedy is read out of the message itself."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import vignette, vignettes, write_rows
+from hydra.errors import HydraException
+from test_cli import sftlab
+
+from sftlab import instance
+from sftlab.cli import CONF, job
+from sftlab.command_line import _Composer, _options, explain, options_first
+from sftlab.config import Config
+from sftlab.errors import ConfigError
+from sftlab.overrides import parsed
+from sftlab.validate import MANAGED, known_keys, validate
+
+Make = Callable[[Path], Any]
+
+
+def problem(arguments: list[str]) -> str | None:
+    """What is said of a command line before anything runs; None if all is well."""
+    try:
+        arguments = options_first(arguments, CONF)
+        options = _options(arguments)
+        composer = _Composer(options, job, CONF)
+        overrides = [first(text) if options.multirun else text for text in options.overrides]
+        cfg = validate(composer.compose(overrides))
+        if cfg.mode in ("all", "train", "evaluate"):
+            machine = instance.find(cfg.instance)
+            if cfg.mode != "evaluate":
+                instance.check(machine, cfg.train, cfg.peft)
+    except ConfigError as error:
+        return str(error)
+    except (HydraException, TypeError, ValueError) as error:
+        return explain(error, arguments, job, CONF)
+    return None
+
+
+def first(argument: str) -> str:
+    """An override with the first of its values."""
+    read = parsed(argument)
+    return argument.partition(",")[0] if read and read.is_sweep_override() else argument
+
+
+def changed(arguments: list[str], *settings: str, drop: str = "") -> list[str]:
+    """A command line with these settings in place of those of the same keys."""
+    keys = [setting.partition("=")[0].lstrip("+~") for setting in settings]
+    gone = [text for text in arguments if text.partition("=")[0].lstrip("+~") in (*keys, drop) and "=" in text + "="]
+    return [*(text for text in arguments if text not in gone), *settings]
+
+
+SPLIT = "dataset.split={train: 8, validation: 4, test: 4}"
+TRAIN = [SPLIT, "model=tiny_random", "instance=cpu", "mode=train"]
+BOTH = [*TRAIN[:3], "mode=all", "eval.engine=transformers"]
+PAIR = ["mode=compare"]
+FREE = "train.lr_scheduler_kwargs"
+
+
+def rows(name: str = "rows.jsonl") -> Make:
+    return lambda folder: write_rows(folder / name, vignettes(40))
+
+
+def pair(*names: str) -> Make:
+    def make(folder: Path) -> None:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            row = {"id": 1, "completion": "the answer is (A)", "target": "A", "choices": "AB"}
+            write_rows(folder / name, [row])
+
+    return make
+
+
+# Arguments; what is there; the part of the message that is followed: its groups are settings (KEY=VALUE) to be made,
+# as a shell reads them, a key with its new value, or -m.
+CASES: list[tuple[list[str], Make | None, str]] = [
+    # — the command line —
+    (["compare", "a.jsonl", "b.jsonl"], pair("a.jsonl", "b.jsonl"), r"write python -m sftlab (?P<command>.*)"),
+    (["compare", "a b.jsonl", "it's,x=1.jsonl"], pair("a b.jsonl", "it's,x=1.jsonl"), r"python -m sftlab (?P<command>.*)"),  # noqa: E501
+    (["train", *TRAIN[:3]], None, r"write python -m sftlab (?P<command>.*)"),
+    (["clean"], None, r"write python -m sftlab (?P<command>.*)"),
+    (["sweep", "seed=1,2", *TRAIN], None, r"write python -m sftlab (?P<command>.*)"),
+    ([*TRAIN, "--seed", "3"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "--dry-run"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "--multirn", "seed=1,2"], None, r"did you mean (?P<option>--\w+)\?"),
+    ([*TRAIN, "seed", "=", "3"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "dataset.name_or_path=my", "rows.jsonl", "dataset.split={train: 0.5, validation: 0.5}"],
+     rows("my rows.jsonl"), r"write (?P<set>.*)"),
+    ([*TRAIN[:1], "mode=train", "instance=cpu", "tiny_random"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "seed=1,2"], None, r"add (?P<option>-m)"),
+    ([*TRAIN[1:], "dataset=vignettes,slds"], None, r"add (?P<option>-m)"),
+    ([*TRAIN, "tracking.project=a,b"], None, r"write (?P<set>.*) for one value"),
+    ([*TRAIN, "train.lerning_rate=1"], None, r"did you mean (?P<key>\S+)\?"),
+    ([*TRAIN, "experiment=demo_sweep"], None, r"write (?P<set>.*)"),
+    ([SPLIT, "instance=cpu", "experiment=demo_swep", "model=tiny_random"], None, r"did you mean (?P<set>\S+)\?"),
+    ([*TRAIN, "peft=loora"], None, r"did you mean (?P<value>\w+)\?"),
+    ([*TRAIN, "+peft=lora"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "+seed=3"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "peft=none", "peft.r=8"], None, r"choose another by (?P<set>peft=)…"),
+    ([*TRAIN, f"{FREE}.num_cycles=2"], None, r"write (?P<set>.*)"),
+    (["mode=compare", "eval.predictions=[x,lr=1/b.jsonl,x,lr=1/t.jsonl]"], pair("x,lr=1/b.jsonl", "x,lr=1/t.jsonl"),
+     r"write (?P<set>.*)"),
+    (["mode=compare", "eval.predictions=a=1.jsonl,b.jsonl"], pair("a=1.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
+    (["mode=compare", "eval.predictions=a.jsonl,b.jsonl"], pair("a.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
+    (["mode=compare", 'eval.predictions="[a=1.jsonl,b.jsonl]"'], pair("a=1.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
+    ([*TRAIN, "dataset.name_or_path=größe.jsonl", "dataset.split={train: 0.5, validation: 0.5}"], rows("größe.jsonl"),
+     r"write (?P<set>.*)"),
+    ([*TRAIN, "store=$HOME/x"], None, r"(?P<given>store)='.*; write (?P<to>.*)"),
+    # — combinations —
+    ([*TRAIN, "peft.method=qlora"], None, r"choose (?P<set>peft=\w+)"),
+    ([*TRAIN, "peft.method=none"], None, r"choose (?P<set>peft=\w+)"),
+    ([*TRAIN, "train.use_liger_kernel=true"], None, r"(?P<given>train\S+)=true: .* set it to (?P<to>\w+)"),
+    ([*TRAIN, "instance.attn_implementation=flash_attention_2"], None, r"(?P<given>\S+)=flash.*; set (?P<to>\w+)"),
+    ([*TRAIN, "instance=large"], None, r"choose (?P<set>instance=auto)"),
+    ([*TRAIN, "instance=large"], None, r"or (?P<set>instance=cpu)"),
+    ([*TRAIN, "instance=auto", "instance.device=cuda"], None, r"set (?P<set>instance.device=cpu)"),
+    ([*TRAIN, "instance.num_processes=2", "instance.strategy=fsdp"], None, r"set (?P<set>instance\S+)"),
+    ([*TRAIN, "instance.nnodes=2"], None, r"Set (?P<given>\S+) to (?P<to>HOST:PORT)"),
+    ([*TRAIN, "train.optim=paged_adamw_8bit"], None, r"on the CPU|set (?P<set>train.optim=adamw_torch)"),
+    ([*TRAIN, "train.optim=galore_adamw"], None, r"set (?P<set>train.optim=\w+)"),
+    ([*TRAIN, "train.packing=true", "train.allow_truncated_completion=true"], None, r"set (?P<set>train.allow\S+)"),
+    ([*TRAIN, "+train.extra.learning_rate=1"], None, r"set (?P<renamed>train.learning_rate)"),
+    ([*TRAIN, "+train.extra.max_steps=3"], None, r"use (?P<renamed>train.num_train_epochs)"),
+    ([*TRAIN, "+train.extra.do_eval=true"], None, r"(?P<drop>train\S+): .*leave it out"),
+    ([*TRAIN, f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .* takes (?P<sub>num_cycles); rename it"),
+    ([*TRAIN, "train.lr_scheduler_type=linear", f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .*; leave it out"),
+    ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay"], None, r"write (?P<set>\S+)"),
+    ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay", f"+{FREE}.num_decay_steps=0"], None, r"write (?P<set>\S+)"),  # noqa: E501
+    ([*BOTH, "dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),
+    ([*BOTH, "dataset@eval.dataset=vignettes", "eval.dataset.split={train: 0, validation: 0, test: 4}",
+      "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),
+    ([*BOTH, "eval.dataset.choices=null", "dataset@eval.dataset=vignettes",
+      "eval.dataset.split={train: 0, validation: 0, test: 4}"], None, r"(?P<given>eval.dataset.choices) is (?P<from>null)"),  # noqa: E501
+    ([*BOTH, "eval.extract=x"], None, r"(?P<given>eval.extract)=.*set it to (?P<to>null)"),
+    ([*BOTH, "eval.extract='{{ text }}'"], None, r"or (?P<given>eval.task) to (?P<to>exact)"),
+    ([*BOTH, "eval.task=rouge", "select.metric=exact_match"], None, r"(?P<given>select.metric)=.*set it to (?P<to>\w+)"),  # noqa: E501
+    ([*BOTH, "eval.tensor_parallel_size=2"], None, r"(?P<given>eval.tensor\S+)=.*set it to (?P<to>1)"),
+    ([*BOTH, "hub.push=true"], None, r"Set (?P<given>hub.repo_id) to (?P<to>\S+)"),
+    ([*BOTH, "dataset.split.test=0"], None, r"set (?P<set>mode=train)"),
+    ([*BOTH, "dataset.split.test=0"], None, r"give (?P<some>dataset.split.test) some"),
+    (["mode=compare"], pair("a.jsonl", "b.jsonl"), r"first: (?P<set>'.*')"),
+    ([*TRAIN, "model.name_or_path=random:x"], None, r"use (?P<given>random:) and one of (?P<random>\w+)"),
+    ([*TRAIN, "model.chat_template=none.jinja"], None, r"(?P<given>model\S+)=.*or (?P<to>null)"),
+    ([*TRAIN, "dataset.max_rows=1", "dataset.split={train: 8, validation: 4, test: 4}"], None,
+     r"(?P<given>dataset.max_rows)=.*set at least (?P<to>\d+)"),
+    ([*TRAIN, "dataset.name_or_path=two.jsonl", "dataset.split={train: 0.5, validation: 0.5}"],
+     lambda folder: write_rows(folder / "two.jsonl", [*vignettes(9), vignette(3)]), r"mend (?P<given>dataset.id), or set it to (?P<to>null)"),  # noqa: E501
+]  # fmt: skip
+
+
+def followed(arguments: list[str], message: str, pattern: str) -> list[str]:
+    """The command line with the remedy that a message names."""
+    match = re.search(pattern, message)
+    assert match, message
+    part = {name: text for name, text in match.groupdict().items() if text is not None}
+    if "command" in part:
+        return shlex.split(part["command"])
+    if "set" in part:
+        setting = shlex.split(part["set"])[0]
+        setting += "lora" * setting.endswith("=")
+        words = [text for text in arguments if "=" in text and not text.startswith(("-", "="))]
+        return changed(words, setting)
+    if "option" in part:
+        return [part["option"], *(text for text in arguments if not text.startswith("-"))]
+    if "key" in part:
+        return [re.sub(r"^[\w.]*lerning_rate", part["key"], text) for text in arguments]
+    if "value" in part:
+        return [f"peft={part['value']}" if text == "peft=loora" else text for text in arguments]
+    if "extra" in part:
+        return [*arguments[:-1], f"+train.extra.{part['extra']}=5"]
+    if "renamed" in part:
+        return [*arguments[:-1], f"{part['renamed']}={arguments[-1].partition('=')[2]}"]
+    if "sub" in part:
+        return [*arguments[:-1], arguments[-1].replace(".cycles", f".{part['sub']}")]
+    if "drop" in part:
+        return changed(arguments, drop=part["drop"])
+    if "some" in part:
+        return changed(arguments, f"{part['some']}=4")
+    if "random" in part:
+        return changed(arguments, f"model.name_or_path={part['given']}{part['random']}")
+    return changed(arguments, f"{part['given']}={part.get('to', 'AB').replace('PORT', '29500')}")
+
+
+@pytest.mark.smoke  # imports trl
+def test_the_remedy_for_a_field_of_sftconfig_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = {"alpha=5": r"write (?P<set>.*)", "alfa=5": r"did you mean (?P<extra>\w+)\?"}
+    for end, pattern in cases.items():
+        test_the_remedy_works(tmp_path, monkeypatch, [*TRAIN, f"train.extra.neftune_noise_{end}"], None, pattern)
+
+
+@pytest.mark.parametrize(("arguments", "make", "pattern"), CASES, ids=[" ".join(case[0][-2:]) for case in CASES])
+def test_the_remedy_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], make: Make | None, pattern: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if make:
+        make(tmp_path)
+    message = problem(arguments)
+    assert message is not None
+    assert problem(followed(arguments, message, pattern)) is None, message
+
+
+def test_what_is_used_instead_of_a_managed_field_exists() -> None:
+    known = {*known_keys(Config), "hydra.run.dir"}
+    assert {own for own in MANAGED.values() if own} <= known
+
+
+@pytest.mark.parametrize("word", ["version", "help"])
+def test_what_to_write_for_help_and_version(tmp_path: Path, word: str) -> None:
+    code, out, message, _ = sftlab(tmp_path, word)
+    assert (code, out) == (2, "")
+    code, out, _, _ = sftlab(tmp_path, *shlex.split(message.partition("python -m sftlab ")[2]))
+    assert code == 0
+    assert ("sftlab 0" in out) == (word == "version")
+
+
+def test_all_of_a_command_line_is_explained_at_once_and_no_problem_follows_from_another(tmp_path: Path) -> None:
+    code, _, message, _ = sftlab(
+        tmp_path,
+        "mode=compare",
+        "eval.predictions=[a=1.jsonl",
+        "train.bf16=maybe",
+        "eval.seed=x=1",
+        "+seed=3",
+        "peft=x",
+    )
+    assert code == 2
+    assert [line.partition(":")[0] for line in message.splitlines()[1:]] == [
+        "  - eval.predictions=[a=1.jsonl", "  - eval.seed=x=1", "  - peft=x", "  - +seed=3", "  - train.bf16='maybe'",
+    ]  # fmt: skip

@@ -1,0 +1,382 @@
+"""Values that are not text, in rows of every kind of file: null is empty, and no Python notation is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Row, vignette, vignettes, write_rows
+from test_dataset import examples, write_json, write_parquet
+from test_prompt import settings
+
+from sftlab.errors import ConfigError
+from sftlab.prompt import Templates
+from sftlab.records import Example
+
+ROW: Row = {
+    "id": "r7",
+    "text": "words",
+    "nothing": None,
+    "nan": math.nan,
+    "list": ["a", None, "b"],
+    "deep": {"a": [{"b": None}], "c": "x"},
+    "flag": True,
+    "number": 3,
+    "half": 0.5,
+    "infinite": math.inf,
+    "bytes": b"abc",
+    "date": date(2026, 1, 2),
+    "time": datetime(2026, 1, 2, 3, 4),
+    "decimal": Decimal("1.50"),
+    "objects": [{"text": "one"}, {"text": "two"}],
+}
+
+
+def render(template: str, row: Row = ROW, **changed: Any) -> str:
+    values = {"user": f"|{template}|", "assistant": "a", "target": "t", "choices": None, "options": None, **changed}
+    return Templates(settings(**values), "dataset", list(row)).example(row, "x", "rows, row 1").user[1:-1]
+
+
+@pytest.mark.parametrize("name", ["nothing", "nan", "list[1]", "deep.a[0].b", "deep['a'][0]['b']"])
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ X }}", ""),
+        ("{{ 'a' ~ X ~ 'b' }}", "ab"),
+        ("{{ [X, 'b', X] | join('-') }}", "-b-"),
+        ("{{ X | string }}{{ X | trim }}{{ X | upper }}{{ X | title }}{{ X | replace('None', 'x') }}", ""),
+        ("{{ '%s.' % X }}{{ '%s%s' % (X, 'b') }}{{ '%(x)s' % {'x': X} }}{{ '%s' | format(X) }}", ".b"),
+        ("{{ '{}.{x}'.format(X, x=X) }}", "."),
+        ("{% for c in X %}{{ c }}{% endfor %}{{ X | list | length }}", "0"),
+        ("{{ 'yes' if X else 'no' }}{{ 'yes' if X is none else 'no' }}{{ 'yes' if X == none else 'no' }}", "noyesyes"),
+        ("{{ 'yes' if X is string else 'no' }}{{ 'yes' if X != none else 'no' }}", "nono"),
+        ("{{ X | default('d', true) }}{{ X or 'e' }}", "de"),
+        ("{{ X | tojson }}{{ [X] | tojson }}", "null[null]"),
+        ("{{ X + 'a' }}{{ X | search('(.*)') }}{{ X | sql }}", "a"),
+        ("{% set y %}{{ X }}{% endset %}{{ y }}{% macro m(z) %}{{ z }}{% endmacro %}{{ m(X) }}", ""),
+        ("{{ {'a': 'b'}.get('c') }}{{ {'a': 'b'}.get('c') | trim }}{{ none }}{{ 'a' ~ none }}", "a"),
+        ("{{ X | int }}", "0"),
+    ],
+)
+def test_null_writes_nothing(name: str, template: str, expected: str) -> None:
+    assert render(template.replace("X", name)) == expected
+
+
+def test_null_in_lists_and_objects() -> None:
+    assert render("{{ list | join(',') }}") == "a,,b"
+    assert render("{% for x in list %}[{{ x }}]{% endfor %}") == "[a][][b]"
+    assert render("{{ list | select | join }}{{ list | reject('none') | join }}") == "abab"
+    assert render("{{ list | tojson }} {{ deep | tojson }}") == '["a", null, "b"] {"a": [{"b": null}], "c": "x"}'
+    assert render("{{ objects | map(attribute='text') | join(' ') }}") == "one two"
+
+
+def test_text_and_numbers_are_written_as_they_are() -> None:
+    assert (
+        render("{{ number }} {{ half }} {{ number + 1 }} {{ number ~ half }} {{ '%d' % number }}") == "3 0.5 4 30.5 3"
+    )
+    assert render("{{ number | string }}{{ flag | string }}{{ flag | lower }}{{ decimal | string }}") == "3Truetrue1.50"
+    assert render("{{ date.isoformat() }} {{ time | string }}") == "2026-01-02 2026-01-02 03:04:00"
+
+
+WRONG = ["list", "deep", "deep.a", "flag", "infinite", "bytes", "date", "time", "decimal", "objects"]
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ X }}",
+        "{{ 'a' ~ X }}",
+        "{{ [X] | join }}",
+        "{{ '%s' % X }}",
+        "{{ '%s' | format(X) }}",
+        "{{ '{}'.format(X) }}",
+    ],
+)
+def test_what_is_no_text_is_refused_by_name_and_the_remedy_works(name: str, template: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        render(template.replace("X", name))
+    said = str(caught.value)
+    assert said.startswith("rows, row 1 (r7): dataset.user writes column ")
+    assert f"column {name}," in said
+    remedy = said[said.rindex("write {{") + len("write ") :]
+    made = render(remedy)
+    assert made
+    assert "None" not in made
+
+
+@pytest.mark.parametrize(
+    "filtered",
+    [
+        "list | string",
+        "list | trim",
+        "deep | upper",
+        "bytes | string",
+        "list[:1]",
+        "list + list",
+        "objects | map(attribute='text')",
+        "list | list",
+        "text == 'x'",
+        "list[:1] | trim",
+        "(1, 2)",
+        "text.upper",
+    ],
+)
+def test_no_filter_or_expression_writes_python(filtered: str) -> None:
+    with pytest.raises(ConfigError, match="not text"):
+        render(f"{{{{ {filtered} }}}}")
+
+
+@pytest.mark.parametrize("template", ["list", "parts", "flags"])
+def test_a_remedy_keeps_the_text_that_other_rows_have(template: str) -> None:
+    row = {
+        "list": ["a", "b"],
+        "parts": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        "flags": {"a": 1},
+    }
+    with pytest.raises(ConfigError) as caught:
+        render(f"{{{{ {template} }}}}", row, id=None)
+    remedy = re.search(r"write (\{\{.*\}\})$", str(caught.value))
+    assert remedy
+    assert render(remedy[1], {template: "plain text"}, id=None) == "plain text"
+    assert render(remedy[1], row, id=None) in ("a, b", "ab", '{"a": 1}')
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    import csv
+
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.jsonl", write_rows), ("a.json", write_json), ("a.parquet", write_parquet), ("a.csv", write_csv)],
+)
+def test_null_is_the_same_in_every_file(tmp_path: Path, name: str, write: Callable[[Path, list[Row]], Any]) -> None:
+    rows = [
+        {"id": f"r{number}", "note": None if number % 2 else "n", "question": f"q{number}", "answer": f"a{number}"}
+        for number in range(4)
+    ]
+    write(tmp_path / name, rows)
+    own = {"system": "{{ note }}", "user": "{{ question }}{{ note }}", "assistant": "{{ answer }}"}
+    own |= {"target": "{{ answer }}", "choices": None, "options": None}
+    made = examples(tmp_path / name, mounted=True, **own)["test"]
+    assert [row.system for row in made] == ["n", "", "n", ""]
+    assert [row.user for row in made] == ["q0n", "q1", "q2n", "q3"]
+    rows[2]["answer"] = None
+    write(tmp_path / name, rows)
+    with pytest.raises(ConfigError, match=r"row 3 \(r2\): eval\.dataset\.assistant renders to nothing"):
+        examples(tmp_path / name, mounted=True, **own)
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.jsonl", write_rows), ("a.parquet", write_parquet)])
+def test_null_within_objects_is_the_same_in_every_file(
+    tmp_path: Path, name: str, write: Callable[[Path, list[Row]], Any]
+) -> None:
+    turns = [
+        {"role": "system", "content": None},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+    rows = [
+        {"id": "1", "messages": turns, "options": {"A": "x", "B": "y", "C": None}},
+        {"id": "2", "messages": [{**turns[0], "content": "s"}, *turns[1:]], "options": {"A": "x", "B": "y", "C": "z"}},
+    ]
+    write(tmp_path / name, rows)
+    chat = {"system": "{{ messages[0].content }}", "assistant": "{{ messages[2].content }}", "target": "A"}
+    user = "{{ messages[1].content }}{% for letter, text in options.items() %} ({{ letter }}) {{ text }}{% endfor %}"
+    made = examples(tmp_path / name, mounted=True, user=user, **chat)["test"]
+    assert [row.system for row in made] == ["", "s"]
+    assert [row.user for row in made] == ["q (A) x (B) y", "q (A) x (B) y (C) z"]
+    assert [row.choices for row in made] == ["AB", "ABC"]
+    assert made[0].options == {"A": "x", "B": "y"}
+
+
+def test_whole_numbers_that_pandas_made_floats_are_written_without_a_fraction(tmp_path: Path) -> None:
+    rows = [vignette(number, age=float(number), weight=number + 0.5) for number in range(1, 4)]
+    rows[1] |= {"age": None, "weight": None}
+    write_parquet(tmp_path / "a.parquet", rows)
+    made = examples(tmp_path / "a.parquet", mounted=True, user="{{ id }} {{ age }} {{ weight }}")["test"]
+    assert [row.user for row in made] == ["row-1 1 1.5", "row-2  ", "row-3 3 3.5"]
+    write_rows(
+        tmp_path / "b.jsonl", [vignette(number, age=float(number)) for number in range(3)]
+    )  # floats that are meant
+    made = examples(tmp_path / "b.jsonl", mounted=True, user="{{ id }} {{ age }}")["test"]
+    assert [row.user for row in made] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
+
+
+# — several correct answers —
+
+
+def several(target: Any, template: str = "{{ answers }}", **changed: Any) -> Example:
+    row = {**vignette(1), "answers": target}
+    values = {"choices": None, "options": None, "target": template, **changed}
+    return Templates(settings(**values), "dataset", list(row)).example(row, "x", "rows, row 1")
+
+
+def test_a_list_of_texts_is_several_correct_answers() -> None:
+    made = several(["Paris", "paris, France", "Paris"])
+    assert (made.target, made.targets) == ("Paris", ["Paris", "paris, France"])
+    assert (several(["Paris"]).target, several(["Paris"]).targets) == ("Paris", None)
+    assert several(["Paris ", 3]).targets == ["Paris ", "3"]
+    assert several([" x ", "y"], "{{ answers | map('trim') }}").targets == ["x", "y"]
+    assert several([" x ", "y"], "\n {{- answers -}} \n").targets == [" x ", "y"]
+    assert several("Paris").targets is None
+    letters = several(["B", "A"], choices="ABC")
+    assert (letters.target, letters.targets, letters.choices) == ("B", ["B", "A"], "ABC")
+
+
+@pytest.mark.parametrize(
+    ("target", "changed", "said"),
+    [
+        ([], {}, "dataset.target is a list without an answer"),
+        (["a", None], {}, "dataset.target item 1 renders to nothing"),
+        (["a", "  "], {}, "dataset.target item 1 renders to nothing"),
+        (["a", ["b"]], {}, "is a list and not text: ['b']"),
+        (["a", True], {}, "is a bool and not text: True"),
+        ({"a": 1}, {}, "column answers, which is a dict and not text"),
+        (["A", "D"], {"choices": "ABC"}, "target 'D' is not one of A, B, C"),
+        (["a", "b"], {"template": "{{ answers }}."}, "column answers, which is a list and not text"),
+        (["a", "b"], {"assistant": "{{ answers }}"}, "dataset.assistant writes column answers"),
+        (["a", "half \ud800"], {}, "half of a surrogate pair"),
+    ],
+)
+def test_a_list_that_is_no_list_of_answers_is_refused(target: Any, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        several(target, **changed)
+    assert said in str(caught.value)
+
+
+# — conversations —
+
+
+def talk(*turns: str) -> Row:
+    keys = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return {"id": "r", "messages": [{"role": keys[turn[0]], "content": turn} for turn in turns]}
+
+
+CHAT = {
+    "system": None,
+    "user": "{{ messages[0].content }}",
+    "assistant": "{{ messages[1].content }}",
+    "target": "t",
+    "choices": None,
+    "options": None,
+}
+LOOP = "{% for m in messages %}{% if not loop.last %}{{ m.role }}: {{ m.content }}\n{% endif %}{% endfor %}"
+
+
+def chat(row: Row, **changed: Any) -> Example:
+    return Templates(settings(**{**CHAT, **changed}), "dataset", list(row)).example(row, "x", "rows, row 1")
+
+
+@pytest.mark.parametrize(
+    ("row", "changed"),
+    [
+        (talk("u1", "a1", "u2", "a2"), {}),
+        (talk("u1", "a1", "u2", "a2"), {"target": "{{ messages[3].content }}", "keep": "messages[3].content"}),
+        (talk("u1", "a1", "u2", "a2"), {"assistant": "{{ messages[-1].content }}"}),
+        (talk("u1", "a1", "u2", "a2"), {"assistant": "{{ (messages | last).content }}"}),
+        (talk("u1", "a1", "t1"), {}),
+        (talk("u1", "a1", "u2", "a2"), {"user": "{{ (messages | selectattr('role', 'eq', 'user') | first).content }}"}),
+        (
+            {"messages": [{"from": "human", "value": str(n)} for n in range(4)]},
+            {"id": None, "user": "{{ messages[0].value }}", "assistant": "{{ messages[1].value }}"},
+        ),
+        (
+            {"messages": [{"user": "q", "assistant": "a"}] * 2},
+            {"id": None, "user": "{{ messages[0].user }}", "assistant": "{{ messages[0].assistant }}"},
+        ),
+    ],
+)  # fmt: skip
+def test_turns_that_no_template_reads_are_refused_and_the_remedy_works(row: Row, changed: dict[str, Any]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"messages has \d turns, and the templates read .* would be dropped"
+    ) as caught:
+        chat(row, **changed)
+    keep = re.search(r"\"dataset\.keep='(.*)'\"", str(caught.value))
+    assert keep
+    templates = Templates(settings(**{**CHAT, **changed, "keep": keep[1]}), "dataset", list(row))
+    assert not templates.keeps(row, "row 1")
+    short = {**row, "messages": row["messages"][: int(keep[1].split()[-1])]}
+    assert "keep" in changed or templates.keeps(short, "row 2")
+
+
+def test_conversations_of_which_nothing_is_dropped() -> None:
+    assert chat(talk("u1", "a1")).assistant == "a1"
+    assert (
+        chat(talk("s1", "u1", "a1"), user="{{ messages[1].content }}", assistant="{{ messages[2].content }}").user
+        == "u1"
+    )
+    long = chat(talk("u1", "a1", "u2", "a2"), user=LOOP, assistant="{{ messages[-1].content }}")
+    assert (long.user, long.assistant) == ("user: u1\nassistant: a1\nuser: u2\n", "a2")
+    assert chat(
+        talk("u1", "a1", "u2", "a2"), user="{{ messages[:-1] | tojson }}", assistant="{{ messages[3].content }}"
+    )
+    row = {**talk("u1", "a1", "u2"), "question": "q"}  # another column is used
+    assert chat(row, user="{{ question }}", assistant="a").user == "q"
+
+
+# — all broken rows at once —
+
+
+def test_broken_rows_are_reported_all_at_once(tmp_path: Path) -> None:
+    rows: list[Any] = vignettes(60)
+    for number in range(5, 38):
+        rows[number]["rationale"] = None
+    lines = [json.dumps(row) for row in rows]
+    lines[2] = "{'a': 1}"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    for mounted in (False, True):
+        with pytest.raises(ConfigError) as caught:
+            examples(tmp_path / "a.jsonl", mounted=mounted)
+        first, *said, more = str(caught.value).split("\n    ")
+        assert first == "34 problems in the rows:"
+        assert len(said) == 20
+        assert "a.jsonl:3: is not JSON" in said[0]
+        assert f"a.jsonl, row 6 (row-5): {'eval.' if mounted else ''}dataset.assistant renders to nothing" in said[1]
+        assert more == "… and 14 more"
+
+
+def test_every_kind_of_broken_row_in_every_split_is_reported(tmp_path: Path) -> None:
+    train = [*vignettes(9), vignette(3), vignette(10, options={"A": "x", "B": ["y"]}), vignette(11, answer_idx="D")]
+    write_rows(tmp_path / "train.jsonl", train)
+    write_rows(
+        tmp_path / "test.jsonl",
+        [vignette(20), vignette(21, question="\ud800"), vignette(22, rationale="", answer_idx="")],
+    )
+    with (tmp_path / "test.jsonl").open("a", encoding="utf-8") as file:
+        file.write("[1]\n")
+    with pytest.raises(ConfigError) as caught:
+        examples(tmp_path)
+    said = str(caught.value)
+    for part in (
+        "train row 10: two rows have the id 'row-3', the other is train row 4",
+        "train row 11 (row-10): dataset.user writes column options.B, which is a list",
+        "train row 12 (row-11): target 'D' is not one of A, B",
+        "test row 2 (row-21): dataset.user holds half of a surrogate pair",
+        "test row 3 (row-22): dataset.assistant renders to nothing",
+        "test row 3 (row-22): dataset.target renders to nothing",
+        "test.jsonl:4: is JSON, but not an object",
+    ):
+        assert part in said, said
+    assert said.startswith("8 problems")
+
+
+def test_a_slow_pattern_does_not_run_over_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sftlab.stages import dataset
+
+    monkeypatch.setattr(dataset, "PATIENCE", -1)
+    write_rows(tmp_path / "a.jsonl", [vignette(number, rationale="") for number in range(90)])
+    with pytest.raises(ConfigError, match="20 problems in the rows; the rows after row 20 were not read:"):
+        examples(tmp_path / "a.jsonl")
