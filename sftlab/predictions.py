@@ -272,7 +272,8 @@ def _gold(target: str, letters: str, texts: list[str], place: str) -> str:
 
 def _targets(plain: dict[str, Any], place: str) -> list[str | int | float]:
     """Every correct answer of a row: of ``targets``, of ``target``, or of the ``answers`` of which that is one."""
-    value = plain.get("targets") or plain["target"]
+    own = plain.get("targets")
+    value = own if isinstance(own, list) and own else plain["target"]
     if isinstance(value, str) and "correct" not in plain:  # own predictions have a list in ``targets``
         parsed = _parsed(value)
         value = parsed if isinstance(parsed, list) and all(isinstance(one, str) for one in parsed) else value
@@ -290,7 +291,9 @@ def _targets(plain: dict[str, Any], place: str) -> list[str | int | float]:
             )
     if not targets:
         raise ConfigError(f"{place}: target [] holds no answer; write at least one")
-    return targets
+    # Tables make 7.0 of 7.
+    whole = [int(target) for target in targets if isinstance(target, float) and target.is_integer()]
+    return [*whole, *targets]
 
 
 def _several(value: Any) -> Any:
@@ -318,7 +321,7 @@ def _target(
     index: bool,
 ) -> str:
     """A correct answer as it is compared. ``index`` is whether a whole number may stand for one of the options."""
-    target, texts = _text(value), list(options.values())
+    target, texts = answered(_text(value)), list(options.values())
     whole = isinstance(value, int) and not isinstance(value, bool)
     if pattern and target.strip().isdecimal() and not can_read(pattern.pattern, target.strip()):
         whole = True

@@ -76,8 +76,10 @@ def predictions(generations: Sequence[Generation], examples: Sequence[Example], 
 
 
 def references(row: Example | Prediction, cfg: EvalConfig) -> list[str]:
-    """What an answer is compared with: every correct answer, as ``compared`` makes it for tasks other than choice."""
-    return row.accepted if cfg.task == "choice" else [compared(target, cfg) for target in row.accepted]
+    """What an answer is compared with: every correct answer, for tasks other than choice treated as the answer is."""
+    if cfg.task == "choice":
+        return row.accepted
+    return [compared(answered(target), cfg) for target in row.accepted]
 
 
 def scored(rows: list[Prediction], cfg: EvalConfig) -> list[Prediction]:
@@ -138,16 +140,18 @@ def unmatched(examples: Sequence[Example], cfg: EvalConfig, name: Callable[[Exam
     targets = [(row, target) for row in examples for target in row.accepted]
     if cfg.task == "choice":
         if lost := [(row, target) for row, target in targets if not can_read(cfg.pattern, target)]:
-            wider = with_group(cfg.pattern, "[A-Z0-9]")
-            able = wider is not None and all(can_read(wider, target) for _, target in targets)
-            remedy = f"set {_override('eval.pattern', wider)}" if able and wider else "let its group match such targets"
+            wider = [with_group(cfg.pattern, "[A-Z0-9]")]
+            if any(row.assistant for row in examples):  # which show whether another pattern fits
+                wider.append(r"(?i)the answer is\s*\(([A-Z0-9])\)")
+            able = [pattern for pattern in wider if pattern and _reads(pattern, examples, cfg)]
+            remedy = f"set {_override('eval.pattern', able[0])}" if able else "let its group match such targets"
             letters = all(len(target) == 1 for _, target in lost)
             yield (
                 f"eval.pattern={cfg.pattern!r}: its group cannot match {'all targets' if letters else 'every target'}: "
                 f"{listed(lost)}; {remedy}{'' if letters else ', or set eval.task=exact to compare texts'}"
             )
         return
-    if empty := [(row, target) for row, target in targets if not compared(target, cfg)]:
+    if empty := [(row, target) for row, target in targets if not compared(answered(target), cfg)]:
         by = "" if cfg.extract is None else f" eval.extract={cfg.extract!r} makes nothing of it;"
         yield (
             f"eval.task={cfg.task}: nothing is left to compare of the target:{by} {listed(empty)}; change "
@@ -169,8 +173,10 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
     Raises:
         ConfigError: none of them is.
     """
-    rows = [row for row in examples if row.choices or cfg.task == "exact"][:LOOKED_AT]
-    if cfg.task == "rouge" or not rows:
+    # Of another dataset's test set the training rows may have nothing but the form of a choice in common.
+    alike = cfg.task == "exact" and cfg.dataset is None
+    rows = [row for row in examples if alike or (cfg.task == "choice" and row.choices)][:LOOKED_AT]
+    if not rows:
         return None
 
     def wrong(cfg: EvalConfig) -> list[tuple[Example, str | None]]:
@@ -200,6 +206,14 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
                 remedy = f"set {_override(f'eval.{name}', value)}"
                 break
     raise ConfigError(f"{key}: none of {len(rows)} training completions is read as its target: {place}; {remedy}")
+
+
+def _reads(pattern: str, examples: Sequence[Example], cfg: EvalConfig) -> bool:
+    """Whether a pattern can match every target, and finds some of them where the rows have completions."""
+    if not all(can_read(pattern, target) for row in examples for target in row.accepted):
+        return False
+    tried, written = cfg.model_copy(update={"pattern": pattern}), [row for row in examples if row.assistant]
+    return not written or any(_answer(row, tried) in row.accepted for row in written[:LOOKED_AT])
 
 
 def _answer(row: Example, cfg: EvalConfig) -> str | None:

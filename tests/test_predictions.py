@@ -531,6 +531,8 @@ def test_predictions_have_a_score_and_a_subgroup_only_where_there_is_one(tmp_pat
         (row(1, "", [3, "three", 3]), ["3", "three"]),
         (row(1, "", {"text": ["Berne", "Bern"], "answer_start": [1, 1]}), ["Berne", "Bern"]),
         (row(1, "", "[1, 2]"), ["[1, 2]"]),  # a vector, perhaps
+        (row(1, "", 18.0), ["18", "18.0"]),
+        (row(1, "", 0.5), ["0.5"]),
         (row(1, "", "[Berne"), ["[Berne"]),
         (row(1, "", "Berne", targets=["Berne", "Bern"]), ["Berne", "Bern"]),  # as own predictions have them
         (row(1, "", '["a", "b"]', correct=True), ['["a", "b"]']),

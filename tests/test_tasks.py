@@ -32,6 +32,7 @@ from sftlab.subgroups import subgroups
 
 SETTINGS: dict[str, Any] = {
     "reading": "strict",
+    "dataset": None,
     "extract": None,
     "rouge": "rougeL",
     "group_by": None,
@@ -458,6 +459,7 @@ DIGITS = {"options": {"1": "this", "2": "that"}, "answer_idx": "2", "rationale":
     ("changed", "arguments", "said"),
     [
         (DIGITS, [], ["its group cannot match all targets: test row 'row-", "has target '2'"]),
+        ({}, ["eval.pattern='([(][A-Z][)])'"], ["its group cannot match all targets"]),
         ({}, ["eval.pattern='The Answer is .([A-Z])'"], ["none of 12 training completions is read as its target"]),
         ({"rationale": "Answer: A"}, [], ["its completion ends in 'Answer: A' and is read as nothing"]),
         ({"rationale": "First (B). Answer: (A)"}, ["eval.pattern='[(]([A-Z])'"], ["is read as 'B'"]),
@@ -509,17 +511,20 @@ def test_any_of_several_targets_scores() -> None:
     examples = [
         Example("q0", "", "Q", "A", "Berne", targets=["Berne", "Bern"]),
         Example("q1", "", "Q", "A", "in the year 1901", targets=["in the year 1901", "1901"]),
+        Example("q2", "", "Q", "A", "<think>Two and two.</think> Four"),  # a target that is the whole completion
     ]
     made = [
         Generation("q0", "Q", "<think>Berne?</think>bern.", "stop", 1),
         Generation("q1", "Q", "1902", "stop", 1),
+        Generation("q2", "Q", "<think>Three?</think> four", "stop", 1),
     ]
     exact = predictions(made, examples, EXACT)
     assert [(row.answer, row.correct, row.targets) for row in exact] == [
         ("bern", True, ["Berne", "Bern"]),
         ("1902", False, ["in the year 1901", "1901"]),
+        ("four", True, None),
     ]
-    assert summary(exact, EXACT, seed=1)["accuracy"] == 0.5
+    assert summary(exact, EXACT, seed=1)["accuracy"] == pytest.approx(2 / 3)
     check(examples, EXACT)
     with pytest.raises(ConfigError, match=r"nothing is left to compare .* test row 'q' has target '```.n```'"):
         check([Example("q", "", "", "", "a", targets=["a", "```\n```"])], EXACT)
