@@ -156,7 +156,7 @@ def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dic
 
 
 def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], int]:
-    """Machine 0's run, and how often machine 1 was told that there is nothing to train; that ends with machine 0 and has trained nothing for itself."""
+    """Machine 0's run, and how often machine 1, which has trained nothing for itself, had nothing to train."""
     first = end(started[0], folder / "0" / "run")
     _, errors = started[1].communicate(timeout=200)
     assert started[1].returncode == 0, errors
