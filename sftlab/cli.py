@@ -72,7 +72,8 @@ class Study:
     def fail(self, reason: str) -> None:
         """Write into ``run.json`` that the run did not end well, unless that is told already."""
         if self.run is not None and self.run.values["status"] == "running":
-            self.run.finish("failed", redacted(reason))
+            with suppress(OSError):  # what cannot be written must not hide the reason
+                self.run.finish("failed", redacted(reason))
 
 
 STUDY = Study()
@@ -295,8 +296,7 @@ def main() -> None:
         if STUDY.folder is None and isinstance(error, TypeError | ValueError):
             # Hydra's own, about an override such as model=null or train=[1]
             _fail(ConfigError(_explain(error, sys.argv[1:])))
-        with suppress(OSError):
-            STUDY.fail(f"{type(error).__name__}: {error}")
+        STUDY.fail(f"{type(error).__name__}: {error}")
         if isinstance(error, OSError) and error.errno in FULL:
             where = error.filename or STUDY.folder
             _fail(StageError(f"cannot write {where}: {error.strerror}; free some space. What was finished is kept"))

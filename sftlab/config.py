@@ -126,6 +126,8 @@ class InstanceConfig(Section):
     nnodes: PositiveInt
     node_rank: Count
     rdzv_endpoint: Annotated[str, Field(pattern=r"^\S+:\d+$")] | None
+    rdzv_timeout_min: PositiveFloat
+    grace_seconds: PositiveInt
     partition: str | None
     timeout_min: PositiveInt
     cpus: PositiveInt | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 # Names of environment variables that hold what nobody else may read.
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
@@ -39,6 +40,17 @@ class StageError(SftlabError):
 
 class OutOfMemoryError(StageError):
     """A stage needed more memory than there is."""
+
+
+def advised(error: Exception, advice: Callable[[], str], otherwise: str) -> StageError:
+    """An error with what to do about it: by ``advice``, or ``otherwise`` where that fails itself."""
+    try:
+        return StageError(f"{error}\n{advice()}")
+    except Exception as failed:  # whatever it is, the error itself must not be lost for it
+        first = next(iter(str(failed).splitlines()), "")
+        return StageError(
+            f"{error}\n{otherwise}\n(how much memory each takes could not be estimated: {type(failed).__name__}: {first})"
+        )
 
 
 class Terminated(KeyboardInterrupt):

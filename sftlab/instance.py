@@ -63,6 +63,8 @@ class Machine:
     nnodes: int = 1
     node_rank: int = 0
     rdzv_endpoint: str | None = None
+    rdzv_timeout_min: float = 15
+    grace_seconds: int = 25
 
     @property
     def world_size(self) -> int:
@@ -108,8 +110,9 @@ class Machine:
                 f"--node-rank={self.node_rank}",
                 "--rdzv-backend=static",
                 f"--rdzv-endpoint={self.rdzv_endpoint}",
+                f"--rdzv-conf=timeout={max(1, round(60 * self.rdzv_timeout_min))}",
             ]
-        return [*meeting, f"--nproc-per-node={self.num_processes}"]
+        return [*meeting, f"--nproc-per-node={self.num_processes}", f"--shutdown-timeout={self.grace_seconds}"]
 
     def engines(self, tensor_parallel_size: int) -> list[dict[str, str]]:
         """For each generation engine that fits on this machine, the variables that show it its own devices."""
@@ -130,10 +133,12 @@ class Machine:
             return train.gradient_accumulation_steps
         at_once = train.per_device_train_batch_size * self.world_size
         if train.global_batch_size % at_once:
+            nearest = at_once * max(1, round(train.global_batch_size / at_once))
             raise ConfigError(
-                f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
-                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on {self.world_size} "
-                f"devices of instance={self.name}); change one of them"
+                f"train.global_batch_size={train.global_batch_size}: is not a multiple of {at_once} "
+                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} × {self.world_size} "
+                f"devices of instance={self.name}); set train.global_batch_size={nearest}, or change the batch size of "
+                "a device"
             )
         return train.global_batch_size // at_once
 
@@ -157,7 +162,18 @@ def find(cfg: InstanceConfig, *, elsewhere: bool = False) -> Machine:
         )
     attention = cfg.attn_implementation if cfg.attn_implementation != "auto" else "sdpa"
     device, processes = "cuda" if wanted else "cpu", wanted or cfg.num_processes or 1
-    found = Machine(cfg.name, device, processes, attention, cfg.strategy, cfg.nnodes, cfg.node_rank, cfg.rdzv_endpoint)
+    found = Machine(
+        name=cfg.name,
+        device=device,
+        num_processes=processes,
+        attn_implementation=attention,
+        strategy=cfg.strategy,
+        nnodes=cfg.nnodes,
+        node_rank=cfg.node_rank,
+        rdzv_endpoint=cfg.rdzv_endpoint,
+        rdzv_timeout_min=cfg.rdzv_timeout_min,
+        grace_seconds=cfg.grace_seconds,
+    )
     if found.strategy == "fsdp" and (found.world_size == 1 or device == "cpu"):
         raise ConfigError(
             f"instance.strategy=fsdp: shares a model among several GPUs, and instance={cfg.name} trains on "
@@ -207,6 +223,11 @@ def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
         problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_8bit")
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def optimizer_package(optim: str) -> str | None:
+    """The package that brings an optimizer of transformers; None for one of torch's or transformers' own."""
+    return next((package for names, _, package in OPTIMIZERS if optim.startswith(tuple(names.split()))), None)
 
 
 def _installed(module: str) -> bool:

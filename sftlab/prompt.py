@@ -227,6 +227,13 @@ def _sql(text: str) -> str:
     return str(sqlparse.format(text, reindent=True, keyword_case="upper")).strip()
 
 
+def packages(cfg: DatasetConfig) -> list[str]:
+    """The packages that render a dataset's templates. A filter may be named anywhere in one, also as ``map('sql')``."""
+    sources = " ".join(str(getattr(cfg, name)) for name in (*TEMPLATES, "keep"))
+    used = {"sqlparse": r"\bsql\b", "regex": r"\bsearch\b"}
+    return ["jinja2", *(package for package, word in used.items() if re.search(word, sources))]
+
+
 def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
     """What is wrong with a template over these columns; nothing where it can be rendered."""
     from jinja2 import TemplateSyntaxError, meta

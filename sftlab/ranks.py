@@ -16,7 +16,7 @@ from sftlab.launch import die_with_parent, report
 
 def main(arguments: list[str]) -> None:
     """Run the ranks; the exit code is 1 if one of them failed, and a killed one is told in ``error.json``."""
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -41,6 +41,11 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
+    except DistError as error:
+        first = str(error).partition("\n")[0]
+        report(folder, "StageError", f"{arguments[-2]}: the machines did not meet: {first}. What was finished is "
+               "kept; run the same command on each again")  # fmt: skip
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,21 @@ def key_of(inputs: Mapping[str, Any]) -> str:
     """A short name for exactly these inputs: the hash of their canonical JSON."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """The installed versions of the packages whose code decides a stage's result; None for one that is missing.
+
+    They are part of the stage's inputs. Packages that the configuration at hand does not use are left out.
+    """
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    return {package: version(package) for package in packages}
 
 
 def digest(path: Path) -> str:

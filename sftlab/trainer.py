@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -31,6 +32,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer for rows that are tokenised already (``input_ids`` and ``labels``)."""
 
     evaluated_step: int | None = None
+    checkpoints: Checkpoints
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -40,7 +42,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         On the CPU, TRL's chunked loss takes as long as half of the model. There the output head is
         applied to the positions that have a target, all at once; elsewhere TRL's own loss is used.
         """
-        if self.args.device.type != "cpu" or return_outputs:
+        if not self.own_head or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"]
         nll, _ = _token_losses(model, inputs)
@@ -51,6 +53,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             # The count is over all ranks, and the ranks' gradients are averaged.
             loss = loss * self.accelerator.num_processes
         return loss
+
+    @property
+    def own_head(self) -> bool:
+        """Whether training applies the output head by ``_token_losses``: on the CPU, for the plain loss."""
+        plain = self.args.loss_type == "nll" and self.label_smoother is None and not self.aux_loss_enabled
+        return self.args.device.type == "cpu" and plain
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> Any:
         """The batches of a step and their number of target tokens, each row once.
@@ -74,12 +82,22 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
         The rows' own sums are kept (``self.row_losses``: nats and tokens of each, in their order), to
         tell later which checkpoints differ by more than chance.
+
+        Raises:
+            Terminated: SIGTERM came. The checkpoint is saved, and validated when training resumes from it.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         # Not the training collator: packed rows would lose their borders.
         collator = DataCollatorForLanguageModeling(pad_token_id=self.processing_class.pad_token_id)
         loader = self.accelerator.prepare_data_loader(
-            DataLoader(rows, batch_size=self.args.per_device_eval_batch_size, collate_fn=collator)
+            # With a generator of its own: iterating draws a seed, and training's draws must be the same whether a
+            # checkpoint is validated before it is saved or after resuming from it.
+            DataLoader(
+                rows,
+                batch_size=self.args.per_device_eval_batch_size,
+                collate_fn=collator,
+                generator=torch.Generator(),
+            )
         )
         model = self.model_wrapped if self.is_fsdp_enabled else self.model
         start = time.monotonic()
@@ -87,6 +105,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         model.eval()
         sums: list[list[float]] = []
         for batch in loader:
+            if self.checkpoints.terminating():
+                model.train(training)
+                self.checkpoints.save_and_end()
             with torch.no_grad(), self.compute_loss_context_manager():
                 row_nll, row_tokens = self._row_losses(model, batch)
             gathered = self.accelerator.gather_for_metrics(torch.stack([row_nll.double(), row_tokens.double()], dim=1))
@@ -146,29 +167,69 @@ class Progress(ProgressCallback):  # type: ignore[misc]
             self.training_bar.set_postfix(shown, refresh=False)
 
 
-class Checkpoints(TrainerCallback):  # type: ignore[misc]
-    """Mark a checkpoint as complete, last of all, with what selection needs to know of it."""
+class DivergedError(Exception):
+    """The validation that a checkpoint lacked shows that the training before it had diverged."""
 
-    def __init__(self, earlier_seconds: float, decay_steps: int | None) -> None:
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Mark a checkpoint as complete, last of all, with what selection needs to know of it.
+
+    ``keep`` is train.save_total_limit. transformers would delete older checkpoints before a new one is complete.
+    """
+
+    trainer: Trainer
+
+    def __init__(self, earlier_seconds: float, decay_steps: int | None, keep: int | None) -> None:
         self.start = time.monotonic() - earlier_seconds
         self.decay_steps = decay_steps
-        self.trainer: Trainer | None = None
+        self.keep = keep
         self.terminated = False
         self.diverged_at_step: int | None = None
 
     def terminate(self, *_: Any) -> None:
-        """Save at the end of the step that is going on, and raise Terminated then: what SIGTERM does."""
+        """Save at the end of the step or before the next batch of a validation, and end: what SIGTERM does."""
         self.terminated = True
+
+    def terminating(self) -> bool:
+        """Whether SIGTERM came to any rank: all of them save at the same place."""
+        if self.trainer.args.world_size > 1:
+            flag = torch.tensor(float(self.terminated), device=self.trainer.args.device)
+            self.terminated = bool(self.trainer.accelerator.reduce(flag) > 0)
+        return self.terminated
+
+    def save_and_end(self) -> None:
+        """Save the last completed step, unless that is done, and raise Terminated."""
+        args, state = self.trainer.args, self.trainer.state
+        if state.global_step and not (self._folder(args, state) / COMPLETE).is_file():
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+            self.on_save(args, state, self.trainer.control)
+        raise Terminated
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Validate the checkpoint that training resumes from, where SIGTERM came before or during its validation.
+
+        Its other files stay as they are: resuming from it once more does the same again.
+
+        Raises:
+            DivergedError: the loss is not a finite number.
+        """
+        at_end = state.global_step and state.global_step % (state.max_steps // int(args.num_train_epochs)) == 0
+        if not at_end or any(row["step"] == state.global_step for row in state.log_history if "eval_loss" in row):
+            return
+        metrics = self.trainer._evaluate(trial=None, ignore_keys_for_eval=None)  # may step the schedule too
+        if self.diverged_at_step is not None:
+            raise DivergedError
+        self.trainer._determine_best_metric(metrics, trial=None)
+        if state.is_world_process_zero:
+            self._mark(args, state)
+            self._delete(args)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save where a job of fewer or more epochs would part from this one, before its decay, and at SIGTERM."""
-        assert self.trainer is not None
-        if args.world_size > 1:  # the ranks have to save after the same step
-            flag = torch.tensor(float(self.terminated), device=args.device)
-            self.terminated = bool(self.trainer.accelerator.reduce(flag) > 0)
         an_epoch = state.max_steps // int(args.num_train_epochs)
-        # At the end of an epoch its validation comes first: a checkpoint without it would never get one.
-        if self.terminated and state.global_step % an_epoch:
+        if self.terminating():
             control.should_save = control.should_log = True
         if self.decay_steps and (state.global_step + self.decay_steps) % an_epoch == 0 and state.global_step % an_epoch:
             control.should_save = control.should_log = True
@@ -193,20 +254,35 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             control.should_save, control.should_training_stop = False, True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write ``checkpoint.json``: a checkpoint without it was cut off and is not used.
+        """Write ``checkpoint.json``: a checkpoint without it was interrupted and is not used.
 
-        ``eval_loss`` is null where the checkpoint is only to go on from.
+        ``eval_loss`` is null where the checkpoint is only for resuming.
 
         Raises:
-            Terminated: SIGTERM came, and what there is to go on from is saved.
+            Terminated: SIGTERM came, and what there is to resume from is saved.
         """
         if state.is_world_process_zero:
             self._mark(args, state)
+            self._delete(args)
         if self.terminated:
             raise Terminated
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Of a single checkpoint that is kept, keep the best: resuming needs the last one no more."""
+        if self.keep is not None and state.is_world_process_zero:
+            _delete_all_but(Path(args.output_dir), self.keep)
+
+    def _delete(self, args: TrainingArguments) -> None:
+        if self.keep is not None:  # and the newest in any case, to resume from
+            _delete_all_but(Path(args.output_dir), max(self.keep, 2))
+
+    @staticmethod
+    def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
     def _mark(self, args: TrainingArguments, state: TrainerState) -> None:
-        assert self.trainer is not None
         history = state.log_history
         evaluated = self.trainer.evaluated_step == state.global_step
         row = {
@@ -216,11 +292,28 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             "train_loss": _mean_loss(history, state.global_step - state.max_steps // int(args.num_train_epochs)),
             "seconds": round(time.monotonic() - self.start, 1),
         }
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = self._folder(args, state)
         if evaluated:
             write_json(folder / "rows.json", self.trainer.row_losses)
         sync(folder)
         write_json(folder / COMPLETE, row)
+
+
+def _delete_all_but(folder: Path, count: int) -> None:
+    """Delete complete checkpoints but the best and the newest, ``count`` with a validation loss in all.
+
+    What SIGTERM saved, without one, is deleted as soon as there is a newer one, and so changes no choice.
+    """
+    rows = [(json.loads(file.read_text("utf-8")), file.parent) for file in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    rows.sort(key=lambda row: row[0]["step"], reverse=True)
+    evaluated = [(row["eval_loss"], path) for row, path in rows if row["eval_loss"] is not None]
+    best = min(evaluated, default=None)
+    evaluated.sort(key=lambda row: row is not best)
+    kept = {path for _, path in evaluated[:count]} | {path for _, path in rows[: count > 1]}
+    for _, path in rows:
+        if path not in kept:
+            (path / COMPLETE).unlink()  # first, so that nobody takes a part of it for a whole one
+            shutil.rmtree(path)
 
 
 class StepTimes(TrainerCallback):  # type: ignore[misc]

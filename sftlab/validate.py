@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,9 @@ MANAGED = {
     "disable_tqdm": None,
 }
 
+
+# Schedules that transformers refuses to make without one of two arguments.
+NEED_A_MINIMUM = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
 
 MOST_GENERATED = 100_000  # rows; there are not many more different questions
 
@@ -430,14 +434,11 @@ def _train(cfg: Config) -> Iterator[str]:
     train = cfg.train
     if train.packing and train.allow_truncated_completion:
         yield "train.packing=true: packing cuts nothing here; set train.allow_truncated_completion=false"
-    devices = (cfg.instance.num_processes or 1) * cfg.instance.nnodes
-    at_once = train.per_device_train_batch_size * devices
-    if train.global_batch_size is not None and train.global_batch_size % at_once:
-        yield (
-            f"train.global_batch_size={train.global_batch_size}: is no multiple of {at_once} "
-            f"(train.per_device_train_batch_size={train.per_device_train_batch_size} on "
-            f"{devices} devices); change one of them"
-        )
+    if cfg.mode in ("all", "train", "plan"):
+        try:  # the machine that there is, also where instance=auto leaves it open; GPUs may be elsewhere (mode=plan)
+            instance.find(cfg.instance, elsewhere=True).accumulation(train)
+        except ConfigError as error:
+            yield str(error)
     for key, value, choices in (
         ("lr_scheduler_type", train.lr_scheduler_type, _members("trainer_utils.py", "SchedulerType")),
         ("optim", train.optim, _members("training_args.py", "OptimizerNames")),
@@ -446,7 +447,12 @@ def _train(cfg: Config) -> Iterator[str]:
             yield f"train.{key}={value!r}: should be one of {', '.join(choices)}"
     if train.lr_scheduler_type == "warmup_stable_decay":
         yield from _stable(train)
-    elif train.lr_scheduler_kwargs and train.lr_scheduler_type in _members("trainer_utils.py", "SchedulerType"):
+    elif train.lr_scheduler_type in NEED_A_MINIMUM and not {"min_lr", "min_lr_rate"} & train.lr_scheduler_kwargs.keys():
+        yield (
+            f"train.lr_scheduler_type={train.lr_scheduler_type}: needs the learning rate at its end; write "
+            "+train.lr_scheduler_kwargs.min_lr_rate=0.1 (a share of train.learning_rate)"
+        )
+    elif train.lr_scheduler_kwargs:
         yield from _schedule(train)
     for name in train.extra:
         if name in TrainConfig.model_fields:
@@ -460,7 +466,9 @@ def _train(cfg: Config) -> Iterator[str]:
 
 
 def _schedule(train: TrainConfig) -> Iterator[str]:
-    """Arguments that the chosen schedule does not take, by the source of transformers."""
+    """Arguments that the chosen schedule does not take, by the source of transformers, or that it refuses."""
+    if train.lr_scheduler_type not in (values := _enumeration("trainer_utils.py", "SchedulerType")).values():
+        return
     body = _source("transformers", "optimization.py").body
     schedules = next(
         node.value
@@ -469,20 +477,45 @@ def _schedule(train: TrainConfig) -> Iterator[str]:
     )
     assert isinstance(schedules, ast.Dict)
     names = {
-        ast.unparse(key).lower(): ast.unparse(value)
+        values[ast.unparse(key).removeprefix("SchedulerType.")]: ast.unparse(value)
         for key, value in zip(schedules.keys, schedules.values, strict=True)
         if key
     }
-    function = names[f"schedulertype.{train.lr_scheduler_type}"]
+    function = names[train.lr_scheduler_type]
     arguments = next(node.args for node in body if isinstance(node, ast.FunctionDef) and node.name == function)
     own = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}  # which the trainer gives
     known = [argument.arg for argument in arguments.args if argument.arg not in own]
-    for name in train.lr_scheduler_kwargs if arguments.kwarg is None else ():
-        if name not in known:
-            yield (
-                f"train.lr_scheduler_kwargs.{name}: the schedule {train.lr_scheduler_type} takes "
-                f"{', '.join(known) or 'no arguments'}; mend it, or set another train.lr_scheduler_type"
-            )
+    unknown = [name for name in train.lr_scheduler_kwargs if arguments.kwarg is None and name not in known]
+    for name in unknown:
+        yield (
+            f"train.lr_scheduler_kwargs.{name}: the schedule {train.lr_scheduler_type} takes "
+            f"{', '.join(known) or 'no arguments'}; fix it, or set another train.lr_scheduler_type"
+        )
+    if not unknown and (reason := _refused(train)):
+        yield (
+            f"train.lr_scheduler_kwargs={train.lr_scheduler_kwargs}: the schedule {train.lr_scheduler_type} refuses "
+            f"it: {reason}; fix it, or set another train.lr_scheduler_type"
+        )
+
+
+def _refused(train: TrainConfig) -> str | None:
+    """Why a schedule cannot be made with these arguments, or cannot make a step."""
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # which transformers imports where it is installed
+    import torch
+    from transformers.optimization import GreedyLR, get_scheduler
+
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]  # as the trainer makes them
+    optimizer = torch.optim.SGD(groups, lr=train.learning_rate)
+    schedule: Any
+    try:
+        schedule = get_scheduler(train.lr_scheduler_type, optimizer, 1, 4, train.lr_scheduler_kwargs)
+        by_loss = isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau | GreedyLR)
+        for step in range(4):
+            optimizer.step()
+            schedule.step(*([float(step)] if by_loss else []))
+    except Exception as error:  # arguments of any type meet arithmetic
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _stable(train: TrainConfig) -> Iterator[str]:
@@ -536,8 +569,16 @@ def _extra(extra: dict[str, Any]) -> Iterator[str]:
 
 def _members(file: str, name: str) -> list[str]:
     """The values of an enumeration of transformers."""
-    values = [node.value for node in _class_body("transformers", file, name) if isinstance(node, ast.Assign)]
-    return [str(value.value) for value in values if isinstance(value, ast.Constant)]
+    return list(_enumeration(file, name).values())
+
+
+def _enumeration(file: str, name: str) -> dict[str, str]:
+    """The members of an enumeration of transformers: value by name."""
+    return {
+        ast.unparse(node.targets[0]): str(node.value.value)
+        for node in _class_body("transformers", file, name)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    }
 
 
 @cache

@@ -65,6 +65,78 @@ def stage_processes(parent: int) -> Iterator[tuple[int, str]]:
             yield int(entry.name), words[2].removeprefix("sftlab.stages.")
 
 
+LONG_VALIDATION = [
+    *("model=tiny_random", "mode=train", "tracking=none", "instance=cpu", "train.per_device_train_batch_size=8"),
+    *("dataset.split={train: 32, validation: 150, test: 8}", "train.per_device_eval_batch_size=1"),
+    *("train.num_train_epochs=3", "train.logging_steps=3", "peft.lora_dropout=0.1", "train.max_length=768"),
+    # Its learning rate follows from the validation losses: worse with every epoch, as it is told.
+    *("train.lr_scheduler_type=reduce_lr_on_plateau", "+train.lr_scheduler_kwargs.mode=max"),
+    *("+train.lr_scheduler_kwargs.patience=0", "+train.lr_scheduler_kwargs.factor=0.5", "hydra.run.dir=run"),
+]
+
+
+def validated(folder: Path) -> dict[str, Any]:
+    """What a training left: weights and validation of each checkpoint, and the curve."""
+    run = json.loads((folder / "run" / "run.json").read_text("utf-8"))
+    assert run["status"] == "success"
+    stage = next((folder / "outputs" / "store" / "train").glob("*/receipt.json")).parent
+    lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return {
+        "weights": {file.parent.name: sha256(file.read_bytes()).hexdigest() for file in stage.glob("*/*.safetensors")},
+        "rows": {file.parent.name: json.loads(file.read_text("utf-8")) for file in stage.glob("*/rows.json")},
+        "candidates": kept(run["selection"]["candidates"]),
+        "selected": run["selection"]["step"],
+        # The last line is of the last process only.
+        "curve": [{name: row.get(name) for name in CURVE} for row in lines if "train_runtime" not in row],
+    }
+
+
+CURVE = ("step", "epoch", "loss", "eval_loss", "eval_tokens", "learning_rate", "grad_norm")
+
+
+def validating(store: Path, step: int) -> bool:
+    """Whether the training loss at the end of an epoch is logged, and its validation loss not yet."""
+    for file in store.glob("train/*.partial/metrics.jsonl"):
+        last = json.loads(file.read_text("utf-8").splitlines()[-1])
+        return bool(last["step"] == step and "loss" in last)
+    return False
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_while_validating_saves_first_and_validates_after_resuming(ranks: int, tmp_path: Path) -> None:
+    settings = [*LONG_VALIDATION, f"instance.num_processes={ranks}", "train.global_batch_size=8"]
+    settings[4] = f"train.per_device_train_batch_size={8 // ranks}"
+
+    def begin(folder: Path) -> subprocess.Popen[str]:
+        folder.mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", "sftlab", *settings],
+            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    finish(begin(tmp_path / "undisturbed"))
+    folder = tmp_path / "disturbed"
+    store = folder / "outputs" / "store"
+    for step in (4, 12):
+        process = begin(folder)
+        until = time.monotonic() + 200
+        while not validating(store, step):
+            assert time.monotonic() < until
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGTERM)
+        out, _ = process.communicate(timeout=200)
+        assert process.returncode == 128 + signal.SIGTERM, out
+        assert "Traceback" not in out
+        saved = next(store.glob(f"train/*.partial/checkpoint-{step}/checkpoint.json"))
+        assert json.loads(saved.read_text("utf-8"))["eval_loss"] is None
+    finish(begin(folder))
+    found, expected = validated(folder), validated(tmp_path / "undisturbed")
+    rates = [row["learning_rate"] for row in expected["curve"] if row["learning_rate"]]
+    assert rates[0] == 2 * rates[-1] or rates[0] == 4 * rates[-1]  # the schedule did follow
+    assert found == expected
+
+
 def wait_for_stage(process: subprocess.Popen[str], stage: str, begun: Callable[[], bool]) -> int:
     """The process id of a child that is at a stage, once ``begun`` says that it has got somewhere."""
     deadline = time.monotonic() + 300

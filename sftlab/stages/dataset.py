@@ -14,9 +14,9 @@ from typing import Any
 
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
-from sftlab.prompt import Templates
+from sftlab.prompt import Templates, packages
 from sftlab.records import Example
-from sftlab.store import Stage, Store, digest
+from sftlab.store import Stage, Store, digest, versions
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,14 @@ class Dataset:
 def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str, Any]:
     """What a dataset is made of: its settings, the seed and the content of its source."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
-    return {"version": 2, "dataset": settings, "seed": seed, "mounted": mounted, "source": _identity(cfg)}
+    return {
+        "version": 2,
+        "dataset": settings,
+        "seed": seed,
+        "mounted": mounted,
+        "source": _identity(cfg),
+        "libraries": versions(*packages(cfg)),
+    }
 
 
 def revision(cfg: DatasetConfig) -> str | None:

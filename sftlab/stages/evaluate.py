@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from itertools import groupby
 from operator import itemgetter
@@ -21,19 +20,25 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.extract import compile_pattern, strict
 from sftlab.instance import Machine
 from sftlab.launch import Task, children, serve
 from sftlab.models import Base, cache_bytes, reads_images
 from sftlab.prompt import prompt_tokens
 from sftlab.records import Example, Generation, read_jsonl, write_jsonl
-from sftlab.store import Stage, Store, write_json
+from sftlab.store import Stage, Store, versions, write_json
 
 log = logging.getLogger(__name__)
 
 # What an answer without a letter is continued with, to make the model choose one.
 FORCING = "\n\nTherefore, the answer is ("
+
+# What to change where memory is too small and nothing more is known of the model.
+SMALLER = (
+    "to need less memory: a smaller eval.batch_size (engine transformers), eval.kv_cache_gib (vLLM on the CPU) or "
+    "eval.max_tokens, a larger eval.tensor_parallel_size, or an instance= with more memory"
+)
 
 # What an engine writes into its folder, one line for each completion and for each forced letter.
 ENGINE, FINISHED, FORCED = "engine-", "finished.jsonl", "forced.jsonl"
@@ -89,7 +94,9 @@ def prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: Eval
     for example in examples:
         ids, text = prompt_tokens(tokenizer, example)
         rows.append({"id": example.id, "prompt": text, "prompt_token_ids": ids, "choices": example.choices})
-    made = Prompts(rows, {"dataset": dataset_key, "max_rows": cfg.max_rows, "seed": seed, "tokenizer": base.identity})
+    libraries = versions("transformers", "tokenizers", "jinja2")
+    key = {"dataset": dataset_key, "max_rows": cfg.max_rows, "seed": seed, "tokenizer": base.identity}
+    made = Prompts(rows, {**key, "libraries": libraries})
     room = context_length(base.path)
     if made.longest + cfg.max_tokens > room:
         raise ConfigError(
@@ -120,7 +127,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
         "model": model.identity,
         "prompts": given.key,
         "engine": cfg.engine,
-        "library": _version(engine),
+        "libraries": versions(engine, "torch"),
         "device": device,
         "max_tokens": cfg.max_tokens,
         "temperature": cfg.temperature,
@@ -291,7 +298,7 @@ def _generate(
         try:
             children("sftlab.stages.evaluate", tasks, watch=look)
         except OutOfMemoryError as error:
-            raise StageError(f"{error}\n{_smaller(model, given, cfg, machine)}") from error
+            raise advised(error, lambda: _smaller(model, given, cfg, machine), otherwise=SMALLER) from error
     speeds = [json.loads((task.folder / "speed.json").read_text("utf-8")) for task in tasks]
     seconds, tokens = max(speed["generate_seconds"] for speed in speeds), sum(speed["tokens"] for speed in speeds)
     return {
@@ -377,13 +384,6 @@ def _bar(tasks: Sequence[Task], total: int, label: str, stall_min: float) -> Ite
                 )
 
         yield look
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 # ------------------------------------------------------------------- in the child process

@@ -14,7 +14,7 @@ from sftlab.errors import StageError
 from sftlab.instance import Machine
 from sftlab.launch import child, leave_out, serve
 from sftlab.models import Base
-from sftlab.store import Stage, Store, write_json
+from sftlab.store import Stage, Store, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,13 @@ class Merged:
 def inputs(checkpoint: Path, base: Base) -> dict[str, Any]:
     """What the merged model is made of: a checkpoint of a finished training, and its base."""
     step = int(checkpoint.name.split("-")[1])
-    return {"version": 1, "train": checkpoint.parent.name, "step": step, "base": base.identity}
+    return {
+        "version": 1,
+        "train": checkpoint.parent.name,
+        "step": step,
+        "base": base.identity,
+        "libraries": versions("torch", "transformers", "peft"),
+    }
 
 
 def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Machine, cfg: MergeConfig) -> Merged:

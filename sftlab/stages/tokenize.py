@@ -14,7 +14,7 @@ from sftlab.models import Base
 from sftlab.prompt import tokenize
 from sftlab.records import Example
 from sftlab.stages.dataset import Dataset
-from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_comple
         "version": 3,
         "dataset": dataset_key,
         "tokenizer": base.identity,
+        "libraries": versions("transformers", "tokenizers", "jinja2"),
         "max_length": max_length,
         "allow_truncated_completion": allow_truncated_completion,
     }

@@ -8,28 +8,29 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from math import ceil, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sftlab import tracking
+from sftlab import meeting, tracking
 from sftlab.adapters import lora_config, peft_of
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
-from sftlab.instance import Machine, peak_flops
+from sftlab.instance import Machine, optimizer_package, peak_flops
 from sftlab.launch import INPUTS, child, leave_out, serve
 from sftlab.models import Base, beside_text
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
-from sftlab.store import Stage, Store, key_of, write_json
+from sftlab.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
 COMPLETE = "checkpoint.json"
 MACHINES = "machines.json"
+RECEIPT = "receipt.json"
 # What a checkpoint needs only to go on training.
 OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "optimizer.bin", "pytorch_model_fsdp.bin")
 
@@ -43,7 +44,7 @@ class Trained:
     @property
     def receipt(self) -> dict[str, Any]:
         """What took effect in training."""
-        receipt: dict[str, Any] = json.loads((self.stage.path / "receipt.json").read_text("utf-8"))
+        receipt: dict[str, Any] = json.loads((self.stage.path / RECEIPT).read_text("utf-8"))
         return receipt
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -65,15 +66,28 @@ def inputs(
 ) -> dict[str, Any]:
     """What the weights depend on: data, base, settings, precision, ranks, seed and library versions."""
     return {
-        "version": 1,
+        "version": 2,
         "tokens": tokens_key,
         "base": base.identity,
         "peft": peft.model_dump(),
         "train": train.model_dump(exclude={"allow_truncated_completion"}),
         "machine": machine.numerics(),
         "seed": seed,
-        "libraries": {name: metadata.version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")},
+        "libraries": versions("torch", "transformers", "trl", "accelerate", *_optional(peft, train, machine)),
     }
+
+
+def _optional(peft: PeftConfig, train: TrainConfig, machine: Machine) -> list[str]:
+    """The packages that decide the weights with these settings and not with others."""
+    used = {
+        "peft": not isinstance(peft, NoPeft),
+        "bitsandbytes": isinstance(peft, Qlora),
+        "liger-kernel": train.use_liger_kernel,
+        "flash-attn": machine.attn_implementation == "flash_attention_2",
+        "datasets": train.packing,  # TRL packs by its tables
+    }
+    package = optimizer_package(train.optim)
+    return sorted({name for name, is_used in used.items() if is_used} | ({package} if package else set()))
 
 
 def make(
@@ -113,23 +127,36 @@ def make(
             arguments,
             launcher=machine.launcher(),
             environment={**machine.training_environment(), **environment},
+            grace_seconds=machine.grace_seconds,
         )
+
+    def tell_others(*, to_train: bool) -> None:
+        if machine.nnodes > 1:
+            meeting.tell(machine, key_of(key), train=to_train)
 
     def build(folder: Path) -> None:
         for left in folder.glob("checkpoint-*"):
-            if not (left / COMPLETE).is_file():  # cut off while it was written
+            if not (left / COMPLETE).is_file():  # interrupted while it was written
                 shutil.rmtree(left)
-        if _shared(store, key, folder, train):
-            return
-        if not complete(folder):
-            _take_over(store, key, folder, train, machine)
-        if found := [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]:
-            log.info("train: goes on from %s", found[-1].name)
-        ranks(folder, folder)
-        receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
+        if not (folder / RECEIPT).is_file():  # which is written last
+            if _shared(store, key, folder, train):
+                tell_others(to_train=False)
+                return
+            if not complete(folder):
+                _take_over(store, key, folder, train, machine)
+            if found := [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]:
+                log.info("train: goes on from %s", found[-1].name)
+            tell_others(to_train=True)
+            ranks(folder, folder)
+        else:
+            tell_others(to_train=False)
+        receipt = json.loads((folder / RECEIPT).read_text("utf-8"))
+        kept = any(map(_evaluated, complete(folder)))
+        if not kept:
+            (folder / RECEIPT).unlink()  # what ended without a checkpoint may be trained again
         if (step := receipt.get("diverged_at_step")) is not None:
-            _diverged(step, train, kept=any(map(_evaluated, complete(folder))))
-        if not complete(folder):
+            _diverged(step, train, kept=kept)
+        if not kept:
             raise StageError("train: ended without a checkpoint; see its output above")
         # Another job may go on from where the schedule does not yet depend on the number of epochs, until the sweep
         # is decided. From the other checkpoints nothing will.
@@ -142,13 +169,18 @@ def make(
             else:  # where SIGTERM came
                 shutil.rmtree(checkpoint)
 
-    if machine.node_rank > 0 and not store.has("train", key):
-        final = store.path("train", key)
-        with TemporaryDirectory(prefix="sftlab-") as folder:
-            ranks(Path(folder), final.with_name(final.name + ".partial"))
     if machine.node_rank > 0:
+        final = store.path("train", key)
+        if meeting.ask(machine, final.name):
+            with TemporaryDirectory(prefix="sftlab-") as name:
+                ranks(Path(name), final.with_name(final.name + ".partial"))
+        else:
+            log.info("train: there is nothing to train; machine 0 has it already")
         return None
-    return Trained(store.stage("train", key, build, resumable=True))
+    stage = store.stage("train", key, build, resumable=True)
+    if stage.cached:
+        tell_others(to_train=False)
+    return Trained(stage)
 
 
 def _diverged(step: int, train: TrainConfig, *, kept: bool) -> None:
@@ -275,9 +307,9 @@ def _shared(store: Store, key: Mapping[str, Any], folder: Path, train: TrainConf
     if whole:
         history = read_jsonl(source / "metrics.jsonl")
         write_jsonl(folder / "metrics.jsonl", (row for row in history if row["epoch"] <= train.num_train_epochs))
-        receipt = json.loads((source / "receipt.json").read_text("utf-8"))
+        receipt = json.loads((source / RECEIPT).read_text("utf-8"))
         new = {"optimizer_steps": step, "train_seconds": 0.0, "diverged_at_step": None}
-        write_json(folder / "receipt.json", {**receipt, **new})
+        write_json(folder / RECEIPT, {**receipt, **new})
     return whole
 
 
@@ -371,7 +403,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import SFTConfig
 
-    from sftlab.trainer import Checkpoints, Curves, Metrics, Progress, StepTimes, Trainer
+    from sftlab.trainer import Checkpoints, Curves, DivergedError, Metrics, Progress, StepTimes, Trainer
 
     if given["report_to"] and os.environ.get("RANK", "0") == "0":
         tracking.begin(os.environ["SFTLAB_WANDB_MODE"])
@@ -391,7 +423,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         _agree(given, _step(resumed[-1]) if resumed else 0)
     model = _model(base, peft, train, machine)
     earlier = json.loads((resumed[-1] / COMPLETE).read_text("utf-8"))["seconds"] if resumed else 0.0
-    checkpoints = Checkpoints(earlier, decay_steps(train))
+    checkpoints = Checkpoints(earlier, decay_steps(train), train.save_total_limit)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -401,14 +433,17 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         peft_config=lora_config(peft, beside_text(model)),
         callbacks=[checkpoints, step_times := StepTimes(), Metrics(folder / "metrics.jsonl")],
     )
-    checkpoints.trainer = trainer
+    checkpoints.trainer, trainer.checkpoints = trainer, checkpoints
     signal.signal(signal.SIGTERM, checkpoints.terminate)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(Progress())
     if given["report_to"]:
         trainer.add_callback(Curves())
-    result = trainer.train(resume_from_checkpoint=str(resumed[-1]) if resumed else None)
+    seconds = 0.0
+    with suppress(DivergedError):  # shown by diverged_at_step too
+        result = trainer.train(resume_from_checkpoint=str(resumed[-1]) if resumed else None)
+        seconds = result.metrics["train_runtime"]
     diverged = checkpoints.diverged_at_step
     checksums = _checksums(trainer) if diverged is None else []
     if len(set(checksums)) > 1:
@@ -417,7 +452,6 @@ def run(folder: Path, given: dict[str, Any]) -> None:
             "no checkpoint of this run can be trusted; please report it with the versions in run.json"
         )
     if trainer.is_world_process_zero():
-        seconds = result.metrics["train_runtime"]
         share = (trainer.state.global_step - (_step(resumed[-1]) if resumed else 0)) / trainer.state.max_steps
         receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
         elsewhere = json.loads((folder / MACHINES).read_text("utf-8")) if (folder / MACHINES).is_file() else []
@@ -427,7 +461,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
             "earlier_machines": elsewhere,
             "diverged_at_step": diverged,
         }
-        write_json(folder / "receipt.json", receipt | told)
+        write_json(folder / RECEIPT, receipt | told)
     # A rank that ends with its connections open is sometimes ended by SIGABRT on its way out.
     trainer.accelerator.end_training()
 
@@ -479,7 +513,7 @@ def _checksums(trainer: Any) -> list[float]:
 
 
 def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int) -> dict[str, Any]:
-    own = train.model_dump(exclude={"extra", "allow_truncated_completion", "global_batch_size"})
+    own = train.model_dump(exclude={"extra", "allow_truncated_completion", "global_batch_size", "save_total_limit"})
     steps = own.pop("warmup_steps")
     return {
         **own,
@@ -491,7 +525,7 @@ def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int) ->
         "use_cpu": machine.device == "cpu",
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
-        # Keeps the best checkpoint among those that save_total_limit leaves.
+        # What a schedule that follows the validation loss looks at. (Checkpoints keeps to save_total_limit.)
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
         "report_to": [],
