@@ -47,10 +47,8 @@ def advised(error: Exception, advice: Callable[[], str], otherwise: str) -> Stag
     try:
         return StageError(f"{error}\n{advice()}")
     except Exception as failed:  # whatever it is, the error itself must not be lost for it
-        first = next(iter(str(failed).splitlines()), "")
-        return StageError(
-            f"{error}\n{otherwise}\n(how much memory each takes could not be estimated: {type(failed).__name__}: {first})"
-        )
+        reason = f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"
+        return StageError(f"{error}\n{otherwise}\n(how much memory each takes could not be estimated: {reason})")
 
 
 class Terminated(KeyboardInterrupt):

@@ -176,12 +176,13 @@ def _content(folder: Path, *, code: bool) -> str:
 
 
 def _digest(file: Path) -> str:
-    """SHA-256 of a file's bytes, of a large one remembered by its place, size, time and inode."""
+    """SHA-256 of a file's bytes, of a large one remembered by its place, size, times and inode."""
     status = file.stat()
     memory = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sftlab", "digests.json")
     if status.st_size < LARGE or not memory.is_absolute():
         return digest(file)
-    seen, name = [status.st_size, status.st_mtime_ns, status.st_ino], str(file.resolve())
+    # The time of change cannot be set back, as that of modification can (by cp -p, rsync or tar).
+    seen, name = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino], str(file.resolve())
     try:
         known = dict(json.loads(memory.read_text("utf-8")))
     except (OSError, ValueError, TypeError):  # there is none, or it is broken
@@ -191,7 +192,7 @@ def _digest(file: Path) -> str:
         return str(remembered)
     log.info("model: hashing %s, %s (once)", file.name, f"{status.st_size / 2**30:.1f} GiB")
     made = digest(file)
-    if time.time() - status.st_mtime > SETTLED_SECONDS:
+    if time.time() - status.st_ctime > SETTLED_SECONDS:
         with suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, {**known, name: [*seen, made]})

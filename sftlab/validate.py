@@ -446,7 +446,10 @@ def _train(cfg: Config) -> Iterator[str]:
         if value not in choices:
             yield f"train.{key}={value!r}: should be one of {', '.join(choices)}"
     if train.lr_scheduler_type == "warmup_stable_decay":
-        yield from _stable(train)
+        problems = list(_stable(train))
+        yield from problems
+        if not problems and train.lr_scheduler_kwargs.keys() != {"num_decay_steps"}:
+            yield from _schedule(train)
     elif train.lr_scheduler_type in NEED_A_MINIMUM and not {"min_lr", "min_lr_rate"} & train.lr_scheduler_kwargs.keys():
         yield (
             f"train.lr_scheduler_type={train.lr_scheduler_type}: needs the learning rate at its end; write "

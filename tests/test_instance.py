@@ -47,9 +47,34 @@ def test_what_the_machine_has_is_taken(config: Callable[..., Any]) -> None:
 
 
 def test_a_model_is_not_shared_out_on_the_cpu(config: Callable[..., Any]) -> None:
-    cfg = config("model=tiny_random", "instance=cpu", "instance.strategy=fsdp", "instance.num_processes=2")
     with pytest.raises(ConfigError, match="shares a model among several GPUs, and instance=cpu trains on the CPU"):
-        find(cfg.instance)
+        config("model=tiny_random", "instance=cpu", "instance.strategy=fsdp", "instance.num_processes=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown", "multiple"),
+    [
+        (["instance=auto"], "0,1,2", 12),
+        (["instance=auto"], "", 4),
+        (["instance=small"], "0,1,2", 4),
+        (["instance=large"], "", 16),  # GPUs that are elsewhere, as in mode=plan
+        (["instance=auto", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], "0,1", 16),
+    ],
+)
+def test_the_global_batch_is_checked_on_the_machine_that_there_is(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, overrides: list[str], shown: str, multiple: int
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    size = "train.per_device_train_batch_size=4"
+    for mode in ("all", "train", "plan"):
+        config(*overrides, size, f"mode={mode}", f"train.global_batch_size={2 * multiple}")
+        with pytest.raises(
+            ConfigError, match=f"is not a multiple of {multiple} .*set train.global_batch_size="
+        ) as told:
+            config(*overrides, size, f"mode={mode}", f"train.global_batch_size={2 * multiple - 1}")
+        remedy = str(told.value).partition("; set ")[2].partition(",")[0]
+        config(*overrides, size, f"mode={mode}", remedy)
+    config(*overrides, size, "mode=evaluate", "eval.name_or_path=random:llama", "train.global_batch_size=3")
 
 
 def test_the_default_strategy_and_a_single_machine_are_not_in_the_key(config: Callable[..., Any]) -> None:

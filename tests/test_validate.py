@@ -119,9 +119,9 @@ VALUES = [
     (["+train.extra.max_steps=3"], ["train.extra.max_steps: is set by sftlab; use train.num_train_epochs"]),
     (["+train.extra.optim=sgd"], ["train.extra.optim: is a key of its own; set train.optim"]),
     (["train.packing=true", "train.allow_truncated_completion=true"], ["train.packing=true"]),
-    (["train.global_batch_size=12"], ["train.global_batch_size=12: is no multiple of 8"]),
-    (["train.global_batch_size=8", "instance.num_processes=2"], ["is no multiple of 16", "on 2 devices"]),
-    (["train.global_batch_size=8", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], ["no multiple of 16"]),
+    (["train.global_batch_size=12"], ["train.global_batch_size=12: is not a multiple of 8"]),
+    (["train.global_batch_size=8", "instance.num_processes=2"], ["is not a multiple of 16", "× 2 devices"]),
+    (["train.global_batch_size=8", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], ["not a multiple of 16"]),
     (["instance.nnodes=2"], ["instance.nnodes=2: where do the machines meet? Set instance.rdzv_endpoint"]),
     (["instance.node_rank=1"], ["instance.node_rank=1", "counted from 0"]),
     (["instance.rdzv_endpoint=host"], ["instance.rdzv_endpoint='host': should match"]),
@@ -254,3 +254,54 @@ def test_the_nearest_key(key: str, nearest: str) -> None:
 
 def test_a_key_unlike_any_other_gets_no_guess() -> None:
     assert validate.nearest("train.lr") == "`python -m sftlab --cfg job` lists all keys"
+
+
+SCHEDULES = [
+    ("linear", {}, True),
+    ("cosine", {"num_cycles": 0.75}, True),
+    ("cosine", {"num_cycles": "many"}, False),
+    ("cosine_with_restarts", {"num_cycles": 2}, True),
+    ("polynomial", {"power": 2.0, "lr_end": 1e-6}, True),
+    ("polynomial", {"lr_end": 1.0}, False),
+    ("constant", {}, True),
+    ("constant", {"factor": 0.5}, False),
+    ("constant_with_warmup", {}, True),
+    ("inverse_sqrt", {"timescale": 100}, True),
+    ("reduce_lr_on_plateau", {}, True),
+    ("reduce_lr_on_plateau", {"factor": 0.5, "patience": 1}, True),
+    ("reduce_lr_on_plateau", {"facto": 0.5}, False),
+    ("reduce_lr_on_plateau", {"mode": "least"}, False),
+    ("cosine_with_min_lr", {}, False),
+    ("cosine_with_min_lr", {"min_lr_rate": 0.1}, True),
+    ("cosine_with_min_lr", {"min_lr": 1e-6, "min_lr_rate": 0.1}, False),
+    ("cosine_warmup_with_min_lr", {"warmup_lr_rate": 0.1}, False),
+    ("cosine_warmup_with_min_lr", {"min_lr": 1e-6, "warmup_lr_rate": 0.1}, True),
+    ("warmup_stable_decay", {"num_decay_steps": 2}, True),
+    ("warmup_stable_decay", {"num_decay_steps": 2, "decay_type": "steep"}, False),
+    ("warmup_stable_decay", {"num_decay_steps": 2, "decay_typ": "linear"}, False),
+    ("greedy", {"min_lr": 1e-6, "smooth": True}, True),
+    ("greedy", {"factor": 1.5}, False),
+]
+
+
+@pytest.mark.smoke  # torch
+def test_the_arguments_of_every_schedule_are_checked_by_making_it(config: Compose) -> None:
+    from transformers.trainer_utils import SchedulerType
+
+    assert {name for name, _, _ in SCHEDULES} == {member.value for member in SchedulerType}
+    for name, arguments, fits in SCHEDULES:
+        words = [f"+train.lr_scheduler_kwargs.{key}={value}" for key, value in arguments.items()]
+        overrides = ["model=tiny_random", f"train.lr_scheduler_type={name}", *words]
+        if fits:
+            config(*overrides)
+        else:
+            with pytest.raises(ConfigError, match=name):
+                config(*overrides)
+
+
+@pytest.mark.parametrize("name", ["cosine_with_min_lr", "cosine_warmup_with_min_lr"])
+def test_a_schedule_that_needs_an_argument_says_which(config: Compose, name: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        config("model=tiny_random", f"train.lr_scheduler_type={name}")
+    remedy = next(word for word in str(told.value).split() if word.startswith("+train."))
+    config("model=tiny_random", f"train.lr_scheduler_type={name}", remedy)

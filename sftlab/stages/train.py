@@ -594,7 +594,7 @@ def _receipt(
     import resource
 
     parameters = list(trainer.model.parameters())
-    modules = [type(module).__module__ for module in trainer.model.modules()]
+    modules = list(trainer.model.modules())
     config = trainer.model.config.get_text_config()
     size = sum(_size(parameter) for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -604,10 +604,10 @@ def _receipt(
         "parameters": size,
         "trainable_parameters": trained,
         # By their library: peft's wrapper around each of them has the same name.
-        "quantized_layers": sum(module.startswith("bitsandbytes") for module in modules),
+        "quantized_layers": sum(type(module).__module__.startswith("bitsandbytes") for module in modules),
         "attn_implementation": config._attn_implementation,
-        "liger_modules": sum("liger" in module for module in modules),
-        "loss": f"nll of completion tokens, {_head(train, machine)}",
+        "liger_modules": sum(_from("liger_kernel", module.forward) for module in modules),
+        "loss": f"{trainer.args.loss_type} of completion tokens, {output_head(trainer)}",
         "optimizer_state": _state_types(trainer.optimizer),
         # Of frozen weights where there are any: adapters are trained in fp32 whatever the base is in.
         "base_dtype": str(min(parameters, key=lambda parameter: parameter.requires_grad).dtype),
@@ -638,10 +638,29 @@ def _state_types(optimizer: Any) -> list[str]:
     return sorted({str(state.dtype).removeprefix("torch.") for state in states if getattr(state, "ndim", 0)})
 
 
-def _head(train: TrainConfig, machine: Machine) -> str:
-    if machine.device == "cpu":
+def output_head(trainer: Any) -> str:
+    """What makes log-probabilities of the last hidden states, by the functions that the model has now."""
+    if trainer.own_head:
         return "head on target positions"
-    return "Liger's kernel" if train.use_liger_kernel else "chunked"
+    if trainer.label_smoother is not None:
+        return "whole logits"
+    model = trainer.model.get_base_model() if hasattr(trainer.model, "get_base_model") else trainer.model
+    if _from("trl", model.forward):
+        return "chunked"
+    return "Liger's kernel" if _from("liger_kernel", model.forward) else "whole logits"
+
+
+def _from(package: str, function: Any) -> bool:
+    """Whether a method, or what it wraps, is a package's code. Liger and TRL replace methods of modules, not modules.
+
+    ``__module__`` does not show it: a wrapper has that of what it wraps.
+    """
+    while function is not None:
+        function = getattr(function, "__func__", function)
+        if getattr(function, "__globals__", {}).get("__name__", "").partition(".")[0] == package:
+            return True
+        function = getattr(function, "__wrapped__", None)
+    return False
 
 
 def _utilization(size: int, trained: int, speed: float | None, devices: int, machine: Machine) -> float | None:
