@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -43,14 +44,16 @@ def tell(machine: Machine, stage: str, *, train: bool) -> None:
     with _server(machine) as server, ExitStack() as open_connections:
         while set(came) != others and "error" not in answer and time.monotonic() < deadline:
             server.settimeout(max(0.01, deadline - time.monotonic()))
-            with suppress(OSError, ValueError, LookupError):  # the port is open to anybody; what is not ours is dropped
+            # The port is open to anybody; what is not ours is dropped.
+            with suppress(OSError, ValueError, LookupError, TypeError):
                 connection = open_connections.enter_context(server.accept()[0])
                 connection.settimeout(ANSWER_SECONDS)
                 connection.sendall(GREETING)
                 asked = json.loads(_line(connection))
-                if asked["machine"] in others:
-                    came[asked["machine"]] = connection
-                    if asked["stage"] != stage:
+                number, theirs = asked["machine"], asked["stage"]
+                if number in others:
+                    came[number] = connection
+                    if theirs != stage:
                         answer["error"] = DIFFERENT
         missing = ", ".join(map(str, sorted(others - set(came))))
         if missing and "error" not in answer and train:
@@ -128,7 +131,7 @@ def _server(machine: Machine) -> Iterator[socket.socket]:
             if time.monotonic() > deadline:
                 raise StageError(
                     f"instance.rdzv_endpoint={machine.rdzv_endpoint}: port {port} of machine 0 cannot be used: "
-                    f"{error.strerror}; set a free port on every machine"
+                    f"{os.strerror(error.errno or 0)}; set a free port on every machine"
                 ) from error
             time.sleep(PAUSE)
     with server:

@@ -141,25 +141,89 @@ def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: 
     assert list(tmp_path.glob("outputs/store/train/*.partial")) == []
 
 
-def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> None:
-    """Each with a store of its own; the second ends with the training."""
+def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dict[int, subprocess.Popen[str]]:
+    """The same command on two machines, each in a folder (and with a store) of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    started = []
-    for rank in (0, 1):
-        (tmp_path / str(rank)).mkdir()
-        nodes = ["instance.nnodes=2", f"instance.node_rank={rank}", f"instance.rdzv_endpoint={endpoint}"]
-        started.append(start(tmp_path / str(rank), "run", "train.per_device_train_batch_size=4", *nodes))
-    first = end(started[0], tmp_path / "0" / "run")
-    assert first["receipt"]["num_processes"] == 2
-    assert first["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    started = {}
+    for rank in ranks:
+        (folder / str(rank)).mkdir(exist_ok=True)
+        own = ["instance.nnodes=2", f"instance.node_rank={rank}", f"instance.rdzv_endpoint={endpoint}"]
+        size = "train.per_device_train_batch_size=4"
+        started[rank] = start(folder / str(rank), "run", size, *own, *overrides)
+    return started
+
+
+def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], str]:
+    """Machine 0's run, and what machine 1 logged; that ends with machine 0 and has trained nothing for itself."""
+    first = end(started[0], folder / "0" / "run")
     _, errors = started[1].communicate(timeout=60)
     assert started[1].returncode == 0, errors
-    second = json.loads((tmp_path / "1" / "run" / "run.json").read_text("utf-8"))
+    second = json.loads((folder / "1" / "run" / "run.json").read_text("utf-8"))
     assert second["status"] == "success"
     assert "selection" not in second
+    return first, errors
+
+
+NOTHING = "there is nothing to train; machine 0 has it already"
+
+
+def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> None:
+    """Each with a store of its own; what machine 0 has already, the other one does not wait for."""
+    constant = ["train.lr_scheduler_type=constant", "train.warmup_steps=0"]
+    first, log = both(nodes(tmp_path), tmp_path)
+    assert first["receipt"]["num_processes"] == 2
+    assert first["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert NOTHING not in log
     assert list((tmp_path / "1").glob("outputs/store/train/*")) == []
+    again, log = both(nodes(tmp_path), tmp_path)  # cached on machine 0
+    assert again["selection"]["checkpoint"] == first["selection"]["checkpoint"]
+    assert NOTHING in log
+    both(nodes(tmp_path, *constant), tmp_path)
+    shorter, log = both(nodes(tmp_path, *constant, "train.num_train_epochs=2"), tmp_path)  # derived there
+    assert len(shorter["losses"]) == 8
+    assert NOTHING in log
+
+
+def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one: dict[str, Any]) -> None:
+    store = f"store={tmp_path / 'store'}"
+    process = start(tmp_path, "killed", *TWO, store)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("store/train/*.partial/checkpoint-4/checkpoint.json")):
+        assert time.monotonic() < until, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # The store of machine 1 has none of them.
+    shutil.copytree(tmp_path / "store", tmp_path / "0" / "outputs" / "store")
+    for process in nodes(tmp_path).values():
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 2, errors
+        assert "not every machine sees the checkpoints" in errors
+    run, _ = both(nodes(tmp_path, store), tmp_path)
+    assert [row["until_step"] for row in run["receipt"]["earlier_machines"]] in ([4], [8])
+    assert run["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    both(nodes(tmp_path, store), tmp_path)
+
+
+def test_a_machine_whose_other_one_is_killed_or_missing_ends(tmp_path: Path) -> None:
+    started = nodes(tmp_path, "train.num_train_epochs=300")
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("0/outputs/store/train/*.partial/checkpoint-4/checkpoint.json")):
+        assert time.monotonic() < until, started[0].communicate()[1]
+        time.sleep(0.01)
+    started[0].send_signal(signal.SIGKILL)
+    started[0].communicate()
+    _, errors = started[1].communicate(timeout=100)
+    assert started[1].returncode == 1, errors
+    assert "Traceback" not in errors
+    for rank in (0, 1):
+        alone = nodes(tmp_path, "train.num_train_epochs=3", "instance.rdzv_timeout_min=0.05", ranks=(rank,))[rank]
+        _, errors = alone.communicate(timeout=100)
+        assert alone.returncode == 1, errors
+        assert f"machine {1 - rank} did not" in errors
+        assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(
