@@ -15,7 +15,9 @@ import pytest
 from conftest import composed
 from test_cli import whole
 
-from sftlab import instance, models, plan
+from sftlab import instance, models, pipeline, plan
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError
+from sftlab.job import Job
 from sftlab.plan import Cell, duration
 from sftlab.store import Store
 from sftlab.trace import Batch, Traced, trace
@@ -148,6 +150,41 @@ def test_what_to_change_keeps_the_rows_of_a_step(config: Callable[..., Any]) -> 
     steps = {machine.effective_batch(changed.train) for changed in changes.values()}
     assert steps == {24}
     assert changes["peft=qlora"].peft.method == "qlora"
+
+
+@pytest.mark.smoke  # tokenizers
+@pytest.mark.parametrize(
+    "failure",
+    [
+        KeyError("vocab_size"),
+        ConfigError("model.name_or_path: cannot be read"),
+        OutOfMemoryError("trace: out of memory"),
+        StageError("sftlab.trace: was ended by SIGKILL"),
+    ],
+)
+def test_an_estimate_that_fails_does_not_hide_that_memory_ran_out(
+    config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def runs_out(*_: Any, **__: Any) -> None:
+        raise OutOfMemoryError("train: out of memory: tried to allocate 20 GiB")
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr("sftlab.stages.train.child", runs_out)
+    monkeypatch.setattr("sftlab.plan.child", fails)
+    monkeypatch.setattr("sftlab.trace.child", fails)
+    settings = ["train.per_device_train_batch_size=4", "dataset.max_rows=30", f"store={tmp_path / 'store'}"]
+    cfg = config("model=tiny_random", "instance=cpu", "mode=train", "tracking=none", *settings)
+    with pytest.raises(StageError) as told:
+        pipeline.run_job(cfg, Job(0, [], {}), tmp_path)
+    text = str(told.value)
+    assert "tried to allocate 20 GiB" in text
+    assert str(failure) in text
+    remedies = [line.split() for line in text.splitlines() if line.startswith("  train.per_device")]
+    assert len(remedies) == 2
+    for remedy in remedies:
+        assert config("model=tiny_random", "instance=cpu", *remedy).train.global_batch_size == 4
 
 
 @pytest.mark.smoke

@@ -220,6 +220,43 @@ def test_a_training_that_diverges_at_once_has_nothing_to_keep(
         train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
 
 
+def test_a_kill_after_the_last_step_trains_nothing_again(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the rest had come: the receipt and every checkpoint are as they were."""
+    receipt = {"diverged_at_step": None, "train_seconds": 9.5}
+    trained = []
+
+    def trains(module: str, folder: Path, *_: Any, **__: Any) -> None:
+        for step in (8, 16, 24):
+            checkpoint(folder, step)
+        write_json(folder / "receipt.json", receipt)
+        (folder / "metrics.jsonl").write_text("")
+        trained.append(module)
+
+    monkeypatch.setattr(train, "child", trains)
+    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
+    cfg = config("train.num_train_epochs=3")
+
+    def make() -> train.Trained:
+        made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
+        assert made is not None
+        return made
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("sftlab.stages.train._forget_optimizer", "sftlab.store.sync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                make()
+    made = make()
+    assert len(trained) == 1
+    assert made.receipt == receipt
+    assert [path.name for path in train.complete(made.stage.path)] == ["checkpoint-8", "checkpoint-16", "checkpoint-24"]
+
+
 def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:
     store = Store(tmp_path)
     stage = store.stage("merged", {}, lambda folder: (folder / "model").write_text("weights") and None)

@@ -606,7 +606,7 @@ def _receipt(
         # By their library: peft's wrapper around each of them has the same name.
         "quantized_layers": sum(type(module).__module__.startswith("bitsandbytes") for module in modules),
         "attn_implementation": config._attn_implementation,
-        "liger_modules": sum(_from("liger_kernel", module.forward) for module in modules),
+        "liger_modules": liger_modules(trainer.model),
         "loss": f"{trainer.args.loss_type} of completion tokens, {output_head(trainer)}",
         "optimizer_state": _state_types(trainer.optimizer),
         # Of frozen weights where there are any: adapters are trained in fp32 whatever the base is in.
@@ -636,6 +636,11 @@ def _state_types(optimizer: Any) -> list[str]:
     """The number formats of what the optimizer keeps for each weight, such as ``uint8`` of an 8-bit one."""
     states = (state for kept in optimizer.state.values() for state in kept.values())
     return sorted({str(state.dtype).removeprefix("torch.") for state in states if getattr(state, "ndim", 0)})
+
+
+def liger_modules(model: Any) -> int:
+    """How many modules of a model run Liger's code."""
+    return sum(_from("liger_kernel", module.forward) for module in model.modules())
 
 
 def output_head(trainer: Any) -> str:
