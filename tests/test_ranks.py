@@ -126,7 +126,7 @@ def test_a_model_that_two_ranks_share_out_trains_as_well(
 def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: dict[str, Any]) -> None:
     for ranks, checkpoint in ((TWO, "checkpoint-4"), (ONE, "checkpoint-8")):
         process = start(tmp_path, "killed", *ranks)
-        until = time.monotonic() + 120
+        until = time.monotonic() + 400
         while not list(tmp_path.glob(f"outputs/store/train/*.partial/{checkpoint}/checkpoint.json")):
             assert time.monotonic() < until, process.communicate()[1]
             time.sleep(0.01)
@@ -155,15 +155,15 @@ def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dic
     return started
 
 
-def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], str]:
-    """Machine 0's run, and what machine 1 logged; that ends with machine 0 and has trained nothing for itself."""
+def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], int]:
+    """Machine 0's run, and how often machine 1, which has trained nothing for itself, had nothing to train."""
     first = end(started[0], folder / "0" / "run")
-    _, errors = started[1].communicate(timeout=60)
+    _, errors = started[1].communicate(timeout=200)
     assert started[1].returncode == 0, errors
     second = json.loads((folder / "1" / "run" / "run.json").read_text("utf-8"))
     assert second["status"] == "success"
     assert "selection" not in second
-    return first, errors
+    return first, (folder / "1" / "run" / "sftlab.log").read_text("utf-8").count(NOTHING)
 
 
 NOTHING = "there is nothing to train; machine 0 has it already"
@@ -172,24 +172,24 @@ NOTHING = "there is nothing to train; machine 0 has it already"
 def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> None:
     """Each with a store of its own; what machine 0 has already, the other one does not wait for."""
     constant = ["train.lr_scheduler_type=constant", "train.warmup_steps=0"]
-    first, log = both(nodes(tmp_path), tmp_path)
+    first, told = both(nodes(tmp_path), tmp_path)
     assert first["receipt"]["num_processes"] == 2
     assert first["losses"] == pytest.approx(one["losses"], abs=1e-3)
-    assert NOTHING not in log
+    assert told == 0
     assert list((tmp_path / "1").glob("outputs/store/train/*")) == []
-    again, log = both(nodes(tmp_path), tmp_path)  # cached on machine 0
+    again, told = both(nodes(tmp_path), tmp_path)  # cached on machine 0
     assert again["selection"]["checkpoint"] == first["selection"]["checkpoint"]
-    assert NOTHING in log
+    assert told == 1
     both(nodes(tmp_path, *constant), tmp_path)
-    shorter, log = both(nodes(tmp_path, *constant, "train.num_train_epochs=2"), tmp_path)  # derived there
+    shorter, told = both(nodes(tmp_path, *constant, "train.num_train_epochs=2"), tmp_path)  # derived there
     assert len(shorter["losses"]) == 8
-    assert NOTHING in log
+    assert told == 2
 
 
 def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one: dict[str, Any]) -> None:
     store = f"store={tmp_path / 'store'}"
     process = start(tmp_path, "killed", *TWO, store)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while not list(tmp_path.glob("store/train/*.partial/checkpoint-4/checkpoint.json")):
         assert time.monotonic() < until, process.communicate()[1]
         time.sleep(0.01)
@@ -209,18 +209,18 @@ def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one:
 
 def test_a_machine_whose_other_one_is_killed_or_missing_ends(tmp_path: Path) -> None:
     started = nodes(tmp_path, "train.num_train_epochs=300")
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while not list(tmp_path.glob("0/outputs/store/train/*.partial/checkpoint-4/checkpoint.json")):
         assert time.monotonic() < until, started[0].communicate()[1]
         time.sleep(0.01)
     started[0].send_signal(signal.SIGKILL)
     started[0].communicate()
-    _, errors = started[1].communicate(timeout=100)
+    _, errors = started[1].communicate(timeout=200)
     assert started[1].returncode == 1, errors
     assert "Traceback" not in errors
     for rank in (0, 1):
         alone = nodes(tmp_path, "train.num_train_epochs=3", "instance.rdzv_timeout_min=0.05", ranks=(rank,))[rank]
-        _, errors = alone.communicate(timeout=100)
+        _, errors = alone.communicate(timeout=200)
         assert alone.returncode == 1, errors
         assert f"machine {1 - rank} did not" in errors
         assert "Traceback" not in errors
