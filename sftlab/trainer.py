@@ -264,7 +264,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             self._mark(args, state)
             self._delete(args)
-        if self.terminated:
+        if self.terminating():
             raise Terminated
 
     def on_train_end(
