@@ -391,3 +391,19 @@ def test_a_slow_pattern_does_not_run_over_every_row(tmp_path: Path, monkeypatch:
     write_rows(tmp_path / "a.jsonl", [vignette(number, rationale="") for number in range(90)])
     with pytest.raises(ConfigError, match="20 problems in the rows; the rows after row 20 were not read:"):
         examples(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("write", [write_rows, write_parquet])
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": math.nan}, {"content": " "}])
+def test_a_tool_call_without_content_is_no_completion(
+    tmp_path: Path, write: Callable[[Path, list[Row]], Any], content: Row
+) -> None:
+    call = {"role": "assistant", **content, "tool_calls": [{"name": "look"}]}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"id": "r0", "messages": [turns[0], call]}, {"id": "r1", "messages": turns}]
+    name = "a.jsonl" if write is write_rows else "a.parquet"
+    if isinstance(content.get("content"), float) and name == "a.parquet":
+        pytest.skip("an Arrow column of text has no NaN")
+    write(tmp_path / name, rows)
+    with pytest.raises(ConfigError, match=r"row 1 \(r0\): eval\.dataset\.assistant (renders to nothing|cannot be)"):
+        examples(tmp_path / name, mounted=True, **{**CHAT, "id": "{{ id }}"})

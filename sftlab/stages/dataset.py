@@ -135,7 +135,8 @@ def _made(cfg: DatasetConfig, seed: int, *, mounted: bool, column: str | None) -
         if not splits[name]:
             raise ConfigError(
                 f"{key}.split={cfg.split}: the {name} split of {cfg.name_or_path} has no rows; "
-                f"change {key}.split or {key}.max_rows, or give a source that has them"
+                f"change {key}.split{f', {key}.group_by' if cfg.group_by else ''} or {key}.max_rows, or give a source "
+                "that has them"
             )
     return splits
 
