@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -529,13 +529,14 @@ def test_a_truncated_thought_is_ended_before_a_letter_is_forced(tmp_path: Path) 
     asked: list[list[int]] = []
 
     class Engine:
-        def choose(self, prompts: list[list[int]], allowed: list[list[int]]) -> list[int]:
+        def choose(self, prompts: list[list[int]], allowed: list[list[int]]) -> Iterator[tuple[int, int]]:
             asked.extend(prompts)
-            return [tokens[-1] for tokens in allowed]
+            yield from enumerate(tokens[-1] for tokens in allowed)
 
     texts = ["<think>Suppose (A)", "It depends."]
     silent = [{"prompt": "Q", "prompt_token_ids": [5], "choices": "AB", "made": {"completion": text}} for text in texts]
-    evaluate._force(Engine(), SimpleNamespace(model=str(folder), max_model_len=2048), silent)
+    given: Any = SimpleNamespace(model=str(folder), trust_remote_code=False, max_model_len=2048)
+    assert len(list(evaluate._force(Engine(), given, silent))) == 2
     assert [tokenizer.decode(prompt[1:]) for prompt in asked] == [
         f"<think>Suppose (A)\n</think>{evaluate.FORCING}",
         f"It depends.{evaluate.FORCING}",
