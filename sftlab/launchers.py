@@ -43,8 +43,9 @@ def prepare(config: DictConfig, swept: set[str]) -> None:
     if name not in PARALLEL:
         return
     if keys := sorted(key for key in swept if key.partition(".")[0] == "instance"):
+        place = keys[0] if len(keys) == 1 else "instance"
         raise ConfigError(
-            f"{keys[0]}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
+            f"{place}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
             "run one sweep for each value"
         )
     if config.instance.nnodes > 1:
