@@ -92,6 +92,7 @@ class Vllm:
             language_model_only=reads_images(Path(settings.model)),
             # Compiling needs a compiler, which a CPU machine may not have.
             enforce_eager=on_cpu,
+            use_tqdm_on_load=False,
             **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),
         )
 

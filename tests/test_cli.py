@@ -171,7 +171,7 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, override: str) -> 
 def test_bad_rows_are_found_before_anything_is_written(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [*vignettes(40), vignette(40, answer_idx="E")])
     message = refused(tmp_path, "dataset.name_or_path=rows.jsonl", "model=tiny_random")
-    assert "rows.jsonl, row 41: target 'E' is not one of A, B" in message
+    assert "rows.jsonl, row 41 (row-40): target 'E' is not one of A, B" in message
 
 
 def test_bad_csv_and_parquet_load_nothing_heavy_either(tmp_path: Path) -> None:
