@@ -188,7 +188,7 @@ def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> Non
 
 def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one: dict[str, Any]) -> None:
     store = f"store={tmp_path / 'store'}"
-    process = start(tmp_path, "killed", *TWO, store)
+    process = start(tmp_path, "killed", *ONE, store)
     until = time.monotonic() + 400
     while not list(tmp_path.glob("store/train/*.partial/checkpoint-4/checkpoint.json")):
         assert time.monotonic() < until, process.communicate()[1]
