@@ -18,6 +18,7 @@ from sftlab import pipeline
 from sftlab.errors import StageError
 from sftlab.job import Job, jobs
 from sftlab.modes import MODES
+from sftlab.records import read_jsonl
 from sftlab.run import Run
 
 TINY = [
@@ -195,7 +196,9 @@ def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path,
     assert temperatures == [0, 0.7]
     stages = [row["stages"]["finetuned"] for row in record["evaluations"]]
     assert len(set(stages)) == 2
-    assert stages[0] == read(tmp_path / "RUN" / "run.json")["stages"]["finetuned"]
+    paths = [tmp_path / folder / "predictions" / "finetuned.jsonl" for folder in ("RUN", "out/0", "out/1")]
+    trained, greedy, sampled = ([row["completion"] for row in read_jsonl(path)] for path in paths)
+    assert trained == greedy != sampled
 
 
 # ------------------------------------------------------------------- no exit code 0 without success
