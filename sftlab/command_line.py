@@ -185,6 +185,7 @@ class _Composer:
             path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema", path=None))
         GlobalHydra.instance().clear()
         loader = Hydra.create_main_hydra2("sftlab", path).config_loader
+        GlobalHydra.instance().clear()  # Hydra refuses to start twice in a process
         assert isinstance(loader, ConfigLoaderImpl)
         self.loader, self.name = loader, options.config_name or "config"
         self.searched: list[str] = []

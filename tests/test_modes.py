@@ -171,7 +171,7 @@ def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: li
         params = {"eval.temperature": "0,1", "train.num_train_epochs": "1,2"}
         text = "# @package _global_\n" + json.dumps({"hydra": {"sweeper": {"params": params}}})
         (tmp_path / "own" / "experiment" / "own.yaml").write_text(text, "utf-8")
-    message = refused(tmp_path, "-m", *arguments, *FIXED)
+    message = refused(tmp_path, "-m", *FIXED, *arguments)
     assert key in message
 
 

@@ -135,7 +135,7 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     # Two remedies one after the other, as without letters a pattern is needed that finds the answer.
     ([*BOTH, "dataset.choices=null"], None, r"or set (?P<set>eval.task=exact) >> set (?P<set>'eval.extract=.*)"),
     ([*BOTH, "dataset@eval.dataset=vignettes", "eval.dataset.split={train: 0, validation: 0, test: 4}",
-      "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact) >> set (?P<set>'eval.extract=.*)"),
+      "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),
     ([*BOTH, "eval.dataset.choices=null", "dataset@eval.dataset=vignettes",
       "eval.dataset.split={train: 0, validation: 0, test: 4}"], None, r"(?P<given>eval.dataset.choices) is (?P<from>null)"),  # noqa: E501
     ([*BOTH, "eval.extract=x"], None, r"(?P<given>eval.extract)=.*set it to (?P<to>null)"),
