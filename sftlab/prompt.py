@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
+from sftlab.reasoning import marks as reasoning_marks
 from sftlab.records import Example
 from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
 from sftlab.sandbox import SIMPLE, environment, text_of
@@ -404,7 +405,8 @@ def _marked(
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
     """Turns in which a mark stands for what looks like a special token, and what each mark stands for.
 
-    An end of turn that a question quotes is a piece of text, and must not end the turn.
+    An end of turn that a question quotes is a piece of text, and must not end the turn. Reasoning marks of an
+    assistant turn stay: the template looks for them, and the model generates them as tokens.
     """
     specials, first = _specials(tokenizer)
     said = "".join(turn["content"] for turn in turns)
@@ -412,8 +414,14 @@ def _marked(
         return turns, {}
     free = (char for code in range(0xF0000, 0xFFFFE) if (char := chr(code)) not in said)  # private use
     marks = {next(free): special for special in specials if special in said}
+    thoughts = reasoning_marks(marks.values())
     for mark, special in marks.items():
-        turns = [{**turn, "content": turn["content"].replace(special, mark)} for turn in turns]
+        turns = [
+            turn
+            if turn["role"] == "assistant" and special in thoughts
+            else {**turn, "content": turn["content"].replace(special, mark)}
+            for turn in turns
+        ]
     return turns, marks
 
 

@@ -126,6 +126,40 @@ def test_all_rows_that_a_template_changes_are_reported_at_once(folder: Path, tmp
     assert "10 more" in lines[20]
 
 
+# — reasoning marks that are tokens —
+
+
+def with_marks(folder: Path, template: str, *, special: bool, marks: tuple[str, ...] = ("<think>", "</think>")) -> Any:
+    made = tokenizer(folder, template)
+    made.add_tokens(list(marks), special_tokens=special)
+    return made
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(
+    ("written", "text"), [(CONTENT, THOUGHT), (THINKING, "<think>\nTwo.\n</think>\n\nA"), (THINKING, "A")]
+)
+def test_reasoning_marks_in_an_assistant_turn_are_tokens(folder: Path, written: str, text: str, special: bool) -> None:
+    made = with_marks(folder, TEMPLATE.replace(CONTENT, written), special=special)
+    tokens = tokenize(made, example(text, user="What is <think>? </s>"))
+    written_tokens = made.convert_ids_to_tokens(tokens.completion)
+    assert [written_tokens.count(mark) for mark in ("<think>", "</think>")] == [1, 1]
+    assert tokens.text.count("<think>") == 1
+    if special:  # what a question quotes is plain text
+        assert made.convert_tokens_to_ids("<think>") not in tokens.prompt
+        assert (
+            tokens.completion
+            == tokenize(with_marks(folder, TEMPLATE.replace(CONTENT, written), special=False), example(text)).completion
+        )
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_template_that_drops_a_thought_is_refused_whatever_its_marks_are(folder: Path, special: bool) -> None:
+    made = with_marks(folder, TEMPLATE.replace(CONTENT, FORGETFUL), special=special)
+    with pytest.raises(ConfigError, match=r"instead of '<think>Two pairs\.</think> '"):
+        tokenize(made, example(THOUGHT))
+
+
 # — how a turn ends —
 
 

@@ -41,7 +41,7 @@ class Tokenized:
 def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> dict[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 4,
+        "version": 5,
         "dataset": dataset_key,
         "tokenizer": base.identity,
         "libraries": versions("transformers", "tokenizers", "jinja2"),
