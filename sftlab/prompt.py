@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
+from sftlab.reasoning import begun, unclosed, without_marks
 from sftlab.reasoning import marks as reasoning_marks
 from sftlab.records import Example
 from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
@@ -308,14 +309,23 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
         )
     written, said = full_text[len(prompt_text) :], turns[-1]["content"].strip()
     body = _body(written, said, _outline(tokenizer, tuple(turn["role"] for turn in turns[:-1])).tail)
-    if not body.rstrip().endswith(said):
-        lost, instead = (_unmarked(part, marks) for part in _difference(said, body.strip()))
+    # The prompt may begin the thought that the text begins with ("<think>\n").
+    whole = (begun(prompt_text) + body).rstrip()
+    if not whole.endswith(said):
+        lost, instead = (_unmarked(part, marks) for part in _difference(said, whole.strip()))
         raise ChangedTextError(f"{example.id}: instead of {lost} in the assistant text the template writes {instead}")
     if _end(tokenizer, tail := written[len(body) :]) is None:
         raise ConfigError(
             f"model.chat_template: the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. "
             "It holds no special token of the tokenizer, and generation could not stop there; set model.chat_template "
             f"to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) after the assistant's text"
+        )
+    _check_added(tokenizer, whole[: -len(said)], tail, example.id)
+    if not unclosed(said) and (mark := unclosed(body, prompt_text)):
+        raise ConfigError(
+            f"{example.id}: the chat template of {tokenizer.name_or_path} opens a reasoning block before the assistant "
+            f"text, and the text does not close it: it would be trained as reasoning without an answer. Write {mark} "
+            "before the answer in dataset.assistant, or set model.chat_template to a Jinja file that opens no block"
         )
     prompt, text = _ids(tokenizer, prompt_text, marks)
     completion, _ = _ids(tokenizer, written, marks)
@@ -385,13 +395,45 @@ def _body(written: str, said: str, tail: str | None) -> str:
     return written[: at + len(said)] if tail is not None and (at := written.rfind(said)) >= 0 else written
 
 
+def _check_added(tokenizer: PreTrainedTokenizerBase, head: str, tail: str, row: str) -> None:
+    """Refuse text that a template adds to an assistant's.
+
+    It may write white space, tokens of the tokenizer with a role or channel after them, and an empty thought.
+    """
+    own = _own(tokenizer)
+    end = own.search(tail)
+    before, after = own.sub("", without_marks(head)).strip(), tail[: end.start()].strip() if end else ""
+    if not before and not after:
+        return
+    instead = (
+        "Set model.chat_template to a Jinja file that writes it in the generation prompt (add_generation_prompt), or "
+        "that leaves it out"
+        if before
+        else "Set model.chat_template to a Jinja file that leaves it out"
+    )
+    raise ConfigError(
+        f"model.chat_template: the template of {tokenizer.name_or_path} writes {short(before or after)!r} "
+        f"{'before' if before else 'after'} the assistant text ({row}), and the model would be trained to write it. "
+        f"{instead}"
+    )
+
+
+@cache
+def _own(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds special and added tokens, each with the word after it, such as a role."""
+    tokens = sorted({str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()}, key=len)
+    return re.compile(f"(?:{'|'.join(re.escape(token) for token in reversed(tokens))})\\w*" if tokens else r"(?!)")
+
+
 def _difference(text: str, written: str) -> tuple[str, str]:
     """The middle parts in which two texts differ, shortened."""
     first = _agreeing(text, written)
     last = _agreeing(text[first:][::-1], written[first:][::-1])
     parts = (part[first : len(part) - last] for part in (text, written))
-    lost, instead = (repr(part if len(part) <= 80 else f"{part[:60]}…{part[-19:]}") for part in parts)
-    return lost, instead if instead != "''" else "nothing"
+    lost, instead = (
+        repr(part if len(part) <= 80 else f"{part[:60]}…{part[-19:]}") if part else "nothing" for part in parts
+    )
+    return lost, instead
 
 
 def _agreeing(text: str, other: str) -> int:

@@ -89,6 +89,17 @@ def unclosed(text: str, prompt: str = "") -> str:
     return "".join(_closing(name) for name in reversed(_split(text, prompt)[1]))
 
 
+def begun(prompt: str) -> str:
+    """The opening mark that a prompt ends with, and the white space after it; "" where it ends with none."""
+    opened = _OPEN_AT_END.search(prompt)
+    return opened[0] if opened else ""
+
+
+def without_marks(text: str) -> str:
+    """A text without its reasoning marks; what stands between them stays."""
+    return _MARK.sub("", text)
+
+
 def marks(tokens: Iterable[str]) -> set[str]:
     """The tokens that are reasoning marks or parts of one, which a completion's text needs."""
     found = set(tokens)

@@ -17,7 +17,8 @@ from sftlab.config import Config, ModelConfig
 from sftlab.errors import ConfigError
 from sftlab.models import CHATML, Base, stop_tokens
 from sftlab.preview import preview
-from sftlab.prompt import tokenize, turn_end
+from sftlab.prompt import prompt_tokens, tokenize, turn_end
+from sftlab.reasoning import answered
 from sftlab.records import Example
 from sftlab.stages import evaluate
 from sftlab.store import Store
@@ -67,6 +68,7 @@ def example(assistant: str = "The answer is (A).", **changed: Any) -> Example:
         ("{{ message['content'] | e }}", example("1 < 2"), "assistant", "'<'.*'&lt;'"),
         ("{{ message['content'] | replace('\n', ' ') }}", example("one\ntwo"), "assistant", r"'\\n'.*' '"),
         ("{{ message['content'][:5] }}", example(system="", user="Which"), "assistant", "nothing"),
+        ("{{ message['content'] }}{% if loop.last %}!{% endif %}", example("(A)"), "assistant", "nothing.*'!'"),
         (WITHOUT["system"], example(), "system", "system"),
         (WITHOUT["user"], example(), "user", "user"),
         # The letter is in the template's own text, and the user's text is not.
@@ -124,6 +126,70 @@ def test_all_rows_that_a_template_changes_are_reported_at_once(folder: Path, tmp
     assert len(lines) == 21
     assert all("<think>row-" in line for line in lines[:20])
     assert "10 more" in lines[20]
+
+
+ASSISTANT = "{% if message['role'] == 'assistant' %}"
+
+
+@pytest.mark.parametrize(
+    ("written", "added"),
+    [
+        (CONTENT + ASSISTANT + " I hope this helps!{% endif %}", "'I hope this helps!' after"),
+        (ASSISTANT + "Sure! {% endif %}" + CONTENT, "'Sure!' before"),
+        (ASSISTANT + "<system>final\nSure: {% endif %}" + CONTENT, "'Sure:' before"),
+        (ASSISTANT + "<think>\nEasy.\n</think>\n\n{% endif %}" + CONTENT, "'Easy.' before"),
+    ],
+)
+def test_text_that_a_template_adds_is_refused(folder: Path, written: str, added: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.chat_template: .* writes {added} the assistant text \(r0\)"):
+        tokenize(tokenizer(folder, TEMPLATE.replace(CONTENT, written)), example())
+
+
+def test_a_header_that_the_generation_prompt_lacks_is_refused(folder: Path) -> None:
+    plain = TEMPLATE.replace("<{{ message['role'] }}>", "{{ message['role'] | upper }}: ")
+    with pytest.raises(ConfigError, match=r"writes 'ASSISTANT:' before .*add_generation_prompt"):
+        tokenize(tokenizer(folder, plain.replace("<assistant>", "")), example())
+    mended = tokenizer(folder, plain.replace("<assistant>", "ASSISTANT: "))
+    assert mended.decode(tokenize(mended, example()).completion) == "The answer is (A).</s>"
+
+
+# — a prompt that begins a thought —
+
+BEGUN = TEMPLATE.replace("<assistant>{% endif %}", "<assistant><think>\n{% endif %}")
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(
+    ("written", "text", "completion"),
+    [
+        (THINKING, "<think>\nTwo.\n</think>\n\nA", "Two.\n</think>\n\nA"),
+        (THINKING, "A", "\n</think>\n\nA"),
+        (CONTENT, "<think>\nTwo.\n</think>\n\nA", "Two.\n</think>\n\nA"),
+        (ASSISTANT + "<think>\n{% endif %}" + CONTENT, "Two.\n</think>\n\nA", "Two.\n</think>\n\nA"),
+    ],
+)
+def test_a_thought_may_begin_in_the_prompt(
+    folder: Path, written: str, text: str, completion: str, special: bool
+) -> None:
+    made = with_marks(folder, BEGUN.replace(CONTENT, written), special=special)
+    tokens = tokenize(made, example(text))
+    assert tokens.text.endswith("<assistant><think>\n")
+    assert made.decode(tokens.completion) == f"{completion}</s>"
+    assert prompt_tokens(made, example(text)) == (tokens.prompt, tokens.text)
+    assert answered(completion, tokens.text).strip() == "A"
+
+
+@pytest.mark.parametrize("written", [FORGETFUL, "{{ message['content'].split('</think>')[-1] }}"])
+def test_a_thought_that_the_prompt_begins_and_the_template_drops_is_refused(folder: Path, written: str) -> None:
+    with pytest.raises(ConfigError, match="r0: "):
+        tokenize(tokenizer(folder, BEGUN.replace(CONTENT, written)), example(THOUGHT))
+
+
+def test_an_answer_within_the_thought_of_the_prompt_is_refused(folder: Path) -> None:
+    made = tokenizer(folder, BEGUN.replace(CONTENT, ASSISTANT + "<think>\n{% endif %}" + CONTENT))
+    with pytest.raises(ConfigError, match=r"r0: .* Write </think> before the answer in dataset\.assistant"):
+        tokenize(made, example("A"))
+    assert made.decode(tokenize(made, example("</think>A")).completion) == "</think>A</s>"
 
 
 # — reasoning marks that are tokens —
