@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
-from sftlab.reasoning import begun, unclosed, without_marks
+from sftlab.reasoning import begun, laid_out, unclosed, without_marks
 from sftlab.reasoning import marks as reasoning_marks
 from sftlab.records import Example
 from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# Of the first line that is not empty: one space is a separator, as after "Answer:", and not indentation.
+_INDENTATION = re.compile(r"(?:\s*\n)?( {2,}| *\t[ \t]*)(?=\S)")
 TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by")
 
 
@@ -245,12 +247,14 @@ def messages(example: Example) -> list[dict[str, str]]:
 class Tokens:
     """Token ids of a prompt (up to and with the assistant's header) and of the completion after it.
 
-    ``text`` is the prompt as text.
+    ``text`` is the prompt as text, and ``dedented`` whether the template leaves out the indentation of the
+    completion's first line.
     """
 
     prompt: list[int]
     completion: list[int]
     text: str
+    dedented: bool = False
 
 
 class ChangedTextError(ConfigError):
@@ -306,6 +310,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
         raise ConfigError(
             f"{example.id}: the chat template of {tokenizer.name_or_path} does not begin a conversation with its "
             "prompt (it may strip or move text); give another one by model.chat_template"
+            + (", or set dataset.system=null if it moves the system text" if example.system else "")
         )
     written, said = full_text[len(prompt_text) :], turns[-1]["content"].strip()
     body = _body(written, said, _outline(tokenizer, tuple(turn["role"] for turn in turns[:-1])).tail)
@@ -313,7 +318,10 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     whole = (begun(prompt_text) + body).rstrip()
     if not whole.endswith(said):
         lost, instead = (_unmarked(part, marks) for part in _difference(said, whole.strip()))
-        raise ChangedTextError(f"{example.id}: instead of {lost} in the assistant text the template writes {instead}")
+        raise ChangedTextError(
+            f"{example.id}: instead of {lost} in the assistant text the template writes {instead}"
+            + (_layout(whole) if "".join(whole.split()) == "".join(said.split()) else "")
+        )
     if _end(tokenizer, tail := written[len(body) :]) is None:
         raise ConfigError(
             f"model.chat_template: the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. "
@@ -329,7 +337,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
         )
     prompt, text = _ids(tokenizer, prompt_text, marks)
     completion, _ = _ids(tokenizer, written, marks)
-    return Tokens(prompt=prompt, completion=completion, text=text)
+    indentation = _INDENTATION.match(turns[-1]["content"])
+    dedented = indentation is not None and not whole[: -len(said)].endswith(indentation[1])
+    return Tokens(prompt=prompt, completion=completion, text=text, dedented=dedented)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], str]:
@@ -434,6 +444,12 @@ def _difference(text: str, written: str) -> tuple[str, str]:
         repr(part if len(part) <= 80 else f"{part[:60]}…{part[-19:]}") if part else "nothing" for part in parts
     )
     return lost, instead
+
+
+def _layout(written: str) -> str:
+    """How to write a text from which a template's differs in white space only."""
+    around = [f"{text.strip()} as {text!r}" for text in laid_out(written)]
+    return "; only white space differs" + (f": write {' and '.join(around)} in dataset.assistant" if around else "")
 
 
 def _agreeing(text: str, other: str) -> int:

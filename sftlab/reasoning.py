@@ -100,6 +100,17 @@ def without_marks(text: str) -> str:
     return _MARK.sub("", text)
 
 
+def laid_out(text: str) -> list[str]:
+    """The reasoning marks of a text, each once, with the line breaks around it, or the spaces where there are none."""
+    around = []
+    for mark in _MARK.finditer(text):
+        before, after = text[: mark.start()], text[mark.end() :]
+        spaces = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
+        left, right = ("\n" * space.count("\n") or space for space in spaces)
+        around.append(left + mark[0] + right)
+    return list(dict.fromkeys(around))
+
+
 def marks(tokens: Iterable[str]) -> set[str]:
     """The tokens that are reasoning marks or parts of one, which a completion's text needs."""
     found = set(tokens)

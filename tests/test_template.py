@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ THINKING = (
     "{% elif message['role'] == 'assistant' %}<think>\n\n</think>\n\n{{ message['content'] }}"
     "{% else %}{{ message['content'] }}{% endif %}"
 )
+# As Qwen3-Thinking's: the prompt begins the thought.
+BEGUN = TEMPLATE.replace("<assistant>{% endif %}", "<assistant><think>\n{% endif %}")
 
 WITHOUT = {
     role: f"{{% if message['role'] != '{role}' %}}{{{{ message['content'] }}}}{{% endif %}}"
@@ -68,7 +71,7 @@ def example(assistant: str = "The answer is (A).", **changed: Any) -> Example:
         ("{{ message['content'] | e }}", example("1 < 2"), "assistant", "'<'.*'&lt;'"),
         ("{{ message['content'] | replace('\n', ' ') }}", example("one\ntwo"), "assistant", r"'\\n'.*' '"),
         ("{{ message['content'][:5] }}", example(system="", user="Which"), "assistant", "nothing"),
-        ("{{ message['content'] }}{% if loop.last %}!{% endif %}", example("(A)"), "assistant", "nothing.*'!'"),
+        (CONTENT + "{% if '(A)' in message['content'] %}!{% endif %}", example(), "assistant", "nothing.*'!'"),
         (WITHOUT["system"], example(), "system", "system"),
         (WITHOUT["user"], example(), "user", "user"),
         # The letter is in the template's own text, and the user's text is not.
@@ -102,6 +105,71 @@ def test_a_template_that_keeps_the_texts_is_not(folder: Path, written: str, row:
     text = made.decode(tokenize(made, row).completion)
     assert text.strip() == f"{completion}</s>".strip()
     assert turn_end(made, row) == made.eos_token_id
+
+
+LAID_OUT = "<think>\nTwo pairs.\n</think>\n\nThe answer is (A)."
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, BEGUN])
+def test_a_text_that_differs_in_line_breaks_only(folder: Path, template: str) -> None:
+    """The message says how to write it, and so written it is accepted."""
+    made = tokenizer(folder, template.replace(CONTENT, THINKING))
+    with pytest.raises(ConfigError, match="only white space differs") as caught:
+        tokenize(made, example(THOUGHT))
+    text = THOUGHT
+    for mark, layout in re.findall(r"(\S+) as '(\S+)'", str(caught.value)):
+        text = re.sub(rf"\s*{mark}\s*", layout.replace("\\n", "\n"), text)
+    assert text == LAID_OUT
+    tokens = tokenize(made, example(text))
+    assert (tokens.text + made.decode(tokens.completion)).endswith(f"<assistant>{LAID_OUT}</s>")
+
+
+@pytest.mark.parametrize(
+    ("text", "written", "dedented"),
+    [
+        ("    return x\n    # a b\n", "{{ message['content'] | trim }}", True),
+        ("\n\n\treturn x\n", "{{ message['content'].strip() }}", True),
+        ("  return x", " {{ message['content'] | trim }}", True),
+        ("    return x", CONTENT, False),
+        ("\n    return x", "{{ message['content'].strip('\n') }}", False),
+        ("    return x", "<think>\n\n</think>\n\n{{ message['content'] }}", False),
+        (" The answer is (A). \n", "{{ message['content'] | trim }}", False),
+        ("\n\nA\n    b", "{{ message['content'] | trim }}", False),
+    ],
+)
+def test_indentation_that_a_template_leaves_out(folder: Path, text: str, written: str, dedented: bool) -> None:
+    assert tokenize(tokenizer(folder, TEMPLATE.replace(CONTENT, written)), example(text)).dedented == dedented
+
+
+def test_lost_indentation_is_reported_once_for_each_split(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from conftest import vignettes
+    from test_tokenize import data
+
+    from sftlab.stages import tokenize as stage
+
+    rows = [row | {"rationale": "    return x" if number % 2 else "x"} for number, row in enumerate(vignettes(40))]
+    dataset = data(tmp_path, rows)
+    base = Base("tiny", folder, "identity", False, TEMPLATE.replace(CONTENT, "{{ message['content'] | trim }}"))
+    stage.make(Store(tmp_path / "store"), dataset, base, 4096, False)
+    warnings = [record.getMessage() for record in caplog.records if "indentation" in record.getMessage()]
+    for split, warning in zip(("train", "validation"), warnings, strict=True):
+        lost = [row.id for row in dataset.split(split) if row.assistant.startswith("    ")]
+        assert f"{len(lost)} of {len(dataset.split(split))} {split} rows (first: {lost[0]})" in warning
+
+
+def test_a_template_that_moves_the_system_text(folder: Path) -> None:
+    """As Mistral's third: it stands in the last turn, if that is the user's."""
+    moves = (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}<user>"
+        "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n{% endif %}"
+        "{{ message['content'] }}<system>{% elif message['role'] == 'assistant' %}{{ message['content'] }}</s>"
+        "{% endif %}{% endfor %}"
+    )
+    with pytest.raises(ConfigError, match=r"dataset\.system=null"):
+        tokenize(tokenizer(folder, moves), example())
+    assert tokenize(tokenizer(folder, moves), example(system="")).text == "<s><user>Which?<system>"
 
 
 def test_a_default_system_text_is_no_fault(folder: Path) -> None:
@@ -154,8 +222,6 @@ def test_a_header_that_the_generation_prompt_lacks_is_refused(folder: Path) -> N
 
 
 # — a prompt that begins a thought —
-
-BEGUN = TEMPLATE.replace("<assistant>{% endif %}", "<assistant><think>\n{% endif %}")
 
 
 @pytest.mark.parametrize("special", [False, True])

@@ -102,12 +102,25 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
 
 def _rows(examples: list[Example], tokenizer: Any, split: str) -> Iterator[dict[str, Any]]:
     made = tokenize_all(partial(tokenize, tokenizer), examples, split)
+    dedented = []
     for example, tokens in zip(examples, made, strict=True):
+        if tokens.dedented:
+            dedented.append(example.id)
         yield {
             "id": example.id,
             "input_ids": tokens.prompt + tokens.completion,
             "labels": [IGNORED] * len(tokens.prompt) + tokens.completion,
         }
+    if dedented:
+        log.warning(
+            "model.chat_template: the template leaves out the indentation of the first line in the assistant text of "
+            "%d of %d %s rows (first: %s). Where it matters, as in code, set model.chat_template to a Jinja file that "
+            "does not trim the text, or begin the text with another line in dataset.assistant, such as ```",
+            len(dedented),
+            len(examples),
+            split,
+            dedented[0],
+        )
 
 
 def _fit(rows: list[dict[str, Any]], split: str, max_length: int, allowed: bool) -> list[dict[str, Any]]:
