@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -119,10 +119,12 @@ def children(
     tasks: Sequence[Task],
     *,
     launcher: Sequence[str] = (),
-    watch: Callable[[], None] | None = None,
+    watch: Callable[[Collection[Path]], None] | None = None,
     grace_seconds: int = 25,
 ) -> None:
-    """Run a child for each task, all at once, and wait for them; ``watch`` is called while they run.
+    """Run a child for each task, all at once, and wait for them.
+
+    While they run, ``watch`` is called with the folders of those that do.
 
     If one fails the others are ended, and its error is raised: what ``child`` raises.
     """
@@ -134,7 +136,7 @@ def children(
             with suppress(subprocess.TimeoutExpired):
                 next(iter(running)).wait(timeout=0.2)
             if watch is not None:
-                watch()
+                watch(running.values())
             for process in [process for process in running if process.poll() is not None]:
                 _check(module, process.returncode, running.pop(process))
     except BaseException as error:

@@ -295,7 +295,7 @@ class Slow(Engines):
                 )
             for _ in range(4):
                 time.sleep(0.1)
-                options["watch"]()
+                options["watch"]([task.folder for task in tasks])
         for task in tasks:
             (task.folder / FORCED).unlink(missing_ok=True)
         super().__call__(module, tasks)
@@ -310,6 +310,34 @@ def test_an_engine_that_shows_life_is_not_ended(tmp_path: Path, config: Make, mo
         patch.setattr(evaluate, "children", Slow([sign, "nothing", "nothing"]))
         with pytest.raises(StageError, match=r"made no progress for 0\.01 minutes.*raise eval\.stall_min"):
             evaluate.make(Store(tmp_path / "silent"), model, GIVEN, cfg, CPU, 0)
+
+
+class OneHangs(Engines):
+    """Two engines: one works for longer than eval.stall_min, the other ends at once or hangs."""
+
+    def __init__(self, ends: bool) -> None:
+        super().__init__()
+        self.ends = ends
+
+    def __call__(self, module: str, tasks: list[launch.Task], **options: Any) -> None:
+        folders = [task.folder for task in tasks]
+        for folder in folders:
+            (folder / FINISHED).touch()
+        for _ in range(12):
+            (folders[0] / evaluate.ALIVE).touch()
+            options["watch"](folders[:1] if self.ends else folders)
+            time.sleep(0.1)
+        super().__call__(module, tasks)
+
+
+def test_an_engine_that_hangs_beside_a_living_one_is_ended(tmp_path: Path, config: Make, model: Model) -> None:
+    cfg, two = settings(config, "eval.stall_min=0.01"), replace(CPU, num_processes=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "children", OneHangs(ends=False))
+        with pytest.raises(StageError, match=r"an engine made no progress"):
+            evaluate.make(Store(tmp_path / "hangs"), model, GIVEN, cfg, two, 0)
+        patch.setattr(evaluate, "children", OneHangs(ends=True))
+        assert len(evaluate.make(Store(tmp_path / "ends"), model, GIVEN, cfg, two, 0).rows()) == 7
 
 
 # — devices —

@@ -110,11 +110,11 @@ def test_several_children_run_at_once_each_with_its_own(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         tasks.append(Task(tmp_path / name, {"do": "environment"}, {"SFTLAB_TEST": name}))
-    looked: list[int] = []
-    children("launched", tasks, watch=lambda: looked.append(1))
+    looked: list[set[Path]] = []
+    children("launched", tasks, watch=lambda running: looked.append(set(running)))
     for name in ("a", "b"):
         assert f"SFTLAB_TEST={name}" in (tmp_path / name / "environment").read_text("utf-8").splitlines()
-    assert looked
+    assert looked[0] == {tmp_path / "a", tmp_path / "b"}
 
 
 def test_one_that_fails_ends_the_others_and_its_error_is_raised(tmp_path: Path) -> None:

