@@ -14,7 +14,7 @@ from sftlab.reasoning import marks
 
 @dataclass(frozen=True)
 class Completion:
-    """Text and token ids that followed a prompt. ``finish_reason`` is "stop" or "length"."""
+    """Text and token ids that followed a prompt, without a stop token. ``finish_reason`` is "stop" or "length"."""
 
     text: str
     token_ids: list[int]
@@ -113,7 +113,7 @@ class Vllm:
         for place, out in self._run(prompts, [sampling.clone() for _ in prompts]):
             tokens = [token for token in out.token_ids if token not in self.settings.stop_token_ids]
             text = decode(tokens) if decode else out.text
-            yield place, Completion(text, list(out.token_ids), out.finish_reason or "stop")
+            yield place, Completion(text, tokens, out.finish_reason or "stop")
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
         """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""

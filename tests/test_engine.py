@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sftlab import models
-from sftlab.engine import Settings, Transformers
+from sftlab.engine import Settings, Transformers, Vllm
 from sftlab.errors import ConfigError
 from sftlab.models import Base
 from sftlab.records import Example
@@ -115,6 +117,32 @@ def test_completions_are_greedy_and_end_at_each_stop_token(engine: Transformers,
         assert completion.token_ids == expected[place][: ends[0] if ends else 12]
         assert completion.finish_reason == ("stop" if ends else "length")
         assert completion.text == engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+
+
+def test_vllm_counts_the_token_that_ends_a_completion_as_little_as_transformers_does(
+    engine: Transformers, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's output has it."""
+    expected = greedy(engine, PROMPTS[0], 6)
+    stops = [expected[-1]]
+    monkeypatch.setattr(engine, "settings", replace(engine.settings, stop_token_ids=stops))
+    monkeypatch.setattr(engine.model.generation_config, "eos_token_id", stops)
+    ((_, expected_completion),) = engine.generate(PROMPTS[:1], seed=0)
+    at = expected.index(stops[0])
+
+    def run(*_: Any) -> Iterator[tuple[int, Any]]:
+        yield 0, SimpleNamespace(token_ids=expected[: at + 1], text=expected_completion.text, finish_reason="stop")
+
+    parameters = SimpleNamespace(clone=lambda: None)
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=0))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **_: parameters))
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
+    monkeypatch.setattr(Vllm, "_run", run)
+    vllm = Vllm.__new__(Vllm)
+    vllm.settings = settings(folder, stop_token_ids=stops)
+    vllm.llm = SimpleNamespace(get_tokenizer=lambda: engine.tokenizer, reset_prefix_cache=lambda: None)
+    assert list(vllm.generate(PROMPTS[:1], seed=0)) == [(0, expected_completion)]
+    assert expected_completion.token_ids == expected[:at]
 
 
 def test_an_engine_shows_life_at_every_token(folder: Path) -> None:
