@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # What from_pretrained reads of a folder, besides code. Weights in other formats are not read (``load``).
 READ = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".bpe", ".safetensors")
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # by name; the one called "default" writes prompts
 LARGE = 64 * 2**20  # bytes of a file whose hash is remembered
 # A file that was written a moment ago may be written again within the same tick of its clock.
 SETTLED_SECONDS = 2.0
@@ -137,7 +138,8 @@ def cached(cfg: ModelConfig, store: Store, seed: int) -> Base | None:
 
 def _prints_time(folder: Path, template: str | None) -> bool:
     """Whether a model's chat template asks for the time; transformers offers it under one name."""
-    files = (folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json")
+    files = [folder / "chat_template.jinja", folder / "chat_template.json", folder / "tokenizer_config.json"]
+    files += folder.glob(MORE_TEMPLATES)
     texts = [file.read_text("utf-8") for file in files if file.is_file()] if template is None else [template]
     return any("strftime_now" in text for text in texts)
 
@@ -219,6 +221,7 @@ def _content(folder: Path, *, code: bool) -> str:
     Python files are part of it where their ``code`` is run, also those in subfolders, which others import.
     """
     files = [file for file in folder.iterdir() if file.suffix in READ and file.is_file()]
+    files += folder.glob(MORE_TEMPLATES)
     if code:
         files += folder.rglob("*.py")
     return key_of({str(file.relative_to(folder)): _digest(file) for file in sorted(files)})

@@ -70,13 +70,15 @@ def test_a_copied_moved_or_touched_model_is_the_same_one(tmp_path: Path) -> None
         (change("chat_template.jinja", "{{ messages }}"), False),
         (change("generation_config.json", '{"eos_token_id": 3}'), False),
         (change("merges.txt", "a b"), False),
+        (change("additional_chat_templates/default.jinja", "{{ messages }}"), False),
         (change("modeling_x.py", "X = 2\n"), True),
         (change("layers/norm.py", "Y = 2\n"), True),
     ],
 )
 def test_another_byte_is_another_model(tmp_path: Path, changed: Callable[[Path], object], code: bool) -> None:
     folder = write_model(tmp_path / "a")
-    (folder / "layers").mkdir()
+    for name in ("layers", "additional_chat_templates"):
+        (folder / name).mkdir()
     for name in ("modeling_x.py", "layers/norm.py"):
         (folder / name).write_text("X = 1\n", "utf-8")
     before = identity(folder, tmp_path, code=code)
