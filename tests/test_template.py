@@ -324,6 +324,19 @@ def test_every_token_that_ends_a_completion_is_collected(folder: Path, tmp_path:
     assert stop_tokens(model, found, [4]) == [1, 4, 7, 9]
 
 
+def test_an_evaluation_warns_of_a_template_without_an_end(
+    folder: Path, config: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config("model=tiny_random", "eval.max_tokens=8").eval
+    for template in (TEMPLATE, TEMPLATE.replace("</s>", "\n")):
+        caplog.clear()
+        base = Base("tiny", folder, "identity", False, template)
+        evaluate.prompts([example(choices="AB")], base, "key", cfg, 0)
+        warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warned) == (template != TEMPLATE)
+    assert "the template of tiny writes no special token after an assistant turn" in warned[0]
+
+
 def test_stop_tokens_are_in_the_key_of_completions(folder: Path, config: Make) -> None:
     cfg = config("model=tiny_random", "eval.max_tokens=8").eval
     model = evaluate.Model(folder, "identity", False)
@@ -368,6 +381,21 @@ def test_a_template_that_prints_the_time_is_given_one_for_all_runs_of_a_store(fo
     plain = [resolved(folder, tmp_path / "plain.jinja", tmp_path / "one", time) for time in (None, "2024-02-03")]
     assert plain[0].identity == plain[1].identity
     assert plain[1].template_time is None
+
+
+def test_a_template_in_the_folder_of_additional_ones_is_given_the_time(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", template=None)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "default.jinja").write_text(CLOCK, "utf-8")
+    cfg = ModelConfig(
+        name_or_path=str(model),
+        revision=None,
+        trust_remote_code=False,
+        chat_template=None,
+        template_time="2024-02-03T04:05:06",
+    )
+    base = models.resolve(cfg, Store(tmp_path / "store"), 0)
+    assert tokenize(base.tokenizer(), example()).text.startswith("<s>03 Feb 2024 04:05:06.000000<system>")
 
 
 def test_the_preview_shows_the_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

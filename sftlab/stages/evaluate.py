@@ -106,6 +106,15 @@ def prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: Eval
         for choices in sorted({example.choices for example in examples}):
             _continuations(tokenizer, FORCING, choices)
     ends = {turn_end(tokenizer, example) for example in examples}
+    if None in ends:
+        log.warning(
+            "model.chat_template: the template of %s writes no special token after an assistant turn. Generation stops "
+            "only at the end tokens of the model's own files, or after eval.max_tokens=%d; if answers run on, set "
+            "model.chat_template to a Jinja file that writes {{ eos_token }} (%s) after the assistant's text",
+            base.name,
+            cfg.max_tokens,
+            tokenizer.eos_token,
+        )
     libraries = versions("transformers", "tokenizers", "jinja2")
     key = {"dataset": dataset_key, "max_rows": cfg.max_rows, "seed": seed, "tokenizer": base.identity}
     made = Prompts(
