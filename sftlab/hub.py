@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.errors import ConfigError, StageError
+from sftlab.models import READ
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every request
 
 # What a model needs to be trained, merged and served; not its other formats.
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "tokenizer*"]
+MODEL_FILES = [*(f"*{suffix}" for suffix in READ), "tokenizer*"]
 
 
 def model_snapshot(name: str, revision: str | None, *, code: bool) -> tuple[Path, str]:

@@ -127,7 +127,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     stored = {file.name: file.read_bytes() for file in model.iterdir()}
     rows = "".join(json.dumps(row) + "\n" for row in vignettes(20)).encode()
     Hub.files = {
-        "org/tiny": {**stored, "README.md": b"about", "model.gguf": b"not needed", "code.py": b"raise SystemExit"},
+        "org/tiny": {
+            **stored,
+            "qwen.tiktoken": b"IQ== 0",
+            "README.md": b"about",
+            "model.gguf": b"not needed",
+            "code.py": b"raise SystemExit",
+        },
         "org/gated": stored,
         "org/gated-nobody": stored,
         "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
@@ -245,6 +251,7 @@ def test_a_model_is_downloaded_once_and_then_found_without_the_hub(
         "chat_template.jinja",
         "config.json",
         "model.safetensors",
+        "qwen.tiktoken",
         "tokenizer.json",
         "tokenizer_config.json",
     ]
