@@ -344,6 +344,13 @@ def test_the_policy_names_the_only_style_and_script(tmp_path: Path) -> None:
     assert "innerHTML" not in text
 
 
+def test_the_time_that_a_chat_template_prints_is_shown(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12)
+    assert "chat template prints" not in read(tmp_path / "run").text
+    save(tmp_path / "run", run | {"template_time": "2024-02-03T04:05:06"})
+    assert "2024-02-03T04:05:06" in read(tmp_path / "run").text
+
+
 @pytest.mark.parametrize(
     "part",
     [
