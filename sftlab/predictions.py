@@ -109,7 +109,9 @@ def unjudgeable(given: Mapping[str, list[Prediction]], *, every: bool = False) -
         return None
     names, row = " or ".join(mute), next(iter(mute.values()))[0]
     silent = [row for rows in mute.values() for row in rows if row.completion.strip()]
-    if silent and not any(answered(row.completion, row.prompt).strip() for row in silent):
+    if silent and not any(
+        answered(row.completion, row.prompt, truncated=row.finish_reason == "length").strip() for row in silent
+    ):
         return (
             f"cannot be judged: every answer of {names} ends within its reasoning, see id {silent[0].id!r}; generate "
             "them again with more tokens (eval.max_tokens)"

@@ -49,7 +49,8 @@ def predictions(generations: Sequence[Generation], examples: Sequence[Example], 
     made = []
     for generation in generations:
         example = by_id[generation.id]
-        text = answered(generation.completion, generation.prompt)
+        truncated = generation.finish_reason == "length"
+        text = answered(generation.completion, generation.prompt, truncated=truncated)
         if cfg.task == "choice":
             readings = read(text, compile_pattern(cfg.pattern), example.choices, example.options)
             answer = readings[cfg.reading]
