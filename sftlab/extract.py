@@ -117,11 +117,11 @@ def read(
 ) -> dict[str, str | None]:
     """The answer by each way of reading: ``strict``, ``last`` and ``lenient``.
 
-    ``lenient`` knows the letters A to Z; where a choice is a digit or another character it is the same as ``last``.
+    ``lenient`` knows the letters A to Z; where answers are digits or words it is the same as ``last``.
     """
     final = last(text, pattern, choices)
     found = final
-    if not choices or (choices.isascii() and choices.isalpha()):
+    if choices.isascii() and choices.isalpha():
         upper = {letter.upper(): option for letter, option in (options or {}).items()}
         found = lenient(text, choices.upper(), upper)
     return {
@@ -134,10 +134,10 @@ def read(
 def can_read(pattern: str, answer: str) -> bool:
     """Whether the group of a pattern can match an answer: what it looks for around the answer is not asked.
 
-    A single letter may stand there in upper or lower case, as ``choice`` takes either.
+    It may stand there in upper or lower case, as both are compared alike.
     """
     group = _group(pattern)
-    cases = {answer, answer.upper(), answer.lower()} if len(answer) == 1 else {answer}
+    cases = {answer, answer.upper(), answer.lower(), answer.capitalize()}
     # What surrounds an answer within the group is stripped from it.
     spaced = [f"{before}{case}{behind}" for case in cases for before in ("", " ") for behind in ("", " ", "\n")]
     return group is None or any(group.fullmatch(text) for text in spaced)

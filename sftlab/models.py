@@ -156,8 +156,15 @@ def _first_time(store: Store, *, keep: bool) -> str:
         return now
 
 
+HARMONY = {"<|channel|>", "<|message|>", "<|return|>"}
+"""Tokens of gpt-oss's format, in which a completion may hold several messages."""
+
+
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, turn_ends: Iterable[int]) -> list[int]:
-    """Every token that ends a completion: the tokenizer's EOS, those of the model's configs, the template's."""
+    """Every token that ends a completion: the tokenizer's EOS, those of the model's configs, the template's.
+
+    In gpt-oss's format ``<|end|>`` ends a message, such as the reasoning before the answer, and no completion.
+    """
     config = json.loads((folder / "config.json").read_text("utf-8"))
     generation = folder / "generation_config.json"
     sources = [config, config.get("text_config", {})]
@@ -167,6 +174,10 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase, turn_ends: Ite
         ids = source.get("eos_token_id")
         found += ids if isinstance(ids, list) else [ids]
     size = max((source.get("vocab_size", 0) for source in sources[:2]), default=0) or len(tokenizer)
+    added = tokenizer.get_added_vocab()
+    if added.keys() >= HARMONY:
+        found = [token for token in found if token != added.get("<|end|>")]
+        found += [added.get("<|return|>"), added.get("<|call|>")]
     return sorted({int(token) for token in found if token is not None and 0 <= token < size})
 
 

@@ -15,10 +15,14 @@ is a whole number is an index into the choices of ``doc``, and one of the texts 
 
 from __future__ import annotations
 
+import ast
+import io
 import json
 import logging
 import math
 import re
+import tokenize
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,13 +34,14 @@ import regex
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.extract import can_read, compile_pattern, normalise, strict
-from sftlab.reasoning import answered
+from sftlab.reasoning import answered, opened_by_prompt, unclosed
 from sftlab.records import Example, Generation, Prediction
 from sftlab.rows import is_null
-from sftlab.score import predictions, unmatched
+from sftlab.score import folded, predictions, unmatched
 
 log = logging.getLogger(__name__)
 _LETTER = re.compile(r"\W*([A-Za-z])\W*")
+SHOWN = 20  # broken rows that a message names
 # What engines call the end at a limit of tokens.
 _TRUNCATED = ("length", "max_tokens", "max_length", "max_new_tokens", "model_length")
 
@@ -65,7 +70,10 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     Raises:
         ConfigError: a file that cannot be read, a row that does not fit, or files that do not pair up.
     """
-    left, right = _read(a, cfg), _read(b, cfg)
+    problems: list[str] = []
+    left, right = _read(a, cfg, problems), _read(b, cfg, problems)
+    if problems:
+        raise ConfigError(_first(problems))
     pairs = _pairs(a, left, b, right, cfg)
     letters = _letters(a, pairs) if cfg.task == "choice" else ""
     examples = []
@@ -80,17 +88,25 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
         )
     lines = {row.generation.id: row.line for row, other in pairs if row.likeliest is None or other.likeliest is None}
     read = [example for example in examples if example.id in lines]
+    made = _score([row for row, _ in pairs], examples, cfg), _score([row for _, row in pairs], examples, cfg)
+    answers = {row.answer for rows in made for row in rows if row.answer}
+    lettered = cfg.task == "choice" and bool(answers) and all(map(_is_letter, answers))
+    targets = [(row.line, target) for row, _ in pairs for target in row.targets]
+    if lettered and all(target.isdecimal() for _, target in targets):
+        line, target = targets[0]
+        raise ConfigError(
+            f"{a}:{line}: target {target[:60]!r} is a number, as all targets are, but all answers that "
+            f"eval.pattern={cfg.pattern!r} reads are letters; write the letter of the right option as target in every "
+            "row of both files"
+        )
     if problems := list(unmatched(read, cfg, lambda example: f"{a}:{lines[example.id]}: id {example.id!r}")):
         raise ConfigError("\n".join(problems))
     if cfg.group_by is not None and all(example.subgroup is None for example in examples):
-        columns = ", ".join(_columns(next(_objects(a))[1]))
+        columns = ", ".join(_columns(next(_objects(a, []))[1]))
         raise ConfigError(
             f"eval.group_by={cfg.group_by!r}: no row of {a} or {b} has a value in such a column; there are {columns}"
         )
-    made = _score([row for row, _ in pairs], examples, cfg), _score([row for _, row in pairs], examples, cfg)
-    answers = {row.answer for rows in made for row in rows if row.answer}
-    words = [(row.line, target) for row, _ in pairs for target in row.targets if len(target) > 1]
-    if cfg.task == "choice" and words and answers and all(map(_is_letter, answers)):
+    if lettered and (words := [(line, target) for line, target in targets if len(target) > 1]):
         line, target = words[0]
         raise ConfigError(
             f"{a}:{line}: target {target[:60]!r} is not a letter, but all answers that eval.pattern={cfg.pattern!r} "
@@ -109,7 +125,7 @@ def unjudgeable(given: Mapping[str, list[Prediction]], *, every: bool = False) -
         return None
     names, row = " or ".join(mute), next(iter(mute.values()))[0]
     silent = [row for rows in mute.values() for row in rows if row.completion.strip()]
-    if silent and not any(answered(row.completion, row.prompt).strip() for row in silent):
+    if silent and all(map(_unfinished, silent)):
         return (
             f"cannot be judged: every answer of {names} ends within its reasoning, see id {silent[0].id!r}; generate "
             "them again with more tokens (eval.max_tokens)"
@@ -122,6 +138,20 @@ def unjudgeable(given: Mapping[str, list[Prediction]], *, every: bool = False) -
         f"cannot be judged by this pattern: no answer of {names} could be read; see id {row.id!r}, "
         f"which ends in {row.completion.strip()[-80:]!r}, and set eval.pattern to match what is written there"
     )
+
+
+def _unfinished(row: Prediction) -> bool:
+    """Whether a completion ends within its reasoning, or right behind it."""
+    truncated = row.finish_reason == "length"
+    if unclosed(row.completion, row.prompt, truncated=truncated):
+        return True
+    return not answered(row.completion, row.prompt, truncated=truncated).strip()
+
+
+def _first(problems: list[str]) -> str:
+    """The first of many problems, one a line, and how many more there are."""
+    more = [f"… and {len(problems) - SHOWN:,} more broken rows"] if len(problems) > SHOWN else []
+    return "\n".join([*problems[:SHOWN], *more])
 
 
 def _score(rows: list[_Row], examples: list[Example], cfg: EvalConfig) -> list[Prediction]:
@@ -143,15 +173,18 @@ def _pairs(a: Path, left: dict[str, _Row], b: Path, right: dict[str, _Row], cfg:
     ]
     if lacking:
         raise ConfigError("; ".join(lacking) + "; let both models answer the same questions, or delete the other rows")
-    same = str if cfg.task == "choice" else normalise
+    same = folded if cfg.task == "choice" else normalise
     pairs = [(row, right[name]) for name, row in left.items()]
+    problems = []
     for row, other in pairs:
         if set(map(same, row.targets)) != set(map(same, other.targets)):
             ours, theirs = (" or ".join(targets)[:60] for targets in (row.targets, other.targets))
-            raise ConfigError(
+            problems.append(
                 f"{a}:{row.line}: id {row.generation.id!r} has target {ours!r}, but {theirs!r} "
                 f"in {b}:{other.line}; give two files about the same questions"
             )
+    if problems:
+        raise ConfigError(_first(problems))
     if changed := [row.line for row, other in pairs if "" != row.doc_hash != other.doc_hash != ""]:
         log.warning("%s:%d: %d questions have another doc_hash in %s", a, changed[0], len(changed), b)
     return pairs
@@ -168,37 +201,74 @@ def _letters(a: Path, pairs: list[tuple[_Row, _Row]]) -> str:
     return "".join(sorted(letters)) if choice else ""
 
 
-def _read(path: Path, cfg: EvalConfig) -> dict[str, _Row]:
+def _read(path: Path, cfg: EvalConfig, problems: list[str]) -> dict[str, _Row]:
+    """The rows of a file by their ids. What is wrong with rows is added to ``problems``, a line for each."""
     pattern = compile_pattern(cfg.pattern) if cfg.task == "choice" else None
     rows: dict[str, _Row] = {}
-    for line, values in _objects(path):
-        row = _row(values, line, f"{path}:{line}", pattern, cfg.group_by)
+    before = len(problems)
+    for line, values in _objects(path, problems):
+        try:
+            row = _row(values, line, f"{path}:{line}", pattern, cfg.group_by)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
         seen = rows.setdefault(row.generation.id, row)
         again = row == seen and row.filter is not None and (row.filter == "" or row.filter != seen.filter)
         if seen is not row and not again:
             where = f"is in line {seen.line} already; delete one of them, and give the rows of one task only"
-            raise ConfigError(f"{path}:{line}: id {row.generation.id!r} {where}")
-    if not rows:
+            problems.append(f"{path}:{line}: id {row.generation.id!r} {where}")
+    if not rows and len(problems) == before:
         raise ConfigError(f"{path}: is empty or has no rows; give a JSONL file with at least one prediction")
     if several := [row.line for row in rows.values() if row.answers > 1]:
         log.warning("%s:%d: %d questions have several answers; the first is scored", path, several[0], len(several))
-    return rows
+    return _opened(path, rows)
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
+def _opened(path: Path, rows: dict[str, _Row]) -> dict[str, _Row]:
+    """The rows, with a block of reasoning opened by the prompts of truncated ones where other rows only close one.
+
+    Where it is unknown which rows were truncated, a block that most rows close was opened for all.
+    """
+    texts = {name: row.generation for name, row in rows.items() if row.likeliest is None}
+    marks = {name: opened_by_prompt(generation.completion) for name, generation in texts.items()}
+    counts = Counter(mark for mark in marks.values() if mark)
+    if not counts:
+        return rows
+    mark, usual = counts.most_common(1)[0][0], 2 * counts.total() > len(texts)
+    cut = [
+        name
+        for name, generation in texts.items()
+        if marks[name] is None
+        and opened_by_prompt(generation.prompt) is None
+        and (generation.finish_reason == "length" or (usual and generation.finish_reason == "unknown"))
+    ]
+    if cut:
+        log.warning(
+            "%s:%d: %d completions hold no reasoning mark and count as unfinished reasoning, as those of %d other rows "
+            "end reasoning that their prompts began (%s)",
+            *(path, rows[cut[0]].line, len(cut), counts.total(), mark),
+        )
+    opened = {name: replace(texts[name], prompt=f"{texts[name].prompt}{mark}") for name in cut}
+    return {name: replace(row, generation=opened.get(name, row.generation)) for name, row in rows.items()}
+
+
+def _objects(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file with their lines. Lines that hold none are added to ``problems``."""
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
+                try:
+                    if not (text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip()):
+                        continue
                     values = json.loads(text)
                     if not isinstance(values, dict):
                         raise ValueError(f"{text[:60]!r} has no fields")
-                    yield number, values
+                except (ValueError, RecursionError) as error:
+                    problems.append(f"{path}:{number}: is not a JSON object: {error}; write one object a line")
+                    continue
+                yield number, values
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}; name a JSONL file of predictions") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}:{number}: is not a JSON object: {error}; write one object a line") from error
 
 
 def _row(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[str] | None, column: str | None) -> _Row:
@@ -277,7 +347,7 @@ def _targets(plain: dict[str, Any], place: str) -> list[str | int | float]:
     if isinstance(value, str) and "correct" not in plain:  # own predictions have a list in ``targets``
         parsed = _parsed(value)
         value = parsed if isinstance(parsed, list) and all(isinstance(one, str) for one in parsed) else value
-    answers = _several(plain.get("answers"))
+    answers = _several(_parsed(plain.get("answers")))
     if isinstance(value, str) and isinstance(answers, list) and value in answers:
         value = [value, *answers]
     several = _several(value)
@@ -302,14 +372,28 @@ def _several(value: Any) -> Any:
 
 
 def _parsed(value: Any) -> Any:
-    """A list that is written as JSON text, and any other value as it is."""
+    """A list that is written as text by JSON, Python or NumPy, and any other value as it is."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             found = json.loads(value)
         except (ValueError, RecursionError):
-            return value
+            found = _printed(value.strip())
         return found if isinstance(found, list) and found else value
     return value
+
+
+def _printed(text: str) -> list[str]:
+    """The texts of a list as Python prints it, with or without commas; none where it holds anything else."""
+    texts = []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.STRING:
+                texts.append(ast.literal_eval(token.string))
+            elif token.string.strip() not in ("[", "]", ",", ""):
+                return []
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return []
+    return texts if text.endswith("]") and all(isinstance(item, str) for item in texts) else []
 
 
 def _target(

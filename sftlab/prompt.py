@@ -51,12 +51,17 @@ class Templates:
         if problems:
             raise ConfigError("\n".join(problems))
         jinja = environment()
-        self._compiled = {name: jinja.from_string(source) for name, source in self._sources.items()}
+        # What a model thinks before it answers is not the right answer, nor does it decide whether a row has one.
+        of_answers = environment(answers=True)
+        self._compiled = {
+            name: (of_answers if name in ("target", "keep") else jinja).from_string(source)
+            for name, source in self._sources.items()
+        }
         self._constant = {
             name: self._compiled[name].render() for name, source in self._sources.items() if "{" not in source
         }
         lone = _lone(cfg.target)
-        self._target = None if lone is None else jinja.from_string("{% set _target = (" + lone + ") %}")
+        self._target = None if lone is None else of_answers.from_string("{% set _target = (" + lone + ") %}")
         self._group = None if cfg.group_by is None else _expressions(cfg.group_by)
 
     def keeps(self, row: Row | Mapping[str, Any], place: str) -> bool:
@@ -125,7 +130,7 @@ class Templates:
 
     def _failed(self, name: str, row: Row, error: Exception) -> ConfigError:
         if isinstance(error, NotTextError):
-            return ConfigError(f"{self.key}.{name} {_not_text(self._sources[name], row, error.value)}")
+            return ConfigError(f"{self.key}.{name} {_not_text(name, self._sources[name], row, error.value)}")
         message = " ".join((str(error) or type(error).__name__).replace("sftlab.rows.", "").split())
         return ConfigError(f"{self.key}.{name} cannot be rendered: {message}; fix the row or the template")
 
@@ -325,8 +330,9 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     if _end(tokenizer, tail := written[len(body) :]) is None:
         raise ConfigError(
             f"model.chat_template: the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. "
-            "It holds no special token of the tokenizer, and generation could not stop there; set model.chat_template "
-            f"to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) after the assistant's text"
+            "It holds no special token of the tokenizer that ends a completion, and generation could not stop there; "
+            f"set model.chat_template to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) after "
+            "the assistant's text"
         )
     _check_added(tokenizer, whole[: -len(said)], tail, example.id)
     if not unclosed(said) and (mark := unclosed(body, prompt_text)):
@@ -394,7 +400,10 @@ def _outline(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Outl
 @cache
 def _end(tokenizer: PreTrainedTokenizerBase, tail: str) -> int | None:
     """The first token of its own kind, special or added, in what a template writes after an assistant's text."""
-    own = {number for number, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    # In gpt-oss's format this token ends each message of a completion, and generation does not stop there.
+    harmony = {"<|channel|>", "<|return|>"} <= set(added.values())
+    own = {number for number, token in added.items() if not harmony or token not in ("<|end|>",)}
     return next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in own), None)
 
 
@@ -570,18 +579,19 @@ def _numbers(turns: Sequence[int]) -> str:
     return f"turn {turns[0]}" if len(turns) == 1 else f"turns {listing(turns)}"
 
 
-def _not_text(source: str, row: Row, value: Any) -> str:
+def _not_text(key: str, source: str, row: Row, value: Any) -> str:
     """What is wrong with a value that a template writes: where it stands, what it is, and how to make text of it."""
     where = _where(source, row, value)
     column = f"column {where}" if where else "an expression"
     kind = {"List": "list", "Dict": "dict", "Turn": "dict"}.get(type(value).__name__, type(value).__name__)
     article = "an" if kind[0] in "aeiou" else "a"
     return (
-        f"writes {column}, which is {article} {kind} and not text: {short(repr(plain(value)))}; {_remedy(where, value)}"
+        f"writes {column}, which is {article} {kind} and not text: {short(repr(plain(value)))}; "
+        f"{_remedy(key, where, value)}"
     )
 
 
-def _remedy(where: str, value: Any) -> str:
+def _remedy(key: str, where: str, value: Any) -> str:
     """How to make a text of a value. Other rows may have a text in its place, which stays as it is."""
     name = where.split(" or ")[0] or "x"
     if isinstance(value, bool):
@@ -595,6 +605,9 @@ def _remedy(where: str, value: Any) -> str:
     if not isinstance(value, list | tuple | dict):
         return "write a text or a number"
     text = f"{name} | tojson"
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        # SQuAD's answers, of which each is right.
+        text = path(name, "text") if key == "target" else f"{path(name, 'text')}[0]"
     if value and not isinstance(value, dict):
         if all(isinstance(item, dict) and not is_null(item.get("text")) for item in value):
             text = f"{name} | map(attribute='text') | join"
@@ -653,7 +666,13 @@ def _options(text: str | None, key: str) -> dict[str, str] | None:
         options = json.loads(text or "")
         if options is None:
             return None
+        if (
+            isinstance(options, dict)
+            and isinstance(options.get("label"), list)
+            and isinstance(options.get("text"), list)
+        ):
+            options = dict(zip(options["label"], options["text"], strict=True))  # ARC's two lists
         return {str(letter): str(text_of(option)) for letter, option in options.items() if option is not None}
-    except (ValueError, AttributeError, NotTextError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         remedy = "write {{ column | tojson }}"
         raise ConfigError(f"{key} is not a JSON object of letter → text: {error}; {remedy}") from error

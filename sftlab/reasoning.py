@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-_NAME = r"(?:[a-z0-9]+[:_])?(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad)"
+_NAME = (
+    r"(?:[a-z0-9]+[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis|rationale|cot"
+    r"|chain_of_thoughts?|monologue)(?:_[a-z0-9_]+)?"
+)
 
 # Opening and closing marks by family; a family's name is that of its group.
 _OPEN = {
@@ -20,18 +23,37 @@ _OPEN = {
     "thought": r"<\|begin_of_thought\|>",
     "diamond": r"◁think▷",  # Kimi
     "unused": r"<unused94>(?:thought\b)?",  # MedGemma
+    "inner": r"<\|inner_prefix\|>",  # Apertus
+    "working": r"<start_working_out>",  # Unsloth's examples
+    "thinking": r"<\|thinking\|>",
+    "solar": r"<\|think\|>",
     "pipe": r"<\|channel>(?:thought\b)?",  # Gemma
     "channel": r"<\|channel\|>\s*(?:analysis|commentary)\b[^<]*<\|message\|>",  # gpt-oss
 }
 _CLOSE = {
-    "tag": rf"</(?P<close>{_NAME})>",
+    "tag": rf"</(?P<close>{_NAME})\s*>",
     "bracket": r"\[/THINK\]",
     "cohere": r"<\|END_THINKING\|>",
     "thought": r"<\|end_of_thought\|>",
     "diamond": r"◁/think▷",
     "unused": r"<unused95>",
+    "inner": r"<\|inner_suffix\|>",
+    "working": r"</?end_working_out>|</start_working_out>",
+    "thinking": r"<\|/thinking\|>",
+    "solar": r"(?:<\|end\|>\s*)?(?:<\|begin\|>\s*assistant\s*)?<\|content\|>|<\|/think\|>",
     "pipe": r"<channel\|>",
     "channel": r"<\|channel\|>\s*final\b[^<]*<\|message\|>",
+}
+_OPENING = {
+    "bracket": "[THINK]",
+    "cohere": "<|START_THINKING|>",
+    "thought": "<|begin_of_thought|>",
+    "diamond": "◁think▷",
+    "unused": "<unused94>",
+    "inner": "<|inner_prefix|>",
+    "working": "<start_working_out>",
+    "thinking": "<|thinking|>",
+    "pipe": "<|channel>",
 }
 _CLOSING = {
     "bracket": "[/THINK]",
@@ -39,8 +61,13 @@ _CLOSING = {
     "thought": "<|end_of_thought|>",
     "diamond": "◁/think▷",
     "unused": "<unused95>",
+    "inner": "<|inner_suffix|>",
+    "working": "<end_working_out>",
+    "thinking": "<|/thinking|>",
+    "solar": "<|end|><|begin|>assistant<|content|>",
     "pipe": "<channel|>",
     "channel": "<|end|><|start|>assistant<|channel|>final<|message|>",
+    "granite": "\n\nHere is my response:",
 }
 _MARK = re.compile(
     "(?=[<◁[])(?:"  # one look at most places of a long text
@@ -58,9 +85,29 @@ _AROUND = re.compile(
     r"<\|(?:START|END)_RESPONSE\|>|<\|(?:begin|end)_of_solution\|>|<\|(?:return|end)\|>(?:\s*<\|start\|>assistant)?",
     re.IGNORECASE,
 )
-# gpt-oss, where its special tokens were left out of the text.
-_BARE_CHANNELS = re.compile(r"\s*analysis(?=[A-Z\"'])(?!.*<\|channel\|>)(?:.*?assistantfinal)?", re.DOTALL)
+# Reasoning that words mark at the start of a completion, and what ends it.
+_WORDS = {
+    # gpt-oss, where its special tokens were left out of the text. "analysis of the case" is prose.
+    "channel": re.compile(
+        r"\s*(?P<turn>assistant)?analysis(?!.*<\|channel\|>)(?:.*?(?P<end>assistantfinal)|(?(turn)|(?:"
+        r"[^\s.,:;!?)*_-]|\n|[ \t]+(?:[A-Z\"'(\d]|(?:we|let|need|okay|ok|the user|user)\b))))",
+        re.DOTALL,
+    ),
+    "granite": re.compile(
+        r"\s*here(?:'s| is) my thought process:(?:.*?(?P<end>here(?:'s| is) my response:))?", re.DOTALL | re.IGNORECASE
+    ),
+}
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
+# What stands right before and behind a mark that is only spoken of.
+_MENTIONED = re.compile(
+    r"\b(?:a|an|and|any|as|between|by|called|each|every|in|inside|its?|like|mark|marker|my|named|no|not|of|or|tags?|the"
+    r"|this|to|token|with|within|without|word|your"
+    r"|(?:add|clos|contain|emit|includ|insert|omit|open|output|print|put|see|skip|us|writ)(?:e|s|es|ed|t?ing)?|wrote)\Z",
+    re.IGNORECASE,
+)
+_MENTION_ENDS = re.compile(
+    r"[,.;:!?)](?!\.)|\s*(?:and|or|tags?|blocks?|marks?|markers?|tokens?|sections?|here)\b", re.IGNORECASE
+)
 _CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 
 # Parts of marks that are tokens of their own.
@@ -72,21 +119,40 @@ class _Mark:
     start: int
     end: int
     opens: bool
-    name: str  # the family, or the name of a tag
+    name: str  # the family, or the opening tag without its attributes
 
 
-def answered(text: str, prompt: str = "") -> str:
+def answered(text: str, prompt: str = "", *, truncated: bool = False) -> str:
     """The completion without its reasoning, "" where it ends within it.
 
     Blocks may follow each other and stand within each other. Where the prompt has opened one, the completion begins
-    within it. A closing mark that nothing opened ends reasoning, too.
+    within it. A closing mark that nothing opened ends reasoning, too. Of a ``truncated`` completion every mark that
+    nothing closes opens a block; elsewhere the text may only mention it.
     """
-    return _split(text, prompt)[0]
+    return _split(text, prompt, truncated)[0]
 
 
-def unclosed(text: str, prompt: str = "") -> str:
+def unclosed(text: str, prompt: str = "", *, truncated: bool = False) -> str:
     """The mark that would end the reasoning in which a completion ends; "" where it ends in no such block."""
-    return "".join(_closing(name) for name in reversed(_split(text, prompt)[1]))
+    return "".join(_closing(name) for name in reversed(_split(text, prompt, truncated)[1]))
+
+
+def opened_by_prompt(text: str) -> str | None:
+    """The mark with which the prompt of a completion must have ended, as the completion only closes its block.
+
+    "" where the completion closes none that way, and None where it has no marks at all.
+    """
+    if any(words.match(text) for words in _WORDS.values()) or not (found := list(_found(text, False, False))):
+        return "" if _MARK.search(text) else None
+    first = found[0]
+    if first.opens or first.name in ("channel", "solar"):  # which say of themselves that the answer begins
+        return ""
+    return _OPENING.get(first.name, first.name)
+
+
+def names_mark(pattern: str) -> bool:
+    """Whether a regular expression looks for a reasoning mark itself."""
+    return _MARK.search(pattern.replace("\\", "")) is not None
 
 
 def begun(prompt: str) -> str:
@@ -118,17 +184,17 @@ def marks(tokens: Iterable[str]) -> set[str]:
 
 
 def _closing(name: str) -> str:
-    return _CLOSING.get(name) or f"</{name}>"
+    return _CLOSING.get(name) or f"</{name[1:]}"
 
 
-def _split(text: str, prompt: str) -> tuple[str, list[str]]:
+def _split(text: str, prompt: str, truncated: bool) -> tuple[str, list[str]]:
     """What of a completion is no reasoning, and the blocks that are open at its end, the outermost first."""
     opened = _OPEN_AT_END.search(prompt)
-    if opened is None and (bare := _BARE_CHANNELS.match(text)):
-        whole = bare[0].endswith("assistantfinal")
-        return (text[bare.end() :], []) if whole else ("", ["channel"])
+    for name, words in _WORDS.items() if opened is None else ():
+        if begun := words.match(text):
+            return (text[begun.end() :], []) if begun["end"] else ("", [name])
     stack = [] if opened is None else [_mark(next(_MARK.finditer(opened[0]))).name]
-    found = list(_found(text, bool(stack)))
+    found = list(_found(text, bool(stack), truncated))
     kept: list[str] = []
     at, closed = 0, False
     for number, mark in enumerate(found):
@@ -157,27 +223,38 @@ def _split(text: str, prompt: str) -> tuple[str, list[str]]:
 
 def _mark(match: re.Match[str]) -> _Mark:
     kind, _, family = next(name for name, value in match.groupdict().items() if value and "_" in name).partition("_")
-    name = (match["open"] or match["close"]).lower() if family == "tag" else family
+    name = f"<{(match['open'] or match['close']).lower()}>" if family == "tag" else family
     return _Mark(match.start(), match.end(), kind == "opens", name)
 
 
-def _found(text: str, within: bool) -> Iterator[_Mark]:
+def _found(text: str, within: bool, truncated: bool) -> Iterator[_Mark]:
     """The marks of a text that are meant as such. ``within`` is whether it begins within a block."""
     every = [_mark(match) for match in _MARK.finditer(text)]
     code = [match.span() for match in _CODE.finditer(text)] if every else []
+    whole = (len(text) - len(text.lstrip()), len(text.rstrip()))  # a fence around the completion hides nothing
     begun = within
     for number, mark in enumerate(every):
         before, behind = text[mark.start - 1 : mark.start], text[mark.end : mark.end + 1]
         quoted = before in _QUOTES and _QUOTES[before] == behind
         # Code within reasoning may lack its end, and must not hide where the reasoning ends.
-        in_code = not begun and any(start < mark.start and mark.end <= end for start, end in code)
+        in_code = not begun and any(
+            start < mark.start and mark.end <= end and not (start <= whole[0] and whole[1] <= end + 3)
+            for start, end in code
+        )
         if quoted or in_code:
             continue
         if mark.opens:
             # "I do not use <think> here" opens nothing, unless something closes it.
-            ends = any(not other.opens for other in every[number + 1 :])
-            sentence = text[: mark.start].rstrip(" \t")[-1:] in ("", *"\n.!?:…")
-            if not (begun or ends or sentence):
+            ends = truncated or any(not other.opens for other in every[number + 1 :])
+            if not (begun or ends) and _is_mention(text, mark):
                 continue
             begun = True
         yield mark
+
+
+def _is_mention(text: str, mark: _Mark) -> bool:
+    """Whether the words around an opening mark speak of it."""
+    line = text[: mark.start].rpartition("\n")[2].rstrip()
+    if not re.search(r"[\w,]\Z", line):
+        return False
+    return bool(_MENTIONED.search(line) or _MENTION_ENDS.match(text, mark.end))

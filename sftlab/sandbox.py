@@ -15,6 +15,7 @@ from uuid import UUID
 import regex
 
 from sftlab.extract import limited
+from sftlab.reasoning import answered, names_mark
 from sftlab.rows import Absent, Dict, List, NotTextError, Null, is_null, plain
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 
 @cache
-def environment() -> ImmutableSandboxedEnvironment:
+def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
     """Jinja as the templates of datasets see it: sandboxed, and strict about what does not exist and what is no text.
 
     Null is written as nothing. Any other value that is neither text nor a number is an error, unless a filter
-    makes a text of it.
+    makes a text of it. In a template that makes ``answers``, the filter search does not look into reasoning.
     """
     from jinja2 import StrictUndefined, Undefined, filters, nodes, pass_context, tests
     from jinja2.runtime import Context
@@ -57,7 +58,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     jinja.finalize = pass_context(lambda _, value: text_of(value))  # with a context: not at compile time
-    jinja.filters["search"] = _search
+    jinja.filters["search"] = _search_answer if answers else _search
     jinja.filters["sql"] = _sql
     for name in _OF_TEXT:
         jinja.filters[name] = _of_text(jinja.filters[name])
@@ -161,6 +162,11 @@ def _search(text: str, pattern: str) -> str:
         raise ValueError(f"search({pattern!r}) has no group in parentheses")
     found = next(limited(regex.compile(pattern).finditer, text, pattern), None)
     return found.group(1) or "" if found else ""
+
+
+def _search_answer(text: str, pattern: str) -> str:
+    """Like ``_search``, but without the text's reasoning, unless the pattern looks for its marks."""
+    return _search(text if names_mark(pattern) else answered(str(text)), pattern)
 
 
 @lru_cache(maxsize=20_000)  # a row's SQL is its completion and its target

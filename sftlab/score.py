@@ -46,12 +46,15 @@ READINGS = ("strict", "last", "lenient")
 def predictions(generations: Sequence[Generation], examples: Sequence[Example], cfg: EvalConfig) -> list[Prediction]:
     """Read an answer out of every completion, without its reasoning. One that cannot be read is never correct."""
     by_id = {example.id: example for example in examples}
+    words = {folded(target): target for example in examples for target in example.accepted}
     made = []
     for generation in generations:
         example = by_id[generation.id]
-        text = answered(generation.completion, generation.prompt)
+        truncated = generation.finish_reason == "length"
+        text = answered(generation.completion, generation.prompt, truncated=truncated)
         if cfg.task == "choice":
-            readings = read(text, compile_pattern(cfg.pattern), example.choices, example.options)
+            found = read(text, compile_pattern(cfg.pattern), example.choices, example.options)
+            readings = {name: _spelled(answer, example, words) for name, answer in found.items()}
             answer = readings[cfg.reading]
             readings["forced"] = answer or readings["strict"] or generation.forced
         else:
@@ -73,6 +76,19 @@ def predictions(generations: Sequence[Generation], examples: Sequence[Example], 
             )
         )
     return made
+
+
+def folded(answer: str) -> str:
+    """An answer of a choice as it is compared: case counts in a letter ("A" and "a" may be options), not in words."""
+    return answer.casefold() if len(answer) > 1 else answer
+
+
+def _spelled(answer: str | None, row: Example, words: Mapping[str, str]) -> str | None:
+    """An answer that is a word, spelled as the target of its row, or else of any row, that it equals."""
+    if answer is None or len(answer) == 1:
+        return answer
+    own = (target for target in row.accepted if folded(target) == folded(answer))
+    return next(own, words.get(folded(answer), answer))
 
 
 def references(row: Example | Prediction, cfg: EvalConfig) -> list[str]:
@@ -224,7 +240,7 @@ def _answer(row: Example, cfg: EvalConfig) -> str | None:
     pattern = compile_pattern(cfg.pattern)
     if cfg.reading == "lenient":
         return read(text, pattern, row.choices, row.options)["lenient"]
-    return (strict if cfg.reading == "strict" else last)(text, pattern, row.choices)
+    return _spelled((strict if cfg.reading == "strict" else last)(text, pattern, row.choices), row, {})
 
 
 def _override(key: str, value: str) -> str:

@@ -211,7 +211,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
         try:
             load_pair(first, second, cfg.eval)
         except ConfigError as error:
-            yield str(error)
+            yield from str(error).splitlines()
     elif cfg.mode == "compare":
         yield (
             f"mode=compare: eval.predictions has {len(cfg.eval.predictions)} files; give two, the base model's first: "

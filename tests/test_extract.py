@@ -458,7 +458,7 @@ def test_a_letter_is_the_choice_that_it_names(pattern: str, choices: str, text: 
         (r"answer is ([A-D])", "Ad", "E2"),
         (r"(?i:answer) ([a-d](?=\)))", "aD", "e"),
         (r"#### *(-?[\d,.]+)", ["7", "1,234", "-0.5"], ["", "x", "7 km"]),
-        (r"is (?P<answer>yes|no)\b", ["yes", "no"], ["maybe", "Yes"]),
+        (r"is (?P<answer>yes|no)\b", ["yes", "no", "Yes"], ["maybe", "y"]),
         (r"(?x) is ( [A-C] ) # the letter", "B", "D"),
         (r"is(\s+\w+)", ["B", "maybe"], ["B C", "-"]),
         (r"(?=.*is (\w))", "B2", "-"),

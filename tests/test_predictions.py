@@ -634,3 +634,106 @@ def test_the_headline_is_read_as_the_config_says(tmp_path: Path, reading: Any) -
     expected = {"strict": "A", "last": "B", "lenient": "C"}
     assert (one.answer, one.correct) == (expected[reading], reading == "last")
     assert one.readings == expected | {"forced": expected[reading]}
+
+
+def test_unfinished_reasoning_behind_other_words_is_no_answer(tmp_path: Path) -> None:
+    thought = [
+        {"id": n, "completion": f"Sure, <think> {says('A')} but", "target": "AB"[n], "finish_reason": "length"}
+        for n in range(2)
+    ]
+    a, b = load(tmp_path, TWO_LETTERS, thought)
+    assert [one.answer for one in a + b] == ["A", "B", None, None]
+    assert "ends within its reasoning" in str(unjudgeable(files(a, b)))
+
+
+TWO_LETTERS = [row(0, "A", "A"), row(1, "B", "B")]
+
+
+@pytest.mark.parametrize(
+    ("reason", "bare", "answers"),
+    [
+        ("length", 3, ["B", None, None, None]),  # the prompt of one row began its reasoning, as those of all did
+        (None, 1, ["B", "B", "B", None]),  # nearly all rows end reasoning that they do not begin
+        (None, 3, ["B", "A", "A", "A"]),
+        ("stop", 1, ["B", "B", "B", "A"]),
+    ],
+)
+def test_rows_without_marks_where_others_only_end_reasoning(
+    tmp_path: Path, reason: str | None, bare: int, answers: list[str | None]
+) -> None:
+    ended = [row(n, "A", "B") | {"completion": f"Perhaps {says('A')}</think>{says('B')}"} for n in range(4 - bare)]
+    cut = [row(n, "A", "B", finish_reason=reason) for n in range(4 - bare, 4)]
+    plain = [row(n, "B", "B", choices="AB") for n in range(4)]
+    a, b = load(tmp_path, plain, [*ended, *cut])
+    assert [one.answer for one in a] == ["B"] * 4
+    assert [one.answer for one in b] == answers
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said", "target"),
+    [
+        ("(?i)the answer is (yes|no)", "Yes", "yes"),
+        ("the answer is (Yes|No)", "Yes", "yes"),
+        ("(?i)the answer is (yes|no)", "YES", ["Yes", "no"]),
+        ("(?i)the answer is (true|false)", "True", True),
+        ("(?i)the answer is (true|false)", "true", "True"),
+    ],
+)
+def test_words_are_compared_without_their_case(tmp_path: Path, pattern: str, said: str, target: Any) -> None:
+    other = {"id": 1, "completion": "no answer", "target": target}
+    rows = [{"id": 0, "completion": f"the answer is {said}", "target": target}, other]
+    for reading in ("strict", "last", "lenient"):
+        a, b = load(tmp_path, rows, rows, CHOICE.model_copy(update={"pattern": pattern, "reading": reading}))
+        assert [one.correct for one in a + b] == [True, False] * 2
+        assert a[0].readings["forced"] in a[0].accepted
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("more", [{}, {"choices": ["w", "x", "y", "z"]}, {"choices": "ABCD"}])
+@pytest.mark.parametrize("pattern", [PATTERN, r"(?i)the answer is\s*\(([A-Z0-9])\)"])
+def test_numbers_as_targets_of_letters_are_refused_with_a_remedy_that_works(
+    tmp_path: Path, first: int, more: dict[str, Any], pattern: str
+) -> None:
+    cfg = CHOICE.model_copy(update={"pattern": pattern})
+    rows = [row(n, "ABCD"[n], n + first, **more) for n in range(4)]
+    with pytest.raises(ConfigError, match="write the letter of the right option as target") as raised:
+        load(tmp_path, rows, rows, cfg)
+    assert "a.jsonl:1: target" in str(raised.value)
+    assert "A-Z0-9" not in str(raised.value).replace(repr(pattern), "")
+    mended = [one | {"target": "ABCD"[one["target"] - first]} for one in rows]
+    assert all(one.correct for side in load(tmp_path, mended, mended, cfg) for one in side)
+
+
+@pytest.mark.parametrize(
+    ("written", "targets"),
+    [
+        ("['Berne', 'Bern']", ["Berne", "Bern"]),
+        ("['Berne' 'Bern']", ["Berne", "Bern"]),  # as NumPy prints it
+        ("""["It's", 'Bern']""", ["It's", "Bern"]),
+        ("['Berne', 'Bern'", ["['Berne', 'Bern'"]),
+        ("[Berne, Bern]", ["[Berne, Bern]"]),
+    ],
+)
+def test_lists_that_are_printed_as_text(tmp_path: Path, written: str, targets: list[str]) -> None:
+    rows = [harness_row(0, targets[-1], written)]
+    a, b = load(tmp_path, rows, rows, EXACT)
+    assert [one.accepted for one in a + b] == [targets, targets]
+    assert all(one.correct for one in a + b)
+
+
+def test_all_broken_rows_are_reported_at_once(tmp_path: Path) -> None:
+    good = [row(n, "A", "A", choices="AB") for n in range(60)]
+    broken = b"".join(
+        {0: b'{"id": 0}', 1: b"not json", 2: b"[]"}[n % 3] + b"\n" if n < 25 else json.dumps(good[n]).encode() + b"\n"
+        for n in range(60)
+    )
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, broken, [*good[:-1], good[-1] | {"completion": 7}])
+    lines = str(raised.value).splitlines()
+    assert [line.split(": ")[0].rpartition(":")[2] for line in lines[:20]] == [str(n) for n in range(1, 21)]
+    assert lines[20:] == ["… and 6 more broken rows"]
+    with pytest.raises(ConfigError) as raised:
+        load(tmp_path, good, [one | {"target": "B"} if one["id"] % 2 else one for one in good])
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 21
+    assert "a.jsonl:2: id '1' has target 'A', but 'B'" in lines[0]

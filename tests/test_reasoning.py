@@ -33,6 +33,25 @@ COMPLETIONS = [
     (f"{GPT_OSS}<|channel|>commentary<|message|>(C)?<|end|><|start|>assistant{FINAL}B", "B", ""),
     (f"{FINAL}B", "B", ""),
     ("analysisWe need one. (A)?assistantfinalB", "B", ""),  # without its special tokens
+    ("analysisthe user asks. (A)?assistantfinalB", "B", ""),
+    ("analysis We need one. (A)?assistantfinalB", "B", ""),
+    ("analysis\nWe need one. (A)?assistantfinalB", "B", ""),
+    ("assistantanalysis1. (A)?assistantfinalB", "B", ""),
+    ("analysis of it: (A)?assistantfinalB", "B", ""),
+    ("<|inner_prefix|>(A)?<|inner_suffix|>B", "B", ""),
+    ("<|think|>(A)?<|end|><|begin|>assistant<|content|>B", "B", ""),
+    ("<start_working_out>(A)?<end_working_out><SOLUTION>B</SOLUTION>", "<SOLUTION>B</SOLUTION>", ""),
+    *(
+        (f"<{name}>(A)?</{name}>B", "B", "")
+        for name in (
+            *("reason", "analysis", "rationale", "cot", "chain_of_thought", "thought_process", "internal_monologue"),
+            *("think_fast", "inner_thoughts"),
+        )
+    ),
+    ("Here is my thought process:\n(A)?\nHere is my response:\nB", "\nB", ""),
+    ("Here's my thought process: (A)? Here's my response: B", " B", ""),
+    ("<think>(A)?</think >B", "B", ""),
+    ("```\n<think>\n(A)?\n</think>\nB\n```", "```\n\nB\n```", ""),
     # Several blocks, in a row and within each other.
     ("<think>(A)?</think>\n<think>(C)?</think>B", "\nB", ""),
     ("<think>(A)?</think>B <reflection>(C)?</reflection>", "B ", ""),
@@ -51,6 +70,23 @@ COMPLETIONS = [
     ("<thinking>(A)? <reflection>(C)?</reflection> (D)", "", "</thinking>"),
     ("<thinking>(A)? <reflection>(C)?", "", "</reflection></thinking>"),
     ("Okay. <think>(A)", "Okay. ", "</think>"),
+    ("Sure, <think> I guess (A)", "Sure, ", "</think>"),
+    ("Let me reason <think> (A)", "Let me reason ", "</think>"),
+    ("<|assistant|><think>(A)", "<|assistant|>", "</think>"),
+    ("<|im_start|>assistant <think>(A)", "<|im_start|>assistant ", "</think>"),
+    ("<answer><think>(A)", "<answer>", "</think>"),
+    ("(Thinking) <think>(A)", "(Thinking) ", "</think>"),
+    ("1) <think>(A)", "1) ", "</think>"),
+    ("Answer - <think>(A)", "Answer - ", "</think>"),
+    ("😀<think>(A)", "😀", "</think>"),
+    ("<thought>(A)", "", "</thought>"),
+    ("<|inner_prefix|>(A)", "", "<|inner_suffix|>"),
+    ("<|think|>(A)", "", "<|end|><|begin|>assistant<|content|>"),
+    ("<start_working_out>(A)", "", "<end_working_out>"),
+    ("Here is my thought process:\n(A)", "", "\n\nHere is my response:"),
+    ("analysisthe user asks. (A)", "", f"<|end|><|start|>assistant{FINAL}"),
+    ("analysis We need one. (A)", "", f"<|end|><|start|>assistant{FINAL}"),
+    ("analysis\nWe need one. (A)", "", f"<|end|><|start|>assistant{FINAL}"),
     ("Sure, <think>(A)?</think>B", "Sure, B", ""),
     # An end without a beginning, which the prompt may have had.
     ("(A)?</think>B", "B", ""),
@@ -61,12 +97,15 @@ COMPLETIONS = [
     ("B. I never write `<think>` here.", "B. I never write `<think>` here.", ""),
     ('B. No "<think>" and no "</think>".', 'B. No "<think>" and no "</think>".', ""),
     ("B. I do not use <think> here.", "B. I do not use <think> here.", ""),
+    ("B. The <think> tag stays empty.", "B. The <think> tag stays empty.", ""),
+    ("B. Of <b>, <think> and <i> I use none.", "B. Of <b>, <think> and <i> I use none.", ""),
     ("B\n```\n<think>\n</think>\n```\n", "B\n```\n<think>\n</think>\n```\n", ""),
     ("<think>I end it by `</think>` soon. (A)?</think>B", "B", ""),
     ("<think>\n```python\nprint()\n</think>\nB", "\nB", ""),
     ("<think>I end it by `</think>` soon. (A)", "", "</think>"),
     ("We think that <b>B</b> is right <|end|>", "We think that <b>B</b> is right <|end|>", ""),
     ("analysis of (B)", "analysis of (B)", ""),
+    ("analysis: (B)", "analysis: (B)", ""),
 ]
 
 
@@ -77,6 +116,12 @@ def test_what_is_thought_is_no_answer(text: str, answer: str, end: str) -> None:
     if end:
         assert answered(f"{text}{end}C") == f"{answer}C"
         assert unclosed(f"{text}{end}C") == ""
+
+
+@pytest.mark.parametrize("text", ["I use <think> (A)", "The <think> tag (A)", "B\n```\n<think>(A)"])
+def test_a_mark_that_nothing_closes_opens_a_block_of_a_truncated_text(text: str) -> None:
+    before = text.partition("<think>")[0]
+    assert (answered(text, truncated=True), unclosed(text, truncated=True)) == (before, "</think>")
 
 
 @pytest.mark.parametrize(

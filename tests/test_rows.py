@@ -407,3 +407,49 @@ def test_a_tool_call_without_content_is_no_completion(
     write(tmp_path / name, rows)
     with pytest.raises(ConfigError, match=r"row 1 \(r0\): eval\.dataset\.assistant (renders to nothing|cannot be)"):
         examples(tmp_path / name, mounted=True, **{**CHAT, "id": "{{ id }}"})
+
+
+def rendered(row: Row, **changed: Any) -> Example:
+    values = {"id": None, "system": None, "user": "Q", "choices": None, "options": None, **changed}
+    return Templates(settings(**values), "dataset", list(row)).example(row, "x", "rows, row 1")
+
+
+THOUGHT = "<think>At first the answer is (B).</think>the answer is (A)"
+LETTER = "(?i)the answer is\\\\s*\\\\(([A-Z])\\\\)"
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (f"{{{{ text | search('{LETTER}') }}}}", "A"),
+        (f"{{% set found = text | search('{LETTER}') %}}{{{{ found }}}}", "A"),
+        (f"{{{{ [text] | map('search', '{LETTER}') | list }}}}", "A"),
+        ("{{ text | search('(?s)first .*?[(](.)') or 'none' }}", "none"),
+        ("{{ text | search('</think>.*[(](.)[)]') }}", "A"),  # a pattern that looks for the marks itself
+    ],
+)
+def test_the_right_answer_is_not_searched_for_in_reasoning(target: str, expected: str) -> None:
+    made = rendered({"text": THOUGHT}, target=target, assistant="{{ text | search('(<think>.*)') }}")
+    assert made.target == expected
+    assert made.assistant == THOUGHT
+
+
+SQUAD = {"question": "Where?", "answers": {"text": ["Berne", "Bern"], "answer_start": [3, 9]}}
+
+
+@pytest.mark.parametrize(("name", "expected"), [("target", ["Berne", "Bern"]), ("assistant", "Berne")])
+def test_the_remedy_for_answers_as_squad_has_them_works(name: str, expected: Any) -> None:
+    templates = {"assistant": "{{ answers.text[0] }}", "target": "{{ answers.text }}"}
+    with pytest.raises(ConfigError, match=r"which is a dict and not text.*; write ") as raised:
+        rendered(SQUAD, **{**templates, name: "{{ answers }}"})
+    made = rendered(SQUAD, **{**templates, name: str(raised.value).rpartition("; write ")[2]})
+    assert getattr(made, "targets" if name == "target" else name) == expected
+
+
+def test_options_as_arc_has_them() -> None:
+    row = {"choices": {"text": ["ice", "fog"], "label": ["A", "B"]}}
+    made = rendered(row, options="{{ choices | tojson }}", target="A", assistant="A")
+    assert made.options == {"A": "ice", "B": "fog"}
+    row["choices"]["label"].append("C")
+    with pytest.raises(ConfigError, match="options is not a JSON object"):
+        rendered(row, options="{{ choices | tojson }}", target="A", assistant="A")

@@ -348,6 +348,34 @@ def test_stop_tokens_are_in_the_key_of_completions(folder: Path, config: Make) -
     assert [key["stop_token_ids"] for key in keys] == [[1], [0, 1]]
 
 
+# As gpt-oss writes an answer: its last turn ends with <|return|>, and a message with <|end|>.
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m.role }}{{ '<|channel|>final' if m.role == 'assistant' }}<|message|>"
+    "{{ m.content }}{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+
+
+def test_the_end_of_a_message_of_gpt_oss_ends_no_completion(folder: Path) -> None:
+    marks = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"]
+
+    def harmony(template: str) -> tuple[Any, dict[str, int]]:
+        made = tokenizer(folder, template)
+        made.add_special_tokens({"additional_special_tokens": marks, "eos_token": "<|return|>"})
+        return made, made.get_added_vocab()
+
+    made, ids = harmony(HARMONY)
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": [ids["<|return|>"], ids["<|end|>"]]}), "utf-8")
+    assert turn_end(made, example()) == ids["<|return|>"]
+    for ends in ([ids["<|return|>"]], [ids["<|end|>"]]):
+        assert stop_tokens(folder, made, ends) == sorted([ids["<|return|>"], ids["<|call|>"]])
+    assert tokenize(made, example()).completion[-1] == ids["<|return|>"]
+    # A model that learns to end its answer as it ends a message would never stop.
+    made, ids = harmony(HARMONY.replace("<|return|>", "<|end|>"))
+    with pytest.raises(ConfigError, match="generation could not stop there"):
+        tokenize(made, example())
+
+
 # — the time —
 
 CLOCK = TEMPLATE.replace("{% for", "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}{% for")

@@ -301,7 +301,8 @@ def _forcing(cfg: EvalConfig) -> re.Pattern[str] | None:
 
 def _is_silent(made: Mapping[str, Any], row: Mapping[str, Any], pattern: re.Pattern[str]) -> bool:
     """Whether a completion, without its reasoning, has no answer."""
-    return strict(answered(made["completion"], row["prompt"]), pattern, row["choices"]) is None
+    text = answered(made["completion"], row["prompt"], truncated=made["finish_reason"] == "length")
+    return strict(text, pattern, row["choices"]) is None
 
 
 def _generate(
@@ -536,7 +537,7 @@ def _force(engine: Engine, settings: Settings, silent: list[dict[str, Any]]) -> 
     for row in silent:
         text = row["made"]["completion"].rstrip()
         # A thought that was truncated is ended first: what follows must be read as the answer.
-        end = unclosed(text, row["prompt"])
+        end = unclosed(text, row["prompt"], truncated=row["made"]["finish_reason"] == "length")
         text += (f"\n{end}" if end else "") + FORCING
         options = _continuations(tokenizer, text, row["choices"])
         shared = _shared(options)
