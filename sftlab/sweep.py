@@ -162,11 +162,16 @@ def _refusal(sweep: Sweep, config: DictConfig, mode: Mode, refused: Mapping[str,
     )
     why = "" if set(keys) & set(RUN_WIDE) else f" in mode={mode.name}, since {what}"
     problem = f"{shown}{by}: cannot be swept{why}"
+    evaluated = MODES["evaluate"].depends_on
     once = {key for axis in sweep.axes if axis.key in refused for key, of in sweep.varied.items() if of == axis}
-    if not mode.trains or not all(map(MODES["evaluate"].depends_on, keys)) or any(map(mode.depends_on, once)):
+    # The second of two commands evaluates one model, so it could not tell the winner's seed, dataset or base.
+    carried = any(evaluated(key) for key, axis in sweep.varied.items() if axis.key not in refused)
+    if not mode.trains or carried or not all(map(evaluated, keys)) or any(map(mode.depends_on, once)):
         one = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
-        each = "Run one command for each value; finished stages are reused from the store"
-        return f"{problem}. {each}" + (f" (here with {' '.join(one)})" if one else "")
+        each = f"Run one command for each value of {', '.join(sorted(refused))}"
+        return f"{problem}. {each}; finished stages are reused from the store" + (
+            f" (here with {' '.join(one)})" if one else ""
+        )
     steps = (shlex.join(["python", "-m", "sftlab", *words]) for words in _in_two_steps(sweep, config, set(refused)))
     return (
         "\n  ".join([f"{problem}. Train once, then evaluate the trained model with every value:", *steps])
