@@ -24,7 +24,7 @@ from sftlab.errors import ConfigError, StageError
 from sftlab.job import JOB, RUN
 from sftlab.launch import INPUTS
 from sftlab.stages.report import say
-from sftlab.store import MANIFEST, RUNS, in_use, withdraw
+from sftlab.store import MANIFEST, RUNS, in_use, unregistered, withdraw
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ def unreferenced(store: Path, outputs: Path) -> list[Unused]:
     return [Unused(path, path.parent.name, _bytes(path, seen), used) for used, path in sorted(left)]
 
 
-def clean(store: Path, outputs: Path, *, delete: bool) -> None:
-    """Print what no run refers to, and delete it if ``delete`` is true.
+def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) -> None:
+    """Print what no run refers to, and delete it if ``delete`` is true and this is not a dry run.
 
     Raises:
         ConfigError: it cannot be told which runs there are, so that too much might be deleted.
@@ -96,23 +96,39 @@ def clean(store: Path, outputs: Path, *, delete: bool) -> None:
         table.add_row(item.kind, item.path.name, decimal(item.bytes), used)
     say(table if unused else f"{store}: runs refer to all of it")
     total = f"{store}: {len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
-    if delete and unused and not _records(root, outputs):
-        raise ConfigError(
-            f"clean.delete=true: there is no run below {outputs} and none is registered, so all of {store} would go; "
-            "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself"
-        )
-    contained = any(path.is_relative_to(outputs.absolute()) for path in (root, store.absolute()))
-    if delete and unused and not contained and not (root / RUNS).is_dir():
-        raise ConfigError(
-            f"clean.delete=true: {store} was filled by a version that did not register the runs that use it; set "
-            "clean.outputs= to a folder that contains both the store and all of these runs"
-        )
-    if delete:
+    reason = _refusal(store, outputs, unused)
+    if delete and reason:
+        raise ConfigError(f"clean.delete=true: {reason}")
+    if delete and not dry_run:
         gone = sum(_delete(root, item) for item in unused)
         _sweep(root)
         say(f"{total}: {gone} deleted" + f", {len(unused) - gone} left, which are in use" * (gone < len(unused)))
+    elif delete:
+        say(f"{total}: would be deleted")
+    elif reason:
+        say(f"{total}: nothing was deleted, and clean.delete=true is refused: {reason}")
     elif unused:
         say(f"{total}: nothing was deleted; to delete them, add clean.delete=true")
+
+
+def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
+    """Why unused stages may not be deleted: runs that nobody can find may refer to them."""
+    root = store.resolve()
+    if unused and not _records(root, outputs):
+        return (
+            f"there is no run below {outputs} and none is registered, so all of {store} would go; "
+            "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself"
+        )
+    if any(path.is_relative_to(outputs.absolute()) for path in (root, store.absolute())):
+        return None
+    old = unregistered(root)
+    count = sum(f"{item.kind}/{item.path.stem}" in old for item in unused)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(unused)} folders of {store} were written by a version that did not register the runs that "
+        "use them; set clean.outputs= to a folder that contains both the store and all of these runs"
+    )
 
 
 def _folders(folder: Path, name: re.Pattern[str]) -> list[Path]:

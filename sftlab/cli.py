@@ -65,11 +65,6 @@ class Study:
         from sftlab.run import Run, hold
 
         assert self.folder is not None
-        key, store = "hydra.sweep.dir" if self.sweep else "hydra.run.dir", Path(str(composed.store)).expanduser()
-        if self.folder.resolve().is_relative_to(store.resolve()):
-            raise ConfigError(f"{key}={str(self.folder)!r}: is inside store={store}; set another folder")
-        if reason := _no_folder(self.folder):
-            raise ConfigError(f"{key}={str(self.folder)!r}: {reason}; set it to a folder that you may write to")
         self.held = hold(self.folder)
         self.run = Run.start(self.folder, name=str(composed.name), mode=mode, seed=seed, command=_command())
         _for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.values["id"])
@@ -220,7 +215,7 @@ class StudyCallback(Callback):
         """Validate, before Hydra makes the run's folder."""
         from sftlab import instance
         from sftlab.modes import MODES
-        from sftlab.run import Run
+        from sftlab.run import Run, check_folder
         from sftlab.validate import validate
 
         STUDY.asked = True
@@ -234,6 +229,8 @@ class StudyCallback(Callback):
                 instance.check(machine, cfg.train, cfg.peft)
         if cfg.mode == "report":
             Run.read(folder)
+        if mode.records:
+            check_folder("hydra.run.dir", folder, Path(cfg.store))
         STUDY.config, STUDY.mode, STUDY.folder = cfg, mode, folder
         if mode.records and not cfg.dry_run:
             STUDY.start(config, cfg.mode, cfg.seed)
@@ -251,15 +248,16 @@ class StudyCallback(Callback):
         """Stop a sweep that cannot do all that it is asked for, before anything is written, and take its folder."""
         from sftlab import launchers, sweep
         from sftlab.modes import MODES
+        from sftlab.run import check_folder
         from sftlab.validate import validate
 
         STUDY.asked = STUDY.sweep = True
         _warn_once()
         looked = sweep.look(config)
-        first = looked.first
+        first, folders = looked.first, []
         if first.mode in MODES:
             STUDY.mode = MODES[first.mode]
-            sweep.check(looked, config, STUDY.mode)
+            folders = sweep.check(looked, config, STUDY.mode)
         try:
             validate(_without_hydra(first))
         except ConfigError as error:
@@ -268,6 +266,8 @@ class StudyCallback(Callback):
         if STUDY.mode is None:
             raise ConfigError(f"mode={first.mode!r}: should be one of {', '.join(MODES)}")
         _find_home(config.hydra.sweep)
+        check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir), Path(str(first.store)).expanduser())
+        sweep.check_jobs(Path(config.hydra.sweep.dir), folders)
         launchers.prepare(config, set(looked.varied))
         STUDY.jobs = None if looked.jobs is None else len(looked.jobs)
         choices = config.hydra.runtime.choices
@@ -294,7 +294,7 @@ class StudyCallback(Callback):
 def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
     from sftlab import launchers
-    from sftlab.job import RUN, Job, owner
+    from sftlab.job import Job, conflict
     from sftlab.modes import MODES
     from sftlab.pipeline import dry_run, evaluate_job, plan_job, run_job
     from sftlab.store import Store
@@ -309,11 +309,10 @@ def job(composed: DictConfig) -> float:
     assert isinstance(values, dict)
     record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
     record.run = hydra_config.job.env_set.get(RUN_ID)
-    if record.run is not None and (other := owner(folder / RUN)) not in (None, record.run):
-        raise ConfigError(
-            f"{folder}: job {number} would replace the record of another run ({other}); set hydra.sweep.dir to an "
-            "empty folder"
-        )
+    # Known beforehand, unless the other run began in the meantime.
+    around = Path(hydra_config.sweep.dir).absolute() if hydra_config.mode == RunMode.MULTIRUN else None
+    if around and record.run and (reason := conflict(folder, around, (record.run,))):
+        raise ConfigError(f"job {number} would replace a record: {reason}; set hydra.sweep.dir to an empty folder")
     try:
         _go_where_the_sweep_was_started(hydra_config.runtime.cwd)
         cfg = STUDY.config or validate(_without_hydra(composed))  # a single run was validated by the callback
@@ -573,15 +572,6 @@ def _command() -> str:
 
 def _without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-
-
-def _no_folder(folder: Path) -> str | None:
-    """Why a folder cannot be made, having made it if it can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"cannot be made: {error.strerror}"
-    return None if os.access(folder, os.W_OK) else "may not be written to"
 
 
 def _fail(error: SftlabError) -> NoReturn:

@@ -86,11 +86,30 @@ def jobs(folder: Path) -> list[Job]:
 
 
 def job_files(folder: Path, run: str | None) -> list[Path]:
-    """The ``job.json`` of each job of a run: the one in its folder, or those at any depth below it."""
+    """The ``job.json`` of each job of a run: the one in its folder, or those at any depth below it.
+
+    Another run's folder below may be a copy of this one, with jobs of the same run: it is not looked into.
+    """
     if (single := folder / JOB).is_file() and owner(single) == run:
         return [single]
-    files = (Path(inside, JOB) for inside, _, names in os.walk(folder) if JOB in names)
+    files = []
+    for inside, below, names in os.walk(folder):
+        below[:] = [name for name in below if not Path(inside, name, RUN).exists()]
+        files += [Path(inside, JOB)] if JOB in names else []
     return [file for file in files if owner(file) == run]
+
+
+def conflict(folder: Path, below: Path, runs: tuple[str | None, ...]) -> str | None:
+    """Which record of another run a sweep's job in ``folder`` would replace or be hidden by; None if there is none.
+
+    ``below`` is the sweep's folder, and ``runs`` has the ids whose jobs may be replaced.
+    """
+    between = [folder, *(path for path in folder.parents if path.is_relative_to(below))]
+    for path in between:
+        if path != below and (path / RUN).exists():
+            return f"{path} is the folder of another run ({owner(path / RUN)})"
+    other = owner(folder / JOB)
+    return f"{folder} has a job of another run ({other})" if other and other not in runs else None
 
 
 def owner(file: Path) -> str | None:

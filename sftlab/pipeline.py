@@ -473,7 +473,7 @@ def dry_run(cfg: Config, folder: Path, scratch: Path) -> None:
         ConfigError: what the run itself would refuse; of a model that is not on this machine only its name is checked.
     """
     if cfg.mode == "clean":
-        clean(Path(cfg.store), Path(cfg.clean.outputs), delete=False)
+        clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete, dry_run=True)
     elif cfg.mode == "report":
         render_again(folder, scratch)
     elif cfg.mode == "compare":

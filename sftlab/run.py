@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+LONGEST = 255  # bytes of a file's name
 LIBRARIES = (
     "torch",
     "transformers",
@@ -105,22 +107,40 @@ class Run:
         write_json(self.folder / RUN, self.values)
 
 
+def check_folder(key: str, folder: Path, store: Path) -> None:
+    """Refuse a folder that a run may not have. Nothing is written, so that a dry run can ask too.
+
+    Raises:
+        ConfigError: it is inside the store, cannot be written, or belongs to a job of another run.
+    """
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise ConfigError(f"{key}={str(folder)!r}: is inside store={store}; set another folder")
+    if reason := _not_writable(folder.absolute()):
+        raise ConfigError(f"{key}={str(folder)!r}: {reason}; set it to a folder that you may write to")
+    if (folder / JOB).is_file() and not (folder / RUN).exists():
+        raise ConfigError(
+            f"{key}={str(folder)!r}: is the folder of a sweep's job; set it to another folder, or delete this one"
+        )
+
+
+def _not_writable(folder: Path) -> str | None:
+    """Why a folder cannot be made or written to."""
+    if any(len(os.fsencode(part)) > LONGEST for part in folder.parts):
+        return f"cannot be made: {os.strerror(errno.ENAMETOOLONG)}"
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"cannot be made: {os.strerror(errno.EEXIST if there == folder else errno.ENOTDIR)}"
+    return None if os.access(there, os.W_OK | os.X_OK) else "may not be written to"
+
+
 def hold(folder: Path) -> BaseFileLock:
     """Lock a run's folder for this process, and delete the job files of the run that was there before.
 
     What those jobs found is in the store. Other runs in or around the folder keep their files.
-
-    Raises:
-        ConfigError: the folder belongs to a job of another run, whose record would be replaced.
     """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / JOB).is_file() and not (folder / RUN).exists():
-        raise ConfigError(
-            f"hydra.run.dir={str(folder)!r}: is the folder of a sweep's job; set it to another folder, or delete this "
-            "one"
-        )
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

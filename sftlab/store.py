@@ -5,7 +5,8 @@ was built from. Work happens in ``<key>.partial``; the manifest is written and t
 last, so a folder with its final name is a finished one.
 
 Two more folders are for deleting safely: ``.in-use`` has the keys of the stages that each living process uses, and
-``.runs`` the folders of the runs and jobs that have used the store.
+``.runs`` the folders of the runs and jobs that have used the store. The stages that are older than ``.runs``, whose
+runs are not registered, are listed in ``.unregistered.json``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sftlab.errors import StageError
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-IN_USE, RUNS = ".in-use", ".runs"
+IN_USE, RUNS, UNREGISTERED = ".in-use", ".runs", ".unregistered.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -126,7 +127,11 @@ class Store:
         """
         path = str(folder.resolve())
         with self._writing():
-            (self.root / RUNS).mkdir(parents=True, exist_ok=True)
+            if not (self.root / RUNS).is_dir():
+                self.root.mkdir(parents=True, exist_ok=True)
+                if old := unregistered(self.root):
+                    write_json(self.root / UNREGISTERED, sorted(old))
+                (self.root / RUNS).mkdir(exist_ok=True)
             entry = {"folder": path, "host": os.uname().nodename}
             write_json(self.root / RUNS / f"{key_of(entry)}.json", entry)
 
@@ -271,6 +276,16 @@ def withdraw(root: Path, stage: Path) -> Path | None:
         raise
     hidden.rename(manifest)
     return None
+
+
+def unregistered(root: Path) -> set[str]:
+    """The stages (kind/key) of a version that did not register the runs that use them."""
+    if not (root / RUNS).is_dir():
+        folders = [*(file.parent for file in root.glob(f"[!.]*/*/{MANIFEST}")), *root.glob("[!.]*/*.partial")]
+        return {f"{folder.parent.name}/{folder.stem}" for folder in folders}
+    with suppress(FileNotFoundError):
+        return set(json.loads((root / UNREGISTERED).read_text("utf-8")))
+    return set()
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -22,12 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError
+from sftlab.job import RUN, conflict, owner
 from sftlab.modes import MODES, Mode
+from sftlab.run import LONGEST
 from sftlab.validate import known_keys
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 RUN_WIDE = ("mode", "dry_run")  # what a run does at all
-LONGEST = 255  # bytes of a file's name
 # A part of a path that differs between any two jobs.
 NUMBERED = re.compile(r"[^$/{}]*\$\{hydra[.:]job\.num\}[^$/{}]*")
 
@@ -106,8 +107,10 @@ def look(config: DictConfig) -> Sweep:
     return Sweep(first, axes, varied, jobs)
 
 
-def check(sweep: Sweep, config: DictConfig, mode: Mode) -> None:
+def check(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
     """Refuse a sweep that would leave out a part of what it is asked for.
+
+    Returns the folders of its jobs within the sweep's folder.
 
     Raises:
         ConfigError: the mode cannot be swept, a varied key changes no job's result, or jobs would share a folder.
@@ -128,7 +131,22 @@ def check(sweep: Sweep, config: DictConfig, mode: Mode) -> None:
     refused = _refused(sweep, mode)
     if refused:
         raise ConfigError(_refusal(sweep, config, mode, refused))
-    _folders(sweep, config)
+    return _folders(sweep, config)
+
+
+def check_jobs(folder: Path, jobs: list[PurePath]) -> None:
+    """Refuse a sweep whose jobs would replace the records of other runs.
+
+    Raises:
+        ConfigError: the folder of a job belongs to another run.
+    """
+    before = owner(folder / RUN)  # whose jobs are deleted when this sweep takes the folder
+    for number, job in enumerate(jobs):
+        if reason := conflict(folder / job, folder, (before,)):
+            raise ConfigError(
+                f"hydra.sweep.dir={str(folder)!r}: job {number} would replace a record: {reason}; set it to an empty "
+                "folder"
+            )
 
 
 def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
@@ -162,11 +180,16 @@ def _refusal(sweep: Sweep, config: DictConfig, mode: Mode, refused: Mapping[str,
     )
     why = "" if set(keys) & set(RUN_WIDE) else f" in mode={mode.name}, since {what}"
     problem = f"{shown}{by}: cannot be swept{why}"
+    evaluated = MODES["evaluate"].depends_on
     once = {key for axis in sweep.axes if axis.key in refused for key, of in sweep.varied.items() if of == axis}
-    if not mode.trains or not all(map(MODES["evaluate"].depends_on, keys)) or any(map(mode.depends_on, once)):
+    # The second of two commands evaluates one model, so it could not tell the winner's seed, dataset or base.
+    carried = any(evaluated(key) for key, axis in sweep.varied.items() if axis.key not in refused)
+    if not mode.trains or carried or not all(map(evaluated, keys)) or any(map(mode.depends_on, once)):
         one = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
-        each = "Run one command for each value; finished stages are reused from the store"
-        return f"{problem}. {each}" + (f" (here with {' '.join(one)})" if one else "")
+        each = f"Run one command for each value of {', '.join(sorted(refused))}"
+        return f"{problem}. {each}; finished stages are reused from the store" + (
+            f" (here with {' '.join(one)})" if one else ""
+        )
     steps = (shlex.join(["python", "-m", "sftlab", *words]) for words in _in_two_steps(sweep, config, set(refused)))
     return (
         "\n  ".join([f"{problem}. Train once, then evaluate the trained model with every value:", *steps])
@@ -191,17 +214,19 @@ def _in_two_steps(sweep: Sweep, config: DictConfig, refused: set[str]) -> list[l
     return [first, ["-m", *hydra, *fixed, *still, *wanted, "mode=evaluate", "eval.name_or_path=RUN/merged"]]
 
 
-def _folders(sweep: Sweep, config: DictConfig) -> None:
-    """Refuse folders of jobs that two jobs would share, or that are not below the sweep's folder."""
+def _folders(sweep: Sweep, config: DictConfig) -> list[PurePath]:
+    """The folders of the jobs; refuses those that two jobs would share, or that are not below the sweep's folder."""
     raw = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
     use = "set it to one that each job has for itself, such as '${hydra.job.num}'"
     own = any(NUMBERED.fullmatch(part) for part in raw.split("/"))
     if sweep.jobs is None and not own:
         raise ConfigError(f"hydra.sweep.subdir={raw!r}: may be the same in two jobs; {use}")
+    trials = OmegaConf.select(config, "hydra.sweeper.n_trials") or 1
+    jobs = sweep.jobs or [[axis.first for axis in sweep.axes]] * trials
     if raw == "${hydra.job.num}":
-        return
+        return [PurePath(str(number)) for number in range(len(jobs))]
     seen: dict[PurePath, int] = {}
-    for number, overrides in enumerate(sweep.jobs or [[axis.first for axis in sweep.axes]]):
+    for number, overrides in enumerate(jobs):
         composed = _composed(config, overrides, number)
         try:
             folder = PurePath(str(composed.hydra.sweep.subdir))
@@ -214,6 +239,7 @@ def _folders(sweep: Sweep, config: DictConfig) -> None:
             raise ConfigError(f"{place}, which is too long for a file system; {use}")
         if seen.setdefault(folder, number) != number:
             raise ConfigError(f"{place} and for job {seen[folder]}; {use}")
+    return list(seen)
 
 
 def _axis(override: Override, in_file: list[str]) -> Axis:

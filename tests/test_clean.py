@@ -118,6 +118,7 @@ def test_jobs_and_checkpoints_count(store: Path, outputs: Path, where: str) -> N
 
 def test_runs_that_the_store_has_registered_count_and_other_texts_do_not(tmp_path: Path) -> None:
     store = tmp_path / "shared" / "store"
+    Store(store).register(tmp_path / "elsewhere")  # an empty store, all of whose runs are known
     kept, single, lost = chain(store, 1), chain(store, 2), chain(store, 3)
     record(tmp_path / "elsewhere" / "x", stages={"all": str(kept["generations"].path)})
     Job(3, [], {}, stages={"all": str(single["generations"].path)}).write(tmp_path / "elsewhere" / "x" / "3")
@@ -168,6 +169,35 @@ def test_a_store_of_an_earlier_version_whose_runs_may_be_anywhere(tmp_path: Path
     assert lost["train"].path.is_dir()
     clean(store, tmp_path, delete=True)
     assert not lost["train"].path.exists()
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_first_run_of_this_version_does_not_release_the_stages_of_earlier_ones(
+    tmp_path: Path, unfinished: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, outputs = tmp_path / "shared" / "store", tmp_path / "outputs"
+    old = stage(store, "train", {"seed": 1}).path
+    if unfinished:
+        old = old.rename(old.with_suffix(".partial"))
+    for name in "ab":
+        record(outputs / name)
+        Store(store).register(outputs / name)
+    new = stage(store, "train", {"seed": 2}).path
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match=r"1 of 2 folders .* set clean\.outputs= to a folder that contains both"):
+            clean(store, outputs, delete=True, dry_run=dry_run)
+    assert old.is_dir()
+    assert new.is_dir()
+    capsys.readouterr()
+    clean(store, outputs, delete=False)
+    assert "add clean.delete=true" not in said(capsys)
+    clean(store, tmp_path, delete=True)
+    assert not old.exists()
+    assert not new.exists()
+    # What is deleted needs no guard any more.
+    stage(store, "train", {"seed": 3})
+    clean(store, outputs, delete=True)
+    assert not list(store.glob("train/*"))
 
 
 def test_a_record_that_was_cut_off_still_counts(store: Path, outputs: Path) -> None:
@@ -468,10 +498,15 @@ def test_hard_links_count_once(store: Path, outputs: Path) -> None:
 
 def test_without_any_run_nothing_is_deleted(store: Path, outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = chain(store, 1)
-    with pytest.raises(ConfigError, match=r"no run below .*outputs and none is .* all of .*store would go; set store="):
-        clean(store, outputs, delete=True)
+    for dry_run in (True, False):
+        with pytest.raises(
+            ConfigError, match=r"no run below .*outputs and none .* all of .*store would go; set store="
+        ):
+            clean(store, outputs, delete=True, dry_run=dry_run)
     assert all(one.path.is_dir() for one in made.values())
     assert "deleted" not in said(capsys)
+    clean(store, outputs, delete=False)
+    assert "add clean.delete=true" not in said(capsys)
 
 
 def test_no_store_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

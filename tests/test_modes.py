@@ -184,6 +184,29 @@ def test_an_experiment_that_sweeps_says_how_to_show_its_rows(tmp_path: Path) -> 
     assert code == 0, errors
 
 
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("axis", ["seed=1,2", "model=tiny_random,smollm2_135m", "dataset.max_rows=30,40"])
+def test_no_second_command_evaluates_another_split_or_base_than_the_trained_one(
+    tmp_path: Path, axis: str, in_file: bool
+) -> None:
+    """Which seed, dataset or base the selected model has is not known before the training."""
+    own = []
+    if in_file:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        key, _, values = axis.partition("=")
+        text = "# @package _global_\n" + json.dumps({"hydra": {"sweeper": {"params": {key: values}}}})
+        (tmp_path / "own" / "experiment" / "own.yaml").write_text(text, "utf-8")
+        own = ["--config-dir", "own", "+experiment=own"]
+    common = ["-m", *own, "instance=cpu", *([] if in_file else [axis])]
+    message = refused(tmp_path, *common, "eval.temperature=0,0.7")
+    assert "name_or_path=" not in message
+    assert "one command for each value of eval.temperature" in message
+    for value in ("0", "0.7"):
+        code, _, errors, _ = sftlab(tmp_path, *common, f"eval.temperature={value}", "eval.sampler=none", "dry_run=true")
+        assert "cannot be swept" not in errors
+        assert code == 2
+
+
 @pytest.mark.smoke
 def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path, store: Path) -> None:
     message = refused(tmp_path, "-m", *TINY, f"store={store}", "eval.temperature=0,0.7", "train.learning_rate=1e-3")
@@ -390,7 +413,14 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
     code, out, errors, _ = sftlab(tmp_path, "mode=clean", "store=store", "clean.delete=true", "dry_run=true")
     assert code == 0, errors
     assert "0" * 16 in out
+    assert "would be deleted" in out
+    assert "nothing was deleted" not in out
     assert stage.is_dir()
+    shutil.rmtree(tmp_path / "outputs")
+    for dry in ("true", "false"):
+        code, _, errors, _ = sftlab(tmp_path, "mode=clean", "store=store", "clean.delete=true", f"dry_run={dry}")
+        assert code == 2
+        assert "clean.outputs=" in errors
 
 
 def test_the_dry_run_of_a_report_reads_and_writes_nothing(tmp_path: Path) -> None:

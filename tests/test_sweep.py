@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import refused
 
 from sftlab import pipeline
 from sftlab.config import Config
@@ -320,6 +322,47 @@ def test_a_run_around_other_runs_leaves_their_records(tmp_path: Path, settings: 
     assert len(jobs(tmp_path / "demo")) == (2 if "-m" in settings else 1)
 
 
+def test_a_copy_of_a_run_below_it_is_neither_counted_nor_deleted(config: Compose, tmp_path: Path) -> None:
+    sweep = start(tmp_path / "out")
+    for number in (0, 1):
+        replace(job(number, config(), None), run=sweep).write(tmp_path / "out" / f"seed={number}" / "x")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    shutil.move(tmp_path / "copy", tmp_path / "out" / "backup")
+    assert [one.folder.parts[-2] for one in jobs(tmp_path / "out")] == ["seed=0", "seed=1"]
+    start(tmp_path / "out")
+    assert jobs(tmp_path / "out") == []
+    assert [one.number for one in jobs(tmp_path / "out" / "backup")] == [0, 1]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hydra.run.dir=store/x"], "hydra.run.dir='store/x': is inside store=store"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=store/x"], "hydra.sweep.dir='store/x': is inside store=store"),
+        (["hydra.run.dir=file"], "hydra.run.dir='file': cannot be made: File exists"),
+        (["hydra.run.dir=file/x"], "hydra.run.dir='file/x': cannot be made: Not a directory"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=file/x/y"], "hydra.sweep.dir='file/x/y': cannot be made: Not a"),
+        (["hydra.run.dir=" + "x" * 300], "cannot be made: File name too long"),
+        (["hydra.run.dir=a/1"], "hydra.run.dir='a/1': is the folder of a sweep's job"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=a/1"], "hydra.sweep.dir='a/1': is the folder of a sweep's job"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=b"], "hydra.sweep.dir='b': job 1 would replace a record"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=b", "hydra.sweep.subdir=1/${hydra.job.num}"], "job 0 would replace"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=.", "hydra.sweep.subdir=c/d/${hydra.job.num}"], "job 1 would replace"),
+        (["-m", "hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=b"], "job 1 would"),
+    ],
+)
+def test_a_folder_that_a_run_may_not_have_is_refused_at_once(
+    tmp_path: Path, config: Compose, arguments: list[str], message: str, dry: bool
+) -> None:
+    (tmp_path / "file").write_text("")
+    start(tmp_path / "b" / "1")
+    replace(job(1, config(), None), run="another").write(tmp_path / "a" / "1")
+    replace(job(1, config(), None), run="another").write(tmp_path / "c" / "d" / "1")
+    settings = ["mode=train", "instance=cpu", "model=tiny_random", "store=store", f"dry_run={str(dry).lower()}"]
+    assert message in refused(tmp_path, *arguments, *settings)
+
+
 def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
     assert run(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=a", "seed=1,2", code=FAULTS).returncode
     assert run(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=b/1", code=FAULTS).returncode == 1
@@ -329,7 +372,7 @@ def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
     assert "hydra.run.dir='a/1': is the folder of a sweep's job" in inside.stderr
     around = run(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=b", "seed=1,2", code=FAULTS)
     assert around.returncode == 2
-    assert "job 1 would replace the record of another run" in around.stderr
+    assert around.stderr.startswith("sftlab: hydra.sweep.dir='b': job 1 would replace a record")
     assert {path: path.read_bytes() for path in before} == before
 
 
