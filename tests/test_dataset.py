@@ -6,11 +6,13 @@ import csv
 import gzip
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import Row, vignette, vignettes, write_rows
 from test_prompt import settings
 
@@ -407,14 +409,49 @@ def test_the_number_that_is_given_instead_works(hundred: Path) -> None:
     assert sizes(examples(hundred, split={"train": 70, "validation": 20, "test": 10})) == (70, 20, 10)
 
 
-def test_numbers_count_for_splits_that_are_cut_and_no_others(tmp_path: Path) -> None:
+def test_a_split_of_the_source_with_fewer_rows_than_asked_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    rows = vignettes(80)
+    write_rows(tmp_path / "train.jsonl", rows[:50])
+    write_rows(tmp_path / "test.jsonl", rows[60:])
+    default = {"train": 384, "validation": 48, "test": 200}
+    for validation in (True, False):
+        if validation:
+            write_rows(tmp_path / "validation.jsonl", rows[50:60])
+        else:
+            (tmp_path / "validation.jsonl").unlink()
+        with pytest.raises(ConfigError) as caught:
+            examples(tmp_path, split=default)
+        assert "asks for 384 train, 48 validation, 200 test rows" in str(caught.value)
+        assert f"50 train, {10 if validation else 0} validation, 20 test" in str(caught.value)
+        remedy = re.search(r"set dataset\.split=(\{.*?\})", str(caught.value))
+        assert remedy
+        made = examples(tmp_path, split=yaml.safe_load(remedy[1]))
+        assert sizes(made) == ((50, 10, 20) if validation else (45, 5, 20))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ({"train": 22, "validation": 8, "test": 10}, (22, 8, 10)),
+        ({"train": 5, "validation": 8, "test": 2}, (22, 8, 10)),
+        ({"train": 0.1, "validation": 8, "test": 0.9}, (22, 8, 10)),
+        ({"train": 23, "validation": 8, "test": 10}, None),
+        ({"train": 1, "validation": 8, "test": 11}, None),
+        ({"train": 0.9, "validation": 30, "test": 10}, None),
+        ({"train": 28, "validation": 0.1, "test": 10}, None),
+    ],
+)
+def test_numbers_are_the_least_that_a_split_of_the_source_has(
+    tmp_path: Path, split: dict[str, float], expected: tuple[int, ...] | None
+) -> None:
     rows = vignettes(40)
     write_rows(tmp_path / "train.jsonl", rows[:30])
     write_rows(tmp_path / "test.jsonl", rows[30:])
-    assert sizes(examples(tmp_path, split={"train": 384, "validation": 8, "test": 200})) == (22, 8, 10)
-    for wanted in (30, 31):  # nothing would be left to train on
-        with pytest.raises(ConfigError, match=f"asks for {wanted + 1} rows .1 train, {wanted} validation., and .* 30"):
-            examples(tmp_path, split={"train": 384, "validation": wanted, "test": 200})
+    if expected is None:
+        with pytest.raises(ConfigError, match="asks for"):
+            examples(tmp_path, split=split)
+    else:
+        assert sizes(examples(tmp_path, split=split)) == expected
 
 
 def test_as_many_rows_are_generated_as_keep_lets_through() -> None:
