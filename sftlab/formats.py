@@ -10,6 +10,7 @@ import re
 import tokenize
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
@@ -334,7 +335,7 @@ def _is_array(cell: str) -> bool:
     with suppress(tokenize.TokenError, SyntaxError):
         tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
         kinds = [kind for kind in tokens if kind != tokenize.NL]
-        return (tokenize.STRING, tokenize.STRING) in zip(kinds, kinds[1:], strict=False)
+        return (tokenize.STRING, tokenize.STRING) in pairwise(kinds)
     return False
 
 
