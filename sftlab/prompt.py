@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError
 from sftlab.records import Example
-from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
+from sftlab.rows import Dict, List, NotTextError, Row, Talk, is_null, listing, path, plain, short, wrap
 from sftlab.sandbox import SIMPLE, environment, text_of
 
 if TYPE_CHECKING:
@@ -222,14 +222,18 @@ class Templates:
         except Exception as error:
             raise self._failed("group_by", row, error) from error
 
-    def _dropped(self, turns: List, read: list[int], unread: list[int]) -> str:
-        where = turns._sftlab_path
-        most = len(turns) - len(unread)
+    def _dropped(self, talk: Talk, read: list[int], unread: list[int]) -> str:
+        where, turns = talk.path, len(talk.read)
         only = f"({self._keep}) and " if self._keep else ""
+        if not read:
+            name, keep = f"{turns} earlier turn{'' if turns == 1 else 's'}", f"{only}not {where} | default([])"
+            parts = f"which no template reads: {'it' if turns == 1 else 'they'}"
+        else:
+            name, keep = f"{turns} turns", f"{only}{where} | length <= {turns - len(unread)}"
+            parts = f"and the templates read {_numbers(read)}: {_numbers(unread)}"
         return (
-            f"{where} has {len(turns)} turns, and the templates read {_numbers(read)}: {_numbers(unread)} would be "
-            "dropped, and conversations with several turns are not supported; leave such rows out by "
-            f"\"{self.key}.keep='{only}{where} | length <= {most}'\", or write all turns into {self.key}.user by a loop"
+            f"{where} has {name}, {parts} would be dropped, and conversations with several turns are not supported; "
+            f"leave such rows out by \"{self.key}.keep='{keep}'\", or write all turns into {self.key}.user by a loop"
         )
 
 
@@ -508,7 +512,9 @@ def _not_text(source: str, row: Row, value: Any) -> str:
     """What is wrong with a value that a template writes: where it stands, what it is, and how to make text of it."""
     where = _where(source, row, value)
     column = f"column {where}" if where else "an expression"
-    kind = {"List": "list", "Dict": "dict", "Turn": "dict"}.get(type(value).__name__, type(value).__name__)
+    kind = {"List": "list", "Dict": "dict", "Turn": "dict", "Texts": "list"}.get(
+        type(value).__name__, type(value).__name__
+    )
     article = "an" if kind[0] in "aeiou" else "a"
     return (
         f"writes {column}, which is {article} {kind} and not text: {short(repr(plain(value)))}; {_remedy(where, value)}"

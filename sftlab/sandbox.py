@@ -15,7 +15,7 @@ from uuid import UUID
 import regex
 
 from sftlab.extract import limited
-from sftlab.rows import Absent, Dict, List, NotTextError, Null, is_null, plain
+from sftlab.rows import Absent, Dict, List, NotTextError, Null, Texts, Turn, is_null, plain
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -76,11 +76,29 @@ def environment() -> ImmutableSandboxedEnvironment:
         return str(text_of(d)).join(str(text_of(item)) for item in items)
 
     @pass_context
+    def mapped(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Jinja's map. Of a conversation's turns, only those are read whose texts are."""
+        items = value if isinstance(value, Texts) else [*value]
+        turns = [item if isinstance(item, Turn) else None for item in items] if "attribute" in kwargs else []
+        if not any(turns):
+            return texts(context, items, *args, **kwargs)
+        read = [turn and turn._sftlab_talk.read[turn._sftlab_number] for turn in turns]
+        made = [*texts(context, items, *args, **kwargs)]
+        marks = []
+        for turn, before in zip(turns, read, strict=True):
+            now = turn and turn._sftlab_talk.read[turn._sftlab_number]
+            marks.append((turn._sftlab_talk, turn._sftlab_number) if turn and now else None)
+            if turn:
+                turn._sftlab_mark(read=bool(before))
+        return Texts(made, getattr(value, "_sftlab_path", "a list"), marks)
+
+    @pass_context
     def default(context: Context, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
         missing = isinstance(value, Undefined | Absent) or (boolean and not value)
         return default_value if missing else value
 
-    jinja.filters |= {"join": join, "default": default, "d": default}
+    jinja.filters |= {"join": join, "default": default, "d": default, "map": mapped}
+    jinja.filters["list"] = lambda value: value if isinstance(value, Texts) else [*value]
     jinja.tests |= {
         "none": lambda value: value is None or isinstance(value, Null),
         "defined": lambda value: not isinstance(value, Undefined | Absent),
