@@ -380,6 +380,29 @@ def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path, group: Any,
     assert all(len(splits) == 1 for group, splits in homes(made).items() if group != "None")
 
 
+NULLS = [
+    "{{ 'case ' ~ pat }}", "{{ site }}-{{ pat }}", "{{ pat | int }}", "{{ pat | tojson }}", "{{ '%s/x' % pat }}",
+    "{% set p = pat %}case {{ p }}", "{% if pat %}case {{ pat }}{% else %}case {% endif %}", "{{ '{}.'.format(pat) }}",
+    "{{ [site, pat] | join('-') }}", "{{ pat | string | upper }}", "{% for p in [pat] %}{{ site }}{{ p }}{% endfor %}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", NULLS)
+@pytest.mark.parametrize("missing", [None, math.nan, "", "nan", "None", "null"])
+def test_a_group_id_made_of_a_null_is_no_group(tmp_path: Path, template: str, missing: Any) -> None:
+    rows = [vignette(number, site="S", pat=str(number // 2) if number < 8 else missing) for number in range(20)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    made = examples(path, mounted=True, group_by=template)["test"]
+    assert [row.group is None for row in made] == [number >= 8 for number in range(20)]
+    assert len({row.group for row in made}) == 5
+
+
+def test_a_default_in_group_by_is_a_group(tmp_path: Path) -> None:
+    rows = [vignette(number, pat=None if number % 2 else f"p{number}") for number in range(6)]
+    made = examples(write_rows(tmp_path / "a.jsonl", rows), mounted=True, group_by="{{ pat or 'other' }}")["test"]
+    assert [row.group for row in made] == ["p0", "other", "p2", "other", "p4", "other"]
+
+
 def test_a_group_by_that_gives_no_row_a_group_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [vignette(number, meta={"case": 1}) for number in range(9)])
     with pytest.raises(ConfigError, match=r"dataset\.group_by='\{\{ meta\.cse \}\}': gives no row a group"):

@@ -62,7 +62,8 @@ def render(template: str, row: Row = ROW, **changed: Any) -> str:
         ("{{ X + 'a' }}{{ X | search('(.*)') }}{{ X | sql }}", "a"),
         ("{% set y %}{{ X }}{% endset %}{{ y }}{% macro m(z) %}{{ z }}{% endmacro %}{{ m(X) }}", ""),
         ("{{ {'a': 'b'}.get('c') }}{{ {'a': 'b'}.get('c') | trim }}{{ none }}{{ 'a' ~ none }}", "a"),
-        ("{{ X | int }}", "0"),
+        ("{{ X | int }}{{ X | float }}{{ X | int | string }}", ""),
+        ("{{ X | int(7) }}{{ X | float(default=0.5) }}", "70.5"),
     ],
 )
 def test_null_writes_nothing(name: str, template: str, expected: str) -> None:
@@ -224,6 +225,43 @@ def test_whole_numbers_that_pandas_made_floats_are_written_without_a_fraction(tm
     )  # floats that are meant
     made = examples(tmp_path / "b.jsonl", mounted=True, user="{{ id }} {{ age }}")["test"]
     assert [row.user for row in made] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
+
+
+def test_a_text_that_is_no_number_is_not_written_as_0() -> None:
+    row = {"a": "12", "b": "", "c": "many", "d": " 1.5 "}
+    assert render("{{ a | int + 1 }} {{ b | int }} {{ d | float }} {{ c | int(0) }}", row, id=None) == "13  1.5 0"
+    for name in ("int", "float"):
+        with pytest.raises(ConfigError, match=r"'many' is not a number; write a default, as in int\(0\)"):
+            render(f"{{{{ c | {name} }}}}", row, id=None)
+
+
+def test_an_index_from_the_end_must_be_a_constant() -> None:
+    row = {"cop": -1, "good": 1, "options": ["a", "b"], "key": {"a": "x"}}
+    for template in ("'ABCD'[cop]", "options[cop]", "('a', 'b')[cop]", "'ABCD'[good - 2]", "'ABCD'[cop | int]"):
+        with pytest.raises(ConfigError, match=r"the index -1 of a row would count from the end; leave the row out"):
+            render(f"{{{{ {template} }}}}", row, id=None)
+    for template, text in (
+        ("'ABCD'[good]", "B"), ("options[-1]", "b"), ("options[-1:][0]", "b"), ("{-1: 'none', 1: 'x'}[cop]", "none"),
+        ("key[options[0]]", "x"),
+    ):  # fmt: skip
+        assert render(f"{{{{ {template} }}}}", row, id=None) == text
+
+
+COMPARED = ["n > 3", "n >= m", "3 < n and m < 9", "n | int > 3", "n > 3 or m > 3", "(n > 3)"]
+
+
+@pytest.mark.parametrize("keep", COMPARED)
+def test_the_remedy_for_a_comparison_with_null_works(keep: str) -> None:
+    rows: list[Row] = [{"n": 5, "m": 4}, {"n": None, "m": 4}, {"n": 2, "m": 4}]
+    with pytest.raises(ConfigError, match=r"row 1: dataset\.keep compares a value that is null; write `") as caught:
+        Templates(
+            settings(**CHAT | {"user": "u", "assistant": "a", "id": None, "keep": keep}), "dataset", ["n", "m"]
+        ).keeps(rows[1], "row 1")
+    own = {"user": "u", "assistant": "a", "id": None, "keep": str(caught.value).split("`")[1]}
+    templates = Templates(settings(**CHAT | own), "dataset", ["n", "m"])
+    assert [templates.keeps(row, "row") for row in rows] == [True, False, keep == "n > 3 or m > 3"]
+    if keep == "n > 3":
+        assert own["keep"] == "n is not none and n > 3"
 
 
 # — several correct answers —
