@@ -138,6 +138,7 @@ HUB: list[tuple[list[str], dict[str, int] | str]] = [
     (["train", "validation", "test", "one_shot_examples"], {"train": 3, "validation": 3, "test": 3}),
     (["train_sft", "train_gen", "test_sft"], "train_sft, train_gen would be put together as train; write the splits"),
     (["train_r1", "train_r2"], "train_r1, train_r2 would be put together as train"),
+    (["train", "dev", "test"], "org/rows: the split dev has no rows; write the others"),
     (["a", "b"], "a, b would be put together as one source"),
 ]
 
@@ -146,7 +147,7 @@ HUB: list[tuple[list[str], dict[str, int] | str]] = [
 def test_splits_of_the_hub_are_named_by_the_same_rule(
     names: list[str], expected: dict[str, int] | str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    splits = {name: vignettes(3) for name in names}
+    splits = {name: vignettes(0 if name == "dev" else 3) for name in names}
     if isinstance(expected, str):
         with pytest.raises(ConfigError, match=expected):
             sources.read_hub("org/rows", splits)
@@ -214,7 +215,24 @@ FOLDERS: list[tuple[list[str], str]] = [
     (["train.v1.jsonl", "train.v2.jsonl"], "train.v1.jsonl, train.v2.jsonl would be put together as train"),
     (["fold1.jsonl", "fold2.jsonl"], "fold1.jsonl, fold2.jsonl would be put together as one source"),
     (["train.jsonl", "dev.jsonl", "valid.jsonl"], "dev.jsonl, valid.jsonl would be put together as validation"),
-    (["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"], "2 of 3 shards are there"),
+    (
+        ["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"],
+        "train-00002-of-00003.jsonl: 2 of 3 shards are there; fetch train-00000-of-00003.jsonl too",
+    ),
+    (["train-00000-of-00002-5bf5b1f0b1a4.jsonl"], "1 of 2 shards are there; fetch train-00001-of-00002.jsonl too"),
+    (
+        ["train-00000-of-00002-5bf5b1.jsonl", "train-00000-of-00002-9c2d77.jsonl"],
+        "would be put together as train; keep one",
+    ),
+    (["train.jsonl", "raw/v1/test.jsonl"], ": raw would not be read; move"),
+    (["train.jsonl", "raw/v1/more/heldout.data"], ": raw would not be read; move"),
+    (["train.jsonl", "metadata.json"], ": metadata.json would not be read; move"),
+    (["train.jsonl", "citation.jsonl"], ": citation.jsonl would not be read; move"),
+    (["train.jsonl", "notice.csv"], ": notice.csv would not be read; move"),
+    (["train.jsonl", "README.jsonl.gz"], ": README.jsonl.gz would not be read; move"),
+    (["train.jsonl", "heldout.jsonl.bak"], ": heldout.jsonl.bak would not be read; move"),
+    (["train.jsonl", "heldout.data"], ": heldout.data would not be read; move"),
+    (["train.jsonl", "heldout.jsonl~"], ": heldout.jsonl~ would not be read; move"),
     (["train-1.jsonl", "train-3.jsonl"], "train-1.jsonl, train-3.jsonl would be put together as train"),
 ]
 
@@ -224,12 +242,66 @@ def test_a_folder_of_which_a_part_would_be_ignored_or_mixed_is_refused(
     tmp_path: Path, names: list[str], said: str
 ) -> None:
     for number, name in enumerate(names):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         write_rows(tmp_path / name, [vignette(number * 9 + row) for row in range(9)])
     with pytest.raises(ConfigError) as caught:
         examples(tmp_path)
     assert said in str(caught.value)
     assert ";" in str(caught.value)
+
+
+def test_a_broken_link_in_a_folder_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", vignettes(9))
+    (tmp_path / "test.jsonl").symlink_to("../blobs/0123abcd")
+    with pytest.raises(ConfigError, match=r"test\.jsonl cannot be read: a link to \.\./blobs/0123abcd, which is not"):
+        examples(tmp_path)
+
+
+def test_documents_beside_data_are_not_data(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", vignettes(9))
+    for name in ("dataset_infos.json", "dataset_info.json", "state.json", "dataset_dict.json", "metadata.json"):
+        (tmp_path / name).write_text(json.dumps({"name": "x", "parts": [1]}), "utf-8")
+    for name in ("README", "README.md", "LICENSE", "LICENSE.txt", ".gitattributes", "CITATION.cff", "notes", "a.png"):
+        (tmp_path / name).write_text("text", "utf-8")
+    (tmp_path / "docs" / "img").mkdir(parents=True)
+    (tmp_path / "docs" / "img" / "a.png").write_text("text", "utf-8")
+    (tmp_path / "docs" / "README.md").write_text("text", "utf-8")
+    assert sum(sizes(examples(tmp_path))) == 9
+
+
+def empty_parquet(path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pylist(vignettes(1)).slice(0, 0), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("test.jsonl", lambda path: path.write_text("\n \n", "utf-8")),
+        ("test.json", lambda path: path.write_text("[]", "utf-8")),
+        ("test.csv", lambda path: path.write_text("id,question\n", "utf-8")),
+        ("validation.parquet", empty_parquet),
+        ("train.jsonl.gz", lambda path: path.write_bytes(gzip.compress(b"\n"))),
+    ],
+)
+def test_a_split_without_rows_is_not_cut_from_another(tmp_path: Path, name: str, write: Callable[[Path], Any]) -> None:
+    other = "validation.jsonl" if "train" in name else "train.jsonl"
+    write_rows(tmp_path / other, vignettes(9))
+    write(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"{name} has no rows; write the {name.split('.')[0]} rows into it"):
+        examples(tmp_path)
+
+
+def test_shards_with_a_hash_in_their_names_are_shards(tmp_path: Path) -> None:
+    rows = vignettes(36)
+    for number, code in enumerate(("5bf5b1f0b1a4c3d2", "9c2d77aa01beef00", "0123456789abcdef")):
+        name = f"train-0000{number}-of-00003-{code}.jsonl"
+        write_rows(tmp_path / name, rows[9 * number : 9 * number + 9])
+    write_rows(tmp_path / "test-00000-of-00001-77aa01be5bf5b1f0.jsonl", rows[27:])
+    made = ids(examples(tmp_path, split={"train": 0.9, "validation": 0.1, "test": 0.1}))
+    assert made["test"] == [row["id"] for row in rows[27:]]
+    assert sorted(made["train"] + made["validation"]) == sorted(row["id"] for row in rows[:27])
 
 
 @pytest.mark.parametrize(
