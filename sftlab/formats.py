@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
 import re
+import tokenize
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+from warnings import catch_warnings, simplefilter
 
 from sftlab.errors import ConfigError
 from sftlab.rows import ABSENT, listing, short
@@ -295,7 +300,56 @@ def _csv(file: Path, text: str) -> Table:
             )
     if table.error:
         problems.append(f"{file}:{table.line + skipped}: cannot be read as CSV: {table.error}; fix the row")
+    _nest(file, header, [row for row in rows if row])
     return Table(rows, problems)
+
+
+def _nest(file: Path, header: list[str], rows: list[dict[str, Any]]) -> None:
+    """Replace lists and objects that are written as text, in columns that have nothing else, by their values.
+
+    JSON, and Python's notation, which pandas writes.
+
+    Raises:
+        ConfigError: NumPy arrays, whose items cannot be told apart.
+    """
+    for column in header:
+        nested: list[tuple[dict[str, Any], Any]] = []
+        for row in rows:
+            if not (cell := row[column].strip()):
+                continue
+            if (value := _nested(cell)) is None:
+                break
+            nested.append((row, value))
+        else:
+            for row, value in nested:
+                if _is_array(row[column].strip()):
+                    raise ConfigError(
+                        f"{file}: column {column!r} has NumPy arrays as text: {short(row[column], 40)}; write lists: "
+                        f"table[{column!r}].map(list), or the table as JSON lines or Parquet"
+                    )
+                row[column] = value
+
+
+def _is_array(cell: str) -> bool:
+    """Whether a text that Python can read as a list has texts without a comma between them, as NumPy writes."""
+    with suppress(tokenize.TokenError, SyntaxError):
+        tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(cell).readline)]
+        kinds = [kind for kind in tokens if kind != tokenize.NL]
+        return (tokenize.STRING, tokenize.STRING) in pairwise(kinds)
+    return False
+
+
+def _nested(cell: str) -> list[Any] | dict[str, Any] | None:
+    """The list or object that a cell is the text of."""
+    if (cell[0], cell[-1]) not in {("[", "]"), ("{", "}")}:
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError), catch_warnings():
+            simplefilter("ignore")  # of backslashes
+            value = parse(cell)
+            if isinstance(value, list) or (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
+                return value
+    return None
 
 
 class _Cells(NamedTuple):

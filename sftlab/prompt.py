@@ -15,8 +15,8 @@ from sftlab.errors import ConfigError
 from sftlab.reasoning import begun, laid_out, unclosed, without_marks
 from sftlab.reasoning import marks as reasoning_marks
 from sftlab.records import Example
-from sftlab.rows import Dict, List, NotTextError, Row, is_null, listing, path, plain, short, wrap
-from sftlab.sandbox import SIMPLE, environment, text_of
+from sftlab.rows import NULL, Dict, List, NotTextError, Row, Talk, is_null, listing, path, plain, short, wrap
+from sftlab.sandbox import SIMPLE, environment, text_of, watch
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -62,7 +62,6 @@ class Templates:
         }
         lone = _lone(cfg.target)
         self._target = None if lone is None else of_answers.from_string("{% set _target = (" + lone + ") %}")
-        self._group = None if cfg.group_by is None else _expressions(cfg.group_by)
 
     def keeps(self, row: Row | Mapping[str, Any], place: str) -> bool:
         """Whether ``keep`` lets a row in."""
@@ -131,6 +130,8 @@ class Templates:
     def _failed(self, name: str, row: Row, error: Exception) -> ConfigError:
         if isinstance(error, NotTextError):
             return ConfigError(f"{self.key}.{name} {_not_text(name, self._sources[name], row, error.value)}")
+        if isinstance(error, TypeError) and "'Null'" in str(error) and (hint := _comparison(name, self._sources[name])):
+            return ConfigError(f"{self.key}.{name} compares a value that is null; write `{hint}`")
         message = " ".join((str(error) or type(error).__name__).replace("sftlab.rows.", "").split())
         return ConfigError(f"{self.key}.{name} cannot be rendered: {message}; fix the row or the template")
 
@@ -213,32 +214,36 @@ class Templates:
             raise self._failed("target", row, error) from error
 
     def _group_of(self, row: Row) -> str | None:
-        """The group of a row. None where no expression of the template writes anything, or one is not there."""
+        """The group of a row. None where the template writes a null, nothing but literal text, or what is not there.
+
+        "case {{ number }}" of rows without a number is not a group that they share.
+        """
         from jinja2 import UndefinedError
 
-        if self._group is None:
+        if "group_by" not in self._sources:
             return None
+        values = {name: NULL if _is_missing(value) else value for name, value in row.values.items()}
+        written = watch()
         try:
-            # "case {{ number }}" of a row without a number is no group that such rows share.
-            written = self._group.render(row.values).strip()
-            return (self._text("group_by", row) or "").strip() or None if written else None
-        except UndefinedError:
-            return None
+            text = self._text("group_by", Row(values, row.conversations))
         except ConfigError as error:
             if isinstance(error.__cause__, UndefinedError):
                 return None
             raise
-        except Exception as error:
-            raise self._failed("group_by", row, error) from error
+        return (text or "").strip() or None if written.texts and not written.nulls else None
 
-    def _dropped(self, turns: List, read: list[int], unread: list[int]) -> str:
-        where = turns._sftlab_path
-        most = len(turns) - len(unread)
+    def _dropped(self, talk: Talk, read: list[int], unread: list[int]) -> str:
+        where, turns = talk.path, len(talk.read)
         only = f"({self._keep}) and " if self._keep else ""
+        if not read:
+            name, keep = f"{turns} earlier turn{'' if turns == 1 else 's'}", f"{only}not {where} | default([])"
+            parts = f"which no template reads: {'it' if turns == 1 else 'they'}"
+        else:
+            name, keep = f"{turns} turns", f"{only}{where} | length <= {turns - len(unread)}"
+            parts = f"and the templates read {_numbers(read)}: {_numbers(unread)}"
         return (
-            f"{where} has {len(turns)} turns, and the templates read {_numbers(read)}: {_numbers(unread)} would be "
-            "dropped, and conversations with several turns are not supported; leave such rows out by "
-            f"\"{self.key}.keep='{only}{where} | length <= {most}'\", or write all turns into {self.key}.user by a loop"
+            f"{where} has {name}, {parts} would be dropped, and conversations with several turns are not supported; "
+            f"leave such rows out by \"{self.key}.keep='{keep}'\", or write all turns into {self.key}.user by a loop"
         )
 
 
@@ -557,15 +562,36 @@ def _lone(source: str) -> str | None:
     return None if found is None or isinstance(body[0].nodes[0], nodes.TemplateData) else found[1]
 
 
-def _expressions(source: str) -> Template:
-    """A template without the literal text between its expressions. One with statements stays as it is."""
+MISSING = {"", "nan", "none", "null", "nat", "<na>"}
+"""What pandas and Python write for a value that is missing, in lower case."""
+
+
+def _is_missing(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in MISSING
+
+
+def _comparison(name: str, source: str) -> str:
+    """How to write the first comparison of sizes in a template, or all of ``keep``, where a value may be null."""
     from jinja2 import nodes
 
-    tree = environment().parse(source)
-    if all(isinstance(node, nodes.Output) for node in tree.body):
-        for output in tree.find_all(nodes.Output):
-            output.nodes = [node for node in output.nodes if not isinstance(node, nodes.TemplateData)]
-    return environment().from_string(tree)
+    for compare in environment().parse(source).find_all(nodes.Compare):
+        sides = [compare.expr, *(operand.expr for operand in compare.ops)]
+        columns = [chain for side in sides if (chain := _chain(_unfiltered(side)))]
+        if columns and any(operand.op in ("gt", "gteq", "lt", "lteq") for operand in compare.ops):
+            tested = " and ".join(f"{column} is not none" for column in columns)
+            if name != "keep":
+                return f"{tested} and …"
+            keep = source.removeprefix("{{ 1 if (").removesuffix(") else '' }}")
+            whole = environment().parse("{{ " + keep + " }}").body[0]
+            alone = isinstance(whole, nodes.Output) and isinstance(whole.nodes[0], nodes.Compare | nodes.And)
+            return f"{tested} and {keep if alone else f'({keep})'}"
+    return ""
+
+
+def _unfiltered(node: Any) -> Any:
+    from jinja2 import nodes
+
+    return _unfiltered(node.node) if isinstance(node, nodes.Filter) else node
 
 
 def _context(template: Template, row: Row) -> Context:
@@ -583,7 +609,9 @@ def _not_text(key: str, source: str, row: Row, value: Any) -> str:
     """What is wrong with a value that a template writes: where it stands, what it is, and how to make text of it."""
     where = _where(source, row, value)
     column = f"column {where}" if where else "an expression"
-    kind = {"List": "list", "Dict": "dict", "Turn": "dict"}.get(type(value).__name__, type(value).__name__)
+    kind = {"List": "list", "Dict": "dict", "Turn": "dict", "Texts": "list"}.get(
+        type(value).__name__, type(value).__name__
+    )
     article = "an" if kind[0] in "aeiou" else "a"
     return (
         f"writes {column}, which is {article} {kind} and not text: {short(repr(plain(value)))}; "

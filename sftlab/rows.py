@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-TURNS = {
-    "role": {"content", "text", "value", "message", "parts"},
-    "from": {"value", "content"},
-    "speaker": {"text", "content", "value", "utterance"},
-}
-"""Keys that name the speaker of a chat turn, and the keys of its text."""
+SPEAKERS = ("role", "from", "speaker", "author", "sender", "turn", "name", "type")
+"""Keys that name the speaker of a chat turn. The last two name other things too."""
 
-ASKS, ANSWERS = {"user", "human"}, {"assistant", "gpt", "bot"}
+TEXTS = {"content", "text", "value", "message", "msg", "parts", "utterance", "body"}
+"""Keys of a chat turn's text."""
+
+PEOPLE = {"user", "human", "prompter", "system", "assistant", "gpt", "chatgpt", "bot", "chatbot", "model", "ai"}
+"""Speakers that only a chat has."""
+
+ASKS = {"user", "human", "input", "prompt", "question", "instruction", "query"}
+ANSWERS = {"assistant", "gpt", "bot", "output", "response", "answer", "completion", "reply"}
 """Keys of a turn that holds a question and its answer."""
+
+TALKS = re.compile(r"(.*_)?(conversations?|messages|data|turns|dialog(ue)?s?|history|chats?)", re.IGNORECASE)
+"""Columns and keys of which a list of texts, or of pairs of texts, is a conversation."""
 
 INSTRUCTIONS = {"system", "developer"}
 """Speakers whose turns may be left out: the dataset may have a system text of its own, or none."""
@@ -107,29 +114,81 @@ class Dict(dict[str, Any]):
         raise NotTextError(self)
 
 
+@dataclass(eq=False)
+class Talk:
+    """A conversation: the path of its list, who speaks in each turn, and which turns were read.
+
+    ``history`` is one that comes before the rest of the row.
+    """
+
+    path: str
+    speakers: list[Any]
+    read: list[bool]
+    history: bool
+
+    @classmethod
+    def of(cls, path: str, speakers: Sequence[Any], *, history: bool = False) -> Talk:
+        """A conversation of which nothing was read."""
+        return cls(path, [*speakers], [False] * len(speakers), history)
+
+
 class Turn(Dict):
-    """A turn of a conversation. Reading anything but its speaker sets ``_sftlab_read``."""
+    """A turn of a conversation. Reading anything but its speaker marks it as read."""
 
-    __slots__ = ("_sftlab_read",)
+    __slots__ = ("_sftlab_number", "_sftlab_talk")
 
-    def __init__(self, items: Mapping[str, Any], path: str, raw: Mapping[str, Any]) -> None:
+    def __init__(
+        self, items: Mapping[str, Any], path: str, raw: Mapping[str, Any], mark: tuple[Talk, int] | None = None
+    ) -> None:
         super().__init__(items, path, raw)
-        self._sftlab_read = False
+        self._sftlab_talk, self._sftlab_number = mark or (Talk.of(path, [None]), 0)
+
+    def _sftlab_mark(self, *, read: bool = True) -> None:
+        self._sftlab_talk.read[self._sftlab_number] = read
 
     def __getitem__(self, key: str) -> Any:
-        if key not in TURNS:
-            self._sftlab_read = True
+        if str(key).lower() not in SPEAKERS:
+            self._sftlab_mark()
         return super().__getitem__(key)
 
     def items(self) -> Any:
         """All keys with their values."""
-        self._sftlab_read = True
+        self._sftlab_mark()
         return super().items()
 
     def values(self) -> Any:
         """All values."""
-        self._sftlab_read = True
+        self._sftlab_mark()
         return super().values()
+
+
+class Texts(List):
+    """A list of which each item belongs to a turn of a conversation. Reading an item marks the turn as read."""
+
+    __slots__ = ("_sftlab_marks",)
+
+    def __init__(self, items: Iterable[Any], path: str, marks: Sequence[tuple[Talk, int] | None]) -> None:
+        super().__init__(items, path)
+        self._sftlab_marks = marks
+
+    def _sftlab_read(self, number: int) -> Any:
+        if mark := self._sftlab_marks[number]:
+            mark[0].read[mark[1]] = True
+        return super().__getitem__(number)
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):
+            return Texts(super().__getitem__(key), self._sftlab_path, self._sftlab_marks[key])
+        return self._sftlab_read(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._sftlab_read, range(len(self)))
+
+    def __reversed__(self) -> Iterator[Any]:
+        return map(self._sftlab_read, reversed(range(len(self))))
+
+    def __add__(self, other: Any) -> Any:
+        return [*self, *other]
 
 
 @dataclass
@@ -140,33 +199,32 @@ class Row:
     """
 
     values: dict[str, Any]
-    conversations: list[List]
+    conversations: list[Talk]
     names: dict[str, Any] | None = None
 
     def unread(self) -> None:
         """Forget which turns were read."""
-        for turns in self.conversations:
-            for turn in turns:
-                turn._sftlab_read = False
+        for talk in self.conversations:
+            talk.read[:] = [False] * len(talk.read)
 
-    def dropped(self) -> list[tuple[List, list[int], list[int]]]:
-        """Conversations of which only some turns were read: their turns, which were read and which were not.
+    def dropped(self) -> list[tuple[Talk, list[int], list[int]]]:
+        """Conversations of which only some turns were read: which were, and which were not.
 
-        Instructions that were not read do not count.
+        Instructions that were not read do not count. Of a history, all turns may be unread.
         """
         found = []
-        for turns in self.conversations:
-            read = [number for number, turn in enumerate(turns) if turn._sftlab_read]
-            unread = [number for number, turn in enumerate(turns) if not turn._sftlab_read]
-            unread = [number for number in unread if _speaker(turns[number]) not in INSTRUCTIONS]
-            if read and unread:
-                found.append((turns, read, unread))
+        for talk in self.conversations:
+            read = [number for number, done in enumerate(talk.read) if done]
+            unread = [number for number, done in enumerate(talk.read) if not done]
+            unread = [number for number in unread if talk.speakers[number] not in INSTRUCTIONS]
+            if unread and (read or talk.history):
+                found.append((talk, read, unread))
         return found
 
 
 def wrap(row: Mapping[str, Any]) -> Row:
     """A row as templates see it."""
-    conversations: list[List] = []
+    conversations: list[Talk] = []
     return Row({column: _wrap(value, str(column), conversations) for column, value in row.items()}, conversations)
 
 
@@ -175,7 +233,7 @@ def plain(value: Any) -> Any:
     if is_null(value):
         return None
     if isinstance(value, Turn):
-        value._sftlab_read = True
+        value._sftlab_mark()
     if isinstance(value, Dict):
         raw = {key: item for key, item in value._sftlab_raw.items() if item is not ABSENT}
         return {key: plain(dict.get(value, key)) for key in raw}
@@ -210,48 +268,97 @@ def short(text: str, most: int = 60) -> str:
     return line if len(line) <= most and len(text) <= 4 * most else line[:most] + "…"
 
 
-def _wrap(value: Any, where: str, conversations: list[List]) -> Any:
+def _wrap(value: Any, where: str, conversations: list[Talk]) -> Any:
     kind = type(value)
     if kind is str or kind is int or value is ABSENT:
         return value
     if is_null(value):
         return NULL
     if kind is dict:
-        return _object(value, where, conversations, Dict)
+        return _object(value, where, conversations)
     if kind is list or kind is tuple:
-        turn = Turn if _is_conversation(value) else Dict
-        items = (
-            _object(item, f"{where}[{number}]", conversations, turn)
-            if type(item) is dict
-            else _wrap(item, f"{where}[{number}]", conversations)
-            for number, item in enumerate(value)
-        )
-        made = List(items, where)
-        if turn is Turn:
-            conversations.append(made)
-        return made
+        return _list(value, where, conversations)
     return value
 
 
-def _object(value: dict[str, Any], where: str, conversations: list[List], kind: type[Dict]) -> Dict:
+def _list(value: Sequence[Any], where: str, conversations: list[Talk], speakers: list[Any] | None = None) -> List:
+    """A list; with ``speakers`` it has the texts of a conversation."""
+    objects = bool(value) and all(type(item) is dict for item in value)
+    if speakers is None:
+        speakers = _speakers(value, where) if objects else _nobody(value, where)
+    if speakers is None:
+        return List((_wrap(item, path(where, n), conversations) for n, item in enumerate(value)), where)
+    # A list of texts may be a patient's history.
+    talk = Talk.of(where, speakers, history=_is_history(where) and not any(isinstance(item, str) for item in value))
+    conversations.append(talk)
+    marks = [(talk, number) for number in range(len(value))]
+    if objects:
+        return List(
+            (_object(item, path(where, mark[1]), conversations, mark) for item, mark in zip(value, marks, strict=True)),
+            where,
+        )
+    return Texts((_wrap(item, path(where, n), conversations) for n, item in enumerate(value)), where, marks)
+
+
+def _object(value: dict[str, Any], where: str, conversations: list[Talk], mark: tuple[Talk, int] | None = None) -> Dict:
+    names = _columns(value) if mark is None else None
     items = {
-        key: item if type(item) is str else _wrap(item, path(where, key), conversations)
+        key: item
+        if type(item) is str
+        else _list(item, path(where, key), conversations, names[1])
+        if names and key == names[0]
+        else _wrap(item, path(where, key), conversations)
         for key, item in value.items()
         if not is_null(item)
     }
-    return kind(items, where, value)
+    return Dict(items, where, value) if mark is None else Turn(items, where, value, mark)
 
 
-def _is_conversation(items: Iterable[Any]) -> bool:
-    """Whether a list holds the turns of a chat."""
-    turns = list(items)
-    if len(turns) < 2 or not all(type(turn) is dict for turn in turns):
-        return False
-    for speaker, texts in TURNS.items():
-        if all(isinstance(turn.get(speaker), str) for turn in turns):
-            return any(not texts.isdisjoint(turn) for turn in turns)
-    return all(not ASKS.isdisjoint(turn) and not ANSWERS.isdisjoint(turn) for turn in turns)
+def _speakers(items: Sequence[dict[str, Any]], where: str) -> list[Any] | None:
+    """Who speaks in each turn of a list; None for a list that is no conversation, or of one turn only."""
+    turns = [{str(key).lower(): value for key, value in item.items()} for item in items]
+    if len(turns) < 2 and not _is_history(where):
+        return None
+    for key in SPEAKERS:
+        speakers = [turn.get(key) for turn in turns]
+        named = [speaker for speaker in speakers if isinstance(speaker, str | int) and not isinstance(speaker, bool)]
+        if not named or not all(is_null(speaker) or speaker in named for speaker in speakers):
+            continue
+        if not any(not TEXTS.isdisjoint(turn) for turn in turns):
+            continue
+        if key not in ("name", "type") or TALKS.fullmatch(_name(where)) or not PEOPLE.isdisjoint(map(str, named)):
+            return speakers
+    paired = all(not ASKS.isdisjoint(turn) and not ANSWERS.isdisjoint(turn) for turn in turns)
+    return [None] * len(turns) if paired else None
 
 
-def _speaker(turn: Turn) -> Any:
-    return next((value for name in TURNS if isinstance(value := dict.get(turn, name), str)), None)
+def _nobody(items: Sequence[Any], where: str) -> list[Any] | None:
+    """A speaker without a name for each text, or pair of texts, of a conversation; None for any other list."""
+    if not items or not TALKS.fullmatch(_name(where)):
+        return None
+    texts = len(items) > 1 and all(isinstance(item, str) for item in items)
+    pairs = all(isinstance(item, list | tuple) and len(item) == 2 for item in items) and all(
+        isinstance(text, str) or is_null(text) for pair in items for text in pair
+    )
+    paired = pairs and (len(items) > 1 or _is_history(where))
+    return [None] * len(items) if texts or paired else None
+
+
+def _columns(value: dict[str, Any]) -> tuple[str, list[Any]] | None:
+    """The key of the texts and the speakers, where an object has a list of each for all turns."""
+    lists = {str(key).lower(): key for key, item in value.items() if type(item) is list and len(item) > 1}
+    for speaker in SPEAKERS[:5]:
+        for text in TEXTS & lists.keys() if speaker in lists else ():
+            speakers, texts = value[lists[speaker]], value[lists[text]]
+            if len(speakers) == len(texts) and all(isinstance(item, str) or is_null(item) for item in texts):
+                return lists[text], speakers
+    return None
+
+
+def _is_history(where: str) -> bool:
+    return _name(where).lower().endswith("history")
+
+
+def _name(where: str) -> str:
+    """The last name of a path."""
+    return re.split(r"\W+", where.rstrip("'\"]"))[-1]

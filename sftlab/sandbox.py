@@ -16,7 +16,7 @@ import regex
 
 from sftlab.extract import limited
 from sftlab.reasoning import answered, names_mark
-from sftlab.rows import Absent, Dict, List, NotTextError, Null, is_null, plain
+from sftlab.rows import NULL, Absent, Dict, List, NotTextError, Null, Texts, Turn, is_null, plain, short
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,6 +36,14 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
     class Environment(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset("%")
 
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            if isinstance(argument, _FromEnd) and isinstance(obj, str | list | tuple):
+                raise ValueError(
+                    f"the index {int(argument)} of a row would count from the end; "
+                    "leave the row out by keep, or write the index as a constant if that is meant"
+                )
+            return super().getitem(obj, argument)
+
         def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
             if isinstance(left, str):
                 named = isinstance(right, Mapping) and "%(" in left
@@ -53,20 +61,25 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
                 concat.nodes = [
                     nodes.Filter(node, "_text", [], [], None, None, lineno=node.lineno) for node in concat.nodes
                 ]
+            for item in source.find_all(nodes.Getitem):
+                varies = isinstance(item.arg, nodes.Name) or any(item.arg.find_all(nodes.Name))
+                if varies and not isinstance(item.arg, nodes.Slice):
+                    item.arg = nodes.Filter(item.arg, "_index", [], [], None, None, lineno=item.lineno)
             source.set_environment(self)
             return super()._generate(source, *args, **kwargs)
 
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    jinja.finalize = pass_context(lambda _, value: text_of(value))  # with a context: not at compile time
+    jinja.finalize = pass_context(lambda _, value: _written(value))  # with a context: not at compile time
     jinja.filters["search"] = _search_answer if answers else _search
     jinja.filters["sql"] = _sql
     for name in _OF_TEXT:
         jinja.filters[name] = _of_text(jinja.filters[name])
     jinja.filters["_text"] = text_of
+    jinja.filters["_index"] = lambda value: _FromEnd(value) if type(value) is int and value < 0 else value
+    jinja.filters["int"] = lambda value, default=_NONE, base=10: _number(value, default, filters.do_int, base)
+    jinja.filters["float"] = lambda value, default=_NONE: _number(value, default, filters.do_float)
     # Model input keeps < and > as they are; Jinja's own tojson writes them for HTML.
-    jinja.filters["tojson"] = lambda value, indent=None: json.dumps(
-        plain(value), ensure_ascii=False, allow_nan=False, indent=indent
-    )
+    jinja.filters["tojson"] = _tojson
     jinja.filters["replace"] = _replace
     jinja.filters["format"] = lambda value, *args, **kwargs: _converted(value) % _arguments(kwargs or args)
     texts = filters.FILTERS["map"]
@@ -77,11 +90,29 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
         return str(text_of(d)).join(str(text_of(item)) for item in items)
 
     @pass_context
+    def mapped(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Jinja's map. Of a conversation's turns, only those are read whose texts are."""
+        items = value if isinstance(value, Texts) else [*value]
+        turns = [item if isinstance(item, Turn) else None for item in items] if "attribute" in kwargs else []
+        if not any(turns):
+            return texts(context, items, *args, **kwargs)
+        read = [turn and turn._sftlab_talk.read[turn._sftlab_number] for turn in turns]
+        made = [*texts(context, items, *args, **kwargs)]
+        marks = []
+        for turn, before in zip(turns, read, strict=True):
+            now = turn and turn._sftlab_talk.read[turn._sftlab_number]
+            marks.append((turn._sftlab_talk, turn._sftlab_number) if turn and now else None)
+            if turn:
+                turn._sftlab_mark(read=bool(before))
+        return Texts(made, getattr(value, "_sftlab_path", "a list"), marks)
+
+    @pass_context
     def default(context: Context, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
         missing = isinstance(value, Undefined | Absent) or (boolean and not value)
         return default_value if missing else value
 
-    jinja.filters |= {"join": join, "default": default, "d": default}
+    jinja.filters |= {"join": join, "default": default, "d": default, "map": mapped}
+    jinja.filters["list"] = lambda value: value if isinstance(value, Texts) else [*value]
     jinja.tests |= {
         "none": lambda value: value is None or isinstance(value, Null),
         "defined": lambda value: not isinstance(value, Undefined | Absent),
@@ -101,6 +132,29 @@ _OF_TEXT = (
 )
 
 
+class Watch:
+    """What a template writes: how many texts by its expressions, and how many nulls it writes or converts."""
+
+    def __init__(self) -> None:
+        self.texts = self.nulls = 0
+
+
+_watch = Watch()
+
+
+def watch() -> Watch:
+    """Count from now on, until the next call."""
+    global _watch
+    _watch = Watch()
+    return _watch
+
+
+def _written(value: Any) -> Any:
+    text = text_of(value)
+    _watch.texts += not isinstance(text, str) or bool(text.strip())
+    return text
+
+
 def text_of(value: Any) -> Any:
     """A value that may be written into a text: text or a number, and an empty text for null.
 
@@ -111,9 +165,11 @@ def text_of(value: Any) -> Any:
         return value
     from jinja2 import Undefined
 
+    _watch.nulls += isinstance(value, Null)
     if isinstance(value, str | Undefined):  # Jinja raises where what is undefined is written
         return value
     if is_null(value):
+        _watch.nulls += 1
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
         raise NotTextError(value)
@@ -154,6 +210,31 @@ def _arguments(values: Any) -> Any:
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     return str(_converted(text)).replace(str(text_of(old)), str(text_of(new)), -1 if count is None else count)
+
+
+class _FromEnd(int):
+    """A negative index that is not a constant of the template."""
+
+
+_NONE = object()
+
+
+def _number(value: Any, default: Any, convert: Callable[..., Any], *how: Any) -> Any:
+    """A number; null for null and blank texts, where the template has no default for them."""
+    number = convert(value, _NONE if default is _NONE or is_null(value) else default, *how)
+    if number is not _NONE:
+        return number
+    if default is not _NONE:
+        return default
+    if is_null(value) or (isinstance(value, str) and not value.strip()):
+        _watch.nulls += 1
+        return NULL
+    raise ValueError(f"{short(repr(plain(value)))} is not a number; write a default, as in int(0), if one is meant")
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    _watch.nulls += is_null(value)
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def _search(text: str, pattern: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,18 +25,27 @@ NAMES = {
     },
     "test": {"test", "testing", "testset"},
 }
-# Files beside data that are not data.
+# Files beside data that are not data. One of the second kind is data if it has rows.
+DESCRIPTIONS = re.compile(r"(dataset_infos?|dataset_dict|state|croissant)\.json", re.IGNORECASE)
 DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|notice|changelog|citation|authors|contributing|makefile|dockerfile|checksums?|sha256sums?"
-    r"|md5sums?|requirements)\b.*|(dataset_infos?|dataset_dict|state|croissant|metadata)\.json"
-    r"|.*\.(md|rst|html?|pdf|py|ipynb|sh|yaml|yml|toml|cfg|ini|lock|log|bib|png|jpe?g|svg|gif|sha256|md5)",
+    r"|md5sums?|requirements|metadata)\b.*"
+    r"|.*\.(md|rst|html?|pdf|py|ipynb|sh|yaml|yml|toml|cfg|ini|lock|log|bib|sha256|md5"
+    r"|png|jpe?g|svg|gif|webp|bmp|tiff?|wav|mp3|mp4|flac|ogg)",
     re.IGNORECASE,
 )
+
+
 DATA = re.compile(
     r".*\.(jsonl?|ndjson|jl|csv|tsv|psv|txt|parquet|arrow|feather|orc|avro|xlsx?|ods|xml|zip|7z|tar|tgz|gz|bz2|xz|zst|lz4"
-    r"|h5|hdf5|pkl|pickle|npy|npz|pt|db|sqlite3?|duckdb|tfrecord|lance|msgpack|sql|part|incomplete|crdownload)",
+    r"|h5|hdf5|pkl|pickle|npy|npz|pt|db|sqlite3?|duckdb|tfrecord|lance|msgpack|sql|part|incomplete|crdownload|data|dat)"
+    r"(\.(bak|old|orig|backup|tmp|[0-9]+)|~)?",
     re.IGNORECASE,
 )
+
+
+class _MissingShardError(ValueError):
+    """Shards of a split are not there."""
 
 
 class Source(NamedTuple):
@@ -62,12 +72,20 @@ def files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"all": [path]}
     found = {file.name: file for file in sorted(path.iterdir(), key=_natural) if not file.name.startswith(".")}
+    broken = [name for name, file in found.items() if not file.exists() and not _is_document(file)]
+    if broken:
+        raise ConfigError(
+            f"{path}: {listing(broken, 5)} cannot be read: a link to {found[broken[0]].readlink()}, which is not "
+            "there; fetch that file, or remove the link"
+        )
     data = {name: stem(file) for name, file in found.items() if file.is_file() and _is_source(file)}
     left = [name for name, file in found.items() if name not in data and (_is_left(file) or _has_data(file))]
     if not data and not left:
         raise ConfigError(f"{path}: holds no {', '.join(SUFFIXES)} file; check the path")
     try:
         splits, other = _by_split(data, shards=True)
+    except _MissingShardError as error:
+        raise ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(
             f"{path}: {error}; keep one of them in the folder, or name one file instead of the folder"
@@ -93,6 +111,11 @@ def read(path: Path) -> Source:
         for table in map(read_file, shards):
             splits[split] += table.rows
             problems += table.problems
+        if not splits[split] and split != "all":
+            cut = "" if split == "train" else ", or remove it to have them cut from train"
+            raise ConfigError(
+                f"{path}: {listing(file.name for file in shards)} has no rows; write the {split} rows into it{cut}"
+            )
     return Source(splits, problems)
 
 
@@ -109,6 +132,11 @@ def read_hub(name: str, splits: Mapping[str, list[dict[str, Any]]]) -> Source:
             f"{name}: {error}; write the splits that you mean to files with datasets.load_dataset({name!r}, "
             "split=…).to_json('train.jsonl'), and give their folder"
         ) from error
+    if empty := [split for names in known.values() for split in names if not splits[split] and len(known) > 1]:
+        raise ConfigError(
+            f"{name}: the split {empty[0]} has no rows; write the others to files with datasets.load_dataset({name!r}, "
+            "split=…).to_json('train.jsonl'), and give their folder"
+        )
     if other:
         log.warning("%s: the splits %s are not used; %s are", name, listing(other), listing(known))
     return Source({split: [row for name in names for row in dense(splits[name])] for split, names in known.items()}, [])
@@ -132,21 +160,43 @@ def whole_numbers(splits: Mapping[str, Rows]) -> None:
 
 
 def _is_source(file: Path) -> bool:
-    return kind(file) is not None and not DOCUMENTS.fullmatch(file.name)
+    return kind(file) is not None and not _is_document(file)
+
+
+def _is_document(file: Path) -> bool:
+    """Whether a file describes others. A table has rows whatever its name, a JSON file may have settings."""
+    if DESCRIPTIONS.fullmatch(file.name):
+        return True
+    if not DOCUMENTS.fullmatch(file.name) or kind(file) not in (None, ".json"):
+        return False
+    if kind(file) is None:
+        return not any(suffix.lower() in SUFFIXES for suffix in file.suffixes)
+    try:
+        return len(read_file(file).rows) < 2
+    except (ConfigError, OSError):
+        return True
 
 
 def _is_left(file: Path) -> bool:
-    """Whether a file that cannot be read looks like data: by its ending, or by a split in its name."""
-    if not file.is_file() or DOCUMENTS.fullmatch(file.name):
-        return False
-    return bool(DATA.fullmatch(file.name)) or bool(_splits(file.name))
+    """Whether a file that cannot be read may be data: it has an ending that no document has, or a split in its name."""
+    return file.is_file() and not _is_document(file) and bool(file.suffix or _splits(file.name))
 
 
 def _has_data(folder: Path) -> bool:
-    return folder.is_dir() and any(
-        file.is_file() and not file.name.startswith(".") and (_is_source(file) or _is_left(file))
-        for file in folder.iterdir()
-    )
+    """Whether a folder has data at any depth."""
+    if not folder.is_dir():
+        return False
+    for top, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = [Path(top, name) for name in names if not name.startswith(".")]
+        if any(_is_source(file) or (_is_left(file) and _is_named(file)) for file in files):
+            return True
+    return False
+
+
+def _is_named(file: Path) -> bool:
+    """Whether a file that cannot be read is named as data. Folders beside data have files of many kinds."""
+    return bool(DATA.fullmatch(file.name)) or bool(_splits(file.name))
 
 
 def _natural(file: Path) -> list[Any]:
@@ -176,15 +226,35 @@ def _by_split(stems: Mapping[str, str], *, shards: bool) -> tuple[dict[str, list
         known, other = {"all": other}, []
     for split, names in known.items():
         if not shards or not _are_shards(names):
-            total = re.search(r"[0-9]+-of-0*([0-9]+)", names[0])
-            if shards and total and int(total[1]) != len(names):
-                raise ValueError(f"{listing(names, 5)}: {len(names)} of {total[1]} shards are there")
+            if shards and (missing := _missing(names)):
+                raise _MissingShardError(
+                    f"{listing(names, 5)}: {len(names)} of {len(names) + len(missing)} shards are there; fetch "
+                    f"{listing(missing, 5)} too"
+                )
             if len(names) > 1:
                 of = "one source" if split == "all" else split
                 raise ValueError(f"{listing(names, 8)} would be put together as {of}")
     if set(known) == {"train"}:
         known = {"all": known["train"]}
     return known, other
+
+
+HASH = re.compile(r"([0-9]+-of-[0-9]+)-[0-9a-f]{6,}", re.IGNORECASE)  # in names that the hub gave shards before
+
+
+def _missing(names: Sequence[str]) -> list[str]:
+    """The shards that are not there, where names differ in their number of a total alone."""
+    numbered = [re.search(r"([0-9]+)(-of-0*([0-9]+))", name := HASH.sub(r"\1", full)) and name for full in names]
+    found = [re.fullmatch(r"(.*?)([0-9]+)(-of-0*([0-9]+).*)", name) for name in numbered if name]
+    parts = [match for match in found if match]
+    if len(parts) < len(names) or len({(match[1], match[3]) for match in parts}) > 1:
+        return []
+    there, total = [int(match[2]) for match in parts], int(parts[0][4])
+    first = int(0 not in there and total in there)
+    lost = set(range(first, total + first)).difference(there)
+    if len(set(there)) < len(there) or len(lost) + len(there) != total:
+        return []
+    return [f"{parts[0][1]}{number:0{len(parts[0][2])}}{parts[0][3]}" for number in sorted(lost)]
 
 
 def _are_shards(names: Sequence[str]) -> bool:
@@ -197,7 +267,7 @@ def _are_shards(names: Sequence[str]) -> bool:
         return False
     if len(names) == 1:
         return True
-    parts = [re.findall(r"[a-z]+|[0-9]+|[^a-z0-9]+", name.lower()) for name in names]
+    parts = [re.findall(r"[a-z]+|[0-9]+|[^a-z0-9]+", HASH.sub(r"\1", name.lower())) for name in names]
     if len({len(part) for part in parts}) > 1:
         return False
     varied = [at for at, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]

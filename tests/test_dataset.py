@@ -6,11 +6,13 @@ import csv
 import gzip
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import Row, vignette, vignettes, write_rows
 from test_prompt import settings
 
@@ -136,6 +138,7 @@ HUB: list[tuple[list[str], dict[str, int] | str]] = [
     (["train", "validation", "test", "one_shot_examples"], {"train": 3, "validation": 3, "test": 3}),
     (["train_sft", "train_gen", "test_sft"], "train_sft, train_gen would be put together as train; write the splits"),
     (["train_r1", "train_r2"], "train_r1, train_r2 would be put together as train"),
+    (["train", "dev", "test"], "org/rows: the split dev has no rows; write the others"),
     (["a", "b"], "a, b would be put together as one source"),
 ]
 
@@ -144,7 +147,7 @@ HUB: list[tuple[list[str], dict[str, int] | str]] = [
 def test_splits_of_the_hub_are_named_by_the_same_rule(
     names: list[str], expected: dict[str, int] | str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    splits = {name: vignettes(3) for name in names}
+    splits = {name: vignettes(0 if name == "dev" else 3) for name in names}
     if isinstance(expected, str):
         with pytest.raises(ConfigError, match=expected):
             sources.read_hub("org/rows", splits)
@@ -212,7 +215,24 @@ FOLDERS: list[tuple[list[str], str]] = [
     (["train.v1.jsonl", "train.v2.jsonl"], "train.v1.jsonl, train.v2.jsonl would be put together as train"),
     (["fold1.jsonl", "fold2.jsonl"], "fold1.jsonl, fold2.jsonl would be put together as one source"),
     (["train.jsonl", "dev.jsonl", "valid.jsonl"], "dev.jsonl, valid.jsonl would be put together as validation"),
-    (["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"], "2 of 3 shards are there"),
+    (
+        ["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"],
+        "train-00002-of-00003.jsonl: 2 of 3 shards are there; fetch train-00000-of-00003.jsonl too",
+    ),
+    (["train-00000-of-00002-5bf5b1f0b1a4.jsonl"], "1 of 2 shards are there; fetch train-00001-of-00002.jsonl too"),
+    (
+        ["train-00000-of-00002-5bf5b1.jsonl", "train-00000-of-00002-9c2d77.jsonl"],
+        "would be put together as train; keep one",
+    ),
+    (["train.jsonl", "raw/v1/test.jsonl"], ": raw would not be read; move"),
+    (["train.jsonl", "raw/v1/more/heldout.data"], ": raw would not be read; move"),
+    (["train.jsonl", "metadata.json"], ": metadata.json would not be read; move"),
+    (["train.jsonl", "citation.jsonl"], ": citation.jsonl would not be read; move"),
+    (["train.jsonl", "notice.csv"], ": notice.csv would not be read; move"),
+    (["train.jsonl", "README.jsonl.gz"], ": README.jsonl.gz would not be read; move"),
+    (["train.jsonl", "heldout.jsonl.bak"], ": heldout.jsonl.bak would not be read; move"),
+    (["train.jsonl", "heldout.data"], ": heldout.data would not be read; move"),
+    (["train.jsonl", "heldout.jsonl~"], ": heldout.jsonl~ would not be read; move"),
     (["train-1.jsonl", "train-3.jsonl"], "train-1.jsonl, train-3.jsonl would be put together as train"),
 ]
 
@@ -222,12 +242,66 @@ def test_a_folder_of_which_a_part_would_be_ignored_or_mixed_is_refused(
     tmp_path: Path, names: list[str], said: str
 ) -> None:
     for number, name in enumerate(names):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         write_rows(tmp_path / name, [vignette(number * 9 + row) for row in range(9)])
     with pytest.raises(ConfigError) as caught:
         examples(tmp_path)
     assert said in str(caught.value)
     assert ";" in str(caught.value)
+
+
+def test_a_broken_link_in_a_folder_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", vignettes(9))
+    (tmp_path / "test.jsonl").symlink_to("../blobs/0123abcd")
+    with pytest.raises(ConfigError, match=r"test\.jsonl cannot be read: a link to \.\./blobs/0123abcd, which is not"):
+        examples(tmp_path)
+
+
+def test_documents_beside_data_are_not_data(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", vignettes(9))
+    for name in ("dataset_infos.json", "dataset_info.json", "state.json", "dataset_dict.json", "metadata.json"):
+        (tmp_path / name).write_text(json.dumps({"name": "x", "parts": [1]}), "utf-8")
+    for name in ("README", "README.md", "LICENSE", "LICENSE.txt", ".gitattributes", "CITATION.cff", "notes", "a.png"):
+        (tmp_path / name).write_text("text", "utf-8")
+    (tmp_path / "docs" / "img").mkdir(parents=True)
+    (tmp_path / "docs" / "img" / "a.png").write_text("text", "utf-8")
+    (tmp_path / "docs" / "README.md").write_text("text", "utf-8")
+    assert sum(sizes(examples(tmp_path))) == 9
+
+
+def empty_parquet(path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pylist(vignettes(1)).slice(0, 0), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("test.jsonl", lambda path: path.write_text("\n \n", "utf-8")),
+        ("test.json", lambda path: path.write_text("[]", "utf-8")),
+        ("test.csv", lambda path: path.write_text("id,question\n", "utf-8")),
+        ("validation.parquet", empty_parquet),
+        ("train.jsonl.gz", lambda path: path.write_bytes(gzip.compress(b"\n"))),
+    ],
+)
+def test_a_split_without_rows_is_not_cut_from_another(tmp_path: Path, name: str, write: Callable[[Path], Any]) -> None:
+    other = "validation.jsonl" if "train" in name else "train.jsonl"
+    write_rows(tmp_path / other, vignettes(9))
+    write(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"{name} has no rows; write the {name.split('.')[0]} rows into it"):
+        examples(tmp_path)
+
+
+def test_shards_with_a_hash_in_their_names_are_shards(tmp_path: Path) -> None:
+    rows = vignettes(36)
+    for number, code in enumerate(("5bf5b1f0b1a4c3d2", "9c2d77aa01beef00", "0123456789abcdef")):
+        name = f"train-0000{number}-of-00003-{code}.jsonl"
+        write_rows(tmp_path / name, rows[9 * number : 9 * number + 9])
+    write_rows(tmp_path / "test-00000-of-00001-77aa01be5bf5b1f0.jsonl", rows[27:])
+    made = ids(examples(tmp_path, split={"train": 0.9, "validation": 0.1, "test": 0.1}))
+    assert made["test"] == [row["id"] for row in rows[27:]]
+    assert sorted(made["train"] + made["validation"]) == sorted(row["id"] for row in rows[:27])
 
 
 @pytest.mark.parametrize(
@@ -378,6 +452,29 @@ def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path, group: Any,
     assert all(len(splits) == 1 for group, splits in homes(made).items() if group != "None")
 
 
+NULLS = [
+    "{{ 'case ' ~ pat }}", "{{ site }}-{{ pat }}", "{{ pat | int }}", "{{ pat | tojson }}", "{{ '%s/x' % pat }}",
+    "{% set p = pat %}case {{ p }}", "{% if pat %}case {{ pat }}{% else %}case {% endif %}", "{{ '{}.'.format(pat) }}",
+    "{{ [site, pat] | join('-') }}", "{{ pat | string | upper }}", "{% for p in [pat] %}{{ site }}{{ p }}{% endfor %}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", NULLS)
+@pytest.mark.parametrize("missing", [None, math.nan, "", "nan", "None", "null"])
+def test_a_group_id_made_of_a_null_is_no_group(tmp_path: Path, template: str, missing: Any) -> None:
+    rows = [vignette(number, site="S", pat=str(number // 2) if number < 8 else missing) for number in range(20)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    made = examples(path, mounted=True, group_by=template)["test"]
+    assert [row.group is None for row in made] == [number >= 8 for number in range(20)]
+    assert len({row.group for row in made}) == 5
+
+
+def test_a_default_in_group_by_is_a_group(tmp_path: Path) -> None:
+    rows = [vignette(number, pat=None if number % 2 else f"p{number}") for number in range(6)]
+    made = examples(write_rows(tmp_path / "a.jsonl", rows), mounted=True, group_by="{{ pat or 'other' }}")["test"]
+    assert [row.group for row in made] == ["p0", "other", "p2", "other", "p4", "other"]
+
+
 def test_a_group_by_that_gives_no_row_a_group_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [vignette(number, meta={"case": 1}) for number in range(9)])
     with pytest.raises(ConfigError, match=r"dataset\.group_by='\{\{ meta\.cse \}\}': gives no row a group"):
@@ -407,14 +504,49 @@ def test_the_number_that_is_given_instead_works(hundred: Path) -> None:
     assert sizes(examples(hundred, split={"train": 70, "validation": 20, "test": 10})) == (70, 20, 10)
 
 
-def test_numbers_count_for_splits_that_are_cut_and_no_others(tmp_path: Path) -> None:
+def test_a_split_of_the_source_with_fewer_rows_than_asked_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    rows = vignettes(80)
+    write_rows(tmp_path / "train.jsonl", rows[:50])
+    write_rows(tmp_path / "test.jsonl", rows[60:])
+    default = {"train": 384, "validation": 48, "test": 200}
+    for validation in (True, False):
+        if validation:
+            write_rows(tmp_path / "validation.jsonl", rows[50:60])
+        else:
+            (tmp_path / "validation.jsonl").unlink()
+        with pytest.raises(ConfigError) as caught:
+            examples(tmp_path, split=default)
+        assert "asks for 384 train, 48 validation, 200 test rows" in str(caught.value)
+        assert f"50 train, {10 if validation else 0} validation, 20 test" in str(caught.value)
+        remedy = re.search(r"set dataset\.split=(\{.*?\})", str(caught.value))
+        assert remedy
+        made = examples(tmp_path, split=yaml.safe_load(remedy[1]))
+        assert sizes(made) == ((50, 10, 20) if validation else (45, 5, 20))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ({"train": 22, "validation": 8, "test": 10}, (22, 8, 10)),
+        ({"train": 5, "validation": 8, "test": 2}, (22, 8, 10)),
+        ({"train": 0.1, "validation": 8, "test": 0.9}, (22, 8, 10)),
+        ({"train": 23, "validation": 8, "test": 10}, None),
+        ({"train": 1, "validation": 8, "test": 11}, None),
+        ({"train": 0.9, "validation": 30, "test": 10}, None),
+        ({"train": 28, "validation": 0.1, "test": 10}, None),
+    ],
+)
+def test_numbers_are_the_least_that_a_split_of_the_source_has(
+    tmp_path: Path, split: dict[str, float], expected: tuple[int, ...] | None
+) -> None:
     rows = vignettes(40)
     write_rows(tmp_path / "train.jsonl", rows[:30])
     write_rows(tmp_path / "test.jsonl", rows[30:])
-    assert sizes(examples(tmp_path, split={"train": 384, "validation": 8, "test": 200})) == (22, 8, 10)
-    for wanted in (30, 31):  # nothing would be left to train on
-        with pytest.raises(ConfigError, match=f"asks for {wanted + 1} rows .1 train, {wanted} validation., and .* 30"):
-            examples(tmp_path, split={"train": 384, "validation": wanted, "test": 200})
+    if expected is None:
+        with pytest.raises(ConfigError, match="asks for"):
+            examples(tmp_path, split=split)
+    else:
+        assert sizes(examples(tmp_path, split=split)) == expected
 
 
 def test_as_many_rows_are_generated_as_keep_lets_through() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import subprocess
@@ -70,6 +71,53 @@ def test_a_semicolon_table_with_a_broken_row_is_still_read_by_semicolons(tmp_pat
 def test_line_numbers_count_the_lines_within_cells(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('id,question\n1,"two\nlines"\n\n2,a,b\n', "utf-8")
     with pytest.raises(ConfigError, match=r"a\.csv:5: has 3 cells"):
+        read(tmp_path / "a.csv")
+
+
+NESTED: dict[str, tuple[Any, str, str]] = {
+    "a list as Python writes it": (["Berne", "it's"], """['Berne', "it's"]""", "Berne+it's"),
+    "a list as JSON": (["Berne", None], '["Berne", null]', "Berne+"),
+    "parts": ([{"type": "text"}], "[{'type': 'text'}]", "not text"),
+    "an object": ({"A": "x"}, "{'A': 'x'}", "A"),
+    "nulls": ([None, True], "[None, True]", "not text"),
+}
+
+
+@pytest.mark.parametrize(("value", "cell", "expected"), NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_lists_and_objects_as_text_in_a_table_are_values(
+    tmp_path: Path, value: Any, cell: str, expected: str, delimiter: str
+) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*ROWS[0], "extra"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows({**row, "extra": value if delimiter == "," else cell} for row in ROWS)
+        writer.writerow({**ROWS[0], "id": "4", "extra": ""})
+    with pytest.raises(ConfigError, match=r"column extra, which is a (list|dict) and not text"):
+        read(tmp_path / "a.csv", user="{{ extra }}")
+    joined = "{{ extra | join('+') or 'none' }}"
+    if expected == "not text":
+        with pytest.raises(ConfigError, match=expected):
+            read(tmp_path / "a.csv", user=joined)
+    else:
+        assert [row[1] for row in read(tmp_path / "a.csv", user=joined)] == [*[expected] * 3, "none"]
+
+
+@pytest.mark.parametrize("other", ["[sic] he said", "[1", "plain", "('a', 'b')"])
+def test_a_column_with_other_texts_stays_text(tmp_path: Path, other: str) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            [list(ROWS[0]), ["1", "[1]", "r", "A"], ["2", "['a']", "r", "A"], ["3", other, "r", "A"]]
+        )
+    assert [row[1] for row in read(tmp_path / "a.csv")] == ["[1]", "['a']", other]
+
+
+def test_numpy_arrays_as_text_are_refused(tmp_path: Path) -> None:
+    import numpy as np
+
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([list(ROWS[0]), ["1", np.array(["Berne, CH", "Bern"]), "r", "A"]])
+    with pytest.raises(ConfigError, match=r"column 'question' has NumPy arrays as text: \['Berne, CH' 'Bern'\]; write"):
         read(tmp_path / "a.csv")
 
 

@@ -62,7 +62,8 @@ def render(template: str, row: Row = ROW, **changed: Any) -> str:
         ("{{ X + 'a' }}{{ X | search('(.*)') }}{{ X | sql }}", "a"),
         ("{% set y %}{{ X }}{% endset %}{{ y }}{% macro m(z) %}{{ z }}{% endmacro %}{{ m(X) }}", ""),
         ("{{ {'a': 'b'}.get('c') }}{{ {'a': 'b'}.get('c') | trim }}{{ none }}{{ 'a' ~ none }}", "a"),
-        ("{{ X | int }}", "0"),
+        ("{{ X | int }}{{ X | float }}{{ X | int | string }}", ""),
+        ("{{ X | int(7) }}{{ X | float(default=0.5) }}", "70.5"),
     ],
 )
 def test_null_writes_nothing(name: str, template: str, expected: str) -> None:
@@ -226,6 +227,43 @@ def test_whole_numbers_that_pandas_made_floats_are_written_without_a_fraction(tm
     assert [row.user for row in made] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
 
 
+def test_a_text_that_is_no_number_is_not_written_as_0() -> None:
+    row = {"a": "12", "b": "", "c": "many", "d": " 1.5 "}
+    assert render("{{ a | int + 1 }} {{ b | int }} {{ d | float }} {{ c | int(0) }}", row, id=None) == "13  1.5 0"
+    for name in ("int", "float"):
+        with pytest.raises(ConfigError, match=r"'many' is not a number; write a default, as in int\(0\)"):
+            render(f"{{{{ c | {name} }}}}", row, id=None)
+
+
+def test_an_index_from_the_end_must_be_a_constant() -> None:
+    row = {"cop": -1, "good": 1, "options": ["a", "b"], "key": {"a": "x"}}
+    for template in ("'ABCD'[cop]", "options[cop]", "('a', 'b')[cop]", "'ABCD'[good - 2]", "'ABCD'[cop | int]"):
+        with pytest.raises(ConfigError, match=r"the index -1 of a row would count from the end; leave the row out"):
+            render(f"{{{{ {template} }}}}", row, id=None)
+    for template, text in (
+        ("'ABCD'[good]", "B"), ("options[-1]", "b"), ("options[-1:][0]", "b"), ("{-1: 'none', 1: 'x'}[cop]", "none"),
+        ("key[options[0]]", "x"),
+    ):  # fmt: skip
+        assert render(f"{{{{ {template} }}}}", row, id=None) == text
+
+
+COMPARED = ["n > 3", "n >= m", "3 < n and m < 9", "n | int > 3", "n > 3 or m > 3", "(n > 3)"]
+
+
+@pytest.mark.parametrize("keep", COMPARED)
+def test_the_remedy_for_a_comparison_with_null_works(keep: str) -> None:
+    rows: list[Row] = [{"n": 5, "m": 4}, {"n": None, "m": 4}, {"n": 2, "m": 4}]
+    with pytest.raises(ConfigError, match=r"row 1: dataset\.keep compares a value that is null; write `") as caught:
+        Templates(
+            settings(**CHAT | {"user": "u", "assistant": "a", "id": None, "keep": keep}), "dataset", ["n", "m"]
+        ).keeps(rows[1], "row 1")
+    own = {"user": "u", "assistant": "a", "id": None, "keep": str(caught.value).split("`")[1]}
+    templates = Templates(settings(**CHAT | own), "dataset", ["n", "m"])
+    assert [templates.keeps(row, "row") for row in rows] == [True, False, keep == "n > 3 or m > 3"]
+    if keep == "n > 3":
+        assert own["keep"] == "n is not none and n > 3"
+
+
 # — several correct answers —
 
 
@@ -323,7 +361,130 @@ def test_turns_that_no_template_reads_are_refused_and_the_remedy_works(row: Row,
     assert "keep" in changed or templates.keeps(short, "row 2")
 
 
+def first_exchange(column: str, question: str, answer: str) -> dict[str, Any]:
+    return {
+        "id": None,
+        "user": f"{{{{ {column}{question} }}}}",
+        "assistant": f"{{{{ {column}{answer} }}}}",
+    }
+
+
+SPEAKER = [("author", "content"), ("sender", "text"), ("name", "content"), ("type", "content"), ("turn", "text"),
+           ("Role", "Content"), ("speaker", "utterance"), ("FROM", "value")]  # fmt: skip
+PAIRS = [("input", "output"), ("prompt", "response"), ("question", "answer"), ("instruction", "output"),
+         ("query", "response"), ("Human", "Assistant")]  # fmt: skip
+MAPPED = "(messages | map(attribute='content') | list)"
+DROPPING: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{
+        f"speaker {key}": (
+            [{key: ("user", "assistant")[n % 2], text: f"t{n}"} for n in range(4)],
+            first_exchange("c", f"[0].{text}", f"[1].{text}"),
+        )
+        for key, text in SPEAKER
+    },
+    **{f"pairs {a}": ([{a: "q", b: "a"}] * 2, first_exchange("c", f"[0].{a}", f"[0].{b}")) for a, b in PAIRS},
+    "no speaker": (
+        [{"role": role, "content": "x"} for role in ("user", "assistant", None, "assistant")],
+        first_exchange("c", "[0].content", "[1].content"),
+    ),
+    "numbers": (
+        [{"speaker": n % 2, "text": "x"} for n in range(4)],
+        first_exchange("c", "[0].text", "[1].text"),
+    ),
+    "object of lists": (
+        {"role": ["user", "assistant"] * 2, "content": ["q1", "a1", "q2", "a2"]},
+        first_exchange("c", ".content[0]", ".content[1]"),
+    ),
+    "mapped": (talk("u1", "a1", "u2", "a2")["messages"], first_exchange(MAPPED, "[0]", "[1]")),
+    "mapped slice": (
+        talk("u1", "a1", "u2", "a2")["messages"],
+        first_exchange(MAPPED, "[:1] | join", "[:2] | last"),
+    ),
+    "mapped of selected": (
+        talk("u1", "a1", "u2", "a2")["messages"],
+        {
+            "id": None,
+            "user": "{{ (messages | selectattr('role', 'eq', 'user') | map(attribute='content') | list)[0] }}",
+            "assistant": "{{ messages | selectattr('role', 'eq', 'assistant') | map(attribute='content') | first }}",
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("turns", "changed"), DROPPING.values(), ids=DROPPING)
+def test_the_first_exchange_alone_is_refused_in_every_shape(turns: Any, changed: dict[str, Any]) -> None:
+    column = "messages" if "messages" in changed["user"] else "c"
+    with pytest.raises(ConfigError, match=rf"{column}\S* has \d turns, and the templates read .* would be dropped"):
+        chat({column: turns}, **changed)
+
+
+FLAT = ["conversation", "conversations", "messages", "data", "turns", "dialog", "dialogue", "history", "chat"]
+
+
+@pytest.mark.parametrize("column", FLAT)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_texts_and_pairs_of_texts_in_a_column_named_after_a_conversation(column: str, *, pairs: bool) -> None:
+    turns: Any = [["q1", "a1"], ["q2", "a2"]] if pairs else ["q1", "a1", "q2", "a2"]
+    used = first_exchange(column, "[0][0]", "[0][1]") if pairs else first_exchange(column, "[0]", "[1]")
+    with pytest.raises(ConfigError, match=rf"{column} has \d turns, and the templates read .* would be dropped"):
+        chat({column: turns}, **used)
+    with pytest.raises(ConfigError, match=rf"row\.{column} has \d turns"):
+        chat(
+            {"row": {column: turns}},
+            **first_exchange("row." + column, *(("[0][0]", "[0][1]") if pairs else ("[0]", "[1]"))),
+        )
+    if pairs:
+        loop = f"{{% for q, a in {column} %}}{{{{ q }}}}{{{{ a if not loop.last }}}} {{% endfor %}}"
+        made = chat({column: turns}, id=None, user=loop, assistant=f"{{{{ {column}[-1][1] }}}}")
+        assert (made.user, made.assistant) == ("q1a1 q2 ", "a2")
+    else:
+        made = chat(
+            {column: turns}, id=None, user=f"{{{{ {column}[:3] | join(' ') }}}}", assistant=f"{{{{ {column} | last }}}}"
+        )
+        assert (made.user, made.assistant) == ("q1 a1 q2", "a2")
+    assert chat({column: turns[: 1 if pairs else 2]}, **used).assistant == "a1"
+
+
+@pytest.mark.parametrize("history", [[["q0", "a0"]], [["q0", "a0"], ["q1", "a1"]], [{"role": "user", "content": "q"}]])
+def test_a_history_that_no_template_reads_is_refused_and_the_remedy_works(history: Any) -> None:
+    own = {"id": None, "user": "{{ instruction }}", "assistant": "{{ output }}"}
+    row = {"instruction": "q", "output": "a", "history": history}
+    with pytest.raises(ConfigError, match=r"history has \d earlier turns?, which no template reads") as caught:
+        chat(row, **own)
+    keep = re.search(r"\"dataset\.keep='(.*)'\"", str(caught.value))
+    assert keep
+    templates = Templates(settings(**{**CHAT, **own, "keep": keep[1]}), "dataset", list(row))
+    assert not templates.keeps(row, "row 1")
+    for without in ({**row, "history": []}, {**row, "history": None}):
+        assert templates.keeps(without, "row 2")
+        assert templates.example(without, "x", "row 2").assistant == "a"
+    assert chat(row, **{**own, "user": "{{ history | tojson }}{{ instruction }}"}).user.endswith("q")
+    assert chat({**row, "history": "55-year-old man"}, **own).user == "q"
+    assert chat({**row, "history": ["asthma", "gout"]}, **own).user == "q"
+
+
+def test_lists_that_are_no_conversations_may_be_read_in_part() -> None:
+    own = {"id": None, "user": "q", "target": "t"}
+    for items, read in (
+        ([{"label": "A", "text": "x"}, {"label": "B", "text": "y"}], "c[0].text"),
+        ([{"name": "aspirin", "text": "x"}, {"name": "heparin", "text": "y"}], "c[1].text"),
+        ([{"type": "text", "text": "x"}, {"type": "text", "text": "y"}], "c[0].text"),
+        ([{"text": "x", "score": 1}, {"text": "y", "score": 2}], "(c | map(attribute='text') | list)[0]"),
+        (["x", "y"], "c[0]"),
+        ({"text": ["x", "y"], "label": ["A", "B"]}, "c.text[0]"),
+    ):
+        assert chat({"c": items}, assistant=f"{{{{ {read} }}}}", **own).assistant in ("x", "y")
+
+
 def test_conversations_of_which_nothing_is_dropped() -> None:
+    mapped = {"id": None, "assistant": f"{{{{ {MAPPED} | last }}}}", "user": f"{{{{ {MAPPED}[:-1] | join(' ') }}}}"}
+    assert chat(talk("u1", "a1", "u2", "a2"), **mapped).user == "u1 a1 u2"
+    roles = {
+        "id": None,
+        "user": "{{ messages | map(attribute='role') | join }}",
+        "assistant": f"{{{{ {MAPPED} | join }}}}",
+    }
+    assert chat(talk("u1", "a1", "u2", "a2"), **roles).assistant == "u1a1u2a2"
     assert chat(talk("u1", "a1")).assistant == "a1"
     assert (
         chat(talk("s1", "u1", "a1"), user="{{ messages[1].content }}", assistant="{{ messages[2].content }}").user

@@ -44,7 +44,7 @@ def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str,
     """What a dataset is made of: its settings, the seed and the content of its source."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
     return {
-        "version": 3,
+        "version": 4,
         "dataset": settings,
         "seed": seed,
         "mounted": mounted,
@@ -320,6 +320,7 @@ def _unique_groups(splits: Mapping[str, list[Example]], key: str) -> None:
 def _split(made: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> dict[str, list[Example]]:
     """The three splits: the source's own, and what it lacks cut from its rows by seed.
 
+    The source's own splits are used whole: a share of one does not count, a count must not be larger.
     Rows that share a group stay together, so a share may miss its size by a group.
 
     Raises:
@@ -328,11 +329,35 @@ def _split(made: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> 
     if "all" in made:
         wanted = {str(name): size for name, size in cfg.split.items() if size}
         return {name: [] for name in SPLITS} | _cut(made["all"], wanted, cfg, seed)
-    splits = {name: list(made.get(name, [])) for name in SPLITS}
-    lacking = {str(name): size for name, size in cfg.split.items() if size and not splits[name] and name != "train"}
-    if lacking and splits["train"]:
-        splits |= _cut(splits["train"], lacking, cfg, seed)
+    own = {name: list(made.get(name, [])) for name in SPLITS}
+    lacking = {str(name): size for name, size in cfg.split.items() if size and not own[name] and name != "train"}
+    asked = {str(name): int(size) for name, size in cfg.split.items() if size >= 1}
+    needed = asked | {"train": sum(count for name, count in asked.items() if name == "train" or name in lacking)}
+    if any(len(own[name]) < needed.get(name, 0) for name in SPLITS if name not in lacking):
+        raise _too_few(asked, own, cfg)
+    splits = own | (_cut(own["train"], lacking, cfg, seed) if lacking and own["train"] else {})
+    if any(len(splits[name]) < count for name, count in asked.items()):
+        raise _too_few(asked, splits, cfg)
+    if any(len(splits[name]) > count for name, count in asked.items()):
+        log.info(
+            "dataset.split={%s}: %s has splits of its own, which are used whole: %s",
+            _asked(cfg), cfg.name_or_path, ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
+        )  # fmt: skip
     return splits
+
+
+def _too_few(asked: Mapping[str, int], splits: Mapping[str, list[Example]], cfg: DatasetConfig) -> ConfigError:
+    counts = ", ".join(f"{count:,} {name}" for name, count in asked.items())
+    there = ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS)
+    return ConfigError(
+        f"dataset.split={{{_asked(cfg)}}}: asks for {counts} rows, and {cfg.name_or_path} has splits of its own with "
+        f"{there}{' after keep' if cfg.keep else ''}; set dataset.split={{train: 0.8, validation: 0.1, test: 0.1}}: "
+        "splits that the source has are then used whole, and others are cut from train"
+    )
+
+
+def _asked(cfg: DatasetConfig) -> str:
+    return ", ".join(f"{name}: {size:g}" for name, size in cfg.split.items())
 
 
 def _cut(rows: list[Example], wanted: Mapping[str, float], cfg: DatasetConfig, seed: int) -> dict[str, list[Example]]:
@@ -368,7 +393,7 @@ def _enough(
     short = [name for name, count in counts.items() if len(splits[name]) < count]
     if not short:
         return
-    split = ", ".join(f"{name}: {size:g}" for name, size in cfg.split.items())
+    split = _asked(cfg)
     asked = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     there = f"{cfg.name_or_path} has {len(rows):,} of them" + (" after keep" if cfg.keep else "")
     total = sum(counts.values())
