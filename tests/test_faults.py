@@ -21,8 +21,8 @@ SWEEP = [
     *("eval.engine=transformers", "eval.max_tokens=16", "eval.max_rows=4", "eval.baseline=false"),
     *("train.lr_scheduler_type=constant", "peft.lora_dropout=0.1", "train.num_train_epochs=1,3"),
 ]
-# What two runs of the same sweep never share: the clock, and what is measured by it or by the machine's memory.
-MEASURED = re.compile(r"started|finished|times|.*seconds|tokens_per_second.*|mfu|peak_memory_gib")
+# What two runs of the same sweep never share: their id, the clock, and what is measured by it or by the memory.
+MEASURED = re.compile(r"id|started|finished|times|.*seconds|tokens_per_second.*|mfu|peak_memory_gib")
 
 
 def start(folder: Path, sweep_dir: str) -> subprocess.Popen[str]:

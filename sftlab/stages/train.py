@@ -24,7 +24,7 @@ from sftlab.launch import INPUTS, child, leave_out, serve
 from sftlab.models import Base, beside_text
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
-from sftlab.store import Stage, Store, key_of, use, versions, write_json
+from sftlab.store import Stage, Store, key_of, sync, use, versions, write_json
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +136,9 @@ def make(
 
     def build(folder: Path) -> None:
         for left in folder.glob("checkpoint-*"):
-            if not (left / COMPLETE).is_file():  # interrupted while it was written
+            if not (left / COMPLETE).is_file():  # interrupted while it was written, so no training has ended here
                 shutil.rmtree(left)
+                (folder / RECEIPT).unlink(missing_ok=True)
         if not (folder / RECEIPT).is_file():  # which is written last
             if _shared(store, key, folder, train):
                 tell_others(to_train=False)
@@ -464,6 +465,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
             "earlier_machines": elsewhere,
             "diverged_at_step": diverged,
         }
+        sync(folder)  # with the receipt on the disk, all of the training is
         write_json(folder / RECEIPT, receipt | told)
     # A rank that ends with its connections open is sometimes ended by SIGABRT on its way out.
     trainer.accelerator.end_training()
