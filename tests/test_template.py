@@ -130,6 +130,7 @@ def test_a_text_that_differs_in_line_breaks_only(folder: Path, template: str) ->
         ("    return x\n    # a b\n", "{{ message['content'] | trim }}", True),
         ("\n\n\treturn x\n", "{{ message['content'].strip() }}", True),
         ("  return x", " {{ message['content'] | trim }}", True),
+        ("```\n    return x", "{{ message['content'] | trim }}", False),  # as the warning proposes
         ("    return x", CONTENT, False),
         ("\n    return x", "{{ message['content'].strip('\n') }}", False),
         ("    return x", "<think>\n\n</think>\n\n{{ message['content'] }}", False),
