@@ -734,6 +734,8 @@ def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[
     rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
     if cfg.mode != "train":
         score.check(rows, cfg.eval)
+        if warning := score.check_completions(rows, cfg.eval, "test"):
+            log.warning(warning)
         if cfg.eval.group_by is not None:
             source = cfg.eval.dataset or cfg.dataset
             values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)

@@ -180,18 +180,20 @@ def unmatched(examples: Sequence[Example], cfg: EvalConfig, name: Callable[[Exam
         )
 
 
-def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | None:
-    """Read the training completions as answers are read: a model that learns to write them must be counted as right.
+def check_completions(examples: Sequence[Example], cfg: EvalConfig, split: str = "train") -> str | None:
+    """Read the completions of a split as answers are read: what they write must be counted as right.
 
     Returns a warning where some of them (of the first ``LOOKED_AT``) are not read as their target, and None where all
-    are, or the task has no right and wrong.
+    are, or the task has no right and wrong. Those of a mounted test set, to which no model was trained, are only
+    warned about.
 
     Raises:
         ConfigError: none of them is.
     """
     # Of another dataset's test set the training rows may have nothing but the form of a choice in common.
-    alike = cfg.task == "exact" and cfg.dataset is None
-    rows = [row for row in examples if alike or (cfg.task == "choice" and row.choices)][:LOOKED_AT]
+    mounted = split == "test" and cfg.dataset is not None
+    alike = cfg.task == "exact" and (split == "test" or cfg.dataset is None)
+    rows = [row for row in examples if row.assistant and (alike or (cfg.task == "choice" and row.choices))][:LOOKED_AT]
     if not rows:
         return None
 
@@ -204,11 +206,12 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
     first, read_as = lost[0]
     key = f"eval.pattern={cfg.pattern!r}" if cfg.task == "choice" else f"eval.task=exact, eval.extract={cfg.extract!r}"
     place = (
-        f"train row {first.id!r} has target {' or '.join(first.accepted)[:60]!r}, its completion ends in "
+        f"{split} row {first.id!r} has target {' or '.join(first.accepted)[:60]!r}, its completion ends in "
         f"{first.assistant.strip()[-80:]!r} and is read as {repr(read_as[:60]) if read_as else 'nothing'}"
     )
-    if len(lost) < len(rows):
-        return f"{key}: {len(lost)} of {len(rows)} training completions are not read as their target; {place}"
+    named = "training" if split == "train" else split
+    if len(lost) < len(rows) or mounted:
+        return f"{key}: {len(lost)} of {len(rows)} {named} completions are not read as their target; {place}"
     remedy = "change dataset.assistant, or "
     if cfg.task == "choice":
         tries = {"pattern": [f"(?i){cfg.pattern}", r"(?i)answer(?: is)?:?[\s*]*\(?([A-Z0-9])\b"]}
@@ -221,7 +224,7 @@ def check_completions(examples: Sequence[Example], cfg: EvalConfig) -> str | Non
             if not wrong(cfg.model_copy(update={name: value})):
                 remedy = f"set {_override(f'eval.{name}', value)}"
                 break
-    raise ConfigError(f"{key}: none of {len(rows)} training completions is read as its target: {place}; {remedy}")
+    raise ConfigError(f"{key}: none of {len(rows)} {named} completions is read as its target: {place}; {remedy}")
 
 
 def _reads(pattern: str, examples: Sequence[Example], cfg: EvalConfig) -> bool:

@@ -32,6 +32,8 @@ from sftlab.sources import is_data
 from sftlab.stages import dataset
 from sftlab.store import Store, key_of
 
+log = logging.getLogger(__name__)
+
 # Fields of SFTConfig that the pipeline itself sets: given in train.extra they would undo it.
 MANAGED = {
     "output_dir": "hydra.run.dir",
@@ -370,13 +372,18 @@ def _answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, te
             probe(cfg.eval.pattern)
         except ConfigError:
             return  # which is reported as the pattern's own problem
+    warnings = []
     if tested:
         score.check(splits["test"], cfg.eval)
     if cfg.mode in ("all", "train") and not mounted:
         if cfg.select.metric == "exact_match":
             score.check(splits["validation"], cfg.eval, "validation")
         if cfg.mode == "all":
-            score.check_completions(splits["train"], cfg.eval)
+            warnings.append(score.check_completions(splits["train"], cfg.eval))
+    if tested:
+        warnings.append(score.check_completions(splits["test"], cfg.eval, "test"))
+    for warning in filter(None, warnings):
+        log.warning(warning)
 
 
 def _split(key: str, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:

@@ -562,7 +562,15 @@ def test_a_truncated_thought_is_ended_before_a_letter_is_forced(tmp_path: Path) 
             yield from enumerate(tokens[-1] for tokens in allowed)
 
     texts = ["<think>Suppose (A)", "It depends."]
-    silent = [{"prompt": "Q", "prompt_token_ids": [5], "choices": "AB", "made": {"completion": text}} for text in texts]
+    silent = [
+        {
+            "prompt": "Q",
+            "prompt_token_ids": [5],
+            "choices": "AB",
+            "made": {"completion": text, "finish_reason": "length"},
+        }
+        for text in texts
+    ]
     given: Any = SimpleNamespace(model=str(folder), trust_remote_code=False, max_model_len=2048)
     assert len(list(evaluate._force(Engine(), given, silent))) == 2
     assert [tokenizer.decode(prompt[1:]) for prompt in asked] == [

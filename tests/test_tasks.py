@@ -671,3 +671,54 @@ def test_questions_with_words_for_answers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     made = Prediction.read(tmp_path / "run" / "predictions" / "finetuned.jsonl")
     assert {row.target for row in made} <= set(words)
+
+
+def told_otherwise(number: int) -> dict[str, Any]:
+    """A row whose completion names another letter than its target."""
+    return vignette(number, rationale="The answer is (B).", answer_idx="A")
+
+
+@pytest.mark.parametrize("mode", ["all", "evaluate"])
+@pytest.mark.parametrize(("wrong", "code"), [(1, 0), (6, 2)])
+def test_completions_of_test_rows_are_read_too(
+    tmp_path: Path, config: Callable[..., Any], caplog: pytest.LogCaptureFixture, mode: str, wrong: int, code: int
+) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for first, name in ((0, "train"), (12, "validation"), (24, "test")):
+        count = wrong if name == "test" else 0
+        rows = [vignette(first + n, rationale="The answer is (A).", answer_idx="A") for n in range(count, 6)]
+        write_rows(folder / f"{name}.jsonl", [*(told_otherwise(first + n) for n in range(count)), *rows])
+    split = "dataset.split={train: 6, validation: 6, test: 6}"
+    settings = [f"dataset.name_or_path={folder}", split, f"store={tmp_path / 'store'}", *HERE]
+    settings += [f"mode={mode}", "eval.name_or_path=random:llama"]
+    if code:
+        with pytest.raises(ConfigError, match="none of 6 test completions is read as its target: test row"):
+            config(*settings)
+    else:
+        config(*settings)
+        assert [f"{wrong} of 6 test completions are not read" in record.message for record in caplog.records] == [True]
+
+
+def test_a_mounted_test_set_may_be_written_otherwise() -> None:
+    from sftlab.config import DatasetConfig
+
+    cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
+    rows = [Example("q", "", "Q", "(A)", "A", "AB")]
+    with pytest.raises(ConfigError, match="none of 1 test completions"):
+        check_completions(rows, cfg, "test")
+    mounted = cfg.model_copy(update={"dataset": DatasetConfig.model_construct()})
+    assert "1 of 1 test completions are not read" in (check_completions(rows, mounted, "test") or "")
+    assert check_completions([Example("q", "", "Q", "", "A", "AB")], cfg, "test") is None
+
+
+def test_a_warning_about_training_completions_is_logged_without_a_run(
+    tmp_path: Path, config: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        told_otherwise(n) if n % 3 else vignette(n, rationale="The answer is (A).", answer_idx="A") for n in range(24)
+    ]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    split = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
+    config(f"dataset.name_or_path={tmp_path / 'rows.jsonl'}", split, f"store={tmp_path / 'store'}", *HERE)
+    assert sum("training completions are not read as their target" in record.message for record in caplog.records) == 1
