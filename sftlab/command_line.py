@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
@@ -158,13 +159,13 @@ def _is_word(argument: str) -> bool:
 
 
 def _is_file(argument: str) -> bool:
-    return argument.endswith(SUFFIXES) or Path(argument).exists()
+    return argument.endswith(SUFFIXES) or os.path.exists(argument)  # which takes names of any length
 
 
 def _is_setting(argument: str, conf: Path) -> bool:
     key, equal, _ = argument.partition("=")
     plain = key.lstrip("+~").partition("@")[0]
-    return (bool(equal) or key.startswith("~")) and (_is_key(plain) or (conf / plain).is_dir())
+    return (bool(equal) or key.startswith("~")) and (_is_key(plain) or os.path.isdir(conf / plain))
 
 
 def _command(name: str, words: list[str], settings: list[str], options: Sequence[str], conf: Path) -> str:
@@ -209,17 +210,17 @@ def _word(word: str, before: str, conf: Path) -> str:
     if choice := _choice(word, conf):
         return f"{word}: is not KEY=VALUE; write {shown(choice)}"
     key, equal, value = before.partition("=")
-    apart = _is_file(word) and not Path(f"{value} {word}").exists()  # a file of its own
+    apart = _is_file(word) and not os.path.exists(f"{value} {word}")  # a file of its own
     fits = equal and not apart and refusal(key, f"{value} {word}") is None
     joined = override(key, f"{value} {word}") if fits else None
-    if joined and not (conf / key.lstrip("+").partition("@")[0]).is_dir():
+    if joined and not os.path.isdir(conf / key.lstrip("+").partition("@")[0]):
         return f"{word}: is not KEY=VALUE; if it belongs to {before}, write {shown(joined)}"
     return f"{word}: is not KEY=VALUE; `{PROGRAM} --help` shows how settings are written"
 
 
 def _choice(word: str, conf: Path) -> str | None:
     for group in ("experiment", "dataset", "model", "peft", "instance", "eval", "tracking", "debug", "train"):
-        if (conf / group / f"{word}.yaml").is_file():
+        if os.path.isfile(conf / group / f"{word}.yaml"):
             return f"{'+' * (group in ADDED)}{group}={word}"
     return None
 

@@ -186,7 +186,7 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}.method={problem['ctx']['tag']!r}: should be {problem['ctx']['expected_tags']}; choose {key}=…"
     if location[-1] == "[key]":
         return f"{key}: no such key; {message}"
-    single = "," not in str(problem["input"]) or Path(str(problem["input"])).exists()
+    single = "," not in str(problem["input"]) or os.path.exists(str(problem["input"]))
     if key == "eval.predictions" and problem["type"] == "list_type" and single:
         message += "; two files are needed, the base model's first: 'eval.predictions=[BASE.jsonl,TUNED.jsonl]'"
     elif problem["type"] == "list_type" and isinstance(problem["input"], str):

@@ -304,3 +304,9 @@ def test_all_of_a_command_line_is_explained_at_once_and_no_problem_follows_from_
     assert [line.partition(":")[0] for line in message.splitlines()[1:]] == [
         "  - eval.predictions=[a=1.jsonl", "  - eval.seed=x=1", "  - peft=x", "  - +seed=3", "  - train.bf16='maybe'",
     ]  # fmt: skip
+
+
+def test_a_word_longer_than_the_name_of_a_file_is_explained() -> None:
+    message = problem(["x" * 400])
+    assert message is not None
+    assert "is not KEY=VALUE" in message
