@@ -494,7 +494,8 @@ def _finish(study: Study) -> int:
         print(f"sftlab: {reasons[-1]}", file=sys.stderr)
     if study.scratch is not None:  # the dry run of a sweep
         study.scratch.cleanup()
-        return _all_failed([one for one in found if one not in done]) if reasons else 0
+        failed = _all_failed([one for one in found if one not in done]) if reasons else 0
+        return 1 if reasons and done else failed
     code = 0 if not reasons else _all_failed(found) if not done else 1
     assert run is not None
     try:
@@ -507,9 +508,15 @@ def _finish(study: Study) -> int:
         raise
     run.finish("failed" if reasons else "success", "; ".join(reasons) or None)
     if mode.name != "plan":
-        report.page(run)
-        if done:
-            log.info("done: %s", study.folder / "report.html")
+        try:
+            report.page(run)
+        except Exception as error:
+            if not reasons:
+                raise
+            log.warning("report.html was not written: %s", error)  # which must not hide why the run failed
+        else:
+            if done:
+                log.info("done: %s", study.folder / "report.html")
     return code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from argparse import ArgumentParser, Namespace
@@ -28,12 +29,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError
-from sftlab.overrides import override, parsed, refusal, shown, wants_list, with_home
+from sftlab.modes import MODES as ALL
+from sftlab.overrides import SUFFIXES, letters, override, parsed, refusal, shown, wants_list, with_home
 
 # Dictionaries that take keys of the user's choosing.
 FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.(train|validation|test)$")
 ADDED = ("experiment", "debug")  # groups without a default
 MODES = get_args(Config.model_fields["mode"].annotation)
+# Modes that work on files or folders, and the key for these.
+FILES = {"compare": "eval.predictions", "evaluate": "eval.name_or_path", "report": "hydra.run.dir"}
 PAIR = ('"BASE.jsonl"', '"TUNED.jsonl"')
 PROGRAM = "python -m sftlab"
 
@@ -48,7 +52,7 @@ def options_first(given: Sequence[str], conf: Path) -> list[str]:
         print(f"sftlab {metadata.version('sftlab')} (Hydra {hydra_version})")
         sys.exit(0)
     options, overrides, problems = _sorted(given)
-    if problems := [*_commands(overrides, conf), *problems]:
+    if problems := [*_commands(overrides, options, conf), *problems]:
         from sftlab.validate import listed
 
         raise ConfigError(listed(problems))
@@ -69,6 +73,8 @@ def _sorted(given: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
             takes_next = action.nargs is None or (left and action.choices and left[0] in action.choices)
             if left and takes_next and "=" not in argument:
                 options.append(left.pop(0))
+        elif argument.partition("=")[0] == "--mode" and (argument.partition("=")[2] or " ".join(left[:1])) in MODES:
+            overrides.append(argument.partition("=")[2] or left.pop(0))  # which is read as a word
         elif argument.startswith("-") and argument != "--":
             word = left and "=" not in left[0] and not left[0].startswith("-") and "=" not in argument
             problems.append(_option(argument, left.pop(0) if word else None))
@@ -102,12 +108,20 @@ def _option(argument: str, after: str | None) -> str:
     return f"{argument}: no such option; settings are written as KEY=VALUE: {nearest(key)}"
 
 
-def _commands(arguments: Sequence[str], conf: Path) -> Iterator[str]:
+def _commands(arguments: Sequence[str], options: Sequence[str], conf: Path) -> Iterator[str]:
     """What to write for arguments that are not KEY=VALUE, such as ``compare a.jsonl b.jsonl``."""
-    if arguments and arguments[0] in (*MODES, "help", "version", "sweep", "run"):
-        settings = [argument for argument in arguments if _is_setting(argument, conf)]
-        words = [argument for argument in arguments if argument not in settings]
-        yield f"{' '.join(words)}: is not KEY=VALUE; write {_command(words[0], words[1:], settings, conf)}"
+    if name := _named(arguments):
+        words: list[str] = []
+        settings: list[str] = []
+        for argument in arguments:
+            (words if _is_word(argument) or not _is_setting(argument, conf) else settings).append(argument)
+        if name in words:
+            words.remove(name)
+        wrong = [argument for argument in words if not _is_word(argument) and not _is_file(argument)]
+        words = [argument for argument in words if argument not in wrong]
+        command = _command(name, words, [*settings, *wrong], options, conf)
+        given = [argument for argument in arguments if argument in words or argument == name]
+        yield f"{' '.join(given)}: is not KEY=VALUE; write {command}"
         return
     left, before = list(arguments), ""
     while left:
@@ -123,33 +137,67 @@ def _commands(arguments: Sequence[str], conf: Path) -> Iterator[str]:
         before, left = taken[-1] if "=" in taken[-1] else "", left[len(taken) :]
 
 
+def _named(arguments: Sequence[str]) -> str | None:
+    """The mode, or another word for a command, that single words of a command line ask for; None if they do not."""
+    if arguments and arguments[0] in (*MODES, "help", "version", "sweep", "run"):
+        return arguments[0]
+    words = [argument for argument in arguments if _is_word(argument)]
+    if not words or any(argument[:1] == "=" or argument[-1:] == "=" for argument in arguments):
+        return None
+    if name := next((word for word in words if word in MODES), None):
+        return name
+    if not all(map(_is_file, words)):
+        return None
+    set_to = next((text.partition("=")[2] for text in arguments if text.startswith("mode=")), None)
+    if set_to in FILES:
+        return set_to
+    return "compare" if set_to is None and len(words) == 2 and all(word.endswith(SUFFIXES) for word in words) else None
+
+
 def _is_word(argument: str) -> bool:
     return "=" not in argument and not argument.startswith("~")
+
+
+def _is_file(argument: str) -> bool:
+    return argument.endswith(SUFFIXES) or os.path.exists(argument)  # which takes names of any length
 
 
 def _is_setting(argument: str, conf: Path) -> bool:
     key, equal, _ = argument.partition("=")
     plain = key.lstrip("+~").partition("@")[0]
-    return (bool(equal) or key.startswith("~")) and (_is_key(plain) or (conf / plain).is_dir())
+    return (bool(equal) or key.startswith("~")) and (_is_key(plain) or os.path.isdir(conf / plain))
 
 
-def _command(name: str, words: list[str], settings: list[str], conf: Path) -> str:
-    command: list[str] = []
+def _command(name: str, words: list[str], settings: list[str], options: Sequence[str], conf: Path) -> str:
     if name in ("help", "version"):
         return f"{PROGRAM} --{name}"
-    if name == "sweep":
-        command += ["-m"]
-    elif name != "run":
-        command += [f"mode={name}"]
-    files = {"compare": "eval.predictions", "evaluate": "eval.name_or_path", "report": "hydra.run.dir"}.get(name)
+    if name in MODES:
+        settings = [f"mode={name}", *(setting for setting in settings if not setting.startswith("mode="))]
+    several = name == "evaluate" and len(words) > 1
+    files = FILES.get(name)
     if files == "eval.predictions":
-        items = [QuotedString(word, Quote.double).with_quotes() for word in words]
-        command.append(f"{files}=[{','.join(items if len(words) == 2 else PAIR)}]")
+        items = [QuotedString(_predictions(word), Quote.double).with_quotes() for word in words]
+        settings.insert(1, f"{files}=[{','.join(items if len(words) == 2 else PAIR)}]")
+    elif several:
+        items = [(override(str(files), word) or "=FOLDER").partition("=")[2] for word in words]
+        settings.insert(1, f"{files}={','.join(items)}")
     elif files:
-        command.append(override(files, words[0] if len(words) == 1 else "FOLDER") or f'{files}="FOLDER"')
+        settings.insert(1, override(files, words[0] if len(words) == 1 else "FOLDER") or f'{files}="FOLDER"')
     else:
-        command += [_choice(word, conf) or "KEY=VALUE" for word in words]
-    return " ".join([PROGRAM, *map(shown, [*command, *settings])])
+        at = 1 if name in MODES else 0
+        settings[at:at] = [_choice(word, conf) or "KEY=VALUE" for word in words]
+    swept = any((read := parsed(setting)) and read.is_sweep_override() for setting in settings)
+    asked = any(option in ("-m", "--multirun") for option in options)
+    others = [option for option in options if option not in ("-m", "--multirun")]
+    jobs = name not in MODES or ALL[name].has_jobs
+    flag = ["-m"] if jobs and (asked or swept or several or name == "sweep") else []
+    return " ".join([PROGRAM, *map(shown, [*flag, *others, *settings])])
+
+
+def _predictions(word: str) -> str:
+    """The file of answers in a run's folder, for the folder."""
+    file = Path(word) / "predictions" / "finetuned.jsonl"
+    return str(file) if file.is_file() else word
 
 
 def _word(word: str, before: str, conf: Path) -> str:
@@ -157,19 +205,22 @@ def _word(word: str, before: str, conf: Path) -> str:
     from sftlab.validate import known_keys
 
     if word in set(known_keys(Config)):
-        return f"{word}: has no value; write {word}=VALUE"
+        switch = refusal(word, True) is None and refusal(word, "x") is not None
+        return f"{word}: has no value; write {word}={f'true or {word}=false' if switch else 'VALUE'}"
     if choice := _choice(word, conf):
         return f"{word}: is not KEY=VALUE; write {shown(choice)}"
     key, equal, value = before.partition("=")
-    joined = override(key, f"{value} {word}") if equal and refusal(key, f"{value} {word}") is None else None
-    if joined and not (conf / key.lstrip("+").partition("@")[0]).is_dir():
+    apart = _is_file(word) and not os.path.exists(f"{value} {word}")  # a file of its own
+    fits = equal and not apart and refusal(key, f"{value} {word}") is None
+    joined = override(key, f"{value} {word}") if fits else None
+    if joined and not os.path.isdir(conf / key.lstrip("+").partition("@")[0]):
         return f"{word}: is not KEY=VALUE; if it belongs to {before}, write {shown(joined)}"
     return f"{word}: is not KEY=VALUE; `{PROGRAM} --help` shows how settings are written"
 
 
 def _choice(word: str, conf: Path) -> str | None:
     for group in ("experiment", "dataset", "model", "peft", "instance", "eval", "tracking", "debug", "train"):
-        if (conf / group / f"{word}.yaml").is_file():
+        if os.path.isfile(conf / group / f"{word}.yaml"):
             return f"{'+' * (group in ADDED)}{group}={word}"
     return None
 
@@ -194,6 +245,15 @@ class _Composer:
         """The options of a group; none if there is no such group."""
         return self.loader.get_group_options(group, config_name=self.name, overrides=self.searched)
 
+    def sweeps(self, overrides: dict[str, Override | None]) -> bool:
+        """Whether hydra.mode, from the command line or a chosen file, asks for a sweep."""
+        chosen = [text for text, read in overrides.items() if read and read.key_or_group in ("hydra.mode", *ADDED)]
+        try:
+            config = self.loader.load_configuration(self.name, chosen, RunMode.RUN)
+        except (HydraException, TypeError, ValueError):
+            return False
+        return bool(config.hydra.mode == RunMode.MULTIRUN)
+
     def compose(self, overrides: list[str]) -> DictConfig:
         """The configuration with these overrides, without Hydra's own part."""
         config = self.loader.load_configuration(self.name, overrides, RunMode.RUN)
@@ -210,7 +270,7 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
     composer = _Composer(options, task, conf)
     overrides = {argument: parsed(argument) for argument in options.overrides}
     composer.searched = [argument for argument, read in overrides.items() if read and read.is_hydra_override()]
-    sweep = bool(options.multirun)
+    sweep = bool(options.multirun) or composer.sweeps(overrides)
     found: list[str] = []
     fixed: list[str] = []  # the command line with the remedies applied, for what is wrong besides
     unquoted: dict[str, str] = {}  # keys whose values need quotes, if a text is what they take
@@ -266,6 +326,12 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
                 elif FREE.match(key):
                     absent[key] = f"{culprit}: is not there yet; write {shown(f'+{culprit}')}"
                     fixed.append(f"+{culprit}")
+                elif key.startswith("hydra."):
+                    found.append(
+                        f"{culprit}: no code is run that a configuration names; leave it out"
+                        if key.endswith("._target_")
+                        else f"{culprit}: no such key; `{PROGRAM} --cfg hydra` lists Hydra's keys"
+                    )
                 else:
                     section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
                     found.append(f"{culprit}: the chosen {section} has no such key; choose another by {section}=…")
@@ -291,7 +357,7 @@ def _depends(problem: str, key: str) -> bool:
 
 def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
     """An argument that Hydra's grammar does not take: the problem, and what was meant if that is known."""
-    from sftlab.validate import nearest
+    from sftlab.validate import name_rule, nearest
 
     key, equal, value = argument.partition("=")
     if not key.strip("+ "):
@@ -304,9 +370,11 @@ def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
     if value.strip()[:1] in ("[", "{") and value.strip()[-1:] not in ("]", "}"):
         closing = {"[": "]", "{": "}"}[value.strip()[0]]
         return f"{argument}: cannot be read; write KEY=VALUE with {closing} at the end of the value", None
+    if wants_list(plain) and re.fullmatch(r"\(.*\)", value.strip()):
+        value = f"[{value.strip()[1:-1]}]"
     meant = override(key.strip(), value, sweep=sweep)
     if not sweep and not wants_list(plain) and value.strip()[:1] not in ("[", "{") and (no := refusal(plain, value)):
-        return f"{plain}={value!r}: {no}", None
+        return f"{plain}={value!r}: {name_rule(value) if plain == 'name' else no}", None
     if meant is None:
         return (
             f"{argument}: cannot be read on a command line; write it in a YAML file and add that by --config-dir",
@@ -323,7 +391,10 @@ def _misfit(argument: str, read: Override, composer: _Composer, *, sweep: bool) 
     if not key:
         return f"{argument}: has no key; write KEY=VALUE", None
     choices = composer.choices(key) if not read.is_delete() else []
-    if read.is_sweep_override() and not sweep and not key.startswith("hydra"):
+    if read.is_sweep_override() and key.startswith("hydra"):
+        as_one = None if choices else override(argument.partition("=")[0], argument.partition("=")[2])
+        return f"{argument}: takes one value; write {shown(as_one or f'{key}=VALUE')}", as_one
+    if read.is_sweep_override() and not sweep:
         return _several(argument, group=bool(choices)), None
     if choices and not key.startswith("hydra"):
         named = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
@@ -375,7 +446,9 @@ def _several(argument: str, *, group: bool) -> str:
     key, _, value = argument.partition("=")
     if group:
         return f"{argument}: a group needs one choice; add -m to run each of them"
-    as_one = override(key, value)
+    as_one = (
+        override(key, "".join(letters(value)) or value) if key.endswith("dataset.choices") else override(key, value)
+    )
     if as_one and wants_list(key):
         return f"{argument}: is not a list; write {shown(as_one)}"
     text = f"write {shown(as_one)} for one value, or " if as_one and refusal(key, value) is None else ""

@@ -81,6 +81,13 @@ def wants_list(key: str) -> bool:
     return refusal(key, "x") is not None and refusal(key, ["x"]) is None
 
 
+def letters(value: Any) -> list[str]:
+    """The letters of dataset.choices where they are written as a list or with commas; [] for anything else."""
+    items = value if isinstance(value, list) else str(value).split(",")
+    found = [str(item).strip() for item in items]
+    return found if all(len(item) == 1 and item.isalnum() for item in found) else []
+
+
 def _element(text: str, *, files: bool = False) -> str:
     """One value, a list or a dictionary in the grammar."""
     text = text.strip()

@@ -28,6 +28,7 @@ from sftlab.run import LONGEST
 from sftlab.validate import known_keys
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+UNREAD = ("train.", "peft.", "select.", "merge.", "plan.")  # sections without an effect where nothing is trained
 RUN_WIDE = ("mode", "dry_run")  # what a run does at all
 # A part of a path that differs between any two jobs.
 NUMBERED = re.compile(r"[^$/{}]*\$\{hydra[.:]job\.num\}[^$/{}]*")
@@ -186,6 +187,9 @@ def _refusal(sweep: Sweep, config: DictConfig, mode: Mode, refused: Mapping[str,
     carried = any(evaluated(key) for key, axis in sweep.varied.items() if axis.key not in refused)
     if not mode.trains or carried or not all(map(evaluated, keys)) or any(map(mode.depends_on, once)):
         one = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
+        if not mode.trains and all(key.startswith(UNREAD) for key in keys):
+            rest = f"give it one value: {' '.join(one)}" if one else "leave it out"
+            return f"{problem}. It has no effect there; {rest}"
         each = f"Run one command for each value of {', '.join(sorted(refused))}"
         return f"{problem}. {each}; finished stages are reused from the store" + (
             f" (here with {' '.join(one)})" if one else ""

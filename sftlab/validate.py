@@ -159,6 +159,12 @@ def shown(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
+def name_rule(value: str) -> str:
+    """Which names a run may have, with the nearest one to a value that is none."""
+    fitting = re.sub(r"[^\w.-]+", "_", value).strip("_") or "demo"
+    return f"may have letters, digits and . _ -; write name={fitting}"
+
+
 def _explain(problem: dict[str, Any]) -> str:
     """One of pydantic's errors as key, value and remedy."""
     location = [str(part) for part in problem["loc"]]
@@ -182,8 +188,21 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"{key}.method={problem['ctx']['tag']!r}: should be {problem['ctx']['expected_tags']}; choose {key}=…"
     if location[-1] == "[key]":
         return f"{key}: no such key; {message}"
-    if problem["type"] == "list_type" and isinstance(problem["input"], str):
+    single = "," not in str(problem["input"]) or os.path.exists(str(problem["input"]))
+    if key == "eval.predictions" and problem["type"] == "list_type" and single:
+        message += "; two files are needed, the base model's first: 'eval.predictions=[BASE.jsonl,TUNED.jsonl]'"
+    elif problem["type"] == "list_type" and isinstance(problem["input"], str):
         message += f"; write {overrides.shown(overrides.override(key, problem['input']) or f'{key}=[…]')}"
+    if problem["type"] == "bool_type":
+        message = "should be true or false"
+    if key == "name" and problem["type"] == "string_pattern_mismatch":
+        message = name_rule(problem["input"])
+    if key.endswith("dataset.choices") and (letters := overrides.letters(problem["input"])):
+        message += f"; write {key}={''.join(letters)}"
+    if key.endswith("dataset.split") and problem["type"] == "dict_type":
+        form = overrides.override(key, str(problem["input"]).replace("=", ": "))
+        form = form if form and "{" in form else f"{key}={{train: 0.6, validation: 0.2, test: 0.2}}"
+        message += f"; write {overrides.shown(form)}"
     return f"{key}={shown(problem['input'])}: {message}"
 
 

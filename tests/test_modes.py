@@ -245,6 +245,20 @@ def run(folder: Path, *overrides: str, code: str = PLANNED) -> subprocess.Comple
     )  # fmt: skip
 
 
+DRY = """
+sftlab.pipeline.dry_run = lambda cfg, folder, scratch: None
+"""
+PAGE = """
+import sftlab.pipeline
+from sftlab.errors import StageError
+from sftlab.stages import report
+def run_job(cfg, job, folder):
+    {body}
+def page(*given):
+    raise KeyError("the page")
+sftlab.pipeline.run_job, report.page = run_job, page
+sftlab.pipeline.finish = lambda run, jobs, sweep: None
+"""
 PLAN = ["-m", "mode=plan", "instance=cpu", "hydra.sweep.dir=out"]
 
 
@@ -359,6 +373,25 @@ def test_a_jobs_folder_that_is_a_file_fails_with_its_name(tmp_path: Path) -> Non
     assert "out/0" in record["error"]
 
 
+@pytest.mark.parametrize("dry", ["false", "true"])
+def test_a_sweep_of_which_one_job_is_bad_input_exits_as_its_dry_run(tmp_path: Path, dry: str) -> None:
+    done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,-1", f"dry_run={dry}", code=PLANNED + DRY)
+    assert done.returncode == 1, done.stderr
+    assert "job 1: seed=-1: should be greater" in done.stdout + done.stderr
+    assert run(tmp_path, *PLAN, *FIXED[1:], "seed=-2,-1", f"dry_run={dry}", code=PLANNED + DRY).returncode == 2
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_page_that_cannot_be_written_does_not_replace_the_reason(tmp_path: Path, failed: bool) -> None:
+    settings = ["mode=train", "instance=cpu", *FIXED[1:], "hydra.run.dir=out"]
+    done = run(tmp_path, *settings, code=PAGE.format(body="raise StageError('the reason')" if failed else "pass"))
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) != failed
+    assert ("sftlab: the reason" in done.stderr) == failed
+    if failed:
+        assert read(tmp_path / "out" / "run.json")["error"] == "the reason"
+
+
 # ------------------------------------------------------------------- dry runs
 
 LEAK = ["mode=all", "dataset.name_or_path=twice.jsonl", "dataset.max_overlap=0.9", "store=store", *TINY[:6]]
@@ -410,7 +443,9 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
     stage.mkdir(parents=True)
     (stage / "manifest.json").write_text("{}", "utf-8")
     Run.start(tmp_path / "outputs" / "a", name="a", mode="train", seed=1, command="").finish("success")
-    code, out, errors, _ = sftlab(tmp_path, "mode=clean", "store=store", "clean.delete=true", "dry_run=true")
+    code, out, errors, _ = sftlab(
+        tmp_path, "mode=clean", "store=store", "clean.outputs=.", "clean.delete=true", "dry_run=true"
+    )
     assert code == 0, errors
     assert "0" * 16 in out
     assert "would be deleted" in out
@@ -418,7 +453,9 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
     assert stage.is_dir()
     shutil.rmtree(tmp_path / "outputs")
     for dry in ("true", "false"):
-        code, _, errors, _ = sftlab(tmp_path, "mode=clean", "store=store", "clean.delete=true", f"dry_run={dry}")
+        code, _, errors, _ = sftlab(
+            tmp_path, "mode=clean", "store=store", "clean.outputs=.", "clean.delete=true", f"dry_run={dry}"
+        )
         assert code == 2
         assert "clean.outputs=" in errors
 

@@ -77,6 +77,7 @@ def pair(*names: str) -> Make:
     return make
 
 
+COMMAND = r"write python -m sftlab (?P<command>.*)"
 # Arguments; what is there; the part of the message that is followed: its groups are settings (KEY=VALUE) to be made,
 # as a shell reads them, a key with its new value, or -m.
 CASES: list[tuple[list[str], Make | None, str]] = [
@@ -86,6 +87,27 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     (["train", *TRAIN[:3]], None, r"write python -m sftlab (?P<command>.*)"),
     (["clean"], None, r"write python -m sftlab (?P<command>.*)"),
     (["sweep", "seed=1,2", *TRAIN], None, r"write python -m sftlab (?P<command>.*)"),
+    (["train", "seed=1,2", *TRAIN[:3]], None, r"write python -m sftlab (?P<command>-m .*)"),
+    (["-m", "train", "seed=1", *TRAIN[:3]], None, r"write python -m sftlab (?P<command>-m .*)"),
+    (["evaluate", "random:llama", "random:qwen3", *TRAIN[:3], "eval.engine=transformers"], None,
+     r"write python -m sftlab (?P<command>-m .*)"),
+    (["tracking=none", "compare", "a.jsonl", "b.jsonl"], pair("a.jsonl", "b.jsonl"), COMMAND),
+    (["a.jsonl", "b.jsonl", "compare"], pair("a.jsonl", "b.jsonl"), COMMAND),
+    (["mode=compare", "a.jsonl", "b.jsonl"], pair("a.jsonl", "b.jsonl"), COMMAND),
+    (["tracking.project=x", "a.jsonl", "b.jsonl"], pair("a.jsonl", "b.jsonl"), COMMAND),
+    (["--mode", "compare", "a.jsonl", "b.jsonl"], pair("a.jsonl", "b.jsonl"), COMMAND),
+    (["--mode=compare", "a.jsonl", "b.jsonl"], pair("a.jsonl", "b.jsonl"), COMMAND),
+    (["-m", "compare", "r1", "r2"], pair("r1/predictions/finetuned.jsonl", "r2/predictions/finetuned.jsonl"), COMMAND),
+    (["mode=compare", "eval.predictions=(a.jsonl,b.jsonl)"], pair("a.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
+    ([*TRAIN, "hydra.run.dir=out/a,b"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "hydra.callbacks.x._target_=os.getcwd"], None, r"(?P<drop>hydra\S+)=.*; leave it out"),
+    ([*TRAIN, "dataset.choices=A,B,C,D,E"], None, r"write (?P<set>\S+) for one value"),
+    ([*TRAIN, "dataset.choices=[A,B,C,D,E]"], None, r"write (?P<set>\S+)"),
+    ([*TRAIN, "dry_run"], None, r"write (?P<set>\S+) or"),
+    ([*TRAIN, "dry_run=yes"], None, r"(?P<given>dry_run)=.* should be (?P<to>\w+)"),
+    ([*TRAIN[1:], "dataset.split={train=8,validation=4,test=4}"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "name='my run'"], None, r"write (?P<set>\S+)"),
+    ([*TRAIN, "name=my/run"], None, r"write (?P<set>\S+)"),
     ([*TRAIN, "--seed", "3"], None, r"write (?P<set>.*)"),
     ([*TRAIN, "--dry-run"], None, r"write (?P<set>.*)"),
     ([*TRAIN, "--multirn", "seed=1,2"], None, r"did you mean (?P<option>--\w+)\?"),
@@ -216,6 +238,49 @@ def test_what_is_used_instead_of_a_managed_field_exists() -> None:
     assert {own for own in MANAGED.values() if own} <= known
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["--config-dir", "conf", "compare", "a.jsonl", "b.jsonl"],
+         ["--config-dir", "conf", "mode=compare", 'eval.predictions=["a.jsonl","b.jsonl"]']),
+        (["-m", "evaluate", "out/a", "out/b"], ["-m", "mode=evaluate", "eval.name_or_path=out/a,out/b"]),
+        (["train", "-m", "seed=1,2"], ["-m", "mode=train", "seed=1,2"]),
+        (["seed=1,2", "train"], ["-m", "mode=train", "seed=1,2"]),
+    ],
+)  # fmt: skip
+def test_no_option_or_word_is_lost(arguments: list[str], command: list[str]) -> None:
+    message = problem(arguments)
+    assert message is not None
+    assert shlex.split(message.partition("python -m sftlab ")[2]) == command
+
+
+def test_a_file_is_not_joined_to_the_value_before() -> None:
+    message = problem(["tracking.project=x", "b.jsonl"])
+    assert message is not None
+    assert "tracking.project=" not in message
+
+
+def test_one_file_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("a.jsonl", "[a.jsonl]"):
+        message = problem(["mode=compare", f"eval.predictions={value}"])
+        assert message is not None
+        assert "two" in message
+        assert "[a.jsonl]" not in message
+
+
+@pytest.mark.parametrize("setting", ["hydra.mode=MULTIRUN", "+experiment=own", "-m"])
+def test_a_sweep_is_not_a_fault_beside_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n"
+    (tmp_path / "own" / "experiment" / "own.yaml").write_text(text, "utf-8")
+    message = problem(["--config-dir", "own", setting, "seed=3,4", "train.lerning_rate=1"])
+    assert message is not None
+    assert message.startswith("train.lerning_rate=1: no such key")
+    assert "seed" not in message
+
+
 @pytest.mark.parametrize("word", ["version", "help"])
 def test_what_to_write_for_help_and_version(tmp_path: Path, word: str) -> None:
     code, out, message, _ = sftlab(tmp_path, word)
@@ -239,3 +304,9 @@ def test_all_of_a_command_line_is_explained_at_once_and_no_problem_follows_from_
     assert [line.partition(":")[0] for line in message.splitlines()[1:]] == [
         "  - eval.predictions=[a=1.jsonl", "  - eval.seed=x=1", "  - peft=x", "  - +seed=3", "  - train.bf16='maybe'",
     ]  # fmt: skip
+
+
+def test_a_word_longer_than_the_name_of_a_file_is_explained() -> None:
+    message = problem(["x" * 400])
+    assert message is not None
+    assert "is not KEY=VALUE" in message
