@@ -167,16 +167,20 @@ def _jsonl(file: Path, text: str) -> Table:
         if not line or line.isspace():
             continue
         try:
-            row = json.loads(line)
+            row, twice = _loads(line)
         except (ValueError, RecursionError) as error:
             if not rows and (table := _spread(file, text, line)):
                 return table
             problems.append(f"{file}:{number}: is not JSON: {error}; fix or delete the line")
             row = None
         else:
-            if isinstance(row, list) and not rows and text.strip() == line.strip():
-                return _from_json(file, row)  # an array in one line
-            if not isinstance(row, dict):
+            alone = isinstance(row, list | dict) and not rows and not problems and text.strip() == line.strip()
+            if alone and not (isinstance(row, dict) and _is_row(row)):
+                return _from_json(file, row, twice)  # all rows in one line
+            if twice:
+                problems.append(f"{file}:{number}: has the key {twice[0][1]!r} twice in an object; fix the line")
+                row = None
+            elif not isinstance(row, dict):
                 problems.append(
                     f"{file}:{number}: is JSON, but not an object of column → value; fix or delete the line"
                 )
@@ -188,7 +192,7 @@ def _jsonl(file: Path, text: str) -> Table:
 def _spread(file: Path, text: str, first: str) -> Table | None:
     """The rows of JSON that begins with the first line and does not end there; None where there is no such."""
     try:
-        value, end = json.JSONDecoder().raw_decode(text.lstrip())
+        _, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError) as error:
         if first.strip() != "{" and (not first.lstrip().startswith("[") or first.rstrip().endswith("]")):
             return None
@@ -200,21 +204,44 @@ def _spread(file: Path, text: str, first: str) -> Table | None:
             f"{file}: has JSON objects that go over several lines; write one object per line: "
             f"`jq -c . {file.name} > lines.jsonl`"
         )
-    return _from_json(file, value)
+    return _from_json(file, *_loads(text))
+
+
+Twice = list[tuple[dict[str, Any], str]]
+"""Objects with a key that they have twice, of which JSON readers keep the last value."""
+
+
+def _loads(text: str) -> tuple[Any, Twice]:
+    """The value of a JSON text, and its objects with a key that they have twice."""
+    twice: Twice = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(items)
+        if len(made) < len(items):
+            names = [name for name, _ in items]
+            twice.append((made, next(name for name in names if names.count(name) > 1)))
+        return made
+
+    return json.loads(text, object_pairs_hook=pairs), twice
 
 
 def _json(file: Path, text: str) -> Table:
     try:
-        value = json.loads(text)
+        value, twice = _loads(text)
     except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):  # JSON lines under another name
             return _jsonl(file, text)
         raise ConfigError(f"{file}: is not JSON: {error}; fix the file") from error
-    return _from_json(file, value)
+    return _from_json(file, value, twice)
 
 
-def _from_json(file: Path, value: Any) -> Table:
+def _from_json(file: Path, value: Any, twice: Twice) -> Table:
     """Rows of a JSON array of objects, of an object around one, or of an object of id → row."""
+    if twice:
+        part, key = twice[0]
+        rows = value if isinstance(value, list) else list(value.values())
+        row = next((f", row {number}" for number, row in enumerate(rows, start=1) if _holds(row, part)), "")
+        raise ConfigError(f"{file}{row}: has the key {key!r} twice in an object; fix the file")
     if isinstance(value, dict):
         value = _unwrapped(file, value)
     if not isinstance(value, list) or (value and not any(isinstance(row, dict) for row in value)):
@@ -227,6 +254,26 @@ def _from_json(file: Path, value: Any) -> Table:
         if not isinstance(row, dict)
     ]
     return Table([row if isinstance(row, dict) else None for row in value], problems)
+
+
+def _holds(value: Any, part: dict[str, Any]) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is part or any(_holds(item, part) for item in items)
+
+
+WRAPPERS = {"data", "rows", "examples", "instances", "records", "items", "samples", "entries", "questions", "train"}
+
+
+def _is_row(value: dict[str, Any]) -> bool:
+    """Whether the only object of a file in lines is a row, and not an object around rows or of id → row."""
+    objects = [item for item in value.values() if isinstance(item, dict)]
+    if len(objects) == len(value) > 1 and (set.intersection(*map(set, objects)) or all(map(_is_column, objects))):
+        return False
+    lists = {
+        name for name, item in value.items() if isinstance(item, list) and all(isinstance(row, dict) for row in item)
+    }
+    wrapped = {name for name in value if name.lower() in WRAPPERS and isinstance(value[name], dict | list)}
+    return not (lists | {name for name in wrapped if isinstance(value[name], dict)}) & wrapped
 
 
 def _unwrapped(file: Path, value: dict[str, Any]) -> list[Any]:
@@ -257,7 +304,7 @@ def _unwrapped(file: Path, value: dict[str, Any]) -> list[Any]:
 
 def _is_column(values: dict[str, Any]) -> bool:
     """Whether an object has the values of a column by the numbers of their rows."""
-    return bool(values) and list(values) == [str(number) for number in range(len(values))]
+    return bool(values) and all(re.fullmatch(r"-?[0-9]+", key) for key in values)
 
 
 def _csv(file: Path, text: str) -> Table:
@@ -283,6 +330,7 @@ def _csv(file: Path, text: str) -> Table:
             "of them, or write the table as JSON lines"
         )
     table = even[0] if even else max(parsed, key=lambda cells: (cells.fitting, len(cells.header)))
+    table = table.named(file, skipped)
     header = table.header
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise ConfigError(f"{file}:1: two columns have the same name ({listing(twice, 5)}); rename one")
@@ -352,6 +400,9 @@ def _nested(cell: str) -> list[Any] | dict[str, Any] | None:
     return None
 
 
+_QUOTED = re.compile(r' +"')
+
+
 class _Cells(NamedTuple):
     """A table as one delimiter cuts it: rows with their first line, and the error at which it ended, if any."""
 
@@ -362,19 +413,49 @@ class _Cells(NamedTuple):
     line: int
 
     @classmethod
-    def parse(cls, text: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> _Cells:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, quoting=quoting)
+    def parse(cls, text: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL, *, spaced: bool = False) -> _Cells:
+        reader = csv.reader(
+            io.StringIO(text, newline=""),
+            delimiter=delimiter,
+            strict=True,
+            quoting=quoting,
+            skipinitialspace=spaced,
+        )
         rows: list[tuple[int, list[str]]] = []
         line, error = 1, None
         try:
             for row in reader:
-                if row:
+                if any(row):  # spreadsheets write rows without a cell
                     rows.append((line, row))
                 line = reader.line_num + 1
         except csv.Error as raised:
             error = str(raised)
+        # A quote after a space would be a part of the text.
+        if not spaced and quoting == csv.QUOTE_MINIMAL and any(_QUOTED.match(cell) for _, row in rows for cell in row):
+            cells = cls.parse(text, delimiter, spaced=True)
+            if cells.even:
+                return cells
         header = [name.strip() for name in rows[0][1]] if rows else []
         return cls(delimiter, header, rows[1:], error, line)
+
+    def named(self, file: Path, skipped: int) -> _Cells:
+        """The table without columns that have neither a name nor a cell, as spreadsheets write them.
+
+        Raises:
+            ConfigError: a column has cells and no name. The first may: it is the index that pandas writes.
+        """
+        nameless = [number for number, name in enumerate(self.header) if not name]
+        for number in nameless if nameless != [0] else ():
+            for line, row in self.rows:
+                if number < len(row) and row[number].strip() and number:
+                    raise ConfigError(
+                        f"{file}:{1 + skipped}: column {number + 1} has no name, and line {line + skipped} has "
+                        f"{short(row[number], 40)!r} in it; name the column"
+                    )
+        keep = [number for number in range(len(self.header)) if number not in nameless or number == 0]
+        width = len(self.header)
+        rows = [(line, [row[n] for n in keep] if len(row) == width else row) for line, row in self.rows]
+        return self._replace(header=[self.header[number] for number in keep], rows=rows)
 
     @property
     def fitting(self) -> float:
@@ -396,12 +477,36 @@ def _parquet(file: Path, data: bytes) -> Table:
     names = table.column_names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{file}: two columns have the same name ({listing(twice, 5)}); rename one")
-    return Table(dense(table.to_pylist()), [])
+    return Table(dense(table.to_pylist(), table.schema), [])
 
 
-def dense(rows: Iterable[dict[str, Any]]) -> Rows:
-    """Rows of an Arrow table, in whose objects a null stands for a key that only other rows have."""
-    return [{column: _dense(value) for column, value in row.items()} for row in rows]
+def dense(rows: Iterable[dict[str, Any]], schema: Any = None) -> Rows:
+    """Rows of an Arrow table, in whose objects a null stands for a key that only other rows have.
+
+    Floats of 32 bits become the shortest number that they are nearest to: 0.1, not 0.10000000149011612.
+    """
+    short = {field.name: field.type for field in schema or () if re.search(r"\b(half)?float\b", str(field.type))}
+    return [
+        {column: _dense(_shortest(value, short[column]) if column in short else value) for column, value in row.items()}
+        for row in rows
+    ]
+
+
+def _shortest(value: Any, kind: Any) -> Any:
+    """A value of an Arrow type, with its floats of 16 and 32 bits as the shortest numbers."""
+    import numpy as np
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if types.is_float32(kind) or types.is_float16(kind):
+        return float(str((np.float32 if types.is_float32(kind) else np.float16)(value)))
+    if types.is_struct(kind) and isinstance(value, dict):
+        fields = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+        return {name: _shortest(item, fields[name]) if name in fields else item for name, item in value.items()}
+    if hasattr(kind, "value_type") and isinstance(value, list):
+        return [_shortest(item, kind.value_type) for item in value]
+    return value
 
 
 def _dense(value: Any) -> Any:

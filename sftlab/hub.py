@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from sftlab.errors import ConfigError, StageError
+from sftlab.formats import Rows, dense
 from sftlab.models import READ
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every request
@@ -84,7 +84,7 @@ def dataset_commit(name: str, revision: str | None, key: str = "dataset.name_or_
         return str(info.sha)
 
 
-def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[str, list[dict[str, Any]]]:
+def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[str, Rows]:
     """All rows of a hub dataset by split."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -94,7 +94,10 @@ def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[st
             splits = load_dataset(name, subset, revision=revision)
         except DatasetsError as error:
             raise ValueError(error.__cause__ or error) from error
-        return {str(split): [dict(row) for row in rows] for split, rows in splits.items()}
+        return {
+            str(split): dense(map(dict, rows), rows.features.arrow_schema if rows.features else None)
+            for split, rows in splits.items()
+        }
 
 
 @contextmanager

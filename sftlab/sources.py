@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftlab.errors import ConfigError
-from sftlab.formats import SUFFIXES, Rows, dense, kind, read_file, stem
+from sftlab.formats import SUFFIXES, Rows, kind, read_file, stem
 from sftlab.rows import is_null, listing
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ def read(path: Path) -> Source:
     return Source(splits, problems)
 
 
-def read_hub(name: str, splits: Mapping[str, list[dict[str, Any]]]) -> Source:
+def read_hub(name: str, splits: Mapping[str, Rows]) -> Source:
     """The rows of a hub dataset, of which ``splits`` has all splits.
 
     Raises:
@@ -139,24 +138,52 @@ def read_hub(name: str, splits: Mapping[str, list[dict[str, Any]]]) -> Source:
         )
     if other:
         log.warning("%s: the splits %s are not used; %s are", name, listing(other), listing(known))
-    return Source({split: [row for name in names for row in dense(splits[name])] for split, names in known.items()}, [])
+    return Source({split: [row for name in names for row in splits[name]] for split, names in known.items()}, [])
 
 
 def whole_numbers(splits: Mapping[str, Rows]) -> None:
-    """Write 3.0 as 3 in columns with nulls and no other fractions: pandas keeps such whole numbers as floats."""
-    nulls, whole, fractions = set[str](), set[str](), set[str]()
+    """Write 3.0 as 3 in columns with nulls and no other fractions: pandas keeps such whole numbers as floats.
+
+    The same holds for a key of objects, and for the items of lists.
+    """
+    nulls, whole, fractions = set[Place](), set[Place](), set[Place]()
     for rows in splits.values():
         for row in filter(None, rows):
-            for column, value in row.items():
-                if value is None:
-                    nulls.add(column)
+            for place, value in _values(row):
+                if is_null(value):
+                    nulls.add(place)
                 elif type(value) is float:
-                    nan, exact = math.isnan(value), value.is_integer() and abs(value) < 2**53
-                    (nulls if nan else whole if exact else fractions).add(column)
-    columns = (whole & nulls) - fractions
-    for rows in splits.values() if columns else ():
-        for row in filter(None, rows):
-            row |= {column: int(row[column]) for column in columns & row.keys() if not is_null(row[column])}
+                    exact = value.is_integer() and abs(value) < 2**53
+                    (whole if exact else fractions).add(place)
+    if places := (whole & nulls) - fractions:
+        for rows in splits.values():
+            for row in filter(None, rows):
+                _convert(row, (), places)
+
+
+Place = tuple[str, ...]
+"""A column, and keys within it; an item of a list has the place of the list, and "[]"."""
+
+
+def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    if type(value) is dict:
+        for key, item in value.items():
+            yield from _values(item, (*place, key))
+    elif type(value) is list:
+        for item in value:
+            yield from _values(item, (*place, "[]"))
+    elif value is None or type(value) is not str:
+        yield place, value
+
+
+def _convert(value: Any, place: Place, places: set[Place]) -> None:
+    items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
+    for key, item in list(items):
+        at = (*place, key if type(value) is dict else "[]")
+        if type(item) is float and at in places and not is_null(item):
+            value[key] = int(item)
+        else:
+            _convert(item, at, places)
 
 
 def _is_source(file: Path) -> bool:

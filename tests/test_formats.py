@@ -138,6 +138,9 @@ SHAPES = {
     "a list in an object": ("a.json", json.dumps({"meta": {"a": 1}, "tags": ["x"][:0] or "x", "rows": ROWS})),
     "a list beside metadata": ("a.json", json.dumps({"version": "2", "info": {"a": [1]}, "data": ROWS})),
     "rows with ids of their own": ("a.json", json.dumps({f"k{row['id']}": row for row in ROWS})),
+    "id to row in one line": ("a.jsonl", json.dumps(BY_ID) + "\n"),
+    "a list in an object in one line": ("a.jsonl", json.dumps({"version": "1", "data": ROWS})),
+    "id to row in an object in one line": ("a.jsonl", json.dumps({"version": 1, "data": BY_ID})),
     "line separators in a text": ("a.jsonl", lines(ROWS)),
 }
 
@@ -154,6 +157,47 @@ def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
     assert read(tmp_path / "a.jsonl")[0][1] == "a\u2028b\x85c"
 
 
+def test_one_row_in_one_line_is_a_row(tmp_path: Path) -> None:
+    row = {**ROWS[0], "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row), "utf-8")
+    assert read(tmp_path / "a.jsonl") == EXPECTED[:1]
+
+
+def test_spaces_before_quotes_and_empty_columns_of_a_table(tmp_path: Path) -> None:
+    text = table(",").replace("id,", '"id", ').replace("\r\n", ",,\r\n")
+    (tmp_path / "a.csv").write_text(text + ",,,,,\r\n", "utf-8")
+    assert read(tmp_path / "a.csv") == EXPECTED
+    cells = ['"id", "question", "rationale", "answer_idx"', '"1", "a, b", " c", A', '"2", "d", e, "B"']
+    (tmp_path / "b.csv").write_text("\n".join(cells), "utf-8")
+    assert read(tmp_path / "b.csv") == [("1", "a, b", " c", "A"), ("2", "d", "e", "B")]
+    (tmp_path / "c.csv").write_text('id,question,rationale,answer_idx\n1, a,b,A\n2,x, "y" z,B\n', "utf-8")
+    assert [row[1:3] for row in read(tmp_path / "c.csv")] == [(" a", "b"), ("x", ' "y" z')]
+    (tmp_path / "d.csv").write_text(",id,question,rationale,answer_idx\n0,1,a,b,A\n", "utf-8")  # pandas' index
+    assert read(tmp_path / "d.csv") == [("1", "a", "b", "A")]
+
+
+def test_short_floats_of_parquet_are_written_as_they_were_meant(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    values = {"a": pa.array([0.1, 2.0], pa.float32()), "b": pa.array([[0.3], [1.5]], pa.list_(pa.float32())),
+              "c": pa.array([{"d": 0.7}, {"d": None}], pa.struct([("d", pa.float32())])),
+              "e": pa.array([0.10000000149011612, 0.5], pa.float64())}  # fmt: skip
+    rows = {name: [row[name] for row in ROWS[:2]] for name in ROWS[0]}
+    parquet.write_table(pa.table({**rows, **values}), tmp_path / "a.parquet")
+    template = "{{ a }} {{ b | join }} {{ c.d }} {{ e }}"
+    assert [row[1] for row in read(tmp_path / "a.parquet", user=template)] == [
+        "0.1 0.3 0.7 0.10000000149011612",
+        "2.0 1.5  0.5",
+    ]
+
+
+def test_whole_numbers_beside_nulls_within_objects(tmp_path: Path) -> None:
+    rows = [{**ROWS[0], "o": {"a": 3.0, "l": [1.0, None]}}, {**ROWS[1], "o": {"a": None, "l": []}}]
+    (tmp_path / "a.jsonl").write_text(lines(rows), "utf-8")
+    assert [row[1] for row in read(tmp_path / "a.jsonl", user="x{{ o.a }} {{ o.l | join('-') }}")] == ["x3 1-", "x "]
+
+
 GOOD = lines(ROWS)
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 WRONG: dict[str, tuple[str, bytes, str]] = {
@@ -166,6 +210,23 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
         "a.json",
         json.dumps({"question": {"0": "a", "1": "b"}, "answer": {"0": "c", "1": "d"}}).encode(),
         "is an object of columns",
+    ),
+    "pandas with an index of its own": (
+        "a.json",
+        json.dumps({"question": {"7": "a", "3": "b"}, "answer": {"7": "c", "3": "d"}}).encode(),
+        "is an object of columns",
+    ),
+    "a key twice in a line": (
+        "a.jsonl",
+        lines(ROWS[:1]).encode() + b'{"id": 2, "o": {"b": 1, "b": 2}}',
+        "a.jsonl:2: has the key 'b' twice",
+    ),
+    "a key twice": ("a.json", b'[{"id": 1}, {"id": 2, "id": 3}]', "a.json, row 2: has the key 'id' twice"),
+    "an id twice": ("a.json", b'{"x": {"id": 1}, "x": {"id": 2}}', "a.json: has the key 'x' twice"),
+    "cells without a name": (
+        "a.csv",
+        b"id,,x,\n1,,2,\n3,what,4,\n",
+        "a.csv:1: column 2 has no name, and line 3 has 'what'",
     ),
     "splits": (
         "a.json",
