@@ -20,7 +20,9 @@ from sftlab.store import Store, key_of
 
 
 def identity(folder: Path, store: Path, *, code: bool = False) -> str:
-    cfg = ModelConfig(name_or_path=str(folder), revision=None, trust_remote_code=code, chat_template=None, template_time=None)
+    cfg = ModelConfig(
+        name_or_path=str(folder), revision=None, trust_remote_code=code, chat_template=None, template_time=None
+    )
     return models.resolve(cfg, Store(store), 0).identity
 
 
