@@ -2,8 +2,9 @@
 
 The names of heavier ones, which only whole runs need, are this process's arguments.
 
-A line of the input is a JSON object with ``folder``, ``arguments``, ``environment``, ``names`` and ``output``. The
-fork runs ``sftlab.cli.main``; in ``output`` it leaves out, err, and which of the modules ``names`` it has loaded.
+A line of the input is a JSON object with ``folder``, ``arguments``, ``environment``, ``code``, ``names`` and
+``output``. The fork runs the code, which may put a fault somewhere, and ``sftlab.cli.main``; in ``output`` it leaves
+out, err, and which of the modules ``names`` it has loaded.
 Answered are its exit code and the seconds that it took of a processor.
 """
 
@@ -22,7 +23,9 @@ def serve() -> None:
     import jinja2.sandbox  # noqa: F401
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    import sftlab.command_line
     import sftlab.pipeline
+    import sftlab.sweep
     import sftlab.validate
     import sftlab.vignettes  # noqa: F401
 
@@ -50,6 +53,7 @@ def run(case: dict[str, Any]) -> int:
     sys.argv = ["sftlab", *case["arguments"]]
     code = 1
     try:
+        exec(case["code"], {"__name__": "fault"})
         main()
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

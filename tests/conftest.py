@@ -42,6 +42,41 @@ def config() -> Callable[..., Any]:
     return composed
 
 
+def problem(arguments: list[str]) -> str | None:
+    """What is said of a command line before anything runs; None if all is well."""
+    from hydra.errors import HydraException
+
+    from sftlab import instance
+    from sftlab.cli import CONF, job
+    from sftlab.command_line import _Composer, _options, explain, options_first
+    from sftlab.errors import ConfigError
+    from sftlab.validate import validate
+
+    try:
+        arguments = options_first(arguments, CONF)
+        options = _options(arguments)
+        composer = _Composer(options, job, CONF)
+        overrides = [first(text) if options.multirun else text for text in options.overrides]
+        cfg = validate(composer.compose(overrides))
+        if cfg.mode in ("all", "train", "evaluate"):
+            machine = instance.find(cfg.instance)
+            if cfg.mode != "evaluate":
+                instance.check(machine, cfg.train, cfg.peft)
+    except ConfigError as error:
+        return str(error)
+    except (HydraException, TypeError, ValueError) as error:
+        return explain(error, arguments, job, CONF)
+    return None
+
+
+def first(argument: str) -> str:
+    """An override with the first of its values."""
+    from sftlab.overrides import parsed
+
+    read = parsed(argument)
+    return argument.partition(",")[0] if read and read.is_sweep_override() else argument
+
+
 def vignette(number: int, **changed: Any) -> Row:
     """A row with the columns that conf/dataset/vignettes.yaml reads."""
     return {

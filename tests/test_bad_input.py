@@ -1,7 +1,11 @@
-"""What a user may get wrong, through the real command line: place, value and remedy, exit code 2, nothing written."""
+"""What a user may get wrong: place, value and remedy, nothing written, and nothing heavy imported.
+
+Of each kind the first goes through the real command line, and what Hydra or a mode itself checks: exit code 2.
+"""
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 from collections.abc import Callable
@@ -9,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Row, vignette, vignettes, write_model, write_rows
-from test_cli import refused, sftlab
+from conftest import Row, problem, vignette, vignettes, write_model, write_rows
+from test_cli import HEAVY, files, refused, sftlab
 
 from sftlab import models
 from sftlab.config import ModelConfig
@@ -247,11 +251,31 @@ def test_there_are_enough_of_them() -> None:
     assert len(CASES) >= 100
 
 
+FIRST = [cases[0] for cases in (CONFIG, DATA, TEMPLATES, MODELS, PREDICTIONS)]
+
+
 @pytest.mark.parametrize(("arguments", "make", "said"), CASES)
-def test_bad_input_is_refused(tmp_path: Path, arguments: list[str], make: Make | None, said: list[str]) -> None:
+def test_bad_input_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], make: Make | None, said: list[str]
+) -> None:
     if make:
         make(tmp_path)
-    message = refused(tmp_path, *arguments)
+    if (arguments, make, said) in FIRST or any("hydra." in text or text.startswith("--") for text in arguments):
+        message = refused(tmp_path, *arguments)
+    else:
+        monkeypatch.chdir(tmp_path)
+        imported: set[str] = set()
+        really = builtins.__import__
+
+        def recorded(name: str, *given: Any, **named: Any) -> Any:
+            imported.add(name.partition(".")[0])
+            return really(name, *given, **named)
+
+        monkeypatch.setattr(builtins, "__import__", recorded)
+        before = files(tmp_path)
+        message = problem(arguments) or ""
+        assert files(tmp_path) == before
+        assert not imported & HEAVY
     assert [part for part in said if part not in message] == [], message
 
 

@@ -9,44 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import vignette, vignettes, write_rows
-from hydra.errors import HydraException
+from conftest import problem, vignette, vignettes, write_rows
 from test_cli import sftlab
 
-from sftlab import instance
-from sftlab.cli import CONF, job
-from sftlab.command_line import _Composer, _options, explain, options_first
 from sftlab.config import Config
-from sftlab.errors import ConfigError
-from sftlab.overrides import parsed
-from sftlab.validate import MANAGED, known_keys, validate
+from sftlab.validate import MANAGED, known_keys
 
 Make = Callable[[Path], Any]
-
-
-def problem(arguments: list[str]) -> str | None:
-    """What is said of a command line before anything runs; None if all is well."""
-    try:
-        arguments = options_first(arguments, CONF)
-        options = _options(arguments)
-        composer = _Composer(options, job, CONF)
-        overrides = [first(text) if options.multirun else text for text in options.overrides]
-        cfg = validate(composer.compose(overrides))
-        if cfg.mode in ("all", "train", "evaluate"):
-            machine = instance.find(cfg.instance)
-            if cfg.mode != "evaluate":
-                instance.check(machine, cfg.train, cfg.peft)
-    except ConfigError as error:
-        return str(error)
-    except (HydraException, TypeError, ValueError) as error:
-        return explain(error, arguments, job, CONF)
-    return None
-
-
-def first(argument: str) -> str:
-    """An override with the first of its values."""
-    read = parsed(argument)
-    return argument.partition(",")[0] if read and read.is_sweep_override() else argument
 
 
 def changed(arguments: list[str], *settings: str, drop: str = "") -> list[str]:
