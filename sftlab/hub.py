@@ -10,10 +10,11 @@ from pathlib import Path
 
 from sftlab.errors import ConfigError, StageError
 from sftlab.formats import Rows, dense
-from sftlab.models import READ
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every request
 
+# What from_pretrained reads of a folder, besides code. Weights in other formats are not read.
+READ = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".bpe", ".safetensors")
 # What a model needs to be trained, merged and served; not its other formats.
 MODEL_FILES = [*(f"*{suffix}" for suffix in READ), "tokenizer*"]
 

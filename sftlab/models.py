@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftlab.config import ModelConfig
 from sftlab.errors import ConfigError
+from sftlab.hub import READ
 from sftlab.store import Store, digest, key_of, versions, write_json
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What from_pretrained reads of a folder, besides code. Weights in other formats are not read (``load``).
-READ = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".bpe", ".safetensors")
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"  # by name; the one called "default" writes prompts
 LARGE = 64 * 2**20  # bytes of a file whose hash is remembered
 # A file that was written a moment ago may be written again within the same tick of its clock.

@@ -260,7 +260,7 @@ def test_bad_input_is_refused(
 ) -> None:
     if make:
         make(tmp_path)
-    if (arguments, make, said) in FIRST or any("hydra." in text or text.startswith("--") for text in arguments):
+    if (arguments, make, said) in FIRST or any("hydra." in text or text.startswith("-") for text in arguments):
         message = refused(tmp_path, *arguments)
     else:
         monkeypatch.chdir(tmp_path)

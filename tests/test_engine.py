@@ -191,7 +191,7 @@ def test_letters_that_share_tokens_are_told_apart(engine: Transformers, letters:
         rows: list[dict[str, Any]] = [
             {
                 "row": n,
-                "made": {"completion": "x" * n},
+                "made": {"finish_reason": "stop", "completion": "x" * n},
                 "prompt": "?",
                 "prompt_token_ids": [200 + n] * 5,
                 "choices": letters,
@@ -206,7 +206,7 @@ def test_the_first_letter_is_chosen_among_what_the_model_finds_likely(engine: Tr
     """With the real engine: each choice is the most likely one at the place where the letters differ."""
     row = {
         "row": 0,
-        "made": {"completion": "Hm."},
+        "made": {"finish_reason": "stop", "completion": "Hm."},
         "prompt": "?",
         "prompt_token_ids": [300, 301, 302],
         "choices": "AАБ",
@@ -235,7 +235,7 @@ def test_a_long_text_loses_its_beginning_and_the_prompt_stays(engine: Transforme
     for length in (41, 42, 43, 60):  # the first leaves no room for anything but the letter
         row = {
             "row": 0,
-            "made": {"completion": "word " * 500},
+            "made": {"finish_reason": "stop", "completion": "word " * 500},
             "prompt": "?",
             "prompt_token_ids": prompt,
             "choices": "AB",

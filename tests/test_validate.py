@@ -107,7 +107,7 @@ VALUES = [
     (["peft.method=adalora"], ["peft.method='adalora': should be 'none', 'lora', 'qlora'"]),
     (["peft.target_modules=3"], ["peft.target_modules=3: should be a layer's name, or a list of them"]),
     (["+dataset.split.trian=0.5"], ["dataset.split.trian: no such key; should be 'train', 'validation' or 'test'"]),
-    (["name=a/b"], ["name='a/b': should match"]),
+    (["name=a/b"], ["name='a/b': may have letters, digits"]),
     (["name=.."], ["name='..'", "give a name with a letter"]),
     (["~train.max_length"], ["train.max_length: is missing"]),
     (["train.bf16=${instance.bf}"], ["train.bf16", "instance.bf"]),
