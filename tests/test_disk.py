@@ -100,7 +100,7 @@ def test_a_full_disk_stops_a_stage_and_nothing_is_lost(
         ("store=../disk/outputs/store", "outputs/store is no folder that you may write to; set store= to one"),
         (
             "hydra.run.dir=../disk/run",
-            "hydra.run.dir='../disk/run': cannot be made: Read-only file system; set it to a",
+            "hydra.run.dir='../disk/run': may not be written to; set it to a folder",
         ),
     ],
 )
