@@ -290,6 +290,11 @@ class StudyCallback(Callback):
         _for_jobs(config, "hydra.sweep.dir", str(STUDY.folder))
 
 
+def _study() -> Study:
+    """Return STUDY. Launchers pickle ``job`` with the globals that it names, and a folder's lock cannot be pickled."""
+    return STUDY
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
@@ -300,6 +305,7 @@ def job(composed: DictConfig) -> float:
     from sftlab.store import Store
     from sftlab.validate import validate
 
+    study = _study()
     _environment()
     _warn_once()
     hydra_config = HydraConfig.get()
@@ -315,17 +321,17 @@ def job(composed: DictConfig) -> float:
         raise ConfigError(f"job {number} would replace a record: {reason}; set hydra.sweep.dir to an empty folder")
     try:
         _go_where_the_sweep_was_started(hydra_config.runtime.cwd)
-        cfg = STUDY.config or validate(_without_hydra(composed))  # a single run was validated by the callback
+        cfg = study.config or validate(_without_hydra(composed))  # a single run was validated by the callback
         record.config = cfg.model_dump()
         if MODES[cfg.mode].records and not cfg.dry_run:
             for place in {folder, Path(hydra_config.sweep.dir)} if hydra_config.mode == RunMode.MULTIRUN else {folder}:
                 Store(cfg.store).register(place)
-        if STUDY.config is not None and (cfg.dry_run or not MODES[cfg.mode].has_jobs):
+        if study.config is not None and (cfg.dry_run or not MODES[cfg.mode].has_jobs):
             return 0.0  # main does the work
         if cfg.dry_run:
-            assert STUDY.scratch is not None
+            assert study.scratch is not None
             log.info("job %d: %s", number, " ".join(record.overrides))
-            dry_run(cfg, folder, Path(STUDY.scratch.name, ".store"))
+            dry_run(cfg, folder, Path(study.scratch.name, ".store"))
         else:
             record.write(folder)
             launcher = str(hydra_config.runtime.choices["hydra/launcher"])
