@@ -2,8 +2,8 @@
 
 A stage is referred to if a ``run.json`` or ``job.json`` has its key anywhere, or if a stage that is referred to was
 made from it. Keys are hashes, so looking for them in the text errs on the side of keeping: records of other versions,
-of a store that was moved, and records that were cut off count all the same. Records are looked for in the folders
-that the store has registered, and below ``clean.outputs``. What a living process uses is kept as well.
+of a store that was moved, and truncated records count too. Records are read from the folders
+that the store has registered and from those below ``clean.outputs``. Stages that a living process uses are retained.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
     root = store.resolve()
     if unused and not _records(root, outputs):
         return (
-            f"there is no run below {outputs} and none is registered, so all of {store} would go; "
+            f"no run was found below {outputs} or is registered in the store, so all of {store} would be deleted; "
             "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself"
         )
     if any(path.is_relative_to(outputs.absolute()) for path in (root, store.absolute())):
@@ -230,7 +230,7 @@ def _delete(root: Path, item: Unused) -> bool:
 
 
 def _sweep(root: Path) -> None:
-    """Delete what a deletion that was cut off has left, notes of deleted runs, and locks of stages that are gone."""
+    """Delete the remains of an interrupted deletion, notes of deleted runs, and locks of deleted stages."""
     for path in _folders(root, TRASH):
         shutil.rmtree(path, ignore_errors=True)  # perhaps another process deletes it now
     for entry in (root / RUNS).glob("*.json"):

@@ -116,7 +116,7 @@ CODE = ("_target_", "class", "()", "custom_search_space")
 class TrustedCallbacks(Callbacks):
     """Hydra's callbacks, made once it is clear that the configuration names no code besides ``TRUSTED``.
 
-    Their exceptions end the program: Hydra makes a warning of each, and goes on.
+    Their exceptions end the program. Hydra itself would log a warning and continue.
     """
 
     def __init__(self, config: DictConfig | None = None) -> None:
@@ -137,7 +137,7 @@ class Once(logging.Filter):
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is no warning, or one that was not seen before."""
+        """Whether to log a record: every record that is not a warning, and each warning once."""
         if record.levelno != logging.WARNING:
             return True
         new = record.getMessage() not in self.seen
@@ -561,7 +561,7 @@ def _all_failed(found: list[Job]) -> int:
 def _in_every_job(error: ConfigError, swept: set[str]) -> str:
     """Of a sweep's problems those that no value of a swept key can fix; "" if there is none.
 
-    Told by their words: a problem that names no key that differs between jobs.
+    These are the problems whose message names no key that differs between the jobs.
     """
     from sftlab.config import Config
     from sftlab.validate import known_keys, listed, problems

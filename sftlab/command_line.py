@@ -242,7 +242,7 @@ class _Composer:
         self.searched: list[str] = []
 
     def choices(self, group: str) -> list[str]:
-        """The options of a group; none if there is no such group."""
+        """List the options of a group; empty if the group does not exist."""
         return self.loader.get_group_options(group, config_name=self.name, overrides=self.searched)
 
     def sweeps(self, overrides: dict[str, Override | None]) -> bool:
@@ -321,10 +321,10 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
                 key = culprit.partition("=")[0]
                 fixed.remove(culprit)
                 if key.startswith("train.extra."):  # its value takes seconds to check
-                    told = unknown_field(key.removeprefix("train.extra."))
-                    found.append(told or f"{culprit}: is not there yet; write {shown(f'+{culprit}')}")
+                    problem = unknown_field(key.removeprefix("train.extra."))
+                    found.append(problem or f"{culprit}: is not set yet; write {shown(f'+{culprit}')}")
                 elif FREE.match(key):
-                    absent[key] = f"{culprit}: is not there yet; write {shown(f'+{culprit}')}"
+                    absent[key] = f"{culprit}: is not set yet; write {shown(f'+{culprit}')}"
                     fixed.append(f"+{culprit}")
                 elif key.startswith("hydra."):
                     found.append(

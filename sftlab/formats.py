@@ -45,7 +45,7 @@ class Table(NamedTuple):
 
 
 def kind(file: Path) -> str | None:
-    """The format that a file's name tells."""
+    """Return the format that a file's name indicates."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -190,7 +190,7 @@ def _jsonl(file: Path, text: str) -> Table:
 
 
 def _spread(file: Path, text: str, first: str) -> Table | None:
-    """The rows of JSON that begins with the first line and does not end there; None where there is no such."""
+    """Read rows of JSON that spans several lines; None if the first line is complete JSON."""
     try:
         _, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError) as error:
@@ -358,7 +358,7 @@ def _nest(file: Path, header: list[str], rows: list[dict[str, Any]]) -> None:
     JSON, and Python's notation, which pandas writes.
 
     Raises:
-        ConfigError: NumPy arrays, whose items cannot be told apart.
+        ConfigError: NumPy arrays, whose items cannot be separated.
     """
     for column in header:
         nested: list[tuple[dict[str, Any], Any]] = []

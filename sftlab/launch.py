@@ -64,7 +64,7 @@ TOO_LARGE = (
 # How Python (and Rust), and torch's writer of files, say that the disk is full.
 DISK_FULL = (os.strerror(errno.ENOSPC), "inline_container", "iostream error")
 
-# Defaults: what the user has set in the environment is kept.
+# Defaults: variables set by the user take precedence.
 QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",

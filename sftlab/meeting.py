@@ -1,4 +1,4 @@
-"""Several machines before a training: machine 0 tells the others whether there is anything to train.
+"""Rendezvous of several machines before training: machine 0 announces whether there is anything to train.
 
 Only machine 0 knows it, by its store: a training may be cached, or copied from another job. Without this the others
 would wait for ranks that never start. The port is that of ``instance.rdzv_endpoint``; it is free again before

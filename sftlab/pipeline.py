@@ -94,7 +94,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
 
 
 def pinned_data(cfg: Config) -> Config:
-    """The configuration with the commits of its datasets: a branch or tag of the hub may move while a run goes on."""
+    """The configuration with the commits of its datasets: a branch or tag of the hub may move during a run."""
 
     def pin(data: DatasetConfig) -> DatasetConfig:
         return data.model_copy(update={"revision": dataset.revision(data) or data.revision})

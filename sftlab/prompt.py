@@ -136,7 +136,7 @@ class Templates:
         return ConfigError(f"{self.key}.{name} cannot be rendered: {message}; fix the row or the template")
 
     def _checked(self, name: str, row: Row, problems: list[str]) -> str | None:
-        """The text of a template; a problem where it cannot be rendered, is no Unicode, or lacks and must not."""
+        """Render a template; add a problem if it fails, is not Unicode, or is empty where text is required."""
         try:
             text = self._text(name, row)
         except ConfigError as error:

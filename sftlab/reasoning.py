@@ -80,7 +80,7 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _OPEN_AT_END = re.compile(rf"(?:{'|'.join(_OPEN.values())})\s*\Z", re.IGNORECASE)
-# What stands around an answer and is no part of it.
+# Text around an answer that does not belong to it.
 _AROUND = re.compile(
     r"<\|(?:START|END)_RESPONSE\|>|<\|(?:begin|end)_of_solution\|>|<\|(?:return|end)\|>(?:\s*<\|start\|>assistant)?",
     re.IGNORECASE,
@@ -188,7 +188,7 @@ def _closing(name: str) -> str:
 
 
 def _split(text: str, prompt: str, truncated: bool) -> tuple[str, list[str]]:
-    """What of a completion is no reasoning, and the blocks that are open at its end, the outermost first."""
+    """Split off reasoning: the remaining text, and the blocks open at its end, outermost first."""
     opened = _OPEN_AT_END.search(prompt)
     for name, words in _WORDS.items() if opened is None else ():
         if begun := words.match(text):

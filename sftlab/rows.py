@@ -315,7 +315,7 @@ def _object(value: dict[str, Any], where: str, conversations: list[Talk], mark: 
 
 
 def _speakers(items: Sequence[dict[str, Any]], where: str) -> list[Any] | None:
-    """Who speaks in each turn of a list; None for a list that is no conversation, or of one turn only."""
+    """Return the speaker of each turn; None for a list that is not a conversation or has a single turn."""
     turns = [{str(key).lower(): value for key, value in item.items()} for item in items]
     if len(turns) < 2 and not _is_history(where):
         return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @cache
 def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
-    """Jinja as the templates of datasets see it: sandboxed, and strict about what does not exist and what is no text.
+    """Jinja environment of dataset templates: sandboxed, strict about undefined names and non-text values.
 
     Null is written as nothing. Any other value that is neither text nor a number is an error, unless a filter
     makes a text of it. In a template that makes ``answers``, the filter search does not look into reasoning.

@@ -270,7 +270,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Of a single checkpoint that is kept, keep the best: resuming needs the last one no more."""
+        """With a limit of one, retain the best checkpoint: resuming no longer needs the last one."""
         if self.keep is not None and state.is_world_process_zero:
             _delete_all_but(Path(args.output_dir), self.keep)
 

@@ -500,7 +500,7 @@ def test_without_any_run_nothing_is_deleted(store: Path, outputs: Path, capsys: 
     made = chain(store, 1)
     for dry_run in (True, False):
         with pytest.raises(
-            ConfigError, match=r"no run below .*outputs and none .* all of .*store would go; set store="
+            ConfigError, match=r"no run was found below .*outputs .* all of .*store would be deleted; set store="
         ):
             clean(store, outputs, delete=True, dry_run=dry_run)
     assert all(one.path.is_dir() for one in made.values())

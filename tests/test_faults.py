@@ -185,7 +185,7 @@ def test_a_sweep_ended_at_three_points_ends_the_same(
             child if victim == "child" else process.pid, by
         )
         out, _ = process.communicate(timeout=400)
-        assert (stage == "merge") == bool(re.search(r"goes on from checkpoint-(1[6-9]|2\d)\b", out)), out
+        assert (stage == "merge") == bool(re.search(r"resumes from checkpoint-(1[6-9]|2\d)\b", out)), out
         if victim == "child":
             assert process.returncode == 1, out
             assert by.name in out

@@ -282,7 +282,7 @@ def test_a_job_that_slurm_puts_back_goes_on_from_its_last_checkpoint(place: Path
     os.kill(parent(training[0]), signal.SIGUSR2)  # what SLURM sends before it takes a job's machine away
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
-    assert "goes on from checkpoint" in (place / "requeued" / "0" / "sftlab.log").read_text("utf-8")
+    assert "resumes from checkpoint" in (place / "requeued" / "0" / "sftlab.log").read_text("utf-8")
     assert len(read(place / "requeued" / "run.json")["selection"]["candidates"]) == 8
 
 

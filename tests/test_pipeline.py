@@ -280,7 +280,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
     process.wait()
     again = whole(place, *settings, "hydra.run.dir=killed", "store=killed_store")
     assert again.returncode == 0, again.stderr
-    assert "goes on from checkpoint" in again.stdout + again.stderr
+    assert "resumes from checkpoint" in again.stdout + again.stderr
     first, second = read(place / "undisturbed" / "run.json"), read(place / "killed" / "run.json")
     losses = [[row["eval_loss"] for row in run["selection"]["candidates"]] for run in (first, second)]
     assert losses[0] == losses[1]

@@ -524,7 +524,7 @@ def _force(engine: Engine, settings: Settings, silent: list[dict[str, Any]]) -> 
 
     The text is continued as text, so that each tokenizer writes the letter in its own way. The model chooses among
     the tokens at the first place where the letters' continuations differ; letters that have the chosen token in
-    common are told apart at the next such place.
+    common are distinguished at the next such place.
     """
     from transformers import AutoTokenizer
 

@@ -146,7 +146,7 @@ def make(
             if not complete(folder):
                 _take_over(store, key, folder, train, machine)
             if found := [checkpoint for checkpoint in complete(folder) if _resumable(checkpoint)]:
-                log.info("train: goes on from %s", found[-1].name)
+                log.info("train: resumes from %s", found[-1].name)
             tell_others(to_train=True)
             ranks(folder, folder)
         else:
@@ -459,14 +459,14 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         share = (trainer.state.global_step - (_step(resumed[-1]) if resumed else 0)) / trainer.state.max_steps
         receipt = _receipt(trainer, train, machine, given["counts"], seconds, share)
         elsewhere = json.loads((folder / MACHINES).read_text("utf-8")) if (folder / MACHINES).is_file() else []
-        told = {
+        ending = {
             "step_seconds": step_times.median,
             "rank_checksums": checksums,
             "earlier_machines": elsewhere,
             "diverged_at_step": diverged,
         }
         sync(folder)  # with the receipt on the disk, all of the training is
-        write_json(folder / RECEIPT, receipt | told)
+        write_json(folder / RECEIPT, receipt | ending)
     # A rank that ends with its connections open is sometimes ended by SIGABRT on its way out.
     trainer.accelerator.end_training()
 
