@@ -10,7 +10,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from hydra import __version__ as hydra_version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -29,13 +29,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError
-from sftlab.modes import MODES as ALL
+from sftlab.modes import MODES
 from sftlab.overrides import SUFFIXES, letters, override, parsed, refusal, shown, wants_list, with_home
 
 # Dictionaries that take keys of the user's choosing.
 FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.(train|validation|test)$")
 ADDED = ("experiment", "debug")  # groups without a default
-MODES = get_args(Config.model_fields["mode"].annotation)
 # Modes that work on files or folders, and the key for these.
 FILES = {"compare": "eval.predictions", "evaluate": "eval.name_or_path", "report": "hydra.run.dir"}
 PAIR = ('"BASE.jsonl"', '"TUNED.jsonl"')
@@ -189,7 +188,7 @@ def _command(name: str, words: list[str], settings: list[str], options: Sequence
     swept = any((read := parsed(setting)) and read.is_sweep_override() for setting in settings)
     asked = any(option in ("-m", "--multirun") for option in options)
     others = [option for option in options if option not in ("-m", "--multirun")]
-    jobs = name not in MODES or ALL[name].has_jobs
+    jobs = name not in MODES or MODES[name].has_jobs
     flag = ["-m"] if jobs and (asked or swept or several or name == "sweep") else []
     return " ".join([PROGRAM, *map(shown, [*flag, *others, *settings])])
 

@@ -345,6 +345,6 @@ def write_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException:  # at Ctrl-C, too, no partial file may stay
         partial.unlink(missing_ok=True)
         raise
