@@ -55,8 +55,7 @@ def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str,
 
 def revision(cfg: DatasetConfig) -> str | None:
     """The commit that a dataset from the hub has now; None for any other."""
-    found = _identity(cfg)
-    return found if isinstance(found, str) else None
+    return None if _is_here(cfg.name_or_path) else _identity(cfg)
 
 
 def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Dataset:
@@ -161,6 +160,10 @@ def subgroups(cfg: DatasetConfig, seed: int, column: str, *, mounted: bool = Fal
     """
     rows = examples(cfg, seed, mounted=mounted, column=column)["test"]
     return {row.id: row.subgroup for row in rows}
+
+
+def _is_here(name: str) -> bool:
+    return name.startswith("generate:") or Path(name).exists()
 
 
 def _identity(cfg: DatasetConfig) -> Any:
