@@ -93,7 +93,9 @@ def model(folder: Path, shape: str) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     made.save_pretrained(folder)
-    tiny = ModelConfig(name_or_path="random:llama", revision=None, trust_remote_code=False, chat_template=None)
+    tiny = ModelConfig(
+        name_or_path="random:llama", revision=None, trust_remote_code=False, chat_template=None, template_time=None
+    )
     models.resolve(tiny, Store(folder / "store"), 0).tokenizer().save_pretrained(folder)
 
 
@@ -115,8 +117,8 @@ def rows(folder: Path, count: int, length: int) -> dict[str, Any]:
         folder / "bare"
     )
     counts = {"rows": count, "tokens": count * length, "supervised": count * (length - length // 2)}
-    split = {**counts, "truncated": 0, "left_out": 0, "longest": length}
-    return {"train": split, "validation": split, "prompt_bos": 0}
+    each = {**counts, "truncated": 0, "left_out": 0, "longest": length}
+    return {"train": each, "validation": each, "prompt_bos": 0}
 
 
 def main() -> None:
