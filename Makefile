@@ -23,18 +23,18 @@ check: .venv/tested
 # Two stamps, rebuilt only when a lock or pyproject.toml has changed: what the demo needs, and what the tests need on
 # top of it (the launchers and Optuna, which they run).
 .venv/installed: locks/torch-cpu.lock locks/cpu.lock pyproject.toml
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	@echo "Installing the locked packages into .venv (about three minutes, once) …"
-	$(PIP) --require-hashes --retries 1 --extra-index-url $(TORCH_INDEX) -r locks/torch-cpu.lock 2>.venv/pip.log \
+	@$(PIP) --require-hashes --retries 1 --extra-index-url $(TORCH_INDEX) -r locks/torch-cpu.lock 2>.venv/pip.log \
 		|| { cat .venv/pip.log >&2; exit 1; }
-	$(PIP) --require-hashes -r locks/cpu.lock
-	$(PIP) --no-build-isolation --editable .
-	touch $@
+	@$(PIP) --require-hashes -r locks/cpu.lock
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
 
 EXTRAS = locks/optuna.lock locks/ray.lock locks/slurm.lock locks/joblib.lock
 .venv/tested: .venv/installed $(EXTRAS)
-	$(PIP) --require-hashes $(addprefix -r ,$(EXTRAS))
-	touch $@
+	@$(PIP) --require-hashes $(addprefix -r ,$(EXTRAS))
+	@touch $@
 
 clean:
 	rm -rf .venv
