@@ -46,7 +46,7 @@ def problem(arguments: list[str]) -> str | None:
     """What is said of a command line before anything runs; None if all is well."""
     from hydra.errors import HydraException
 
-    from sftlab import instance
+    from sftlab import instance, preflight
     from sftlab.cli import CONF, job
     from sftlab.command_line import _Composer, _options, explain, options_first
     from sftlab.errors import ConfigError
@@ -59,9 +59,7 @@ def problem(arguments: list[str]) -> str | None:
         overrides = [first(text) if options.multirun else text for text in options.overrides]
         cfg = validate(composer.compose(overrides))
         if cfg.mode in ("all", "train", "evaluate"):
-            machine = instance.find(cfg.instance)
-            if cfg.mode != "evaluate":
-                instance.check(machine, cfg.train, cfg.peft)
+            preflight.check(instance.find(cfg.instance), cfg)
     except ConfigError as error:
         return str(error)
     except (HydraException, TypeError, ValueError) as error:
