@@ -24,6 +24,7 @@ from sftlab import instance, models, overrides, score
 from sftlab.config import Config, DatasetConfig, InstanceConfig, Lora, NoPeft, Qlora, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
+from sftlab.launch import RANK_VARIABLES
 from sftlab.modes import MODES
 from sftlab.predictions import load_pair
 from sftlab.prompt import check
@@ -701,10 +702,14 @@ def _extra(extra: dict[str, Any]) -> Iterator[str]:
             except ValidationError as error:
                 first = re.sub(r"^\w+ should", "should", error.errors()[0]["msg"])
                 yield f"train.extra.{name}={shown(value)}: {first}"
+    # A launcher around this process left variables by which SFTConfig would wait for other ranks.
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if RANK_VARIABLES.fullmatch(name)}
     try:
         SFTConfig(**{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": [], **extra})
     except (TypeError, ValueError) as error:
         yield f"train.extra={extra}: SFTConfig refuses it: {error}"
+    finally:
+        os.environ.update(hidden)
 
 
 def _members(file: str, name: str) -> list[str]:

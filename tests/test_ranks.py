@@ -160,7 +160,7 @@ def test_ddp_does_not_look_for_parameters_without_a_gradient(tmp_path: Path, two
     """A model that reads images has some, and they are frozen; train.extra decides if it sets the key."""
     assert two["receipt"]["find_unused_parameters"] is False
     for name, overrides, expected in (
-        ("images", ["model.name_or_path=random:gemma3_vision", "peft=none"], False),
+        ("images", ["model.name_or_path=random:gemma3_vision"], False),
         ("asked", ["+train.extra.ddp_find_unused_parameters=true"], True),
     ):
         run = end(start(tmp_path, name, *TWO, *overrides, "train.num_train_epochs=1"), tmp_path / name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,6 +81,14 @@ def test_every_experiment_and_debug_setting_is_valid(config: Compose, file: Path
     if "/hydra/sweeper: optuna" in file.read_text("utf-8"):
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", exc_type=ImportError)
     assert config(f"+{file.parent.name}={file.stem}", "model=tiny_random").name
+
+
+def test_extra_fields_are_checked_inside_another_launcher(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    cfg = config("model=tiny_random", "instance=cpu", "+train.extra.padding_free=true")
+    assert cfg.train.extra == {"padding_free": True}
+    assert os.environ["RANK"] == "7"
 
 
 @pytest.mark.parametrize("group", ["model", "dataset", "peft", "train", "instance", "eval", "tracking"])
