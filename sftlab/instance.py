@@ -93,7 +93,7 @@ class Machine:
             "device": self.device,
             "num_processes": self.world_size,
             "attn_implementation": self.attn_implementation,
-            **({} if self.strategy == "ddp" else {"strategy": self.strategy}),
+            **({} if self.strategy == "ddp" else {"strategy": self.strategy, "reduced_in": "float32"}),
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -572,7 +572,7 @@ def _distribute(arguments: Any, model: Any, base: Base, train: TrainConfig) -> N
         plugin = arguments.fsdp_plugin_args
         layers = {type(layer).__name__ for layer in decoder_layers(model)}
         plugin.setdefault("transformer_cls_names_to_wrap", ",".join(sorted(layers)))
-        if train.bf16:
+        if train.bf16 and plugin["fsdp_version"] == 2:
             plugin["mixed_precision_policy"] = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32
             )
