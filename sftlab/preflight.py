@@ -47,6 +47,7 @@ def check(machine: Machine, cfg: Config) -> None:
     if machine.device == "cuda":
         cuda, torch_problem = _torch(machine.name)
         problems += [torch_problem] if torch_problem else _driver(machine.name, cuda)
+        problems += _generation(machine.name, cuda, uses_vllm=uses_vllm)
         if trains or uses_vllm:  # both compile kernels with Triton
             problems += _compiler(machine.name)
     elif cfg.instance.device == "auto" and "CUDA_VISIBLE_DEVICES" not in os.environ:
@@ -90,6 +91,21 @@ def _driver(name: str, cuda: int) -> Iterator[str]:
             f"instance={name}: the NVIDIA driver {_driver_version() or ''} supports CUDA {offered // 1000}."
             f"{offered % 1000 // 10}, and the installed torch is built for CUDA {cuda}. Install the driver {needed} or "
             f"newer {source}, or set instance=cpu"
+        )
+
+
+def _generation(name: str, cuda: int, *, uses_vllm: bool) -> Iterator[str]:
+    """GPUs that are too old for the installed torch, or for the bfloat16 of vLLM; of several the newest counts."""
+    found = [float(value) for value in nvidia_smi("compute_cap") if re.fullmatch(r"\d+\.\d+", value)]
+    if found and max(found) < 7.5 and cuda >= 13:
+        yield (
+            f"instance={name}: the GPU has compute capability {max(found)}, and CUDA {cuda} supports 7.5 (Turing) or "
+            "higher; set instance=cpu"
+        )
+    elif found and max(found) < 8.0 and uses_vllm:
+        yield (
+            f"eval.engine=vllm: the GPU has compute capability {max(found)}, and vLLM needs 8.0 (Ampere) or higher for "
+            "bfloat16; set eval.engine=transformers"
         )
 
 

@@ -172,6 +172,21 @@ def test_a_driver_that_is_too_old_is_named_with_the_one_that_is_needed(
     assert problems() == []
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "vllm", "transformers"),
+    [("7.0", "CUDA 13 supports 7.5", "CUDA 13 supports 7.5"), ("7.5", "vLLM needs 8.0", None), ("8.6", None, None),
+     ("7.5\\n9.0", None, None), ("[N/A]", None, None)],
+)  # fmt: skip
+def test_a_gpu_that_is_too_old_is_refused(
+    box: Box, problems: Callable[..., list[str]], capabilities: str, vllm: str | None, transformers: str | None
+) -> None:
+    box.program("nvidia-smi", f"printf '{capabilities}\\n'")
+    for engine, said in (("vllm", vllm), ("transformers", transformers)):
+        lines = problems(f"eval.engine={engine}")
+        assert len(lines) == (said is not None)
+        assert all(str(said) in line for line in lines)
+
+
 def test_all_problems_are_told_at_once(box: Box, problems: Callable[..., list[str]]) -> None:
     box.cuda = 12040
     (box.root / "bin/gcc").unlink()
