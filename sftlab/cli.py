@@ -213,7 +213,7 @@ class StudyCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Validate, before Hydra makes the run's folder."""
-        from sftlab import instance
+        from sftlab import instance, preflight
         from sftlab.modes import MODES
         from sftlab.run import Run, check_folder
         from sftlab.validate import validate
@@ -224,9 +224,7 @@ class StudyCallback(Callback):
         _find_home(config.hydra.run)
         mode, folder = MODES[cfg.mode], Path(config.hydra.run.dir)
         if mode.trains or mode.evaluates:
-            machine = instance.find(cfg.instance)
-            if mode.trains:
-                instance.check(machine, cfg.train, cfg.peft)
+            preflight.check(instance.find(cfg.instance), cfg)
         if cfg.mode == "report":
             Run.read(folder)
         if mode.records:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,14 @@ BRIEF_SPIN = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 # some dozens (measured on the demo's rows after 24 steps: 3.5 GiB, and with as few as 16 kept 3.0, no slower).
 FEW_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
+# vLLM profiles its memory by sampling with top-k, for which FlashInfer compiles kernels: without a whole CUDA toolkit
+# vLLM dies at start. Its own sampler needs no toolkit.
+NO_FLASHINFER_SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+
+# Where the NVIDIA driver lists its GPUs and its version, and where Windows puts its part of the driver under WSL2.
+PROC = Path("/proc/driver/nvidia")
+WSL = Path("/usr/lib/wsl/lib")
+
 # The optimizers of transformers that a package brings: the beginning of their names, its module, and what to install.
 OPTIMIZERS = (
     ("adamw_torch_4bit adamw_torch_8bit", "torchao", "torchao"),
@@ -35,7 +46,8 @@ OPTIMIZERS = (
 )
 
 # Dense bfloat16 TFLOP/s (accumulated in float32, without sparsity) by a part of the name that torch gives a GPU, the
-# more special first. From NVIDIA's data sheets; of GeForce cards from the architecture white papers.
+# more special first. From NVIDIA's data sheets; of GeForce cards and the RTX A6000 from the architecture white papers
+# (GA102 v2.0 and AD102). The data sheet of the RTX A5000 has 222.2 with sparsity, which is twice the dense value.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.4,
@@ -46,7 +58,10 @@ PEAK_TFLOPS = {
     "L40S": 362.0,
     "L40": 181.0,
     "L4": 121.0,
+    "A40": 149.7,
     "A10": 125.0,
+    "RTX A6000": 154.8,
+    "RTX A5000": 111.1,
     "RTX 4090": 165.2,
     "RTX 3090": 71.0,
 }
@@ -78,7 +93,7 @@ class Machine:
             "device": self.device,
             "num_processes": self.world_size,
             "attn_implementation": self.attn_implementation,
-            **({} if self.strategy == "ddp" else {"strategy": self.strategy}),
+            **({} if self.strategy == "ddp" else {"strategy": self.strategy, "reduced_in": "float32"}),
         }
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,7 +137,13 @@ class Machine:
             return [shown] * self.num_processes
         gpus = shown["CUDA_VISIBLE_DEVICES"].split(",")
         firsts = range(0, len(gpus) - tensor_parallel_size + 1, tensor_parallel_size)
-        return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + tensor_parallel_size])} for first in firsts]
+        return [
+            {
+                "CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + tensor_parallel_size]),
+                **_defaults(NO_FLASHINFER_SAMPLER),
+            }
+            for first in firsts
+        ]
 
     def accumulation(self, train: TrainConfig) -> int:
         """Batches per optimizer step: as set, or derived from the global batch size.
@@ -244,6 +265,8 @@ def _defaults(variables: Mapping[str, str]) -> dict[str, str]:
 def peak_flops(device_name: str) -> float | None:
     """Dense bfloat16 FLOP/s of a GPU, None if it is not known."""
     words = f" {device_name.replace('-', ' ')} "
+    if " Laptop " in words:  # the same name, at a fraction of the power
+        return None
     return next((1e12 * peak for name, peak in PEAK_TFLOPS.items() if f" {name} " in words), None)
 
 
@@ -252,4 +275,24 @@ def visible_gpus() -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         names = [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
         return [name for name in names if name not in ("", "-1")]
-    return [str(index) for index, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+    if (PROC / "gpus").is_dir():
+        return [str(index) for index, _ in enumerate((PROC / "gpus").glob("*"))]
+    return nvidia_smi("index")  # WSL2 and some containers do not have that folder
+
+
+def nvidia_smi(field: str) -> list[str]:
+    """A field of ``nvidia-smi --query-gpu`` for each GPU; [] where the command is missing or fails."""
+    path = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=str(WSL))
+    return list(_query(path, field)) if path else []
+
+
+@cache
+def _query(path: str, field: str) -> tuple[str, ...]:
+    try:
+        done = subprocess.run(
+            [path, f"--query-gpu={field}", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, check=True, timeout=20,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())

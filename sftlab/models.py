@@ -216,6 +216,19 @@ def beside_text(model: PreTrainedModel) -> list[str]:
     return [name for name, part in model.base_model.named_children() if part is not text]
 
 
+def decoder_layers(model: PreTrainedModel) -> list[Any]:
+    """The layers of a model's text decoder: the longest of the module lists that are nearest to its root."""
+    from torch import nn
+
+    decoder = model.get_decoder()
+    lists = [
+        (name.count("."), -len(part), list(part))
+        for name, part in decoder.named_modules()
+        if isinstance(part, nn.ModuleList)
+    ]
+    return min(lists, key=lambda row: row[:2], default=(0, 0, []))[2]
+
+
 def _inputs(name: str, seed: int) -> dict[str, Any]:
     """What the model of a GGUF file, or a random one, is made of."""
     kind, _, rest = name.partition(":")

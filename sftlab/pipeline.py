@@ -10,7 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sftlab import instance, models, overlap, plan, score, tracking
+from sftlab import instance, models, overlap, plan, preflight, score, tracking
 from sftlab.card import card, push
 from sftlab.clean import clean
 from sftlab.config import Config, DatasetConfig, ModelConfig
@@ -33,7 +33,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     """Dataset → tokens → training: what it found goes into ``job`` and its file."""
     store = Store(cfg.store)
     machine = instance.find(cfg.instance)
-    instance.check(machine, cfg.train, cfg.peft)
+    preflight.check(machine, cfg)
     cfg = pinned_data(cfg)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = test_data(cfg, store, data)
@@ -299,6 +299,7 @@ def _warn_of_batches(jobs: Sequence[Job]) -> None:
 
 def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     """``mode=evaluate``: any model against the base, on the test set; the result goes into ``job`` and its page."""
+    preflight.check(instance.find(cfg.instance), cfg)
     store = Store(cfg.store)
     assert cfg.eval.name_or_path is not None
     cfg = pinned_data(cfg)
@@ -377,6 +378,8 @@ def plan_job(cfg: Config, job: Job) -> None:
     """``mode=plan``: what a job would take on its machine goes into ``job``; nothing is trained."""
     store = Store(cfg.store)
     machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
+    if cfg.plan.probe:
+        preflight.check(machine, cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
@@ -491,6 +494,8 @@ def _dry_tokens(cfg: Config, store: Store, scratch: Store) -> None:
     """What ``mode=plan`` and ``mode=preview`` would do."""
     if cfg.mode == "plan":
         machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
+        if cfg.plan.probe:
+            preflight.check(machine, cfg)
         log.info("machine: %s, %d process(es)", machine.device, machine.num_processes)
     data = _dry_dataset(cfg, store, scratch)
     base = _dry_model("model", cfg.model, store, cfg.seed)
@@ -506,7 +511,7 @@ def _dry_tokens(cfg: Config, store: Store, scratch: Store) -> None:
 def _dry_training(cfg: Config, store: Store, scratch: Store) -> None:
     """What ``mode=all`` and ``mode=train`` would do, with the memory and time of training where the model is here."""
     machine = instance.find(cfg.instance)
-    instance.check(machine, cfg.train, cfg.peft)
+    preflight.check(machine, cfg)
     batch = machine.effective_batch(cfg.train)
     log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
     data = _dry_dataset(cfg, store, scratch)
@@ -538,6 +543,7 @@ def _dry_training(cfg: Config, store: Store, scratch: Store) -> None:
 def _dry_evaluation(cfg: Config, store: Store, scratch: Store) -> None:
     """What ``mode=evaluate`` would do: which answers are in the store already."""
     machine = instance.find(cfg.instance)
+    preflight.check(machine, cfg)
     data = _dry_dataset(cfg, store, scratch) if cfg.eval.dataset is None else None
     test = test_data(cfg, scratch, data)
     log.info("test set: %d rows; engine: %s on %s", len(test[0]), cfg.eval.engine, machine.device)

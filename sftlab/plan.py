@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Any
 
 from sftlab.config import Config, InstanceConfig, Lora, Qlora, TrainConfig
 from sftlab.errors import OutOfMemoryError
-from sftlab.instance import Machine, peak_flops
+from sftlab.instance import Machine, nvidia_smi, peak_flops
 from sftlab.launch import child
 from sftlab.models import Base
 from sftlab.stages.tokenize import Tokenized
@@ -84,6 +83,11 @@ def batches(tokens: Tokenized, train: TrainConfig, machine: Machine) -> tuple[Ba
         length = size * train.max_length
         share = length * targets // total
         return Batch(1, length, share, share), evaluated, Work(count * length, eval_tokens, count)
+    if train.extra.get("padding_free"):  # the rows of a batch are one sequence
+        longest = _longest(rows["train"], size)
+        length, targets = sum(length for length, _ in longest), sum(length - first for length, first in longest)
+        total = round(sum(length for length, _ in rows["train"]) / machine.world_size)
+        return Batch(1, length, targets, targets), evaluated, Work(total, eval_tokens, -(-round(here) // size))
     expected = expected_longest([length for length, _ in rows["train"]], size)
     work = Work(round(expected * here), eval_tokens, max(1, -(-round(here) // size)))
     return _batch(_longest(rows["train"], size)), evaluated, work
@@ -207,11 +211,9 @@ def device(cfg: InstanceConfig, machine: Machine) -> tuple[str | None, float | N
             there = min(there, int(limit.read_text()) / GIB)
         return None, cfg.memory_gib or there / machine.num_processes
     name, memory = None, None
-    with suppress(OSError, subprocess.SubprocessError, ValueError):
-        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-        shown = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout
-        name, _, mib = shown.splitlines()[0].rpartition(", ")
-        memory = float(mib) / 1024
+    with suppress(IndexError, ValueError):  # no GPU, or one that does not report its memory
+        name = nvidia_smi("name")[0]
+        memory = float(nvidia_smi("memory.total")[0]) / 1024
     return name, cfg.memory_gib or memory
 
 

@@ -23,7 +23,7 @@ from sftlab.adapters import lora_config, peft_of
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.instance import BRIEF_SPIN, Machine
 from sftlab.launch import child, leave_out, serve
-from sftlab.models import Base, beside_text, cache_bytes
+from sftlab.models import Base, beside_text, cache_bytes, decoder_layers
 from sftlab.store import write_json
 
 # Bytes that an optimizer keeps for a trained weight, by a part of its name, the more special first.
@@ -178,7 +178,7 @@ def trace(
     state = next((size for name, size in STATE_BYTES if name in train.optim), ADAM_BYTES) * trainable
     if machine.strategy == "fsdp":
         weights, gradients, state = (size / machine.world_size for size in (weights, gradients, state))
-        extra += max(sum(map(_bytes, layer.parameters())) for layer in _layers(model))  # gathered one by one
+        extra += max(sum(map(_bytes, layer.parameters())) for layer in decoder_layers(model) or [model])  # one by one
     elif machine.world_size > 1:
         extra += gradients  # the buckets in which DDP sends them
     return Traced(
@@ -392,13 +392,6 @@ def _linear(model: Any) -> tuple[int, int]:
         if isinstance(module, nn.Linear) and module is not head and "lora_" not in name
     ]
     return sum(sizes), max(sizes, default=0)
-
-
-def _layers(model: Any) -> list[Any]:
-    from torch import nn
-
-    lists = [list(module.children()) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[model])
 
 
 if __name__ == "__main__":

@@ -71,8 +71,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _without_repetitions(self, batch: dict[str, Any]) -> dict[str, Any]:
         state, labels = self.accelerator.gradient_state, batch["labels"]
         if state.end_of_dataloader and state.remainder > 0 and not self.args.packing:
-            first = self.accelerator.process_index * self.args.per_device_train_batch_size
-            labels[max(0, state.remainder - first) :] = IGNORED
+            own = max(0, state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size)
+            if self.padding_free:  # the rows are one sequence, and each begins at position 0
+                starts = (batch["position_ids"][0] == 0).nonzero().squeeze(1).tolist()
+                labels[:, (starts[own] if own < len(starts) else labels.size(1)) :] = IGNORED
+            else:
+                labels[own:] = IGNORED
         return batch
 
     def evaluate(

@@ -24,6 +24,7 @@ from sftlab import instance, models, overrides, score
 from sftlab.config import Config, DatasetConfig, InstanceConfig, Lora, NoPeft, Qlora, TrainConfig
 from sftlab.errors import ConfigError, redacted
 from sftlab.extract import probe
+from sftlab.launch import RANK_VARIABLES
 from sftlab.modes import MODES
 from sftlab.predictions import load_pair
 from sftlab.prompt import check
@@ -57,6 +58,17 @@ MANAGED = {
     "model_init_kwargs": "model",
     "chat_template_path": "model.chat_template",
     "disable_tqdm": None,
+    "fsdp": "instance.strategy",
+    "auto_find_batch_size": "mode=plan",
+    # Of TRL's own preparation of rows, which are tokenised before.
+    "assistant_only_loss": "dataset.assistant",
+    "dataset_text_field": "dataset.assistant",
+    "truncation_mode": "train.allow_truncated_completion",
+    "eos_token": "model.chat_template",
+    "pad_token": None,
+    "eval_packing": None,
+    "shuffle_dataset": None,
+    "dataset_num_proc": None,
 }
 
 
@@ -549,6 +561,38 @@ def _train(cfg: Config) -> Iterator[str]:
     own_keys = MANAGED.keys() | TrainConfig.model_fields.keys()
     if extra := {name: value for name, value in train.extra.items() if name not in own_keys}:
         yield from _extra(extra)
+    yield from _unfit(cfg)
+
+
+def _unfit(cfg: Config) -> Iterator[str]:
+    """Values that have the right type, and that SFTTrainer would refuse after the model is loaded."""
+    train, extra = cfg.train, cfg.train.extra
+    targets = [] if isinstance(cfg.peft, NoPeft) else cfg.peft.target_modules
+    if "lm_head" in ([targets] if isinstance(targets, str) else targets):
+        yield (
+            f"peft.target_modules={shown(targets)}: adapters on lm_head would not be trained, as the loss uses its "
+            "weight alone; leave lm_head out"
+        )
+    if extra.get("packing_strategy") == "wrapped":
+        yield (
+            "train.extra.packing_strategy=wrapped: cuts rows and lets them attend to each other; leave it out (bfd), "
+            "or set bfd_split"
+        )
+    if extra.get("loss_type", "nll") not in ("nll", "dft", "chunked_nll"):  # the last is an older name of the first
+        yield f"train.extra.loss_type={extra['loss_type']!r}: should be nll or dft"
+    checkpointing = extra.get("gradient_checkpointing_kwargs")
+    if isinstance(checkpointing, dict) and checkpointing.get("selective"):
+        key = "train.extra.gradient_checkpointing_kwargs.selective=true"
+        if not train.gradient_checkpointing:
+            yield f"{key}: needs train.gradient_checkpointing=true; set it, or leave this out"
+        if checkpointing.get("use_reentrant"):
+            yield f"{key}: does not work with use_reentrant=true; set one of them to false"
+    liger = extra.get("liger_kernel_config")
+    if isinstance(liger, dict) and liger.get("fused_linear_cross_entropy"):
+        yield (
+            "train.extra.liger_kernel_config.fused_linear_cross_entropy=true: TRL has an output head of its own in its "
+            "place; leave it out"
+        )
 
 
 def _schedule(train: TrainConfig) -> Iterator[str]:
@@ -658,10 +702,14 @@ def _extra(extra: dict[str, Any]) -> Iterator[str]:
             except ValidationError as error:
                 first = re.sub(r"^\w+ should", "should", error.errors()[0]["msg"])
                 yield f"train.extra.{name}={shown(value)}: {first}"
+    # A launcher around this process left variables by which SFTConfig would wait for other ranks.
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if RANK_VARIABLES.fullmatch(name)}
     try:
         SFTConfig(**{"output_dir": "unused", "use_cpu": True, "bf16": False, "report_to": [], **extra})
     except (TypeError, ValueError) as error:
         yield f"train.extra={extra}: SFTConfig refuses it: {error}"
+    finally:
+        os.environ.update(hidden)
 
 
 def _members(file: str, name: str) -> list[str]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,23 @@ TEMPLATE = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test first, for the others to run beside it and not before it."""
     items.sort(key=lambda item: item.path.name != "test_vllm.py")
+
+
+PLUGINS = {
+    "hydra/launcher=joblib": "hydra_joblib_launcher",
+    "hydra/launcher=ray": "hydra_ray_launcher",
+    "hydra/launcher=submitit": "hydra_submitit_launcher",
+    "hydra/sweeper=optuna": "hydra_optuna_sweeper",
+    "demo_optuna": "hydra_optuna_sweeper",
+}
+
+
+def skip_without_plugins(arguments: Iterable[str]) -> None:
+    """Skip a test whose command line names a launcher or sweeper that is not installed: each is an extra."""
+    for argument in arguments:
+        for words, plugin in PLUGINS.items():
+            if words in argument:
+                pytest.importorskip(f"hydra_plugins.{plugin}", exc_type=ImportError)
 
 
 def composed(*overrides: str) -> Any:
@@ -46,7 +63,7 @@ def problem(arguments: list[str]) -> str | None:
     """What is said of a command line before anything runs; None if all is well."""
     from hydra.errors import HydraException
 
-    from sftlab import instance
+    from sftlab import instance, preflight
     from sftlab.cli import CONF, job
     from sftlab.command_line import _Composer, _options, explain, options_first
     from sftlab.errors import ConfigError
@@ -59,9 +76,7 @@ def problem(arguments: list[str]) -> str | None:
         overrides = [first(text) if options.multirun else text for text in options.overrides]
         cfg = validate(composer.compose(overrides))
         if cfg.mode in ("all", "train", "evaluate"):
-            machine = instance.find(cfg.instance)
-            if cfg.mode != "evaluate":
-                instance.check(machine, cfg.train, cfg.peft)
+            preflight.check(instance.find(cfg.instance), cfg)
     except ConfigError as error:
         return str(error)
     except (HydraException, TypeError, ValueError) as error:

@@ -1,10 +1,18 @@
-"""The training child, with accelerate told that CPUs may share a model out as GPUs do. It would train by DDP."""
+"""The training child, with accelerate told that CPUs may share a model out as GPUs do. It would train by DDP.
 
+With ``as_on_gpu`` among its inputs the loss is TRL's own, as on a GPU, and must be in float32.
+"""
+
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
-from sftlab.launch import serve
+from sftlab import trainer
+from sftlab.launch import INPUTS, serve
 from sftlab.stages.train import run
 
 begin = AcceleratorState.__init__
@@ -16,6 +24,18 @@ def as_gpus(self: Any, *args: Any, **options: Any) -> None:
     begin(self, *args, **options)
 
 
+def fused_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = inputs["labels"][:, 1:] != -100
+    log_probs = model(**inputs, fused_lm_head=True).log_probs
+    assert log_probs.dtype == torch.float32, log_probs.dtype
+    inputs.pop("labels")
+    return -log_probs[mask], mask.nonzero()[:, 0]
+
+
 if __name__ == "__main__":
-    AcceleratorState.__init__ = as_gpus
+    given = json.loads(Path(sys.argv[1], INPUTS).read_text("utf-8"))
+    if given["machine"]["strategy"] == "fsdp":
+        AcceleratorState.__init__ = as_gpus
+    if given.get("as_on_gpu"):
+        trainer._token_losses = fused_losses
     serve(run)

@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from conftest import problem, vignette, vignettes, write_model, write_rows
+from conftest import problem, skip_without_plugins, vignette, vignettes, write_model, write_rows
 
 HEAVY = {
     "torch", "transformers", "datasets", "trl", "peft", "accelerate", "vllm", "evaluate", "wandb", "pandas", "scipy",
@@ -45,6 +45,7 @@ def sftlab(
     folder: Path, *arguments: str, limit: float = inf, modules: tuple[str, ...] = (), code: str = ""
 ) -> tuple[int, str, str, str]:
     """Exit code, standard output, standard error, and the heavy modules that were imported, within CPU seconds."""
+    skip_without_plugins(arguments)
     process = server(*modules)
     assert process.stdin is not None
     assert process.stdout is not None

@@ -352,6 +352,17 @@ def test_each_engine_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [shown["CUDA_VISIBLE_DEVICES"] for shown in machine.engines(2)] == ["7,GPU-5a", "3,1"]
 
 
+def test_vllm_samples_without_flashinfer_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashInfer's kernels are compiled with a whole CUDA toolkit."""
+    name = "VLLM_USE_FLASHINFER_SAMPLER"
+    monkeypatch.delenv(name, raising=False)
+    machine = Machine("medium", "cuda", 2, "sdpa")
+    assert [shown[name] for shown in [*machine.engines(1), *machine.engines(2)]] == ["0", "0", "0"]
+    assert all(name not in shown for shown in Machine("cpu", "cpu", 2, "sdpa").engines(1))
+    monkeypatch.setenv(name, "1")
+    assert all(name not in shown for shown in machine.engines(1))
+
+
 def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 5, 7})
     assert evaluate._cores(CPU, 2) == [[0, 2], [4, 5]]

@@ -34,6 +34,7 @@ def test_a_study_on_a_gpu(tmp_path: Path, liger: str) -> None:
     assert (receipt["device"], receipt["num_processes"], receipt["autocast"]) == ("cuda", 1, "bfloat16")
     assert (receipt["liger_modules"] > 0) == (liger == "true")
     assert receipt["mfu"] is None or 0 < receipt["mfu"] < 1
+    assert receipt["flops_per_token"] > 4 * 106e6  # of the weights in the layers; the head and adapters come on top
     assert found["evaluation"]["finetuned"]["n"] == 64
     assert found["merge"]
 
@@ -46,6 +47,25 @@ def test_attention_takes_effect_and_the_loss_is_the_same(tmp_path: Path, attenti
     assert found["receipt"]["attn_implementation"] == attention
     plain = run(tmp_path, "mode=train")
     assert found["selection"]["eval_loss"] == pytest.approx(plain["selection"]["eval_loss"], rel=0.02)
+
+
+def test_rows_without_padding_have_the_same_loss(tmp_path: Path) -> None:
+    attention = "sdpa" if importlib.util.find_spec("flash_attn") is None else "flash_attention_2"
+    settings = ["mode=train", f"instance.attn_implementation={attention}"]
+    padded = run(tmp_path, *settings)
+    joined = run(tmp_path, *settings, "+train.extra.padding_free=true")
+    assert joined["selection"]["eval_loss"] == pytest.approx(padded["selection"]["eval_loss"], rel=0.02)
+
+
+@pytest.mark.skipif(len(visible_gpus()) < 2, reason="this machine has fewer than two GPUs")
+def test_a_sharded_model_has_the_losses_of_ddp(tmp_path: Path) -> None:
+    settings = ["mode=train", "instance=medium", "model=tiny_random", "model.name_or_path=random:gemma3_vision"]
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        values = run(tmp_path, *settings, "train.max_length=768", f"instance.strategy={strategy}")
+        assert values["receipt"]["strategy"] == strategy
+        found[strategy] = values["selection"]["eval_loss"]
+    assert found["fsdp"] == pytest.approx(found["ddp"], abs=5e-3)
 
 
 def test_quantised_weights_reach_the_gpu(tmp_path: Path) -> None:

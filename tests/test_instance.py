@@ -87,7 +87,9 @@ def test_the_default_strategy_and_a_single_machine_are_not_in_the_key(config: Ca
 @pytest.mark.parametrize(
     ("name", "teraflops"),
     [("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA A100-SXM4-80GB", 312.0),
-     ("NVIDIA L4", 121.0), ("NVIDIA L40S", 362.0), ("NVIDIA A10", 125.0), ("NVIDIA A10G", None), ("Tesla T4", None)],
+     ("NVIDIA L4", 121.0), ("NVIDIA L40S", 362.0), ("NVIDIA A10", 125.0), ("NVIDIA A10G", None), ("Tesla T4", None),
+     ("NVIDIA RTX A5000", 111.1), ("NVIDIA RTX A6000", 154.8), ("NVIDIA A40", 149.7),
+     ("NVIDIA RTX A5000 Laptop GPU", None), ("NVIDIA RTX A5500", None)],
 )  # fmt: skip
 def test_the_peak_of_known_gpus(name: str, teraflops: float | None) -> None:
     assert peak_flops(name) == (None if teraflops is None else teraflops * 1e12)

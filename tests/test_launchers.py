@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import skip_without_plugins
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def reserved(*overrides: str) -> dict[str, Any]:
+    skip_without_plugins(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
     config.hydra.sweep.dir = "swept"
@@ -138,6 +140,7 @@ TINY = [
 
 
 def command(*overrides: str) -> list[str]:
+    skip_without_plugins(overrides)
     return [sys.executable, "-m", "sftlab", *overrides]
 
 
@@ -224,6 +227,7 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Ray that another process started in another folder, that says it has four GPUs; it ends with its input."""
+    skip_without_plugins(["hydra/launcher=ray"])
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER], cwd=tmp_path_factory.mktemp("elsewhere"), env={**environment, **RAY_LOOPBACK},
@@ -239,14 +243,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_on_a_ray_cluster_paths_mean_the_same_and_gpus_are_those_that_ray_gave(place: Path, cluster: str) -> None:
     done = sftlab(
         place, "-m", *TINY, "hydra/launcher=ray", "instance=medium", "store=ray_store", "train.learning_rate=1e-3,2e-3",
-        "train.use_liger_kernel=false", "dataset.max_overlap=0", "hydra.sweep.dir=on_cluster",
+        "train.use_liger_kernel=false", "hydra.sweep.dir=on_cluster",
         f"hydra.launcher.ray.init.address={cluster}", RAY_AUTH_MODE="token", **RAY_LOOPBACK,
     )  # fmt: skip
-    # Stopped after the jobs had their GPUs and before they would have used them.
+    # Stopped after the jobs had their GPUs, which do not exist, and before they would have used them.
     assert done.returncode == 2, done.stdout + done.stderr
     given = []
     for number in (0, 1):
-        assert "dataset.max_overlap=0" in read(place / "on_cluster" / str(number) / "job.json")["error"]
+        assert "instance=medium" in read(place / "on_cluster" / str(number) / "job.json")["error"]
         log = (place / "on_cluster" / str(number) / "sftlab.log").read_text("utf-8")
         given.append(log.partition("gpus: ")[2].partition("\n")[0].split(", "))
     assert [len(set(gpus)) for gpus in given] == [2, 2]

@@ -596,6 +596,7 @@ def test_a_command_validates_and_warns_once(tmp_path: Path) -> None:
 
 @pytest.mark.smoke
 def test_evaluations_in_workers_are_read_from_their_files(tmp_path: Path, store: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", exc_type=ImportError)
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     done = subprocess.run(
         [sys.executable, "-m", "sftlab", "-m", *TINY, f"store={store}", "mode=evaluate", "hydra/launcher=joblib",

@@ -122,6 +122,22 @@ def test_the_mean_of_the_longest_of_a_batch() -> None:
     assert plan.expected_longest(lengths, 1) == pytest.approx(sum(lengths) / len(lengths))
 
 
+def test_the_rows_of_a_batch_without_padding_are_one_sequence(
+    config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"train": [(10, 4), (30, 10), (20, 5), (40, 20)], "validation": [(8, 2)]}
+    monkeypatch.setattr(plan, "_rows", lambda _, split: rows[split])
+    settings = ["model=tiny_random", "instance=cpu", "train.per_device_train_batch_size=2"]
+    tokens: Any = None
+    cfg = config(*settings, "+train.extra.padding_free=true")
+    longest, _, work = plan.batches(tokens, cfg.train, instance.find(cfg.instance))
+    assert longest == Batch(rows=1, length=70, positions=40, targets=40)
+    assert (work.train_tokens, work.batches) == (100, 2)
+    padded, _, work = plan.batches(tokens, config(*settings).train, instance.find(cfg.instance))
+    assert (padded.rows, padded.length) == (2, 40)
+    assert work.train_tokens > 100
+
+
 def found_cell(**changed: Any) -> Cell:
     return Cell({}, **{"training_gib": 5.0, "generation_gib": 7.0, "capacity_gib": 8.0, "seconds_per_epoch": 1.0,
                        "timed_by": "", **changed})  # fmt: skip

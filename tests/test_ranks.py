@@ -123,6 +123,53 @@ def test_a_model_that_two_ranks_share_out_trains_as_well(
     assert last.is_dir()
 
 
+def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3's classes to wrap name parts that it does not have, and FSDP's outputs would be rounded to bfloat16."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}")
+    settings = ["model.name_or_path=random:gemma3_vision", "instance.bf16=true", "train.num_train_epochs=1"]
+    run = end(start(tmp_path, "run", *TWO, *settings), tmp_path / "run")
+    stage = tmp_path / run["stages"]["train"]
+    inputs = json.loads((stage / "inputs.json").read_text("utf-8"))
+    inputs["tokens"] = str(tmp_path / run["stages"]["tokens"])
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        folder = tmp_path / strategy
+        folder.mkdir()
+        inputs["machine"]["strategy"] = strategy
+        inputs |= {"checkpoints": str(folder), "as_on_gpu": True}
+        machine = Machine(**inputs["machine"])
+        child("fsdp_on_cpu", folder, inputs, launcher=machine.launcher(), environment=machine.environment())
+        receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
+        assert receipt["strategy"] == strategy
+        rows = json.loads((folder / "checkpoint-4" / "rows.json").read_text("utf-8"))
+        found[strategy] = [*losses(folder), *(nats / tokens for nats, tokens in rows)]
+    assert found["fsdp"] == pytest.approx(found["ddp"], abs=5e-3)
+
+
+def test_rows_without_padding_are_the_same_training(tmp_path: Path, one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Of a batch that is one sequence: no row sees another one, and none that only fills the last batch counts."""
+    run = end(start(tmp_path, "run", *TWO, "+train.extra.padding_free=true"), tmp_path / "run")
+    assert run["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert eval_losses(run) == pytest.approx(eval_losses(one), abs=1e-3)
+    assert run["receipt"]["rank_checksums"][0] == pytest.approx(two["receipt"]["rank_checksums"][0], rel=1e-4)
+
+
+def test_ddp_does_not_look_for_parameters_without_a_gradient(tmp_path: Path, two: dict[str, Any]) -> None:
+    """A model that reads images has some, and they are frozen; train.extra decides if it sets the key."""
+    assert two["receipt"]["find_unused_parameters"] is False
+    for name, overrides, expected in (
+        ("images", ["model.name_or_path=random:gemma3_vision"], False),
+        ("asked", ["+train.extra.ddp_find_unused_parameters=true"], True),
+    ):
+        run = end(start(tmp_path, name, *TWO, *overrides, "train.num_train_epochs=1"), tmp_path / name)
+        assert run["receipt"]["find_unused_parameters"] is expected
+        assert len(run["losses"]) == 4
+        checksums = run["receipt"]["rank_checksums"]
+        assert checksums[0] == checksums[1]
+
+
 def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: dict[str, Any]) -> None:
     for ranks, checkpoint in ((TWO, "checkpoint-4"), (ONE, "checkpoint-8")):
         process = start(tmp_path, "killed", *ranks)

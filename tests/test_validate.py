@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,8 +79,16 @@ FILES = sorted([*CONF.glob("experiment/*.yaml"), *CONF.glob("debug/*.yaml")])
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_experiment_and_debug_setting_is_valid(config: Compose, file: Path) -> None:
     if "/hydra/sweeper: optuna" in file.read_text("utf-8"):
-        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", exc_type=ImportError)
     assert config(f"+{file.parent.name}={file.stem}", "model=tiny_random").name
+
+
+def test_extra_fields_are_checked_inside_another_launcher(config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    cfg = config("model=tiny_random", "instance=cpu", "+train.extra.padding_free=true")
+    assert cfg.train.extra == {"padding_free": True}
+    assert os.environ["RANK"] == "7"
 
 
 @pytest.mark.parametrize("group", ["model", "dataset", "peft", "train", "instance", "eval", "tracking"])
@@ -118,6 +127,17 @@ VALUES = [
     (["mode=evaluate"], ["mode=evaluate: which model? Set eval.name_or_path"]),
     (["+train.extra.max_steps=3"], ["train.extra.max_steps: is set by sftlab; use train.num_train_epochs"]),
     (["+train.extra.optim=sgd"], ["train.extra.optim: is a key of its own; set train.optim"]),
+    (["+train.extra.fsdp=true"], ["train.extra.fsdp: is set by sftlab; use instance.strategy"]),
+    (["+train.extra.assistant_only_loss=true"], ["train.extra.assistant_only_loss: is set by sftlab"]),
+    (["+train.extra.eos_token=X"], ["train.extra.eos_token: is set by sftlab; use model.chat_template"]),
+    (["+train.extra.loss_type=mse"], ["train.extra.loss_type='mse': should be nll or dft"]),
+    (["+train.extra.packing_strategy=wrapped"], ["lets them attend to each other"]),
+    (
+        ["+train.extra.gradient_checkpointing_kwargs={selective: true}", "train.gradient_checkpointing=false"],
+        ["selective=true: needs train.gradient_checkpointing=true"],
+    ),
+    (["+train.extra.liger_kernel_config={fused_linear_cross_entropy: true}"], ["fused_linear_cross_entropy=true"]),
+    (["peft=lora", "peft.target_modules=[q_proj,lm_head]"], ["peft.target_modules", "leave lm_head out"]),
     (["train.packing=true", "train.allow_truncated_completion=true"], ["train.packing=true"]),
     (["train.global_batch_size=12"], ["train.global_batch_size=12: is not a multiple of 8"]),
     (["train.global_batch_size=8", "instance.num_processes=2"], ["is not a multiple of 16", "× 2 devices"]),

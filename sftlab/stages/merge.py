@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ log = logging.getLogger(__name__)
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # Enough validation rows and prompts to see a broken merge, few enough to cost seconds.
 CHECK_ROWS, CHECK_PROMPTS, CHECK_TOKENS = 16, 4, 24
+# Weights that are added up, and positions whose logits are computed, at once: less than 1 GiB each.
+FINGERPRINT_PART, LOGIT_POSITIONS = 2**24, 256
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,9 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         if (base.path / name).is_file():
             shutil.copyfile(base.path / name, folder / name)
 
-    again = load(folder, dtype="bfloat16", trust_remote_code=code).to(given["device"]).eval()
-    after = _fingerprint(again)
+    again = load(folder, dtype="bfloat16", trust_remote_code=code).eval()
+    after = _fingerprint(again)  # on the CPU, as before: a GPU adds up in another order
+    again.to(given["device"])
     changed = sum(before[name] != value for name, value in after.items() if name in before)
     if not changed:
         raise StageError("merge: no weight differs from the base model; the adapter is empty or was not applied")
@@ -160,15 +165,20 @@ def load_generation_config(base: Base) -> Any:
 
 
 def _fingerprint(model: Any) -> dict[str, tuple[float, float]]:
-    return {
-        name: (float(tensor.double().sum()), float(tensor.double().abs().sum()))
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point()
-    }
+    """Sums over each tensor, in float64, a part at a time: of an embedding's copy a GPU might run out of memory."""
+    sums = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            total = magnitude = 0.0
+            for part in tensor.flatten().split(FINGERPRINT_PART):
+                exact = part.double()
+                total, magnitude = total + float(exact.sum()), magnitude + float(exact.abs().sum())
+            sums[name] = (total, magnitude)
+    return sums
 
 
 def _loss(model: Any, rows: list[dict[str, Any]]) -> float:
-    """Nats per target token over the rows."""
+    """Nats per target token over the rows. Logits are computed for the targets only, a few positions at a time."""
     import torch
     from torch.nn import functional
 
@@ -176,12 +186,36 @@ def _loss(model: Any, rows: list[dict[str, Any]]) -> float:
     for row in rows:
         ids = torch.tensor([row["input_ids"]], device=model.device)
         labels = torch.tensor(row["labels"], device=model.device)[1:]
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, :-1].float()
-        mask = labels != -100
-        total += float(functional.cross_entropy(logits[mask], labels[mask], reduction="sum"))
-        count += int(mask.sum())
+        targets = (labels != -100).nonzero().squeeze(1)
+        with torch.no_grad(), _backbone_once(model):
+            for positions in targets.split(LOGIT_POSITIONS):
+                logits = model(input_ids=ids, use_cache=False, logits_to_keep=positions).logits[0].float()
+                total += float(functional.cross_entropy(logits, labels[positions], reduction="sum"))
+        count += len(targets)
     return total / count
+
+
+@contextmanager
+def _backbone_once(model: Any) -> Iterator[None]:
+    """Run what is below the output head in the first call only; further calls get its first result."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = whole.base_model
+    if backbone is whole:  # a model that does not name its backbone is run as a whole each time
+        yield
+        return
+    run = backbone.forward
+    results: list[Any] = []
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not results:
+            results.append(run(*args, **kwargs))
+        return results[0]
+
+    backbone.forward = once
+    try:
+        yield
+    finally:
+        del backbone.forward
 
 
 def _greedy(model: Any, rows: list[dict[str, Any]]) -> list[list[int]]:

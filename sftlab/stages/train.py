@@ -21,7 +21,7 @@ from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance import Machine, optimizer_package, peak_flops
 from sftlab.launch import INPUTS, child, leave_out, serve
-from sftlab.models import Base, beside_text
+from sftlab.models import Base, beside_text, decoder_layers
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.stages.tokenize import Tokenized
 from sftlab.store import Stage, Store, key_of, sync, use, versions, write_json
@@ -426,6 +426,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
     if machine.nnodes > 1:
         _agree(given, _step(resumed[-1]) if resumed else 0)
     model = _model(base, peft, train, machine)
+    _distribute(arguments, model, base, train)
     earlier = json.loads((resumed[-1] / COMPLETE).read_text("utf-8"))["seconds"] if resumed else 0.0
     checkpoints = Checkpoints(earlier, decay_steps(train), train.save_total_limit)
     trainer = Trainer(
@@ -539,6 +540,8 @@ def _arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int) ->
         "dataset_kwargs": None if train.packing else {"skip_prepare_dataset": True},
         "eval_packing": False,
         "dataloader_pin_memory": machine.device != "cpu",
+        # TRL does not enforce it on rows that are joined without packing; they were truncated before.
+        **({"max_length": None} if train.extra.get("padding_free") and not train.packing else {}),
         **(_fsdp(train) if machine.strategy == "fsdp" else {}),
         **train.extra,
     }
@@ -552,6 +555,30 @@ def _fsdp(train: TrainConfig) -> dict[str, Any]:
         "activation_checkpointing": train.gradient_checkpointing,
     }
     return {"fsdp": True, "fsdp_config": config, "gradient_checkpointing": False}
+
+
+def _distribute(arguments: Any, model: Any, base: Base, train: TrainConfig) -> None:
+    """Set what DDP and FSDP need to know of the loaded model, unless train.extra sets it.
+
+    FSDP shards the layers of the text decoder one by one; by default it asks for classes that a model does not have
+    (Gemma 3's vision tower). It leaves outputs as they are: cast to bfloat16, log-probabilities would be rounded.
+    Gradients are summed in float32, as DDP does. DDP need not search for parameters without a gradient, except in
+    mixtures of experts, of which a step may leave one out, and in models with code of their own.
+    """
+    if arguments.fsdp:
+        import torch
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        plugin = arguments.fsdp_plugin_args
+        layers = {type(layer).__name__ for layer in decoder_layers(model)}
+        plugin.setdefault("transformer_cls_names_to_wrap", ",".join(sorted(layers)))
+        if train.bf16 and plugin["fsdp_version"] == 2:
+            plugin["mixed_precision_policy"] = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+            )
+    if arguments.ddp_find_unused_parameters is None:
+        experts = any(".experts." in name for name, _ in model.named_parameters())
+        arguments.ddp_find_unused_parameters = experts or base.trust_remote_code
 
 
 def _model(base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine) -> Any:
@@ -601,6 +628,9 @@ def _receipt(
     parameters = list(trainer.model.parameters())
     modules = list(trainer.model.modules())
     config = trainer.model.config.get_text_config()
+    head = output_head(trainer)
+    supervised = counts["train"]["supervised"] / counts["train"]["tokens"]
+    flops = flops_per_token(trainer.model, 1.0 if head == "whole logits" else supervised)
     size = sum(_size(parameter) for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     tokens = counts["train"]["tokens"] * train.num_train_epochs * share
@@ -612,7 +642,7 @@ def _receipt(
         "quantized_layers": sum(type(module).__module__.startswith("bitsandbytes") for module in modules),
         "attn_implementation": config._attn_implementation,
         "liger_modules": liger_modules(trainer.model),
-        "loss": f"{trainer.args.loss_type} of completion tokens, {output_head(trainer)}",
+        "loss": f"{trainer.args.loss_type} of completion tokens, {head}",
         "optimizer_state": _state_types(trainer.optimizer),
         # Of frozen weights where there are any: adapters are trained in fp32 whatever the base is in.
         "base_dtype": str(min(parameters, key=lambda parameter: parameter.requires_grad).dtype),
@@ -622,17 +652,19 @@ def _receipt(
         * trainer.args.world_size,
         "optimizer_steps": trainer.state.global_step,
         "supervised_tokens": counts["train"]["supervised"],
-        "supervised_share": round(counts["train"]["supervised"] / counts["train"]["tokens"], 4),
+        "supervised_share": round(supervised, 4),
         "truncated_rows": {split: counts[split]["truncated"] for split in ("train", "validation")},
         "left_out_rows": {split: counts[split]["left_out"] for split in ("train", "validation")},
         "prompt_bos": counts["prompt_bos"],
         "device": machine.device,
         "num_processes": trainer.args.world_size,
         "strategy": "fsdp" if trainer.is_fsdp_enabled else "ddp",
+        "find_unused_parameters": getattr(trainer.model_wrapped, "find_unused_parameters", None),
         "train_seconds": round(seconds, 1),
         "tokens_per_second": None if speed is None else round(speed, 1),
         "tokens_per_second_per_device": None if speed is None else round(speed / trainer.args.world_size, 1),
-        "mfu": _utilization(size, trained, speed, trainer.args.world_size, machine),
+        "flops_per_token": round(flops),
+        "mfu": _utilization(flops, speed, trainer.args.world_size, machine),
         "peak_memory_gib": round(_peak_memory(machine, resource), 2),
     }
 
@@ -673,18 +705,47 @@ def _from(package: str, function: Any) -> bool:
     return False
 
 
-def _utilization(size: int, trained: int, speed: float | None, devices: int, machine: Machine) -> float | None:
+def flops_per_token(model: Any, supervised: float) -> float:
+    """Floating-point operations of the model's own arithmetic for a token of training, forward and backward.
+
+    2 for each weight forward, 2 backward for the gradient of its input, and 2 for its own gradient where it is trained
+    (6 in full fine-tuning, as in PaLM's appendix B; 4 for weights that adapters are trained beside). The output head is
+    applied to the ``supervised`` share of the tokens. Not counted: embeddings, which are looked up; the parts of a
+    model that text does not pass through; of a mixture of experts those that a token is not sent to; normalisations,
+    attention scores, and what checkpointing computes again.
+    """
+    from torch import nn
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings().weight
+    left_out = {id(weight) for name in beside_text(base) for weight in base.base_model.get_submodule(name).parameters()}
+    left_out |= {
+        id(part.weight) for part in base.modules() if isinstance(part, nn.Embedding) and part.weight is not head
+    }
+    config = base.config.get_text_config()
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    experts = next((size for name in names if (size := getattr(config, name, None))), None)
+    routed = (getattr(config, "num_experts_per_tok", None) or experts) / experts if experts else 1.0
+    total = 0.0
+    for name, weight in base.named_parameters():
+        if id(weight) in left_out or weight.ndim < 2:
+            continue
+        share = supervised if weight is head else routed if ".experts." in name else 1.0
+        total += (6 if weight.requires_grad else 4) * share * _size(weight)
+    return total
+
+
+def _utilization(flops: float, speed: float | None, devices: int, machine: Machine) -> float | None:
     """Model FLOPs utilisation: the share of the GPUs' peak that the model's own arithmetic took; None where unknown.
 
-    For each token 2 FLOPs a weight forward, 2 backward, and 2 for the gradient of each weight that is trained (6 in
-    full fine-tuning, as in PaLM's appendix B). Attention scores are left out, so it is a lower bound.
+    A lower bound, because attention scores are not counted.
     """
     if machine.device != "cuda" or speed is None:
         return None
     import torch
 
     peak = peak_flops(torch.cuda.get_device_name())
-    return None if peak is None else round(speed * (4 * size + 2 * trained) / (devices * peak), 4)
+    return None if peak is None else round(speed * flops / (devices * peak), 4)
 
 
 def _size(parameter: Any) -> int:
