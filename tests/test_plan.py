@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import resource
 import subprocess
 import sys
@@ -112,14 +111,6 @@ def test_every_architecture_can_be_traced(tmp_path: Path, architecture: str) -> 
     found = traced(base.path, "train.gradient_checkpointing=true")
     assert 0 < found.trainable < found.parameters
     assert found.activations > 0
-
-
-def test_the_mean_of_the_longest_of_a_batch() -> None:
-    draw = random.Random(1)
-    lengths = [draw.randint(50, 400) for _ in range(500)]
-    batches = [max(draw.sample(lengths, 4)) for _ in range(20_000)]
-    assert plan.expected_longest(lengths, 4) == pytest.approx(sum(batches) / len(batches), rel=0.01)
-    assert plan.expected_longest(lengths, 1) == pytest.approx(sum(lengths) / len(lengths))
 
 
 def found_cell(**changed: Any) -> Cell:
