@@ -69,7 +69,9 @@ def test_the_slowest_rank_has_little_padding() -> None:
     at_random = [
         [plain[first : first + 16] for first in range(step, step + 64, 16)] for step in range(0, len(plain), 64)
     ]
-    balanced = [[micro_batches[0] for micro_batches in ranks] for ranks in sampler(lengths, 16, 4, 1, hidden=2560).steps()]
+    balanced = [
+        [micro_batches[0] for micro_batches in ranks] for ranks in sampler(lengths, 16, 4, 1, hidden=2560).steps()
+    ]
     least = sum(lengths) / 4
     assert slowest(at_random) > 2 * least
     assert slowest(balanced) < 1.4 * least

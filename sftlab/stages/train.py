@@ -67,7 +67,7 @@ def inputs(
     """What the weights depend on: data, base, settings, precision, ranks, seed and library versions."""
     assert train.bf16 != "auto"
     return {
-        "version": 2,
+        "version": 3,
         "tokens": tokens_key,
         "base": base.identity,
         "peft": peft.model_dump(),
