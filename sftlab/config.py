@@ -129,7 +129,7 @@ class TrainConfig(Section):
     max_length: PositiveInt
     allow_truncated_completion: bool
     packing: bool
-    bf16: bool
+    bf16: bool | Literal["auto"]
     gradient_checkpointing: bool
     use_liger_kernel: bool
     logging_steps: PositiveInt
@@ -144,7 +144,7 @@ class InstanceConfig(Section):
     device: Literal["auto", "cpu", "cuda"]
     num_processes: PositiveInt | None
     memory_gib: PositiveFloat | None
-    bf16: bool
+    bf16: bool | Literal["auto"]
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"]
     use_liger_kernel: bool
     strategy: Literal["ddp", "fsdp"]
@@ -162,6 +162,7 @@ class EvalConfig(Section):
     """How answers are generated and read, and on which test set."""
 
     engine: Literal["vllm", "transformers"]
+    dtype: Literal["auto", "bfloat16", "float32"]
     name_or_path: Location | None
     dataset: DatasetConfig | None
     predictions: list[Location]

@@ -23,12 +23,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an engine is started with; lengths in tokens, memory in GiB. Generation stops at ``stop_token_ids``."""
+    """What an engine is started with; lengths in tokens, memory in GiB. Generation stops at ``stop_token_ids``.
+
+    ``dtype`` is the number format of weights and activations, "bfloat16" or "float32".
+    """
 
     model: str
     trust_remote_code: bool
     stop_token_ids: list[int]
     device: str
+    dtype: str
     max_model_len: int
     max_tokens: int
     temperature: float
@@ -83,7 +87,7 @@ class Vllm:
         self.llm = LLM(
             model=settings.model,
             trust_remote_code=settings.trust_remote_code,
-            dtype="bfloat16",
+            dtype=settings.dtype,
             max_model_len=settings.max_model_len,
             seed=settings.seed,
             enable_prefix_caching=True,
@@ -154,7 +158,7 @@ class Transformers:
         code = settings.trust_remote_code
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=code, local_files_only=True)
         self.decode = reasoning_decoder(self.tokenizer)
-        self.model: Any = load(Path(settings.model), dtype="bfloat16", trust_remote_code=code)
+        self.model: Any = load(Path(settings.model), dtype=settings.dtype, trust_remote_code=code)
         self.model.to(settings.device).eval()
         # As in vLLM, nothing but what is asked for: a model's own config may bring a repetition penalty.
         self.model.generation_config = GenerationConfig(

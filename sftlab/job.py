@@ -38,6 +38,7 @@ class Job:
     times: dict[str, float] = field(default_factory=dict)
     comparable: dict[str, Any] = field(default_factory=dict)
     overlap: dict[str, Any] = field(default_factory=dict)
+    precision: dict[str, Any] = field(default_factory=dict)
     receipt: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None

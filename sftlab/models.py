@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sftlab.config import ModelConfig
 from sftlab.errors import ConfigError
 from sftlab.hub import READ
-from sftlab.store import Store, digest, key_of, versions, write_json
+from sftlab.store import Store, digest, key_of, recalled, remember, versions, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -253,24 +252,17 @@ def _content(folder: Path, *, code: bool) -> str:
 def _digest(file: Path) -> str:
     """SHA-256 of a file's bytes, of a large one remembered by its place, size, times and inode."""
     status = file.stat()
-    memory = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sftlab", "digests.json")
-    if status.st_size < LARGE or not memory.is_absolute():
+    if status.st_size < LARGE:
         return digest(file)
     # The time of change cannot be set back, as that of modification can (by cp -p, rsync or tar).
     seen, name = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino], str(file.resolve())
-    try:
-        known = dict(json.loads(memory.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):  # there is none, or it is broken
-        known = {}
-    *before, remembered = known.get(name, [None])
+    *before, known = recalled("digests").get(name, [None])
     if before == seen:
-        return str(remembered)
+        return str(known)
     log.info("model: hashing %s, %s (once)", file.name, f"{status.st_size / 2**30:.1f} GiB")
     made = digest(file)
     if time.time() - status.st_ctime > SETTLED_SECONDS:
-        with suppress(OSError):
-            memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json(memory, {**known, name: [*seen, made]})
+        remember("digests", name, [*seen, made])
     return made
 
 

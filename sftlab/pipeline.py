@@ -10,10 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sftlab import instance, models, overlap, plan, preflight, score, tracking
+from sftlab import instance, models, overlap, plan, precision, preflight, score, tracking
 from sftlab.card import card, push
 from sftlab.clean import clean
-from sftlab.config import Config, DatasetConfig, ModelConfig
+from sftlab.config import Config, DatasetConfig, ModelConfig, NoPeft
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.job import Job, trained_as
 from sftlab.models import Base
@@ -41,8 +41,9 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     if cfg.select.metric == "exact_match":
         score.check(data.split("validation"), cfg.eval, "validation")
     base = models.resolve(cfg.model, store, cfg.seed)
-    cfg = pinned(cfg, base)
+    cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config = cfg.model_dump()
+    job.precision = precision.record(measured, cfg.train, cfg.eval)
     if cfg.mode == "all":
         if warning := score.check_completions(data.split("train"), cfg.eval):
             log.warning(warning)
@@ -70,7 +71,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         ) from error
     if trained is None:
         return  # another machine has what was trained
-    stages = (data.stage, checked, tokens.stage, trained.stage)
+    stages = [data.stage, checked, tokens.stage, trained.stage, *([measured] if measured else [])]
     job.stages = {stage.name: str(stage.path) for stage in stages}
     job.times = {stage.name: round(stage.seconds, 1) for stage in stages}
     job.receipt = trained.receipt
@@ -80,7 +81,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         job.comparable = {
             "validation questions": key_of({"rows": [[row.id, row.accepted] for row in data.split("validation")]}),
             **cfg.eval.model_dump(
-                include={"engine", "max_tokens", "temperature", "task", "pattern", "reading", "extract"}
+                include={"engine", "max_tokens", "temperature", "task", "pattern", "reading", "extract", "dtype"}
             ),
         }
     else:
@@ -113,6 +114,13 @@ def pinned(cfg: Config, base: Base) -> Config:
         }
     )
     return pinned_data(cfg).model_copy(update={"model": model})
+
+
+def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Machine) -> tuple[Config, Stage | None]:
+    """The configuration with a number format in the place of ``auto``, and the stage with the measurement if any."""
+    whole = isinstance(cfg.peft, NoPeft)
+    trained, evaluation, stage = precision.chosen(store, base, cfg.train, cfg.eval, machine, whole=whole)
+    return cfg.model_copy(update={"train": trained, "eval": evaluation}), stage
 
 
 def revisions(cfg: Config) -> dict[str, str]:
@@ -165,6 +173,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     run.update(
         revisions=revisions(cfg),
         template_time=cfg.model.template_time,
+        precision=winner.precision,
         receipt=winner.receipt,
         overlap=winner.overlap,
         stages=winner.stages,
@@ -306,12 +315,15 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
     test = test_data(cfg, store, data)
     base = models.resolve(cfg.model, store, cfg.seed)
-    cfg = pinned(cfg, base)
+    cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
     job.config = cfg.model_dump()
+    job.precision = precision.record(measured, cfg.train, cfg.eval)
     named = models.resolve(_evaluated(cfg), store, cfg.seed)
     evaluate.check_engine(named, cfg.eval)
     finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
     job.evaluation, job.stages, job.times = judge(cfg, store, base, finetuned, named, test, folder)
+    if measured is not None:
+        job.stages["precision"] = str(measured.path)
     report.page(Run(folder, {"experiment": cfg.name, "seed": cfg.seed, **_evaluation(job)}))
 
 
@@ -324,6 +336,7 @@ def _evaluation(job: Job) -> dict[str, Any]:
     return {
         "revisions": revisions(job.settings()),
         "template_time": job.settings().model.template_time,
+        "precision": job.precision,
         "evaluation": job.evaluation,
         "stages": job.stages,
         "times": job.times,
@@ -381,6 +394,10 @@ def plan_job(cfg: Config, job: Job) -> None:
     if cfg.plan.probe:
         preflight.check(machine, cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
+    cfg, measured = with_precision(cfg, base, store, machine)
+    job.config = cfg.model_dump()
+    if measured is not None:
+        job.stages["precision"] = str(measured.path)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
@@ -524,6 +541,7 @@ def _dry_training(cfg: Config, store: Store, scratch: Store) -> None:
         _tell("train", False)
         log.info("memory and time: mode=plan estimates them, and downloads the model for it")
     else:
+        cfg, _ = with_precision(cfg, base, scratch, machine)
         if cfg.mode == "all":
             evaluate.check_engine(base, cfg.eval)
             test_prompts(cfg, base, test)
@@ -549,7 +567,10 @@ def _dry_evaluation(cfg: Config, store: Store, scratch: Store) -> None:
     log.info("test set: %d rows; engine: %s on %s", len(test[0]), cfg.eval.engine, machine.device)
     for name, model in {"baseline": cfg.model, "finetuned": _evaluated(cfg)}.items():
         base = _dry_model(name, model, store, cfg.seed)
-        if base is None or (name == "baseline" and not cfg.eval.baseline):
+        if base is None:
+            continue
+        cfg, _ = with_precision(cfg, base, scratch, machine)  # by the first of the two, as in the run
+        if name == "baseline" and not cfg.eval.baseline:
             continue
         if name == "finetuned":
             evaluate.check_engine(base, cfg.eval)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,8 @@ CPU_GIB, CPU_SHAPES = 0.15, 2.2
 # Generation beside weights and cache: a context, and the activations of a batch.
 ENGINE_GIB = 1.5
 PROBE_STEPS = 3
+DRAWN_STEPS = 200
+HIDDEN = 2048  # where a config has another name for the width, of which little depends on it
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,11 @@ class Cell:
         return None if self.capacity_gib is None else max(self.training_gib, self.generation_gib) <= self.capacity_gib
 
 
-def batches(tokens: Tokenized, train: TrainConfig, machine: Machine) -> tuple[Batch, Batch, Work]:
-    """The longest batch of training and of validation, as one process sees them, and what an epoch has of them."""
+def batches(tokens: Tokenized, train: TrainConfig, machine: Machine, hidden: int) -> tuple[Batch, Batch, Work]:
+    """The longest batch of training and of validation, as one process sees them, and what an epoch has of them.
+
+    ``hidden`` is the width of the model.
+    """
     rows = {split: _rows(tokens, split) for split in ("train", "validation")}
     size, eval_size = train.per_device_train_batch_size, train.per_device_eval_batch_size
     lengths = [length for length, _ in rows["validation"]]
@@ -83,23 +89,35 @@ def batches(tokens: Tokenized, train: TrainConfig, machine: Machine) -> tuple[Ba
         length = size * train.max_length
         share = length * targets // total
         return Batch(1, length, share, share), evaluated, Work(count * length, eval_tokens, count)
+    lengths = [length for length, _ in rows["train"]]
+    work = Work(step_tokens(lengths, train, machine, hidden), eval_tokens, max(1, -(-round(here) // size)))
     if train.extra.get("padding_free"):  # the rows of a batch are one sequence
         longest = _longest(rows["train"], size)
         length, targets = sum(length for length, _ in longest), sum(length - first for length, first in longest)
-        total = round(sum(length for length, _ in rows["train"]) / machine.world_size)
-        return Batch(1, length, targets, targets), evaluated, Work(total, eval_tokens, -(-round(here) // size))
-    expected = expected_longest([length for length, _ in rows["train"]], size)
-    work = Work(round(expected * here), eval_tokens, max(1, -(-round(here) // size)))
+        return Batch(1, length, targets, targets), evaluated, work
     return _batch(_longest(rows["train"], size)), evaluated, work
 
 
-def expected_longest(lengths: Sequence[int], size: int) -> float:
-    """The mean length of a batch, which is as long as its longest row, of ``size`` rows in random order.
+def step_tokens(lengths: Sequence[int], train: TrainConfig, machine: Machine, hidden: int) -> int:
+    """Tokens that an epoch computes, with padding, in each step those of the rank that has the most.
 
-    Of n sorted lengths the k-th is the longest with probability (k/n)^size - ((k-1)/n)^size, drawn with replacement.
+    Of a long epoch the first ``DRAWN_STEPS`` steps are drawn.
     """
-    n = len(lengths)
-    return sum(length * ((k / n) ** size - ((k - 1) / n) ** size) for k, length in enumerate(sorted(lengths), 1))
+    from sftlab.batches import StepSampler
+
+    per_step = machine.effective_batch(train)
+    sampler = StepSampler(
+        lengths,
+        rows_per_step=per_step,
+        ranks=machine.world_size,
+        micro_batches=machine.accumulation(train),
+        seed=0,
+        hidden=hidden,
+        padded=not train.extra.get("padding_free"),
+    )
+    steps = list(islice(sampler.steps(), DRAWN_STEPS))
+    tokens = sum(max(sum(map(sampler.tokens, batches)) for batches in ranks) for ranks in steps)
+    return round(tokens * max(1.0, len(lengths) / (len(steps) * per_step)))
 
 
 def _rows(tokens: Tokenized, split: str) -> list[tuple[int, int]]:
@@ -135,7 +153,9 @@ def _planned(
     cfgs: Sequence[Config], base: Base, tokens: Tokenized, machine: Machine
 ) -> list[tuple[Traced, Batch, Batch, Work]]:
     """For each configuration its longest batches traced, these batches, and what an epoch has of them."""
-    found = [batches(tokens, cfg.train, machine) for cfg in cfgs]
+    config = json.loads((base.path / "config.json").read_text("utf-8"))
+    hidden = {**config, **config.get("text_config", {})}.get("hidden_size", HIDDEN)
+    found = [batches(tokens, cfg.train, machine, hidden) for cfg in cfgs]
     shapes = [
         Shape(cfg.peft, cfg.train, longest, evaluated) for cfg, (longest, evaluated, _) in zip(cfgs, found, strict=True)
     ]

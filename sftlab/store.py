@@ -336,6 +336,27 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def recalled(name: str) -> dict[str, Any]:
+    """What ``remember`` wrote under this name on this machine; nothing where it cannot be read."""
+    try:
+        return dict(json.loads(_memory(name).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):  # there is none, or it is broken
+        return {}
+
+
+def remember(name: str, key: str, value: Any) -> None:
+    """Add to what this machine remembers for later runs of any store, if the user's cache can be written."""
+    memory = _memory(name)
+    if memory.is_absolute():  # it is not where there is no home
+        with suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, {**recalled(name), key: value})
+
+
+def _memory(name: str) -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sftlab", f"{name}.json")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step: a reader sees the old text or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -6,7 +6,6 @@ tensors), in a child process: what is counted is what autograd keeps, whatever t
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.instance import BRIEF_SPIN, Machine
 from sftlab.launch import child, leave_out, serve
 from sftlab.models import Base, beside_text, cache_bytes, decoder_layers
+from sftlab.precision import one_layer
 from sftlab.store import write_json
 
 # Bytes that an optimizer keeps for a trained weight, by a part of its name, the more special first.
@@ -352,17 +352,10 @@ def _speed(config: Any, batch: Batch, peft: PeftConfig, train: TrainConfig, mach
 
     How fast it multiplies large matrices tells little of that.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    text = copy.deepcopy(config.get_text_config())
-    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 1, 64, 0
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:1]
     whole = isinstance(peft, NoPeft)
-    dtype = torch.float32 if whole or not train.bf16 else torch.bfloat16
+    dtype = "float32" if whole or not train.bf16 else "bfloat16"
     attention = "eager" if machine.attn_implementation == "eager" else "sdpa"
-    layer = AutoModelForCausalLM.from_config(text, dtype=dtype, attn_implementation=attention, trust_remote_code=code)
+    layer = one_layer(config, dtype, attention=attention, code=code)
     if not whole:
         layer.requires_grad_(requires_grad=False)
         layer.enable_input_require_grads()

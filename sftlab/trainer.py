@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -21,6 +22,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sftlab import tracking
+from sftlab.batches import StepSampler, row_lengths
 from sftlab.errors import Terminated
 from sftlab.store import sync, write_json
 
@@ -33,6 +35,37 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     evaluated_step: int | None = None
     checkpoints: Checkpoints
+    sampler: StepSampler | None = None
+    lengths: list[int]
+    train_dataset: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.train_sampling_strategy != "random":
+            return
+        rows = self.train_dataset
+        self.lengths = row_lengths(rows)
+        without_target = {"input_ids": [[self.processing_class.pad_token_id]], "labels": [[IGNORED]]}
+        if "seq_lengths" in rows.column_names:  # with packing
+            without_target["seq_lengths"] = [[1]]
+        # The row that StepSampler fills a step with.
+        self.train_dataset = concatenate_datasets([rows, Dataset.from_dict(without_target, features=rows.features)])
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The sampler of the setting ``random``, which is the default; others are transformers' own."""
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        self.sampler = StepSampler(
+            self.lengths,
+            rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            ranks=self.args.world_size,
+            micro_batches=self.args.gradient_accumulation_steps,
+            seed=self.args.data_seed,
+            hidden=self.model.config.get_text_config().hidden_size,
+            padded=not self.padding_free,
+            rank=self.args.process_index,
+        )
+        return self.sampler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -229,6 +262,13 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             self._mark(args, state)
             self._delete(args)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the sampler its epoch: accelerate does not where several ranks resume within an epoch."""
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save where a job of fewer or more epochs would part from this one, before its decay, and at SIGTERM."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import resource
 import subprocess
 import sys
@@ -114,14 +113,6 @@ def test_every_architecture_can_be_traced(tmp_path: Path, architecture: str) -> 
     assert found.activations > 0
 
 
-def test_the_mean_of_the_longest_of_a_batch() -> None:
-    draw = random.Random(1)
-    lengths = [draw.randint(50, 400) for _ in range(500)]
-    batches = [max(draw.sample(lengths, 4)) for _ in range(20_000)]
-    assert plan.expected_longest(lengths, 4) == pytest.approx(sum(batches) / len(batches), rel=0.01)
-    assert plan.expected_longest(lengths, 1) == pytest.approx(sum(lengths) / len(lengths))
-
-
 def test_the_rows_of_a_batch_without_padding_are_one_sequence(
     config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,10 +121,10 @@ def test_the_rows_of_a_batch_without_padding_are_one_sequence(
     settings = ["model=tiny_random", "instance=cpu", "train.per_device_train_batch_size=2"]
     tokens: Any = None
     cfg = config(*settings, "+train.extra.padding_free=true")
-    longest, _, work = plan.batches(tokens, cfg.train, instance.find(cfg.instance))
+    longest, _, work = plan.batches(tokens, cfg.train, instance.find(cfg.instance), 64)
     assert longest == Batch(rows=1, length=70, positions=40, targets=40)
     assert (work.train_tokens, work.batches) == (100, 2)
-    padded, _, work = plan.batches(tokens, config(*settings).train, instance.find(cfg.instance))
+    padded, _, work = plan.batches(tokens, config(*settings).train, instance.find(cfg.instance), 64)
     assert (padded.rows, padded.length) == (2, 40)
     assert work.train_tokens > 100
 

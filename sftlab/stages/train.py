@@ -65,8 +65,9 @@ def inputs(
     tokens_key: str, base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine, seed: int
 ) -> dict[str, Any]:
     """What the weights depend on: data, base, settings, precision, ranks, seed and library versions."""
+    assert train.bf16 != "auto"
     return {
-        "version": 2,
+        "version": 3,
         "tokens": tokens_key,
         "base": base.identity,
         "peft": peft.model_dump(),
