@@ -80,7 +80,7 @@ MEDQA_MEDIAN, MEDQA_SIGMA = 280, 0.32
 COMPLETION = {"full": 0.5, "medqa": 0.45}
 
 COMMON = [
-    "mode=train", "tracking=none", "train.lr_scheduler_type=constant", "train.logging_steps=1",
+    "mode=train", "model=tiny_random", "tracking=none", "train.lr_scheduler_type=constant", "train.logging_steps=1",
     "train.num_train_epochs=1", "train.bf16=true",
 ]  # fmt: skip
 
@@ -300,7 +300,7 @@ def release() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux resets the peak of the process by it

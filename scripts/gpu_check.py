@@ -122,12 +122,12 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
 
     batch, _, length = sizes.loss
     settings = [
-        "peft=demo", *here, off, f"train.per_device_train_batch_size={batch}", f"train.max_length={length}",
-        f"{CHECKPOINTING}=false", "train.learning_rate=1e-3", "train.per_device_eval_batch_size=4",
+        "peft=demo", *here, off, *_batches(batch, length), f"{CHECKPOINTING}=false", "train.learning_rate=1e-3",
+        "train.per_device_eval_batch_size=4",
     ]  # fmt: skip
 
     def loss(name: str, shape: str, *overrides: str, needs: Sequence[str] = ()) -> Cell:
-        return train(f"loss {shape}, {name}", shape, "loss", [*settings, *overrides], 12, *needs)
+        return train(f"loss {shape}, {name}", shape, "loss", [*settings, *overrides], 6, *needs)
 
     reference, others, with_liger = [], [], []
     for shape in sizes.small:
@@ -138,7 +138,7 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
         with_liger.append(loss("Liger", shape, on, needs=("liger_kernel", "a GPU")))
     training = train("merge", sizes.small[-1], "merge", settings, 0).arguments
     merging = {"training": training, "folder": str(place / "out" / "merged")}
-    merge = Cell(f"merge {sizes.small[-1]}", "merge", merging, 30)
+    merge = Cell(f"merge {sizes.small[-1]}", "merge", merging, 25)
 
     ours, bare, plans = [], [], []
     for shape, rows, overrides, seconds in _benches(sizes):
@@ -147,16 +147,16 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
         bare.append(train(f"bare {shape}, {rows}", shape, rows, overrides, seconds, *liger))
         arguments = {key: ours[-1].arguments[key] for key in ("overrides", "tokens")}
         arguments["base"] = str(place / "configs" / shape)
-        plans.append(Cell(f"plan {shape}, {rows}", "plan", arguments, 25))
+        plans.append(Cell(f"plan {shape}, {rows}", "plan", arguments, 20))
     target = next(cell for cell in ours if cell.name == f"sftlab {sizes.llama}, full-{sizes.target}")
     overrides, rows = target.arguments["overrides"], f"full-{sizes.target}"
-    plain = [train(f"without Liger {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, off], 25)]
+    plain = [train(f"without Liger {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, off], 18)]
     quantised = ("peft=qlora", "peft.r=16", "peft.lora_dropout=0.0")
     qlora = [
         train(f"qlora {sizes.small[0]}, loss", sizes.small[0], "loss", [*settings, *quantised], 15, "bitsandbytes"),
-        train(f"qlora {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, *quantised], 40, "bitsandbytes", *liger),
+        train(f"qlora {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, *quantised], 35, "bitsandbytes", *liger),
     ]
-    large = [model(shape, 30) for shape in (sizes.llama, sizes.gemma) if shape not in sizes.small]
+    large = [model(shape, 25) for shape in (sizes.llama, sizes.gemma) if shape not in sizes.small]
     first = [Worker([*(model(shape, 5) for shape in sizes.small), *reference], "cpu"), Worker(large)]
     return [
         [*first, *(Worker([cell]) for cell in (plans if sizes.gpu else plans[:2]))],
@@ -170,34 +170,20 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
 def _benches(sizes: Sizes) -> Iterator[tuple[str, str, list[str], int]]:
     """Shape, rows, overrides and seconds of each training that is timed beside bare TRL, those of the targets first."""
     device, together, _, longest = sizes.medqa
+    # The study as it is, with the rows per optimizer step that it has on four GPUs.
+    study = ["+experiment=medqa", f"train.global_batch_size={together}"]
     for length in sizes.lengths:
-        for shape in (sizes.llama, sizes.gemma):
+        for shape, seconds in ((sizes.llama, 18), (sizes.gemma, 14)):
             # What 8,192 tokens leave for going backward does not fit beside the 8B model.
             checkpointing = length > sizes.tokens and shape == sizes.llama
-            yield (
-                shape,
-                f"full-{length}",
-                [
-                    "peft=demo",
-                    f"train.max_length={length}",
-                    f"train.per_device_train_batch_size={max(1, sizes.tokens // length)}",
-                    f"{CHECKPOINTING}={str(checkpointing).lower()}",
-                ],
-                25,
-            )
+            lora = ["peft=demo", f"{CHECKPOINTING}={str(checkpointing).lower()}"]
+            yield shape, f"full-{length}", [*lora, *_batches(max(1, sizes.tokens // length), length)], seconds
         if length == sizes.lengths[0]:
-            # The study as it is, with the rows per optimizer step that it has on four GPUs.
-            yield (
-                sizes.gemma,
-                "medqa",
-                [
-                    "+experiment=medqa",
-                    f"train.max_length={longest}",
-                    f"train.per_device_train_batch_size={device}",
-                    f"train.global_batch_size={together}",
-                ],
-                40,
-            )
+            yield sizes.gemma, "medqa", [*study, *_batches(device, longest)], 30
+
+
+def _batches(size: int, longest: int) -> list[str]:
+    return [f"train.per_device_train_batch_size={size}", f"train.max_length={longest}"]
 
 
 def make_rows(sizes: Sizes, folder: Path) -> None:
@@ -458,57 +444,81 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run(worker_list: list[Worker], report: Report, place: Path) -> None:
+@dataclass
+class Running:
+    """A process that does the cells of a worker that are left, and how many lines of it were read."""
+
+    process: subprocess.Popen[bytes]
+    worker: Worker
+    folder: Path
+    seen: int = 0
+
+
+def run(workers: Sequence[Worker], report: Report, place: Path) -> None:
     """Run the processes of a phase. Where one ends before its cells are done, another does those that are left."""
-    running: dict[subprocess.Popen[bytes], tuple[Worker, Path, int]] = {}
+    running = [started for worker in workers if (started := _start(worker, report, place))]
     try:
-        for worker in worker_list:
-            _start(worker, report, place, running)
         while running:
             time.sleep(0.1)
-            late = time.time() > report.deadline + GRACE
-            for process, (worker, folder, seen) in list(running.items()):
-                code = process.poll()
-                if code is None and late:
-                    process.kill()
-                    code = process.wait()
-                running[process] = (worker, folder, _read(folder, seen, report))
-                if code is None:
+            for each in list(running):
+                late = time.time() > report.deadline + GRACE
+                hangs = report.sizes.gpu and _hangs(each.worker, report)
+                if each.process.poll() is None and (late or hangs):
+                    each.process.kill()
+                    each.process.wait()
+                ended = each.process.poll() is not None
+                each.seen = _read(each.folder, each.seen, report)
+                if not ended:
                     continue
-                del running[process]
-                for cell in report.pending(worker.cells):
+                running.remove(each)
+                for cell in report.pending(each.worker.cells):
                     if late:
                         report.note(cell.name, status="skipped", error="stopped at the end of --minutes")
-                    elif report.cells[cell.name]["status"] == "started":
-                        report.note(cell.name, status="failed", error=f"{_tail(folder)}\nended with exit code {code}")
-                _start(worker, report, place, running)
+                    elif report.cells[cell.name]["status"] == "started" or not each.seen:
+                        code = each.process.returncode
+                        error = (
+                            f"{_tail(each.folder)}\n{'stopped: it hung' if hangs else f'ended with exit code {code}'}"
+                        )
+                        report.note(cell.name, status="failed", error=error)
+                if started := _start(each.worker, report, place):
+                    running.append(started)
     finally:
-        for process in running:
-            process.kill()
-            process.wait()
+        for each in running:
+            each.process.kill()
+            each.process.wait()
 
 
-def _start(
-    worker: Worker, report: Report, place: Path, running: dict[subprocess.Popen[bytes], tuple[Worker, Path, int]]
-) -> None:
+def _hangs(worker: Worker, report: Report) -> bool:
+    """Whether a cell takes several times as long as it should."""
+    begun = [cell for cell in worker.cells if report.cells[cell.name]["status"] == "started"]
+    return any(time.time() - report.cells[cell.name]["since"] > 60 + 3 * cell.seconds for cell in begun)
+
+
+def _start(worker: Worker, report: Report, place: Path) -> Running | None:
+    """A process for the cells of a worker that are left, if there are any and there is time."""
     cells = report.pending(worker.cells)
-    if not cells:
-        return
+    for cell in cells:
+        if time.time() + cell.seconds > report.deadline:
+            report.note(cell.name, status="skipped", error="no time left")
+    if not (cells := report.pending(cells)):
+        return None
     folder = Path(tempfile.mkdtemp(prefix="worker-", dir=place))
     given = {"cells": [asdict(cell) for cell in cells], "deadline": report.deadline}
     write_json(folder / "cells.json", {**given, "results": str(folder / "results.jsonl")})
     (folder / "results.jsonl").touch()
-    shown = bench_train.settings(["instance=cpu"])[1].training_environment()
-    if worker.device == "cuda" and report.sizes.gpu:
-        shown = {"CUDA_VISIBLE_DEVICES": visible_gpus()[0]}
+    gpu = report.sizes.gpu and worker.device == "cuda"
+    machine = bench_train.settings(["instance=small" if gpu else "instance=cpu"])[1]
+    # What sftlab sets for its own training does not help bare TRL on a GPU.
+    is_bare = any(cell.arguments.get("side") == "bare" for cell in cells)
+    variables = machine.environment() if gpu and is_bare else machine.training_environment()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, __file__, "--worker", str(folder / "cells.json")],
-            env={**QUIET, **os.environ, **NEEDED, **shown},
+            env={**QUIET, **os.environ, **NEEDED, **variables},
             stdout=log,
             stderr=log,
         )
-    running[process] = (worker, folder, 0)
+    return Running(process, worker, folder)
 
 
 def _read(folder: Path, seen: int, report: Report) -> int:
