@@ -159,7 +159,7 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
     large = [model(shape, 25) for shape in (sizes.llama, sizes.gemma) if shape not in sizes.small]
     first = [Worker([*(model(shape, 5) for shape in sizes.small), *reference], "cpu"), Worker(large)]
     return [
-        [*first, *(Worker([cell]) for cell in (plans if sizes.gpu else plans[:2]))],
+        [*first, *(Worker([cell]) for cell in (plans if sizes.gpu else plans[:1]))],
         # Liger replaces classes of transformers: after it, nothing is without Liger in this process.
         [Worker([*others, merge, *(plain if sizes.gpu else []), *with_liger, *ours])],
         [Worker(bare)],
