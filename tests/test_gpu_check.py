@@ -108,6 +108,7 @@ def test_the_real_check_fits_into_nine_minutes_and_its_settings_are_valid(
         if "overrides" in arguments and str(arguments["overrides"]) not in seen:
             cfg, machine = bench_train.settings(arguments["overrides"])
             seen[str(arguments["overrides"])] = cfg
+            assert cfg.dataset.name_or_path.startswith("generate:")  # no hub
             assert machine.device == ("cpu" if cell.name.endswith(", CPU") else "cuda")
     medqa = next(cfg for cfg in seen.values() if cfg.name == "medqa")
     assert (medqa.train.per_device_train_batch_size, medqa.train.global_batch_size, medqa.peft.r) == (16, 64, 32)
