@@ -593,8 +593,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.worker is not None:
         return work(options.worker)
+    if options.out.is_dir() or not options.out.absolute().parent.is_dir():
+        parser.error(f"--out {options.out}: must be a file in a folder that exists")
     if not options.cpu and not visible_gpus():
-        parser.error("this machine shows no NVIDIA GPU; add --cpu to check this script on the CPU")
+        if machine()["gpu"] is None or "CUDA_VISIBLE_DEVICES" in os.environ:
+            parser.error("this machine shows no NVIDIA GPU; add --cpu to check this script on the CPU")
+        os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # a virtual machine may have a driver and no /proc/driver/nvidia
     sizes = TINY if options.cpu else REAL
     os.environ.update({**QUIET, **os.environ})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

@@ -146,6 +146,28 @@ def test_a_cell_that_fails_is_reported_and_the_others_are_done(tmp_path: Path) -
     assert gpu_check.show(made) is False
 
 
+def test_what_does_not_fit_is_trained_with_gradient_checkpointing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def training(overrides: list[str], out: str) -> dict[str, Any]:
+        Path(out).mkdir()
+        asked.append(overrides)
+        if overrides[-1].endswith("=false"):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if overrides[-1].endswith("=broken"):
+            raise RuntimeError("an illegal memory access was encountered")
+        return {"tokens_per_second": 1.0}
+
+    monkeypatch.setattr(bench_train, "training", training)
+    key = "train.gradient_checkpointing"
+    assert gpu_check.train(["peft=demo", f"{key}=false"], out=str(tmp_path / "a")) == {"tokens_per_second": 1.0}
+    assert [overrides[-1] for overrides in asked] == [f"{key}=false", f"{key}=true"]
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        gpu_check.train([f"{key}=broken"], out=str(tmp_path / "b"))
+
+
 def test_a_process_that_dies_and_one_that_hangs_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A worker that says that it has begun and then kills itself, or hangs.
     script = tmp_path / "worker.py"
@@ -201,6 +223,8 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--cpu" in done.stderr
     assert not (tmp_path / "report.json").exists()
+    done = check(tmp_path, {}, "--cpu", "--out", "nowhere/report.json")
+    assert (done.returncode, "nowhere/report.json" in done.stderr) == (2, True)
 
 
 def check(folder: Path, variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
