@@ -4,9 +4,10 @@ r"""Time training through sftlab beside a bare TRL script with the same settings
     scripts/bench_train.py                                     the 135M shape, short rows: also on a CPU
     scripts/bench_train.py --shape gemma-3-4b --length 2048 --batch 4 --attention eager sdpa flash_attention_2 \
         --liger false true --packing false true                a table over all of these, on a GPU
+    scripts/bench_train.py --rows medqa --batch 16             rows whose lengths vary as those of MedQA-CoT
 
-LoRA r 16 on all linear layers, bf16, random weights (they are as slow as trained ones). Each line is a process of
-its own. Tokens/s are those of the median step, the first one left out.
+LoRA r 16 on all linear layers, bf16, random weights (they are as slow as trained ones). Each training runs in its own
+process. Tokens/s count no padding, and leave out the first steps. scripts/gpu_check.py times its cells by `training`.
 """
 
 from __future__ import annotations
@@ -14,163 +15,369 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
+import random
+import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 
 from sftlab import instance
 from sftlab.cli import CONF
-from sftlab.launch import QUIET, child
+from sftlab.config import Config
+from sftlab.instance import Machine
+from sftlab.launch import NEEDED, QUIET
 from sftlab.validate import validate
 
 SHAPES: dict[str, dict[str, Any]] = {
-    # As in the config.json of HuggingFaceTB/SmolLM2-135M-Instruct and google/gemma-3-4b-it (its text model).
+    # As in the config.json of HuggingFaceTB/SmolLM2-135M-Instruct, google/gemma-3-270m, google/gemma-3-4b-it (its
+    # text model) and meta-llama/Llama-3.1-8B. The last two are for checks of the scripts themselves.
     "smollm2-135m": {
-        "kind": "LlamaConfig", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
     },
+    "gemma-3-270m": {
+        "model_type": "gemma3_text", "vocab_size": 262144, "hidden_size": 640, "intermediate_size": 2048,
+        "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
+        "sliding_window": 512,
+    },
     "gemma-3-4b": {
-        "kind": "Gemma3TextConfig", "vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240,
+        "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240,
         "num_hidden_layers": 34, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
         "sliding_window": 1024,
     },
+    "llama-3.1-8b": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "tiny-llama": {
+        "model_type": "llama", "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    },
+    "tiny-gemma3": {
+        "model_type": "gemma3_text", "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "sliding_window": 32,
+    },
 }  # fmt: skip
+POSITIONS = 8192
 
-BARE = """
-import json, sys, time
-from statistics import median
-import torch
-from datasets import load_from_disk
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig, SFTTrainer
-given = json.load(open(sys.argv[1]))
-class Clock(TrainerCallback):
-    ends = []
-    def on_step_end(self, *args, **kwargs):
-        self.ends.append(time.perf_counter())
-train = given["train"]
-arguments = SFTConfig(
-    output_dir=given["out"], use_cpu=given["cpu"], num_train_epochs=1, report_to=[], save_strategy="no",
-    completion_only_loss=True, disable_tqdm=True, dataloader_pin_memory=not given["cpu"],
-    **{name: train[name] for name in (
-        "per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "optim", "max_length", "packing", "bf16",
-        "gradient_checkpointing", "use_liger_kernel", "logging_steps")})
-model = AutoModelForCausalLM.from_pretrained(
-    given["base"], dtype=torch.bfloat16, attn_implementation=given["attention"])
-clock = Clock()
-trainer = SFTTrainer(
-    model=model, args=arguments, train_dataset=load_from_disk(given["tokens"] + "/bare"), callbacks=[clock],
-    processing_class=AutoTokenizer.from_pretrained(given["base"]),
-    peft_config=LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
-trainer.train()
-if given["cpu"]:
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-else:
-    peak = torch.cuda.max_memory_allocated() / 2**30
-steps = [end - begin for begin, end in zip(clock.ends, clock.ends[1:])]
-json.dump({"step_seconds": median(steps), "peak_memory_gib": peak}, open(sys.argv[2], "w"))
-"""
+# Tokens of a row of MedQA-CoT, as a log-normal distribution: 5 % under 165, median 280, 5 % over 475, 1 % over 590.
+# Fitted to 3,741 board questions with a rationale (by 4.2 characters a token): their median is 279 and 1 % are over
+# 581, and batches of 16 and of 64 rows in random order hold 1.62 and 2.13 tokens with padding for each real one. Of a
+# row, the rationale is 45 %.
+MEDQA_MEDIAN, MEDQA_SIGMA = 280, 0.32
+COMPLETION = {"full": 0.5, "medqa": 0.45}
+
+COMMON = [
+    # Neither model nor dataset is read, and these two are always there.
+    "mode=train", "model=tiny_random", "dataset=vignettes", "tracking=none", "train.lr_scheduler_type=constant",
+    "train.logging_steps=1", "train.num_train_epochs=1", "train.bf16=true",
+]  # fmt: skip
+
+
+def describe(folder: Path, shape: str) -> Path:
+    """Write the config.json of a shape, which is all that ``mode=plan`` reads of a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {**SHAPES[shape], "max_position_embeddings": POSITIONS, "pad_token_id": 0}
+    (folder / "config.json").write_text(json.dumps(values), "utf-8")
+    return folder
 
 
 def model(folder: Path, shape: str) -> None:
     """Save a model of a shape, with random weights, and a tokenizer that is needed for its special tokens only."""
     import torch
-    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from sftlab import models
     from sftlab.config import ModelConfig
     from sftlab.store import Store
 
-    values = dict(SHAPES[shape])
-    config = getattr(transformers, values.pop("kind"))(**values, max_position_embeddings=8192, pad_token_id=0)
+    config = AutoConfig.from_pretrained(describe(folder, shape))
+    torch.manual_seed(1)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     made.save_pretrained(folder)
     tiny = ModelConfig(
         name_or_path="random:llama", revision=None, trust_remote_code=False, chat_template=None, template_time=None
     )
-    models.resolve(tiny, Store(folder / "store"), 0).tokenizer().save_pretrained(folder)
+    with tempfile.TemporaryDirectory(dir=folder) as store:
+        models.resolve(tiny, Store(store), 0).tokenizer().save_pretrained(folder)
 
 
-def rows(folder: Path, count: int, length: int) -> dict[str, Any]:
-    """Rows of random tokens, the second half of each with a loss."""
-    import random
+def lengths(kind: str, count: int, longest: int) -> list[int]:
+    """Tokens of each row: ``full`` rows have all the tokens they may have, ``medqa`` rows vary."""
+    if kind == "full":
+        return [longest] * count
+    draw = random.Random(1)
+    # Rows of a small test are as many times shorter as its longest row is.
+    middle = min(MEDQA_MEDIAN, longest / 4)
+    drawn = (round(draw.lognormvariate(math.log(middle), MEDQA_SIGMA)) for _ in range(count))
+    return [min(max(tokens, 8), longest) for tokens in drawn]
 
+
+def rows(folder: Path, train: Sequence[int], validation: Sequence[int], completion: float = 0.5) -> None:
+    """Save rows of random tokens with these lengths, the last part of each with a loss, and ``counts.json``.
+
+    Half of the tokens repeat an earlier one of their row, so that there is something to learn from the context.
+    """
     from datasets import Dataset
 
     draw = random.Random(1)
-    made = []
-    for _ in range(count):
-        ids = [draw.randrange(3, 1000) for _ in range(length)]
-        made.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
-    for split, part in (("train", made), ("validation", made[:1])):
-        Dataset.from_list(part).save_to_disk(folder / split)
-    mask = [0] * (length // 2) + [1] * (length - length // 2)
-    Dataset.from_list([{"input_ids": row["input_ids"], "completion_mask": mask} for row in made]).save_to_disk(
-        folder / "bare"
+    counts: dict[str, Any] = {"prompt_bos": 0, "turn_ends": []}
+    for split, sizes in (("train", train), ("validation", validation)):
+        table = []
+        for size in sizes:
+            ids = [draw.randrange(3, 1000)]
+            while len(ids) < size:
+                ids.append(draw.choice(ids) if draw.random() < 0.5 else draw.randrange(3, 1000))
+            first = size - max(1, round(size * completion))
+            table.append({"input_ids": ids, "labels": [-100] * first + ids[first:]})
+        Dataset.from_list(table).save_to_disk(folder / split)
+        supervised = sum(label != -100 for row in table for label in row["labels"])
+        each = {"rows": len(sizes), "tokens": sum(sizes), "supervised": supervised, "longest": max(sizes)}
+        counts[split] = {**each, "truncated": 0, "left_out": 0}
+        if split == "train":
+            bare = [
+                {"input_ids": row["input_ids"], "completion_mask": [int(label != -100) for label in row["labels"]]}
+                for row in table
+            ]
+            Dataset.from_list(bare).save_to_disk(folder / "bare")
+    (folder / "counts.json").write_text(json.dumps(counts), "utf-8")
+
+
+def settings(overrides: Sequence[str]) -> tuple[Config, Machine]:
+    """The configuration of a training, and its machine."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = validate(compose("config", overrides=[*COMMON, *overrides]))
+    return cfg, instance.find(cfg.instance)
+
+
+def training(
+    side: str, overrides: Sequence[str], base: str, tokens: str, out: str, *, save: bool = False
+) -> dict[str, Any]:
+    """Train in this process, by ``sftlab`` or by ``bare`` TRL, and measure speed, memory and losses.
+
+    ``base``, ``tokens`` and ``out`` are folders. ``save`` writes a checkpoint, as sftlab does after every epoch.
+    """
+    cfg, machine = settings(overrides)
+    counts = json.loads(Path(tokens, "counts.json").read_text("utf-8"))
+    Path(out).mkdir(parents=True)
+    import torch
+    import transformers.trainer
+
+    ends: list[float] = []
+    logged: list[dict[str, float]] = []
+
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+        """The same clock and the same log for both sides."""
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.on_step_end()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            if machine.device == "cuda":
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+        def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+            logged.append(logs)
+
+    release()
+    begin = time.perf_counter()
+    transformers.trainer.DEFAULT_CALLBACKS.append(Clock)
+    try:
+        if side == "bare":
+            receipt = _bare(cfg, machine, base, tokens, out)
+        else:
+            receipt = _sftlab(cfg, machine, base, tokens, out, counts, save=save)
+    finally:
+        transformers.trainer.DEFAULT_CALLBACKS.remove(Clock)
+        # The handler that sftlab leaves behind holds its trainer, and hence the model.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    took = [end - start for start, end in itertools.pairwise(ends)]
+    timed = took[2 if len(took) > 4 else 1 :] or took
+    train = counts["train"]
+    # Rows of equal length make equal steps.
+    step = (median if train["tokens"] == train["rows"] * train["longest"] else mean)(timed)
+    speed = train["tokens"] / len(took) / step
+    evaluations = [row for row in logged if "eval_loss" in row]
+    result: dict[str, Any] = {
+        "tokens_per_second": round(speed, 1),
+        "step_seconds": round(step, 4),
+        "steps": len(took),
+        "first_step_seconds": round(took[0], 2),
+        "other_seconds": round(time.perf_counter() - begin - sum(took), 2),  # loading, validation and so on
+        "epoch_seconds": round(len(took) * step + sum(row.get("eval_runtime", 0) for row in evaluations), 2),
+        **peaks(machine),
+        "losses": [round(row["loss"], 5) for row in logged if "loss" in row],
+        "eval_loss": round(evaluations[-1]["eval_loss"], 5) if evaluations else None,
+        "gradient_checkpointing": cfg.train.gradient_checkpointing,
+        "receipt": receipt,
+    }
+    # In the receipt the speed is that of the whole training, its first steps included.
+    mfu, whole = receipt.get("mfu"), receipt.get("tokens_per_second")
+    result["mfu"] = round(mfu * speed / whole, 4) if mfu and whole else None
+    return result
+
+
+def _sftlab(
+    cfg: Config, machine: Machine, base: str, tokens: str, out: str, counts: dict[str, Any], *, save: bool
+) -> dict[str, Any]:
+    """What sftlab's child process does, in this one; its receipt."""
+    from sftlab.stages import train
+
+    extra = cfg.train.extra if save else {**cfg.train.extra, "save_strategy": "no"}
+    given = {
+        "checkpoints": out, "tokens": tokens, "base": base, "trust_remote_code": False, "chat_template": None,
+        "peft": cfg.peft.model_dump(), "train": {**cfg.train.model_dump(), "extra": extra},
+        "machine": machine.as_dict(), "seed": 1, "counts": counts, "report_to": [],
+    }  # fmt: skip
+    train.run(Path(out), given)
+    receipt: dict[str, Any] = json.loads(Path(out, train.RECEIPT).read_text("utf-8"))
+    return receipt
+
+
+def _bare(cfg: Config, machine: Machine, base: str, tokens: str, out: str) -> dict[str, Any]:
+    """The same training as a user of TRL writes it."""
+    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as in sftlab's process
+    import torch
+    from datasets import load_from_disk
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    train, peft = cfg.train.model_dump(), cfg.peft.model_dump()
+    same = (
+        "per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "optim", "max_length", "packing", "bf16",
+        "use_liger_kernel", "logging_steps", "max_grad_norm", "weight_decay",
+    )  # fmt: skip
+    arguments = SFTConfig(
+        output_dir=out,
+        use_cpu=machine.device == "cpu",
+        num_train_epochs=1,
+        seed=1,
+        data_seed=1,
+        report_to=[],
+        save_strategy="no",
+        completion_only_loss=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=machine.device != "cpu",
+        gradient_accumulation_steps=machine.accumulation(cfg.train),
+        gradient_checkpointing=train["gradient_checkpointing"] is not False,
+        **{name: train[name] for name in same},
     )
-    counts = {"rows": count, "tokens": count * length, "supervised": count * (length - length // 2)}
-    each = {**counts, "truncated": 0, "left_out": 0, "longest": length}
-    return {"train": each, "validation": each, "prompt_bos": 0}
+    set_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.bfloat16, attn_implementation=machine.attn_implementation
+    )
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules")
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=load_from_disk(f"{tokens}/bare"),
+        processing_class=AutoTokenizer.from_pretrained(base),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", **{name: peft[name] for name in names}),
+    )
+    trainer.train()
+    trainer.accelerator.end_training()
+    return {}
+
+
+def release() -> None:
+    """Free what is left of an earlier training, and begin to measure peak memory anew."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux resets the peak of the process by it
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+
+
+def peaks(machine: Machine) -> dict[str, float]:
+    """GiB at the peak: of tensors, and of what the allocator took for them."""
+    if machine.device == "cpu":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return {"peak_memory_gib": round(peak, 2), "reserved_gib": round(peak, 2)}
+    import torch
+
+    peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return {"peak_memory_gib": round(peaks[0] / 2**30, 2), "reserved_gib": round(peaks[1] / 2**30, 2)}
+
+
+def apart(given: dict[str, Any], folder: Path, variables: dict[str, str]) -> dict[str, Any]:
+    """``training`` with these arguments, in its own process."""
+    file = folder / "given.json"
+    file.write_text(json.dumps(given), "utf-8")
+    command = [sys.executable, __file__, "--given", str(file)]
+    environment = {**QUIET, **os.environ, **NEEDED, **variables}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit("".join(done.stderr.splitlines(keepends=True)[-20:]))
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def main() -> None:
     """Print a line for each combination, and the ratio of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m", help="of the model")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a row")
+    parser.add_argument("--rows", choices=COMPLETION, default="full", help="all equally long, or as those of MedQA-CoT")
+    parser.add_argument("--length", type=int, default=None, help="tokens of a row, at most; 256, medqa: 2048")
     parser.add_argument("--batch", type=int, default=2, help="rows per device")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each run")
     parser.add_argument("--attention", nargs="+", default=["sdpa"], help="attention implementations")
     parser.add_argument("--liger", nargs="+", default=["false"], choices=["false", "true"], help="with Liger, without")
     parser.add_argument("--packing", nargs="+", default=["false"], choices=["false", "true"], help="with, without")
-    given = parser.parse_args()
-    print(f"{given.shape}, {given.steps} steps of {given.batch} × {given.length} tokens")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings, of both sides")
+    parser.add_argument("--given", type=Path, help=argparse.SUPPRESS)  # the arguments of `training` in its own process
+    options = parser.parse_args()
+    if options.given is not None:
+        print("\n" + json.dumps(training(**json.loads(options.given.read_text("utf-8")))))
+        return
+    os.environ.update({**QUIET, **os.environ})
+    longest = options.length or {"full": 256, "medqa": 2048}[options.rows]
+    print(f"{options.shape}, {options.steps} steps of {options.batch} × {longest} tokens ({options.rows})")
     heads = f"{'attention':18} {'Liger':6} {'packing':8} {'tokens/s':>10} {'GiB':>6} {'MFU':>6}"
     print(f"{heads}   bare TRL: tokens/s, GiB; ratio")
     with tempfile.TemporaryDirectory(prefix="bench_train_") as place:
         folder = Path(place)
-        model(folder / "model", given.shape)
-        counts = rows(folder / "rows", given.batch * given.steps, given.length)
-        for attention, liger, packing in itertools.product(given.attention, given.liger, given.packing):
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                cfg = validate(compose("config", overrides=[
-                    "mode=train", f"instance.attn_implementation={attention}", f"train.use_liger_kernel={liger}",
-                    f"train.packing={packing}", f"train.per_device_train_batch_size={given.batch}",
-                    f"train.max_length={given.length}", "train.lr_scheduler_type=constant", "train.logging_steps=1",
-                    "train.num_train_epochs=1", "train.bf16=true", "peft.lora_dropout=0.0",
-                ]))  # fmt: skip
-            machine = instance.find(cfg.instance)
-            arguments: dict[str, Any] = {
-                "checkpoints": str(folder), "tokens": str(folder / "rows"), "base": str(folder / "model"),
-                "trust_remote_code": False, "chat_template": None, "peft": cfg.peft.model_dump(),
-                "train": {**cfg.train.model_dump(), "extra": {"save_strategy": "no"}},
-                "machine": machine.as_dict(), "seed": 1, "counts": counts,
-                "report_to": [],
-            }  # fmt: skip
-            out = Path(tempfile.mkdtemp(dir=folder))
-            variables = machine.training_environment()
-            child("sftlab.stages.train", out, arguments, launcher=machine.launcher(), environment=variables)
-            ours = json.loads((out / "receipt.json").read_text("utf-8"))
-            (out / "bare.py").write_text(BARE, "utf-8")
-            bare = {**arguments, "cpu": machine.device == "cpu", "attention": attention, "out": str(out / "bare")}
-            (out / "given.json").write_text(json.dumps(bare), "utf-8")
-            command = [sys.executable, *(str(out / name) for name in ("bare.py", "given.json", "bare.json"))]
-            subprocess.run(command, check=True, env={**os.environ, **QUIET, **variables}, stdout=subprocess.DEVNULL)
-            theirs = json.loads((out / "bare.json").read_text("utf-8"))
-            tokens = given.batch * given.length
-            speed, other = tokens / ours["step_seconds"], tokens / theirs["step_seconds"]
+        model(folder / "model", options.shape)
+        sizes = lengths(options.rows, options.batch * options.steps, longest)
+        rows(folder / "rows", sizes, sizes[:1], COMPLETION[options.rows])
+        for number, (attention, liger, packing) in enumerate(
+            itertools.product(options.attention, options.liger, options.packing)
+        ):
+            overrides = [
+                "peft=demo", f"instance.attn_implementation={attention}", f"train.use_liger_kernel={liger}",
+                f"train.packing={packing}", f"train.per_device_train_batch_size={options.batch}",
+                f"train.max_length={longest}", *options.set,
+            ]  # fmt: skip
+            given = {"overrides": overrides, "base": str(folder / "model"), "tokens": str(folder / "rows")}
+            variables = settings(overrides)[1].training_environment()
+            ours, bare = (
+                apart({**given, "side": side, "out": str(folder / f"{side}{number}")}, folder, variables)
+                for side in ("sftlab", "bare")
+            )
+            speed, other = ours["tokens_per_second"], bare["tokens_per_second"]
             share = "—" if ours["mfu"] is None else f"{100 * ours['mfu']:.1f} %"
             print(
                 f"{attention:18} {liger:6} {packing:8} {speed:10,.0f} {ours['peak_memory_gib']:6.1f} {share:>6}   "
-                f"{other:10,.0f} {theirs['peak_memory_gib']:6.1f}; {speed / other:.2f}",
+                f"{other:10,.0f} {bare['peak_memory_gib']:6.1f}; {speed / other:.2f}",
                 flush=True,
             )
 

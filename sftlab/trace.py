@@ -293,14 +293,20 @@ def _counting(model: Any, counted: Counted) -> Iterator[None]:
     from torch.utils._pytree import tree_iter
     from torch.utils.flop_counter import flop_registry
 
-    # The registry has attention on GPUs; its kernels on the CPU take the same arguments.
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        batch, heads, length, size = query.shape
+        return int(2 * batch * heads * length * key.shape[2] * (size + value.shape[3]))
+
+    def attention_backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+        batch, heads, length, size = query.shape  # the scores once more, and two gradients of each product
+        return int(2 * batch * heads * length * key.shape[2] * (3 * size + 2 * value.shape[3]))
+
+    # The registry has attention on GPUs only, and in torch 2.11 none with fewer heads of keys than of queries.
     aten = torch.ops.aten
     arithmetic = {
         **flop_registry,
-        aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-            aten._scaled_dot_product_flash_attention_backward
-        ],
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }
 
     class Count(TorchDispatchMode):  # type: ignore[misc]
