@@ -48,6 +48,11 @@ class Templates:
             self._sources["keep"] = "{{ 1 if (" + cfg.keep + ") else '' }}"
         for name, source in self._sources.items():
             problems += check(f"{key}.{name}", source, columns)
+            if name not in ("choices", "keep") and len(column := source.strip()) > 1 and column in columns:
+                problems.append(
+                    f"{key}.{name}={source!r}: is a fixed text, the name of a column; write "
+                    + (f"{{{{ {column} }}}} for its values" if column.isidentifier() else "a template of its values")
+                )
         if problems:
             raise ConfigError("\n".join(problems))
         jinja = environment()
@@ -545,6 +550,8 @@ def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
         tree = environment().parse(source)
         environment().from_string(source)  # finds unknown filters too
     except TemplateSyntaxError as error:
+        if key.endswith(".keep") and "{{" in source.removeprefix("{{ 1 if ("):
+            return [f"{key}: is an expression and not a template; write it without {{{{ and }}}}"]
         hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
         return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint or '; mend the template'}"]
     unknown = sorted(meta.find_undeclared_variables(tree) - set(columns))
@@ -562,7 +569,7 @@ def _lone(source: str) -> str | None:
     return None if found is None or isinstance(body[0].nodes[0], nodes.TemplateData) else found[1]
 
 
-MISSING = {"", "nan", "none", "null", "nat", "<na>"}
+MISSING = {"", "nan", "none", "null", "nat", "<na>", "n/a"}
 """What pandas and Python write for a value that is missing, in lower case."""
 
 
@@ -632,7 +639,9 @@ def _remedy(key: str, where: str, value: Any) -> str:
         return f"write {{{{ {name} | string }}}}"
     if not isinstance(value, list | tuple | dict):
         return "write a text or a number"
-    text = f"{name} | tojson"
+    text, exact = f"{name} | tojson", getattr(value, "_sftlab_text", None) is not None
+    if key == "choices" and isinstance(value, list | tuple | dict):
+        return f"write {{{{ {name} | join }}}}"
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         # SQuAD's answers, of which each is right.
         text = path(name, "text") if key == "target" else f"{path(name, 'text')}[0]"
@@ -641,7 +650,13 @@ def _remedy(key: str, where: str, value: Any) -> str:
             text = f"{name} | map(attribute='text') | join"
         elif all(isinstance(item, str | int | None) and not isinstance(item, bool) for item in value):
             text = f"{name} | join(', ')"
-    return f"write {{{{ {name} if {name} is string else {text} }}}}"
+    remedy = f"{{{{ {name} if {name} is string else {text} }}}}"
+    if not exact:
+        return f"write {remedy}"
+    # Another filter may write other white space and numbers than the cell has.
+    whole = f"{{{{ {name} | string }}}} for the text of the cell"
+    texts = all(isinstance(item, str | dict) for item in value) and "join" in text
+    return f"write {remedy}, or {whole}" if texts else f"write {whole}, or {remedy}"
 
 
 def _where(source: str, row: Row, value: Any) -> str:
