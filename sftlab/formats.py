@@ -336,9 +336,10 @@ def _csv(file: Path, text: str) -> Table:
         raise ConfigError(f"{file}:1: two columns have the same name ({listing(twice, 5)}); rename one")
     widths = {len(row) for _, row in table.rows}
     if len(header) == 1 and len(widths) == 1 and not widths & {0, 1} and len(table.rows) > 1:
+        name = DELIMITERS.get(table.delimiter, repr(table.delimiter))
         raise ConfigError(
             f"{file}:{1 + skipped}: the first line has 1 cell ({short(header[0], 40)}), and every other line has "
-            f"{widths.pop()}; delete what stands before the header"
+            f"{widths.pop()}; delete it if it is not the header, or quote cells that hold a {name}"
         )
     problems: list[str] = []
     rows: Rows = []

@@ -15,7 +15,21 @@ from sftlab.errors import ConfigError
 from sftlab.reasoning import begun, laid_out, unclosed, without_marks
 from sftlab.reasoning import marks as reasoning_marks
 from sftlab.records import Example
-from sftlab.rows import NULL, Dict, List, NotTextError, Row, Talk, is_null, listing, path, plain, short, wrap
+from sftlab.rows import (
+    NULL,
+    Dict,
+    List,
+    NotTextError,
+    Row,
+    Talk,
+    column_path,
+    is_null,
+    listing,
+    path,
+    plain,
+    short,
+    wrap,
+)
 from sftlab.sandbox import SIMPLE, environment, text_of, watch
 
 if TYPE_CHECKING:
@@ -47,11 +61,11 @@ class Templates:
         if cfg.keep is not None:
             self._sources["keep"] = "{{ 1 if (" + cfg.keep + ") else '' }}"
         for name, source in self._sources.items():
-            problems += check(f"{key}.{name}", source, columns)
+            problems += check(f"{key}.{name}", source, columns, whole="row")
             if name not in ("choices", "keep") and len(column := source.strip()) > 1 and column in columns:
                 problems.append(
                     f"{key}.{name}={source!r}: is a fixed text, the name of a column; write "
-                    + (f"{{{{ {column} }}}} for its values" if column.isidentifier() else "a template of its values")
+                    + f"{{{{ {column_path(column)} }}}} for its values"
                 )
         if problems:
             raise ConfigError("\n".join(problems))
@@ -542,10 +556,15 @@ def packages(cfg: DatasetConfig) -> list[str]:
     return ["jinja2", *(package for package, word in used.items() if re.search(word, sources))]
 
 
-def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
-    """What is wrong with a template over these columns; nothing where it can be rendered."""
+def check(key: str, source: str, columns: Sequence[str], whole: str = "") -> list[str]:
+    """What is wrong with a template over these columns; nothing where it can be rendered.
+
+    ``whole`` is the name of the object that holds all of them, if there is one.
+    """
     from jinja2 import TemplateSyntaxError, meta
 
+    named = [column for column in columns if len(column) > 1 and not column.isidentifier() and column in source]
+    odd = f"; write {path('row', max(named, key=len))} for the column of that name" if named else ""
     try:
         tree = environment().parse(source)
         environment().from_string(source)  # finds unknown filters too
@@ -553,9 +572,10 @@ def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
         if key.endswith(".keep") and "{{" in source.removeprefix("{{ 1 if ("):
             return [f"{key}: is an expression and not a template; write it without {{{{ and }}}}"]
         hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
-        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint or '; mend the template'}"]
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(columns))
-    return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}" for name in unknown]
+        hint = hint or odd or "; mend the template"
+        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint}"]
+    unknown = sorted(meta.find_undeclared_variables(tree) - {*columns, whole})
+    return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}{odd}" for name in unknown]
 
 
 def _lone(source: str) -> str | None:
@@ -604,7 +624,7 @@ def _unfiltered(node: Any) -> Any:
 def _context(template: Template, row: Row) -> Context:
     """What a template sees: the columns, and Jinja's own functions. Jinja would copy them for each template."""
     if row.names is None:
-        row.names = {**template.environment.globals, **row.values}
+        row.names = {**template.environment.globals, "row": row.values, **row.values}
     return template.new_context(row.names, shared=True)
 
 

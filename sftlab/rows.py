@@ -241,7 +241,8 @@ class Row:
 def wrap(row: Mapping[str, Any]) -> Row:
     """A row as templates see it."""
     conversations: list[Talk] = []
-    return Row({column: _wrap(value, str(column), conversations) for column, value in row.items()}, conversations)
+    values = {column: _wrap(value, column_path(str(column)), conversations) for column, value in row.items()}
+    return Row(values, conversations)
 
 
 def plain(value: Any) -> Any:
@@ -270,6 +271,11 @@ def path(container: str, key: Any) -> str:
     if isinstance(key, str) and key.isidentifier():
         return f"{container}.{key}"
     return f"{container}[{key!r}]"
+
+
+def column_path(column: str) -> str:
+    """A column as a template writes it."""
+    return column if column.isidentifier() else path("row", column)
 
 
 def listing(names: Iterable[Any], most: int = 10) -> str:

@@ -443,6 +443,23 @@ def test_the_name_of_a_column_as_a_fixed_text_is_refused_and_the_remedy_works(na
     assert getattr(example, name.replace("group_by", "group")) == "s"
 
 
+@pytest.mark.parametrize("name", ["The Question", "the-question", "a.b", "question?", "2nd"])
+def test_a_column_whose_name_is_not_an_identifier_is_read_by_row(name: str) -> None:
+    row = {**vignette(1), name: "text", "rows": ["x"]}
+    with pytest.raises(ConfigError) as caught:
+        Templates(settings(user=f"{{{{ {name} }}}}"), "dataset", list(row)).example(row, "x", "rows, row 1")
+    found = re.search(r"write (row\[.*\]) for the column", str(caught.value))
+    assert found
+    templates = Templates(settings(user=f"{{{{ {found[1]} }}}}"), "dataset", list(row))
+    assert templates.example(row, "x", "rows, row 1").user == "text"
+    with pytest.raises(ConfigError, match=re.escape(f"writes column {found[1]}, which is a list")) as refused:
+        templates.example({**row, name: ["a", "b"]}, "x", "rows, row 1")
+    remedy = re.search(r"write (\{\{.*\}\})", str(refused.value))
+    assert remedy
+    joined = Templates(settings(user=remedy[1]), "dataset", list(row)).example({**row, name: ["a", "b"]}, "x", "row 1")
+    assert joined.user == "a, b"
+
+
 def test_the_remedy_for_a_list_of_choices_works() -> None:
     row = vignette(1, letters=["A", "B", "C", "D"])
     with pytest.raises(ConfigError, match=r"dataset\.choices writes column letters") as caught:
