@@ -181,8 +181,14 @@ class Templates:
     def _choices(self, text: str | None, problems: list[str]) -> str:
         choices = "".join(sorted(set(text or "")))
         if choices and not choices.isalnum():
+            words = any(len(word) > 1 for word in re.findall(r"\w+", text or ""))
             problems.append(
-                f"{self.key}.choices gives {short(text or '')!r}; write the letters with nothing between them"
+                f"{self.key}.choices gives {short(text or '')!r}; "
+                + (
+                    f"for words set eval.task=exact {self.key}.choices=null"
+                    if words
+                    else "write the letters with nothing between them"
+                )
             )
             return ""
         if len(choices) == 1:

@@ -100,6 +100,11 @@ def files(path: Path) -> dict[str, list[Path]]:
         raise ConfigError(
             f"{path}: {listing(left, 5)} would not be read; move what is not meant out of the folder, and name the "
             f"rest after a split (train, validation or test) with one of {', '.join(SUFFIXES)} as ending"
+            + (
+                ", once it is converted"
+                if any(found[name].is_file() and not kind(found[name]) for name in left)
+                else ""
+            )
         )
     return {split: [found[name] for name in names] for split, names in splits.items()}
 

@@ -470,6 +470,16 @@ def test_the_remedy_for_a_list_of_choices_works() -> None:
     assert example.choices == "ABCD"
 
 
+def test_words_as_choices_are_told_to_be_compared_as_texts() -> None:
+    row = vignette(1)
+    with pytest.raises(
+        ConfigError, match=r"gives 'yes no maybe'; for words set eval\.task=exact dataset\.choices=null"
+    ):
+        Templates(settings(choices="yes no maybe"), "dataset", list(row)).example(row, "x", "rows, row 1")
+    changed = {"choices": None, "target": "yes"}
+    assert Templates(settings(**changed), "dataset", list(row)).example(row, "x", "rows, row 1").target == "yes"
+
+
 def test_braces_around_keep_are_named() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.keep: is an expression and not a template; write it without \{\{"):
         Templates(settings(keep="{{ question }}"), "dataset", list(vignette(1)))
