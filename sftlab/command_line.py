@@ -366,7 +366,7 @@ def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
     plain = key.strip().lstrip("+")
     if not _is_key(plain):
         return f"{argument}: no such key; {nearest(plain)}", None
-    if value.strip()[:1] in ("[", "{") and value.strip()[-1:] not in ("]", "}"):
+    if value.strip()[:1] in ("[", "{") and value.strip()[-1:] not in ("]", "}") and refusal(plain, value):
         closing = {"[": "]", "{": "}"}[value.strip()[0]]
         return f"{argument}: cannot be read; write KEY=VALUE with {closing} at the end of the value", None
     if wants_list(plain) and re.fullmatch(r"\(.*\)", value.strip()):
@@ -442,6 +442,7 @@ def _defaults(composer: _Composer) -> set[str]:
 
 
 def _several(argument: str, *, group: bool) -> str:
+    argument = re.sub(r'"(~[^",]*)"', r"\1", argument)  # quoted by with_home
     key, _, value = argument.partition("=")
     if group:
         return f"{argument}: a group needs one choice; add -m to run each of them"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from warnings import catch_warnings, simplefilter
 
 from sftlab.errors import ConfigError
-from sftlab.rows import ABSENT, listing, short
+from sftlab.rows import ABSENT, Cell, listing, short
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
@@ -334,6 +334,13 @@ def _csv(file: Path, text: str) -> Table:
     header = table.header
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise ConfigError(f"{file}:1: two columns have the same name ({listing(twice, 5)}); rename one")
+    widths = {len(row) for _, row in table.rows}
+    if len(header) == 1 and len(widths) == 1 and not widths & {0, 1} and len(table.rows) > 1:
+        name = DELIMITERS.get(table.delimiter, repr(table.delimiter))
+        raise ConfigError(
+            f"{file}:{1 + skipped}: the first line has 1 cell ({short(header[0], 40)}), and every other line has "
+            f"{widths.pop()}; delete it if it is not the header, or quote cells that hold a {name}"
+        )
     problems: list[str] = []
     rows: Rows = []
     for line, row in table.rows:
@@ -375,7 +382,15 @@ def _nest(file: Path, header: list[str], rows: list[dict[str, Any]]) -> None:
                         f"{file}: column {column!r} has NumPy arrays as text: {short(row[column], 40)}; write lists: "
                         f"table[{column!r}].map(list), or the table as JSON lines or Parquet"
                     )
-                row[column] = value
+                row[column] = Cell(row[column], value) if _is_json(row[column]) else value
+
+
+def _is_json(cell: str) -> bool:
+    try:
+        json.loads(cell)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_array(cell: str) -> bool:
@@ -430,9 +445,11 @@ class _Cells(NamedTuple):
                 line = reader.line_num + 1
         except csv.Error as raised:
             error = str(raised)
-        # A quote after a space would be a part of the text.
-        if not spaced and quoting == csv.QUOTE_MINIMAL and any(_QUOTED.match(cell) for _, row in rows for cell in row):
-            cells = cls.parse(text, delimiter, spaced=True)
+        # A quote after a space would be a part of the text. Where all names have a space in front, so have the cells.
+        names = rows[0][1][1:] if rows else []
+        quoted = quoting == csv.QUOTE_MINIMAL and any(_QUOTED.match(cell) for _, row in rows for cell in row)
+        if not spaced and (quoted or (names and all(name.startswith(" ") for name in names))):
+            cells = cls.parse(text, delimiter, quoting, spaced=True)
             if cells.even:
                 return cells
         header = [name.strip() for name in rows[0][1]] if rows else []

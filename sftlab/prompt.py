@@ -15,7 +15,21 @@ from sftlab.errors import ConfigError
 from sftlab.reasoning import begun, laid_out, unclosed, without_marks
 from sftlab.reasoning import marks as reasoning_marks
 from sftlab.records import Example
-from sftlab.rows import NULL, Dict, List, NotTextError, Row, Talk, is_null, listing, path, plain, short, wrap
+from sftlab.rows import (
+    NULL,
+    Dict,
+    List,
+    NotTextError,
+    Row,
+    Talk,
+    column_path,
+    is_null,
+    listing,
+    path,
+    plain,
+    short,
+    wrap,
+)
 from sftlab.sandbox import SIMPLE, environment, text_of, watch
 
 if TYPE_CHECKING:
@@ -47,7 +61,12 @@ class Templates:
         if cfg.keep is not None:
             self._sources["keep"] = "{{ 1 if (" + cfg.keep + ") else '' }}"
         for name, source in self._sources.items():
-            problems += check(f"{key}.{name}", source, columns)
+            problems += check(f"{key}.{name}", source, columns, whole="row")
+            if name not in ("choices", "keep") and len(column := source.strip()) > 1 and column in columns:
+                problems.append(
+                    f"{key}.{name}={source!r}: is a fixed text, the name of a column; write "
+                    + f"{{{{ {column_path(column)} }}}} for its values"
+                )
         if problems:
             raise ConfigError("\n".join(problems))
         jinja = environment()
@@ -162,8 +181,14 @@ class Templates:
     def _choices(self, text: str | None, problems: list[str]) -> str:
         choices = "".join(sorted(set(text or "")))
         if choices and not choices.isalnum():
+            words = any(len(word) > 1 for word in re.findall(r"\w+", text or ""))
             problems.append(
-                f"{self.key}.choices gives {short(text or '')!r}; write the letters with nothing between them"
+                f"{self.key}.choices gives {short(text or '')!r}; "
+                + (
+                    f"for words set eval.task=exact {self.key}.choices=null"
+                    if words
+                    else "write the letters with nothing between them"
+                )
             )
             return ""
         if len(choices) == 1:
@@ -537,18 +562,26 @@ def packages(cfg: DatasetConfig) -> list[str]:
     return ["jinja2", *(package for package, word in used.items() if re.search(word, sources))]
 
 
-def check(key: str, source: str, columns: Sequence[str]) -> list[str]:
-    """What is wrong with a template over these columns; nothing where it can be rendered."""
+def check(key: str, source: str, columns: Sequence[str], whole: str = "") -> list[str]:
+    """What is wrong with a template over these columns; nothing where it can be rendered.
+
+    ``whole`` is the name of the object that holds all of them, if there is one.
+    """
     from jinja2 import TemplateSyntaxError, meta
 
+    named = [column for column in columns if len(column) > 1 and not column.isidentifier() and column in source]
+    odd = f"; write {path('row', max(named, key=len))} for the column of that name" if named else ""
     try:
         tree = environment().parse(source)
         environment().from_string(source)  # finds unknown filters too
     except TemplateSyntaxError as error:
+        if key.endswith(".keep") and "{{" in source.removeprefix("{{ 1 if ("):
+            return [f"{key}: is an expression and not a template; write it without {{{{ and }}}}"]
         hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
-        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint or '; mend the template'}"]
-    unknown = sorted(meta.find_undeclared_variables(tree) - set(columns))
-    return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}" for name in unknown]
+        hint = hint or odd or "; mend the template"
+        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint}"]
+    unknown = sorted(meta.find_undeclared_variables(tree) - {*columns, whole})
+    return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}{odd}" for name in unknown]
 
 
 def _lone(source: str) -> str | None:
@@ -562,7 +595,7 @@ def _lone(source: str) -> str | None:
     return None if found is None or isinstance(body[0].nodes[0], nodes.TemplateData) else found[1]
 
 
-MISSING = {"", "nan", "none", "null", "nat", "<na>"}
+MISSING = {"", "nan", "none", "null", "nat", "<na>", "n/a"}
 """What pandas and Python write for a value that is missing, in lower case."""
 
 
@@ -597,7 +630,7 @@ def _unfiltered(node: Any) -> Any:
 def _context(template: Template, row: Row) -> Context:
     """What a template sees: the columns, and Jinja's own functions. Jinja would copy them for each template."""
     if row.names is None:
-        row.names = {**template.environment.globals, **row.values}
+        row.names = {**template.environment.globals, "row": row.values, **row.values}
     return template.new_context(row.names, shared=True)
 
 
@@ -632,7 +665,9 @@ def _remedy(key: str, where: str, value: Any) -> str:
         return f"write {{{{ {name} | string }}}}"
     if not isinstance(value, list | tuple | dict):
         return "write a text or a number"
-    text = f"{name} | tojson"
+    text, exact = f"{name} | tojson", getattr(value, "_sftlab_text", None) is not None
+    if key == "choices" and isinstance(value, list | tuple | dict):
+        return f"write {{{{ {name} | join }}}}"
     if isinstance(value, dict) and isinstance(value.get("text"), list):
         # SQuAD's answers, of which each is right.
         text = path(name, "text") if key == "target" else f"{path(name, 'text')}[0]"
@@ -641,7 +676,13 @@ def _remedy(key: str, where: str, value: Any) -> str:
             text = f"{name} | map(attribute='text') | join"
         elif all(isinstance(item, str | int | None) and not isinstance(item, bool) for item in value):
             text = f"{name} | join(', ')"
-    return f"write {{{{ {name} if {name} is string else {text} }}}}"
+    remedy = f"{{{{ {name} if {name} is string else {text} }}}}"
+    if not exact:
+        return f"write {remedy}"
+    # Another filter may write other white space and numbers than the cell has.
+    whole = f"{{{{ {name} | string }}}} for the text of the cell"
+    texts = all(isinstance(item, str | dict) for item in value) and "join" in text
+    return f"write {remedy}, or {whole}" if texts else f"write {whole}, or {remedy}"
 
 
 def _where(source: str, row: Row, value: Any) -> str:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 _NAME = (
     r"(?:[a-z0-9]+[:_])?(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis|rationale|cot"
-    r"|chain_of_thoughts?|monologue)(?:_[a-z0-9_]+)?"
+    r"|antthinking|chain_of_thoughts?|monologue)(?:_[a-z0-9_]+)?"
 )
 
 # Opening and closing marks by family; a family's name is that of its group.
 _OPEN = {
+    "pangu": r"\[unused16\]",  # openPangu
     "tag": rf"<(?P<open>{_NAME})(?:\s[^<>]*)?>",  # DeepSeek, Qwen, and with a prefix Seed and others
     "bracket": r"\[THINK\]",  # Mistral
     "cohere": r"<\|START_THINKING\|>",
@@ -31,6 +32,7 @@ _OPEN = {
     "channel": r"<\|channel\|>\s*(?:analysis|commentary)\b[^<]*<\|message\|>",  # gpt-oss
 }
 _CLOSE = {
+    "pangu": r"\[unused17\]",
     "tag": rf"</(?P<close>{_NAME})\s*>",
     "bracket": r"\[/THINK\]",
     "cohere": r"<\|END_THINKING\|>",
@@ -45,6 +47,7 @@ _CLOSE = {
     "channel": r"<\|channel\|>\s*final\b[^<]*<\|message\|>",
 }
 _OPENING = {
+    "pangu": "[unused16]",
     "bracket": "[THINK]",
     "cohere": "<|START_THINKING|>",
     "thought": "<|begin_of_thought|>",
@@ -56,6 +59,7 @@ _OPENING = {
     "pipe": "<|channel>",
 }
 _CLOSING = {
+    "pangu": "[unused17]",
     "bracket": "[/THINK]",
     "cohere": "<|END_THINKING|>",
     "thought": "<|end_of_thought|>",

@@ -67,15 +67,30 @@ class NotTextError(TypeError):
         self.value = value
 
 
+class Cell(str):
+    """The JSON text of a list or an object in a table's cell, and its value."""
+
+    __slots__ = ("value",)
+
+    value: list[Any] | dict[str, Any]
+
+    def __new__(cls, text: str, value: list[Any] | dict[str, Any]) -> Cell:
+        """A text with its value."""
+        cell = super().__new__(cls, text)
+        cell.value = value
+        return cell
+
+
 class List(list[Any]):
-    """A list that is not written as Python writes it."""
+    """A list that is not written as Python writes it. One from a table's cell has the text of the cell."""
 
     # The names of attributes must not be keys of a row.
-    __slots__ = ("_sftlab_path",)
+    __slots__ = ("_sftlab_path", "_sftlab_text")
 
     def __init__(self, items: Iterable[Any], path: str) -> None:
         super().__init__(items)
         self._sftlab_path = path
+        self._sftlab_text: str | None = None
 
     def __str__(self) -> str:
         raise NotTextError(self)
@@ -85,17 +100,18 @@ class List(list[Any]):
 
 
 class Dict(dict[str, Any]):
-    """An object that is not written as Python writes it.
+    """An object that is not written as Python writes it. One from a table's cell has the text of the cell.
 
     Loops leave out keys whose value is null; looking such a key up gives null.
     """
 
-    __slots__ = ("_sftlab_path", "_sftlab_raw")
+    __slots__ = ("_sftlab_path", "_sftlab_raw", "_sftlab_text")
 
     def __init__(self, items: Mapping[str, Any], path: str, raw: Mapping[str, Any]) -> None:
         super().__init__(items)
         self._sftlab_path = path
         self._sftlab_raw = raw
+        self._sftlab_text: str | None = None
 
     def __missing__(self, key: str) -> Null:
         if key not in self._sftlab_raw:
@@ -225,7 +241,8 @@ class Row:
 def wrap(row: Mapping[str, Any]) -> Row:
     """A row as templates see it."""
     conversations: list[Talk] = []
-    return Row({column: _wrap(value, str(column), conversations) for column, value in row.items()}, conversations)
+    values = {column: _wrap(value, column_path(str(column)), conversations) for column, value in row.items()}
+    return Row(values, conversations)
 
 
 def plain(value: Any) -> Any:
@@ -256,6 +273,11 @@ def path(container: str, key: Any) -> str:
     return f"{container}[{key!r}]"
 
 
+def column_path(column: str) -> str:
+    """A column as a template writes it."""
+    return column if column.isidentifier() else path("row", column)
+
+
 def listing(names: Iterable[Any], most: int = 10) -> str:
     """The first names of many, and how many more there are."""
     shown = [short(str(name), 40) for name in names]
@@ -274,6 +296,10 @@ def _wrap(value: Any, where: str, conversations: list[Talk]) -> Any:
         return value
     if is_null(value):
         return NULL
+    if kind is Cell:
+        found = _wrap(value.value, where, conversations)
+        found._sftlab_text = str(value)
+        return found
     if kind is dict:
         return _object(value, where, conversations)
     if kind is list or kind is tuple:
@@ -301,6 +327,14 @@ def _list(value: Sequence[Any], where: str, conversations: list[Talk], speakers:
 
 
 def _object(value: dict[str, Any], where: str, conversations: list[Talk], mark: tuple[Talk, int] | None = None) -> Dict:
+    if mark is None and _is_numbered(value) and (speakers := _speakers([*value.values()], where)) is not None:
+        talk = Talk.of(where, speakers)
+        conversations.append(talk)
+        turns = {
+            key: _object(item, path(where, key), conversations, (talk, number))
+            for number, (key, item) in enumerate(value.items())
+        }
+        return Dict(turns, where, value)
     names = _columns(value) if mark is None else None
     items = {
         key: item
@@ -312,6 +346,12 @@ def _object(value: dict[str, Any], where: str, conversations: list[Talk], mark: 
         if not is_null(item)
     }
     return Dict(items, where, value) if mark is None else Turn(items, where, value, mark)
+
+
+def _is_numbered(value: dict[str, Any]) -> bool:
+    """Whether an object has objects under numbered keys, as in {"turn1": …, "turn2": …}."""
+    keys = {re.sub(r"[0-9]+$", "", str(key)) for key in value if str(key)[-1:].isdecimal()}
+    return len(value) > 1 and len(keys) == 1 and all(type(item) is dict for item in value.values())
 
 
 def _speakers(items: Sequence[dict[str, Any]], where: str) -> list[Any] | None:

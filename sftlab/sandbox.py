@@ -74,6 +74,8 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
     jinja.filters["sql"] = _sql
     for name in _OF_TEXT:
         jinja.filters[name] = _of_text(jinja.filters[name])
+    string = jinja.filters["string"]
+    jinja.filters["string"] = lambda value: getattr(value, "_sftlab_text", None) or string(value)
     jinja.filters["_text"] = text_of
     jinja.filters["_index"] = lambda value: _FromEnd(value) if type(value) is int and value < 0 else value
     jinja.filters["int"] = lambda value, default=_NONE, base=10: _number(value, default, filters.do_int, base)

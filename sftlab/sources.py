@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 
 from sftlab.errors import ConfigError
 from sftlab.formats import SUFFIXES, Rows, kind, read_file, stem
-from sftlab.rows import is_null, listing
+from sftlab.rows import Cell, is_null, listing
 
 log = logging.getLogger(__name__)
 
 # Words in the names of files, and of the hub's splits.
 NAMES = {
-    "train": {"train", "training", "trainset"},
+    "train": {"train", "training", "trainset", "traindata"},
     "validation": {
         *("validation", "valid", "val", "dev", "eval", "evaluation"),
         *("validationset", "validset", "valset", "devset", "evalset"),
+        *("validationdata", "validdata", "valdata", "devdata", "evaldata"),
     },
-    "test": {"test", "testing", "testset"},
+    "test": {"test", "testing", "testset", "testdata"},
 }
 # Files beside data that are not data. One of the second kind is data if it has rows.
 DESCRIPTIONS = re.compile(r"(dataset_infos?|dataset_dict|state|croissant)\.json", re.IGNORECASE)
@@ -86,8 +87,10 @@ def files(path: Path) -> dict[str, list[Path]]:
     except _MissingShardError as error:
         raise ConfigError(f"{path}: {error}") from error
     except ValueError as error:
+        split = any(map(_splits, data.values()))
+        named = "" if split else "name each after its split (train, validation or test), "
         raise ConfigError(
-            f"{path}: {error}; keep one of them in the folder, or name one file instead of the folder"
+            f"{path}: {error}; {named}keep one of them in the folder, or name one file instead of the folder"
         ) from error
     left = sorted([*left, *other])
     folders = [name for name in left if found[name].is_dir()]
@@ -97,6 +100,11 @@ def files(path: Path) -> dict[str, list[Path]]:
         raise ConfigError(
             f"{path}: {listing(left, 5)} would not be read; move what is not meant out of the folder, and name the "
             f"rest after a split (train, validation or test) with one of {', '.join(SUFFIXES)} as ending"
+            + (
+                ", once it is converted"
+                if any(found[name].is_file() and not kind(found[name]) for name in left)
+                else ""
+            )
         )
     return {split: [found[name] for name in names] for split, names in splits.items()}
 
@@ -166,6 +174,7 @@ Place = tuple[str, ...]
 
 
 def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    value = value.value if type(value) is Cell else value
     if type(value) is dict:
         for key, item in value.items():
             yield from _values(item, (*place, key))
@@ -177,6 +186,7 @@ def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
 
 
 def _convert(value: Any, place: Place, places: set[Place]) -> None:
+    value = value.value if type(value) is Cell else value
     items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
     for key, item in list(items):
         at = (*place, key if type(value) is dict else "[]")
@@ -232,7 +242,8 @@ def _natural(file: Path) -> list[Any]:
 
 def _splits(stem: str) -> set[str]:
     """The splits that a name has as words: ``X_train``, ``train-00000-of-00002``, ``test2``."""
-    words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", stem.lower())]
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", stem)  # trainData, medqaTest
+    words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", spaced.lower())]
     return {split for split, names in NAMES.items() if not names.isdisjoint(words)}
 
 

@@ -209,6 +209,9 @@ def _explain(problem: dict[str, Any]) -> str:
         message = "should be true or false"
     if key == "name" and problem["type"] == "string_pattern_mismatch":
         message = name_rule(problem["input"])
+    if problem["type"] == "string_type" and type(problem["input"]) is int:
+        text = f'{key}="{problem["input"]}"'
+        message += f"; write {overrides.shown(text)}"
     if key.endswith("dataset.choices") and (letters := overrides.letters(problem["input"])):
         message += f"; write {key}={''.join(letters)}"
     if key.endswith("dataset.split") and problem["type"] == "dict_type":

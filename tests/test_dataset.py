@@ -237,6 +237,18 @@ FOLDERS: list[tuple[list[str], str]] = [
 ]
 
 
+def test_the_remedy_for_files_without_a_split_works(tmp_path: Path) -> None:
+    for number, name in enumerate(("fold1.jsonl", "fold2.jsonl", "fold3.jsonl")):
+        write_rows(tmp_path / name, [vignette(number * 9 + row) for row in range(9)])
+    with pytest.raises(ConfigError, match="name each after its split") as caught:
+        examples(tmp_path)
+    found = re.search(r"\((\w+), (\w+) or (\w+)\)", str(caught.value))
+    assert found
+    for number, split in enumerate(found.groups(), start=1):
+        (tmp_path / f"fold{number}.jsonl").rename(tmp_path / f"{split}.jsonl")
+    assert sizes(examples(tmp_path)) == (9, 9, 9)
+
+
 @pytest.mark.parametrize(("names", "said"), FOLDERS, ids=[" ".join(case[0]) for case in FOLDERS])
 def test_a_folder_of_which_a_part_would_be_ignored_or_mixed_is_refused(
     tmp_path: Path, names: list[str], said: str
@@ -312,6 +324,9 @@ def test_shards_with_a_hash_in_their_names_are_shards(tmp_path: Path) -> None:
         ("X_train.jsonl", "X_val.jsonl", "X_test.jsonl"),
         ("train_sft.jsonl", "valid_sft.jsonl", "test_sft.jsonl"),
         ("medqa.train.v2.jsonl", "medqa.dev.v2.jsonl", "medqa.test.v2.jsonl"),
+        ("trainData.jsonl", "devData.jsonl", "testData.jsonl"),
+        ("medqaTrain.jsonl", "medqaValid.jsonl", "medqaTest2.jsonl"),
+        ("traindata.jsonl", "valdata.jsonl", "testdata.jsonl"),
         ("training.jsonl", "devset.jsonl", "testing-2024.jsonl"),
         ("data-train-00000-of-00001.jsonl", "validation0.jsonl", "test-part-1.jsonl"),
     ],
@@ -460,7 +475,7 @@ NULLS = [
 
 
 @pytest.mark.parametrize("template", NULLS)
-@pytest.mark.parametrize("missing", [None, math.nan, "", "nan", "None", "null"])
+@pytest.mark.parametrize("missing", [None, math.nan, "", "nan", "None", "null", "N/A"])
 def test_a_group_id_made_of_a_null_is_no_group(tmp_path: Path, template: str, missing: Any) -> None:
     rows = [vignette(number, site="S", pat=str(number // 2) if number < 8 else missing) for number in range(20)]
     path = write_rows(tmp_path / "a.jsonl", rows)
@@ -473,6 +488,25 @@ def test_a_default_in_group_by_is_a_group(tmp_path: Path) -> None:
     rows = [vignette(number, pat=None if number % 2 else f"p{number}") for number in range(6)]
     made = examples(write_rows(tmp_path / "a.jsonl", rows), mounted=True, group_by="{{ pat or 'other' }}")["test"]
     assert [row.group for row in made] == ["p0", "other", "p2", "other", "p4", "other"]
+
+
+def test_a_group_that_fills_a_split_is_warned_about_and_the_remedy_works(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [vignette(number, src=f"s{number}" if number < 10 else "unknown") for number in range(40)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    split = {"train": 0.6, "validation": 0.2, "test": 0.2}
+    for seed in range(9):
+        caplog.clear()
+        made = examples(path, seed, group_by="{{ src }}", split=split)
+        if len(made["validation"]) > 12:
+            break
+    assert "30 of 40 rows are of group 'unknown': validation has 3" in caplog.text
+    found = re.search(r"write none for it: (\{\{.*\}\})", caplog.text)
+    assert found
+    caplog.clear()
+    assert sizes(examples(path, seed, group_by=found[1].replace("COLUMN", "src"), split=split)) == (24, 8, 8)
+    assert not caplog.text
 
 
 def test_a_group_by_that_gives_no_row_a_group_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,48 @@ def test_lists_and_objects_as_text_in_a_table_are_values(
             read(tmp_path / "a.csv", user=joined)
     else:
         assert [row[1] for row in read(tmp_path / "a.csv", user=joined)] == [*[expected] * 3, "none"]
+
+
+EXACT = [
+    ('{"name":"<é>","n":1.50,"tags":[]}', "dict", r"write (\{\{.*?\}\})"),
+    ("[0,1]", "list", r"write (\{\{.*?\}\})"),
+    ('["a","b"]', "list", r"or (\{\{ \w+ \| string \}\})"),
+    ("[[1],[2]]", "list", r"write (\{\{.*?\}\})"),
+]
+
+
+@pytest.mark.parametrize(("cell", "kind", "remedy"), EXACT)
+def test_the_remedy_for_a_cell_of_json_keeps_its_text(tmp_path: Path, cell: str, kind: str, remedy: str) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([list(ROWS[0]), ["1", cell, "r", "A"], ["2", "", "r", "A"], ["3", cell, "r", "A"]])
+    with pytest.raises(ConfigError, match=f"column question, which is a {kind} and not text") as caught:
+        read(tmp_path / "a.csv", user="x{{ question }}")
+    found = re.search(remedy, str(caught.value))
+    assert found
+    assert [row[1] for row in read(tmp_path / "a.csv", user=f"x{found[1]}")] == [f"x{cell}", "x", f"x{cell}"]
+
+
+def test_pythons_notation_in_a_table_is_not_written(tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([list(ROWS[0]), ["1", "['a', 'b']", "r", "A"]])
+    for template in ("{{ question }}", "{{ question | string }}"):
+        with pytest.raises(ConfigError, match="column question, which is a list and not text"):
+            read(tmp_path / "a.csv", user=template)
+
+
+def test_a_space_after_each_comma_is_not_a_part_of_the_cells(tmp_path: Path) -> None:
+    text = "id, question, rationale, answer_idx\n1, q one, r, A\n2, q two, r, B\n"
+    (tmp_path / "a.csv").write_text(text, "utf-8")
+    assert [row[1] for row in read(tmp_path / "a.csv", user="{{ question }}|{{ answer_idx }}")] == [
+        "q one|A",
+        "q two|B",
+    ]
+
+
+def test_a_line_before_the_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("# made today\nid,question,rationale,answer_idx\n1,q,r,A\n2,q,r,B\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"a\.csv:1: the first line has 1 cell \(# made today\), and every other"):
+        read(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize("other", ["[sic] he said", "[1", "plain", "('a', 'b')"])

@@ -13,6 +13,7 @@ from conftest import problem, vignette, vignettes, write_rows
 from test_cli import sftlab
 
 from sftlab.config import Config
+from sftlab.overrides import parsed
 from sftlab.validate import MANAGED, known_keys
 
 Make = Callable[[Path], Any]
@@ -102,6 +103,11 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     (["mode=compare", 'eval.predictions="[a=1.jsonl,b.jsonl]"'], pair("a=1.jsonl", "b.jsonl"), r"write (?P<set>.*)"),
     ([*TRAIN, "dataset.name_or_path=größe.jsonl", "dataset.split={train: 0.5, validation: 0.5, test: 0}"], rows("größe.jsonl"),  # noqa: E501
      r"write (?P<set>.*)"),
+    ([*TRAIN, "tracking.project=2026"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "dataset.system=[INST] do"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "dataset.system={a} and b"], None, r"write (?P<set>.*)"),
+    ([*TRAIN, "dataset.split={train: 8, validation: 4, test: 4"], None, r"with (?P<end>\}) at the end"),
+    ([*TRAIN, "store=~/x,y"], None, r"write (?P<set>.*) for one value"),
     ([*TRAIN, "store=$HOME/x"], None, r"(?P<given>store)='.*; write (?P<to>.*)"),
     # — combinations —
     ([*TRAIN, "peft.method=qlora"], None, r"choose (?P<set>peft=\w+)"),
@@ -158,6 +164,8 @@ def followed(arguments: list[str], message: str, pattern: str) -> list[str]:
         setting += "lora" * setting.endswith("=")
         words = [text for text in arguments if "=" in text and not text.startswith(("-", "="))]
         return changed(words, setting)
+    if "end" in part:
+        return [*arguments[:-1], arguments[-1] + part["end"]]
     if "option" in part:
         return [part["option"], *(text for text in arguments if not text.startswith("-"))]
     if "key" in part:
@@ -200,6 +208,17 @@ def test_the_remedy_works(
         assert message is not None
         arguments = followed(arguments, message, remedy)
     assert problem(arguments) is None, arguments
+
+
+def test_a_remedy_gives_the_value_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for arguments, key, value in [
+        ([*TRAIN, "store=~/x,y"], "store", "~/x,y"),
+        ([*TRAIN, "dataset.system=[INST] do"], "dataset.system", "[INST] do"),
+    ]:
+        read = parsed(followed(arguments, problem(arguments) or "", r"write (?P<set>.*?)( for one value|$)")[-1])
+        assert read is not None
+        assert (read.key_or_group, read.value()) == (key, value)
 
 
 def test_what_is_used_instead_of_a_managed_field_exists() -> None:

@@ -418,6 +418,73 @@ def test_the_first_exchange_alone_is_refused_in_every_shape(turns: Any, changed:
         chat({column: turns}, **changed)
 
 
+@pytest.mark.parametrize("name", ["turn{}", "{}", "exchange_{}"])
+@pytest.mark.parametrize(("ask", "answer"), [("user", "assistant"), ("question", "answer")])
+def test_turns_under_numbered_keys_are_a_conversation(name: str, ask: str, answer: str) -> None:
+    turns = {name.format(n): {ask: f"u{n}", answer: f"a{n}"} for n in (1, 2)}
+    one = name.format(1)
+    first = {"id": None, "user": f"{{{{ c['{one}'].{ask} }}}}", "assistant": f"{{{{ c['{one}'].{answer} }}}}"}
+    with pytest.raises(ConfigError, match="c has 2 turns, and the templates read turn 0: turn 1 would be dropped"):
+        chat({"c": turns}, **first)
+    assert chat({"c": {one: turns[one]}}, **first).assistant == "a1"
+    loop = "{% for turn in c.values() %}{{ turn." + ask + " }} {% endfor %}"
+    assert chat({"c": turns}, **{**first, "user": loop, "assistant": "{{ c | tojson }}"}).user == "u1 u2 "
+
+
+@pytest.mark.parametrize("name", ["id", "user", "assistant", "target", "group_by"])
+def test_the_name_of_a_column_as_a_fixed_text_is_refused_and_the_remedy_works(name: str) -> None:
+    row = vignette(1, source="s")
+    with pytest.raises(ConfigError, match=f"dataset.{name}='source': is a fixed text, the name of a column") as caught:
+        Templates(settings(**{name: "source"}), "dataset", list(row))
+    found = re.search(r"write (.*) for its values", str(caught.value))
+    assert found
+    changed = {name: found[1], "choices": None}
+    example = Templates(settings(**changed), "dataset", list(row)).example(row, "x", "rows, row 1")
+    assert getattr(example, name.replace("group_by", "group")) == "s"
+
+
+@pytest.mark.parametrize("name", ["The Question", "the-question", "a.b", "question?", "2nd"])
+def test_a_column_whose_name_is_not_an_identifier_is_read_by_row(name: str) -> None:
+    row = {**vignette(1), name: "text", "rows": ["x"]}
+    with pytest.raises(ConfigError) as caught:
+        Templates(settings(user=f"{{{{ {name} }}}}"), "dataset", list(row)).example(row, "x", "rows, row 1")
+    found = re.search(r"write (row\[.*\]) for the column", str(caught.value))
+    assert found
+    templates = Templates(settings(user=f"{{{{ {found[1]} }}}}"), "dataset", list(row))
+    assert templates.example(row, "x", "rows, row 1").user == "text"
+    with pytest.raises(ConfigError, match=re.escape(f"writes column {found[1]}, which is a list")) as refused:
+        templates.example({**row, name: ["a", "b"]}, "x", "rows, row 1")
+    remedy = re.search(r"write (\{\{.*\}\})", str(refused.value))
+    assert remedy
+    joined = Templates(settings(user=remedy[1]), "dataset", list(row)).example({**row, name: ["a", "b"]}, "x", "row 1")
+    assert joined.user == "a, b"
+
+
+def test_the_remedy_for_a_list_of_choices_works() -> None:
+    row = vignette(1, letters=["A", "B", "C", "D"])
+    with pytest.raises(ConfigError, match=r"dataset\.choices writes column letters") as caught:
+        Templates(settings(choices="{{ letters }}"), "dataset", list(row)).example(row, "x", "rows, row 1")
+    found = re.search(r"write (\{\{.*\}\})", str(caught.value))
+    assert found
+    example = Templates(settings(choices=found[1]), "dataset", list(row)).example(row, "x", "rows, row 1")
+    assert example.choices == "ABCD"
+
+
+def test_words_as_choices_are_told_to_be_compared_as_texts() -> None:
+    row = vignette(1)
+    with pytest.raises(
+        ConfigError, match=r"gives 'yes no maybe'; for words set eval\.task=exact dataset\.choices=null"
+    ):
+        Templates(settings(choices="yes no maybe"), "dataset", list(row)).example(row, "x", "rows, row 1")
+    changed = {"choices": None, "target": "yes"}
+    assert Templates(settings(**changed), "dataset", list(row)).example(row, "x", "rows, row 1").target == "yes"
+
+
+def test_braces_around_keep_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.keep: is an expression and not a template; write it without \{\{"):
+        Templates(settings(keep="{{ question }}"), "dataset", list(vignette(1)))
+
+
 FLAT = ["conversation", "conversations", "messages", "data", "turns", "dialog", "dialogue", "history", "chat"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +44,7 @@ def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str,
     """What a dataset is made of: its settings, the seed and the content of its source."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
     return {
-        "version": 4,
+        "version": 5,
         "dataset": settings,
         "seed": seed,
         "mounted": mounted,
@@ -380,6 +380,15 @@ def _cut(rows: list[Example], wanted: Mapping[str, float], cfg: DatasetConfig, s
         return drawn
 
     splits = {name: draw(count, order.pop) for name, count in counts.items() if name != "train"}
+    for name, drawn in splits.items():
+        sizes = Counter(example.group for example in drawn if example.group)
+        group, size = max(sizes.items(), key=lambda item: item[1], default=("", 0))
+        if len(drawn) > 1.5 * counts[name] and size > 1:
+            log.warning(
+                "dataset.group_by: rows of a group stay together, and %s of %s rows are of group %r: %s has %s rows in "
+                "place of %s. If %r stands for no group, write none for it: {{ none if COLUMN == %r else COLUMN }}",
+                f"{size:,}", f"{len(rows):,}", group, name, f"{len(drawn):,}", f"{counts[name]:,}", group, group,
+            )  # fmt: skip
     shares = all(size < 1 for size in wanted.values())
     rest = shares and sum(wanted.values()) > 1 - 1e-9  # then rounding is train's
     splits["train"] = draw(len(rows) if rest else counts.get("train", len(rows)), order.popleft)
