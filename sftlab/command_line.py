@@ -370,6 +370,10 @@ def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
     if value.strip()[:1] in ("[", "{") and value.strip()[-1:] not in ("]", "}"):
         closing = {"[": "]", "{": "}"}[value.strip()[0]]
         return f"{argument}: cannot be read; write KEY=VALUE with {closing} at the end of the value", None
+    if sweep and re.search(r"(^|,)\s*(,|$)", value) and not re.search(r"['\"(\[{]", value):
+        items = [item.strip() for item in value.split(",") if item.strip()]
+        several = override(key.strip(), ",".join(items), sweep=True) if items else None
+        return f"{argument}: has an empty value between its commas; write {shown(several or 'KEY=VALUE')}", several
     if wants_list(plain) and re.fullmatch(r"\(.*\)", value.strip()):
         value = f"[{value.strip()[1:-1]}]"
     meant = override(key.strip(), value, sweep=sweep)
