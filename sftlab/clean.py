@@ -89,6 +89,8 @@ def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) ->
     from rich.filesize import decimal
     from rich.table import Table
 
+    if not store.is_dir():
+        raise ConfigError(f"store={str(store)!r}: no such folder (seen from {Path.cwd()}); name the store of your runs")
     unused, root = unreferenced(store, outputs), store.resolve()
     table = Table("kind", "key", "size", "last used", title="Not referred to by any run", title_justify="left")
     for item in unused:
@@ -114,6 +116,8 @@ def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) ->
 def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
     """Why unused stages may not be deleted: runs that nobody can find may refer to them."""
     root = store.resolve()
+    if unused and not outputs.is_dir():
+        return f"clean.outputs={str(outputs)!r}: no such folder; name the folder that contains your runs"
     if unused and not _records(root, outputs):
         return (
             f"no run was found below {outputs} or is registered in the store, so all of {store} would be deleted; "

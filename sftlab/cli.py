@@ -28,6 +28,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.config_source import ConfigLoadError
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, Terminated, redacted
 
@@ -93,6 +94,17 @@ def _find_home(place: DictConfig) -> None:
         place.dir = located(str(place.dir))
     except PydanticCustomError as error:
         _fail(ConfigError(f"{place._get_full_key('dir')}={place.dir!r}: {error.message()}"))
+
+
+def _check_names(hydra_config: DictConfig) -> None:
+    """Refuse a log file or a folder of Hydra's that would be outside the run's folder, or could not be written."""
+    from sftlab.run import LONGEST
+
+    name, subdir = str(hydra_config.job.name), hydra_config.output_subdir
+    if "/" in name or len(os.fsencode(name)) > LONGEST - len(".log"):
+        raise ConfigError(f"hydra.job.name={name!r}: names the log file; set it to a short name without /")
+    if subdir is not None and (Path(subdir).is_absolute() or ".." in Path(subdir).parts):
+        raise ConfigError(f"hydra.output_subdir={subdir!r}: is not below the run's folder; set it to .hydra or null")
 
 
 STUDY = Study()
@@ -221,6 +233,7 @@ class StudyCallback(Callback):
         STUDY.asked = True
         _warn_once()
         cfg = validate(_without_hydra(config))
+        _check_names(config.hydra)
         _find_home(config.hydra.run)
         mode, folder = MODES[cfg.mode], Path(config.hydra.run.dir)
         if mode.trains or mode.evaluates:
@@ -263,6 +276,7 @@ class StudyCallback(Callback):
                 raise ConfigError(hopeless) from error
         if STUDY.mode is None:
             raise ConfigError(f"mode={first.mode!r}: should be one of {', '.join(MODES)}")
+        _check_names(config.hydra)
         _find_home(config.hydra.sweep)
         check_folder("hydra.sweep.dir", Path(config.hydra.sweep.dir), Path(str(first.store)).expanduser())
         sweep.check_jobs(Path(config.hydra.sweep.dir), folders)
@@ -308,6 +322,8 @@ def job(composed: DictConfig) -> float:
     _warn_once()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    if study.config is not None and (study.config.dry_run or not MODES[study.config.mode].has_jobs):
+        return 0.0  # main does the work
     number = int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0
     values = OmegaConf.to_container(_without_hydra(composed), resolve=False)
     assert isinstance(values, dict)
@@ -324,8 +340,6 @@ def job(composed: DictConfig) -> float:
         if MODES[cfg.mode].records and not cfg.dry_run:
             for place in {folder, Path(hydra_config.sweep.dir)} if hydra_config.mode == RunMode.MULTIRUN else {folder}:
                 Store(cfg.store).register(place)
-        if study.config is not None and (cfg.dry_run or not MODES[cfg.mode].has_jobs):
-            return 0.0  # main does the work
         if cfg.dry_run:
             assert study.scratch is not None
             log.info("job %d: %s", number, " ".join(record.overrides))
@@ -356,7 +370,7 @@ def job(composed: DictConfig) -> float:
 
 def main() -> None:
     """The entry of ``python -m sftlab`` and of the ``sftlab`` command."""
-    from sftlab.command_line import explain, options_first
+    from sftlab.command_line import COMPOSITION, explain, options_first
 
     STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
@@ -391,9 +405,12 @@ def main() -> None:
         print(f"sftlab: interrupted; {KEPT}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BaseException as error:
-        if not STUDY.asked and isinstance(error, TypeError | ValueError | AttributeError):
+        if not STUDY.asked and isinstance(error, COMPOSITION):
             # Hydra's own, about an override such as model=null or train=[1]
             _fail(ConfigError(explain(error, sys.argv[1:], job, CONF)))
+        if STUDY.folder is None and isinstance(error, OmegaConfBaseException):
+            # A key of Hydra's, such as hydra.run.dir; those of sftlab are validated.
+            _fail(ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}; set it to a value"))
         reason = _of_files(error)
         STUDY.fail(reason or f"{type(error).__name__}: {error}")
         if reason:
@@ -414,16 +431,16 @@ def _only_printed(arguments: list[str]) -> int:
 
 def _of_files(error: BaseException) -> str | None:
     """The message for an error of files or folders, also one that a library wraps; None for any other."""
-    from sftlab.store import FULL
+    from sftlab.store import full
 
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__
+    where = getattr(cause, "filename", None) or STUDY.folder or "a file"
+    if reason := full(error):
+        return f"cannot write {where}: {reason}; free some space. Completed stages are reused"
     if cause is None or cause.errno is None:
         return None
-    where = cause.filename or STUDY.folder or "a file"
-    if cause.errno in FULL:
-        return f"cannot write {where}: {cause.strerror}; free some space. Completed stages are reused"
     return f"cannot read or write {where}: {cause.strerror}; check its permissions, or set another folder"
 
 
@@ -527,6 +544,7 @@ def _finish(study: Study) -> int:
 def _alone(study: Study, cfg: Config) -> int:
     """What needs no job: a dry run, and the modes that cannot be swept."""
     from sftlab import pipeline
+    from sftlab.store import Store
 
     assert study.folder is not None
     if cfg.dry_run:
@@ -540,6 +558,7 @@ def _alone(study: Study, cfg: Config) -> int:
         pipeline.render_again(study.folder)
     else:
         assert study.run is not None
+        Store(cfg.store).register(study.folder)
         page = pipeline.show(cfg, study.folder) if cfg.mode == "preview" else pipeline.compare_files(study.run, cfg)
         study.run.finish("success")
         if cfg.mode == "compare":

@@ -34,6 +34,7 @@ from sftlab.overrides import SUFFIXES, letters, override, parsed, refusal, shown
 
 # Dictionaries that take keys of the user's choosing.
 FREE = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.(train|validation|test)$")
+COMPOSITION = (TypeError, ValueError, AttributeError, AssertionError)  # that Hydra raises about an override
 ADDED = ("experiment", "debug")  # groups without a default
 # Modes that work on files or folders, and the key for these.
 FILES = {"compare": "eval.predictions", "evaluate": "eval.name_or_path", "report": "hydra.run.dir"}
@@ -249,7 +250,7 @@ class _Composer:
         chosen = [text for text, read in overrides.items() if read and read.key_or_group in ("hydra.mode", *ADDED)]
         try:
             config = self.loader.load_configuration(self.name, chosen, RunMode.RUN)
-        except (HydraException, TypeError, ValueError):
+        except (HydraException, *COMPOSITION):
             return False
         return bool(config.hydra.mode == RunMode.MULTIRUN)
 
@@ -308,7 +309,7 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
                     unquoted.pop(typed[1], None)
                 if not any(_depends(problem, key) for key in doubtful if key):
                     found.append(problem)
-        except (HydraException, TypeError, ValueError) as wrong:
+        except (HydraException, *COMPOSITION) as wrong:
             twice = re.search(r"An item is already at '([^']+)'", str(wrong))
             if again := next((one for one in fixed if twice and one.partition("=")[0] == f"+{twice[1]}"), None):
                 found.append(f"{again}: is there already; write {shown(again[1:])}")
@@ -369,6 +370,10 @@ def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
     if value.strip()[:1] in ("[", "{") and value.strip()[-1:] not in ("]", "}") and refusal(plain, value):
         closing = {"[": "]", "{": "}"}[value.strip()[0]]
         return f"{argument}: cannot be read; write KEY=VALUE with {closing} at the end of the value", None
+    if sweep and re.search(r"(^|,)\s*(,|$)", value) and not re.search(r"['\"(\[{]", value):
+        items = [item.strip() for item in value.split(",") if item.strip()]
+        several = override(key.strip(), ",".join(items), sweep=True) if items else None
+        return f"{argument}: has an empty value between its commas; write {shown(several or 'KEY=VALUE')}", several
     if wants_list(plain) and re.fullmatch(r"\(.*\)", value.strip()):
         value = f"[{value.strip()[1:-1]}]"
     meant = override(key.strip(), value, sweep=sweep)
@@ -389,6 +394,11 @@ def _misfit(argument: str, read: Override, composer: _Composer, *, sweep: bool) 
     key, value = str(read.key_or_group), read.value()
     if not key:
         return f"{argument}: has no key; write KEY=VALUE", None
+    if key.startswith("hydra.sweeper.params"):
+        axis = key.removeprefix("hydra.sweeper.params").lstrip(".") or "KEY"
+        given = argument.partition("=")[2].strip("'\"")
+        swept = f"-m {shown(f'{axis}={given}')}" if axis != "KEY" else "-m KEY=VALUE1,VALUE2"
+        return f"{argument}: is for files; on a command line write {swept}", None
     choices = composer.choices(key) if not read.is_delete() else []
     if read.is_sweep_override() and key.startswith("hydra"):
         as_one = None if choices else override(argument.partition("=")[0], argument.partition("=")[2])

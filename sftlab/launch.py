@@ -8,7 +8,6 @@ A child that cannot go on leaves its reason in ``error.json``.
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from typing import Any
 
 from sftlab import errors
 from sftlab.errors import SftlabError, StageError, Terminated
-from sftlab.store import write_json
+from sftlab.store import full, write_json
 
 # transformers, trl, peft and accelerate each ask for this as they are imported. Where it is remembered a child starts
 # in 4.6 s of CPU time, and where it is not in 4.9 s.
@@ -60,9 +59,6 @@ TOO_LARGE = (
     "larger than the available KV cache memory",
     "less than requested memory for kv",
 )
-
-# How Python (and Rust), and torch's writer of files, say that the disk is full.
-DISK_FULL = (os.strerror(errno.ENOSPC), "inline_container", "iostream error")
 
 # Defaults: variables set by the user take precedence.
 QUIET = {
@@ -223,12 +219,10 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
     sys.exit(1)
 
 
-def _disk_is_full(error: BaseException | None, folder: Path) -> bool:
-    """Whether an error, or what it came from, is that of a full disk; libraries in C++ and Rust say it in many ways."""
-    while error is not None:
-        if any(words in str(error) for words in DISK_FULL):
-            return True
-        error = error.__cause__ or error.__context__
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error is that of a full disk, or the disk is full whatever the error says."""
+    if full(error):
+        return True
     try:
         return shutil.disk_usage(folder).free < 64 * 2**10
     except OSError:  # somebody has deleted the folder

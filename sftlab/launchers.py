@@ -48,6 +48,8 @@ def prepare(config: DictConfig, swept: set[str]) -> None:
             f"{key}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
             "run one sweep for each value"
         )
+    if name == "joblib" and config.hydra.launcher.n_jobs == 0:
+        raise ConfigError("hydra.launcher.n_jobs=0: no job would run; set it to 1 or more, or to -1 for one per core")
     if config.instance.nnodes > 1:
         raise ConfigError(
             f"instance.nnodes={config.instance.nnodes}: hydra/launcher={name} gives a job one machine; train on "

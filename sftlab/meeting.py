@@ -93,7 +93,8 @@ def ask(machine: Machine, stage: str) -> bool:
                     raise OSError("something else answers there")
                 request = {"machine": machine.node_rank, "stage": stage}
                 connection.sendall(json.dumps(request).encode() + b"\n")
-                connection.settimeout(60 * machine.rdzv_timeout_min)  # that machine 0 waits for the others
+                # Machine 0 waits this long for the others, and then answers: not before its last read has ended.
+                connection.settimeout(60 * machine.rdzv_timeout_min + 2 * ANSWER_SECONDS)
                 answer = json.loads(_line(connection))
         except (OSError, ValueError) as error:
             reason = str(error) or reason

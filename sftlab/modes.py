@@ -9,6 +9,20 @@ GENERATION = tuple(
     f"eval.{key}"
     for key in ("engine", "max_tokens", "batch_size", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib")
 )
+# How machines find each other, wait and are reserved: no result depends on it.
+RESERVED = tuple(
+    f"instance.{key}"
+    for key in (
+        "name",
+        "partition",
+        "timeout_min",
+        "cpus",
+        "node_rank",
+        "rdzv_endpoint",
+        "rdzv_timeout_min",
+        "grace_seconds",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -46,17 +60,17 @@ class Mode:
 MODES = {
     mode.name: mode
     for mode in (
-        Mode("all", TRAINING, trains=True, evaluates=True, reads_data=True, reads_test=True),
-        Mode("train", TRAINING, trains=True, reads_data=True),
+        Mode("all", TRAINING, ignores=RESERVED, trains=True, evaluates=True, reads_data=True, reads_test=True),
+        Mode("train", TRAINING, ignores=RESERVED, trains=True, reads_data=True),
         Mode(
             "evaluate",
             ("model", "dataset", "eval", "instance", "seed"),
-            ignores=("eval.predictions", "eval.hoped_difference"),
+            ignores=("eval.predictions", "eval.hoped_difference", "eval.stall_min", *RESERVED),
             evaluates=True,
             reads_data=True,
             reads_test=True,
         ),
-        Mode("plan", (*TRAINING, *GENERATION, "plan"), reads_data=True),
+        Mode("plan", (*TRAINING, *GENERATION, "plan"), ignores=RESERVED, reads_data=True),
         Mode(
             "preview",
             instead="it shows the rows of one dataset",

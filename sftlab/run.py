@@ -115,7 +115,7 @@ def check_folder(key: str, folder: Path, store: Path) -> None:
     """
     if folder.resolve().is_relative_to(store.resolve()):
         raise ConfigError(f"{key}={str(folder)!r}: is inside store={store}; set another folder")
-    if reason := _not_writable(folder.absolute()):
+    if reason := not_writable(folder.absolute()):
         raise ConfigError(f"{key}={str(folder)!r}: {reason}; set it to a folder that you may write to")
     if (folder / JOB).is_file() and not (folder / RUN).exists():
         raise ConfigError(
@@ -123,7 +123,7 @@ def check_folder(key: str, folder: Path, store: Path) -> None:
         )
 
 
-def _not_writable(folder: Path) -> str | None:
+def not_writable(folder: Path) -> str | None:
     """Why a folder cannot be made or written to."""
     if any(len(os.fsencode(part)) > LONGEST for part in folder.parts):
         return f"cannot be made: {os.strerror(errno.ENAMETOOLONG)}"

@@ -27,13 +27,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sftlab.errors import StageError
+from sftlab.errors import SftlabError, StageError
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 IN_USE, RUNS, UNREGISTERED = ".in-use", ".runs", ".unregistered.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# How Python (and Rust), and torch's writer of files, say that the disk is full.
+DISK_FULL = (os.strerror(errno.ENOSPC), "inline_container", "iostream error")
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,9 @@ class Store:
             except BaseException as error:
                 if not resumable:  # a full disk must not stay full
                     shutil.rmtree(partial, ignore_errors=True)
-                if isinstance(error, OSError) and error.errno in FULL:
+                if not isinstance(error, SftlabError) and (reason := full(error)):
                     raise StageError(
-                        f"{name}: cannot write {error.filename or partial}: {error.strerror}; "
+                        f"{name}: cannot write {getattr(error, 'filename', None) or partial}: {reason}; "
                         "free some space or set store= to another folder. What was finished is kept"
                     ) from error
                 raise
@@ -328,6 +330,17 @@ def versions(*packages: str) -> dict[str, str | None]:
             return None
 
     return {package: version(package) for package in packages}
+
+
+def full(error: BaseException | None) -> str | None:
+    """Why nothing more can be written, by an error or what it came from; libraries in C++ and Rust word it freely."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return error.strerror
+        if any(words in str(error) for words in DISK_FULL):
+            return os.strerror(errno.ENOSPC)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def digest(path: Path) -> str:

@@ -20,11 +20,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from sftlab.command_line import COMPOSITION
 from sftlab.config import Config
 from sftlab.errors import ConfigError
 from sftlab.job import RUN, conflict, owner
 from sftlab.modes import MODES, Mode
-from sftlab.run import LONGEST
+from sftlab.run import LONGEST, not_writable
 from sftlab.validate import known_keys
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -126,23 +127,46 @@ def check(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
             f"mode={mode.name}: a sweeper that searches needs a validation loss, and only mode=all and mode=train have "
             "one. Give the values in a plain sweep: hydra/sweeper=basic"
         )
-    directions = OmegaConf.select(config, "hydra.sweeper.direction")
-    if OmegaConf.is_list(directions) and len(directions) != 1:
-        raise ConfigError(f"hydra.sweeper.direction={directions}: a job has one validation loss; set it to minimize")
+    _check_sweeper(sweep, config.hydra.sweeper)
     refused = _refused(sweep, mode)
     if refused:
         raise ConfigError(_refusal(sweep, config, mode, refused))
     return _folders(sweep, config)
 
 
+def _check_sweeper(sweep: Sweep, sweeper: DictConfig) -> None:
+    """Refuse settings of a sweeper with which no job would run, or the worst one would be searched for."""
+    for key in ("max_batch_size", "n_trials", "n_jobs"):
+        value = OmegaConf.select(sweeper, key)
+        if value is not None and value < 1:
+            raise ConfigError(f"hydra.sweeper.{key}={value}: no job would run; set it to 1 or more")
+    directions = OmegaConf.select(sweeper, "direction")
+    several = list(directions) if OmegaConf.is_list(directions) else [directions]
+    names = [str(getattr(direction, "name", direction)) for direction in several]
+    if len(names) != 1 or names[0] not in ("minimize", "None"):
+        raise ConfigError(
+            f"hydra.sweeper.direction={','.join(names)}: a job has one validation loss, and the lowest is searched "
+            "for; set it to minimize"
+        )
+    if sweep.jobs is None and not sweep.varied:
+        raise ConfigError(
+            "hydra/sweeper: nothing to search. Give a key several values or a range, such as "
+            "'train.learning_rate=interval(1e-4,1e-2)', or leave out the sweeper"
+        )
+
+
 def check_jobs(folder: Path, jobs: list[PurePath]) -> None:
-    """Refuse a sweep whose jobs would replace the records of other runs.
+    """Refuse a sweep whose jobs could not write their records, or would replace those of other runs.
 
     Raises:
-        ConfigError: the folder of a job belongs to another run.
+        ConfigError: the folder of a job cannot be made or written to, or belongs to another run.
     """
     before = owner(folder / RUN)  # whose jobs are deleted when this sweep takes the folder
     for number, job in enumerate(jobs):
+        if reason := not_writable((folder / job).absolute()):
+            raise ConfigError(
+                f"hydra.sweep.dir={str(folder)!r}: the folder {job} of job {number} {reason}; set it to an empty folder"
+            )
         if reason := conflict(folder / job, folder, (before,)):
             raise ConfigError(
                 f"hydra.sweep.dir={str(folder)!r}: job {number} would replace a record: {reason}; set it to an empty "
@@ -164,7 +188,9 @@ def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
     for name, keys in by_axis.items():
         unused = [key for key in keys if not used(key)]
         if keys != [name]:  # a file, which sets other keys besides: its name, and those that this mode does not read
-            harmless = ["name"] if mode.trains else [key for key in keys if key not in RUN_WIDE]
+            harmless = [key for key in keys if key not in RUN_WIDE]
+            if mode.trains:
+                harmless = [key for key in harmless if key == "name" or key.startswith("instance.")]
             unused = [key for key in unused if key not in harmless or not any(map(used, keys))]
         if unused:
             refused[name] = unused
@@ -251,16 +277,29 @@ def _axis(override: Override, in_file: list[str]) -> Axis:
         values = list(dict.fromkeys(override.sweep_string_iterator()))
     else:
         values = [str(override.value().start)]  # type: ignore[union-attr]
+    if not values:
+        raise ConfigError(f"{override.input_line}: fits no choice; write KEY=VALUE1,VALUE2 with values that there are")
     text = str(override.input_line)
     return Axis(override.get_key_element(), text, values, text in in_file)
 
 
 def _composed(config: DictConfig, overrides: list[str], number: int = 0) -> DictConfig:
-    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    try:
+        composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    except COMPOSITION as error:
+        fixed = {_plain(word) for word in config.hydra.overrides.task}
+        own = [word for word in overrides if _plain(word) not in fixed]
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{' '.join(own or overrides)}: cannot be composed: {reason}; sweep other values") from error
     with open_dict(composed):
         composed.hydra.job.num, composed.hydra.job.id = number, str(number)
     HydraConfig.instance().set_config(composed)  # which interpolations such as ${hydra:job.num} read
     return composed
+
+
+def _plain(override: str) -> str:
+    """An override without what Hydra's grammar writes differently when it writes it again."""
+    return override.replace("\\", "").lower()
 
 
 def _flat(config: DictConfig) -> dict[str, Any]:

@@ -509,11 +509,24 @@ def test_without_any_run_nothing_is_deleted(store: Path, outputs: Path, capsys: 
     assert "add clean.delete=true" not in said(capsys)
 
 
-def test_no_store_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for delete in (False, True):
+@pytest.mark.parametrize("delete", [False, True])
+def test_no_store_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], delete: bool) -> None:
+    with pytest.raises(ConfigError, match=r"store='.*none': no such folder .*; name the store of your runs"):
         clean(tmp_path / "none", tmp_path / "outputs", delete=delete)
     assert not (tmp_path / "none").exists()
+    (tmp_path / "empty").mkdir()
+    clean(tmp_path / "empty", tmp_path / "outputs", delete=delete)
     assert "runs refer to all of it" in said(capsys)
+
+
+def test_a_folder_of_runs_that_is_not_there_stops_the_deletion(store: Path, tmp_path: Path) -> None:
+    """A word mistyped in clean.outputs must not make the runs that were moved there look as if they were gone."""
+    made, moved = chain(store, 1), chain(store, 2)
+    record(tmp_path / "here", stages=made["train"].key)
+    Store(store).register(tmp_path / "here")
+    with pytest.raises(ConfigError, match=r"clean.outputs='.*archiv': no such folder"):
+        clean(store, tmp_path / "archiv", delete=True)
+    assert all(one.path.is_dir() for one in [*made.values(), *moved.values()])
 
 
 def test_a_store_that_may_not_be_written_says_so(store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -65,12 +66,33 @@ def test_another_stage_is_refused_everywhere(machines: Callable[..., list[Machin
 
 
 def test_a_machine_that_never_comes_is_named_to_the_others(machines: Callable[..., list[Machine]]) -> None:
-    first, second, _ = machines(3, seconds=1.5)
+    first, second, _ = machines(3, seconds=3)
     start = time.monotonic()
     found = meet(first, [second])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10
     assert [type(error) for error in found] == [StageError] * 2
     assert all("machine 2 did not come" in str(error) for error in found)
+
+
+def test_an_answer_that_machine_0_gives_after_its_last_second_is_heard(machines: Callable[..., list[Machine]]) -> None:
+    """Machine 0 waits for the others to the end, and only then tells those that came who is missing."""
+    _, second, _ = machines(3, seconds=0.3)
+
+    def answers_late() -> None:
+        with socket.create_server(("127.0.0.1", int(str(second.rdzv_endpoint).rpartition(":")[2]))) as server:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(meeting.GREETING)
+                connection.recv(100)
+                time.sleep(0.8)
+                with suppress(OSError):
+                    connection.sendall(b'{"train": true, "error": "machine 2 did not come"}\n')
+
+    thread = threading.Thread(target=answers_late)
+    thread.start()
+    with pytest.raises(StageError, match="machine 2 did not come"):
+        meeting.ask(second, "stage")
+    thread.join()
 
 
 def test_nobody_is_needed_where_there_is_nothing_to_train(

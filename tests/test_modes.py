@@ -161,6 +161,25 @@ REFUSED = [
     (["+experiment=demo_sweep,demo_optuna"], "hydra.sweeper"),
     (["model=tiny_random,nope"], "nope"),
     (["train.lerning_rate=1,2"], "did you mean train.learning_rate?"),
+    (["instance.grace_seconds=10,20"], "instance.grace_seconds"),
+    (["instance.nnodes=2", "instance.rdzv_endpoint=a:1", "instance.node_rank=0,1"], "instance.node_rank"),
+    (["mode=evaluate", "eval.name_or_path=random:llama", "eval.stall_min=1,2"], "eval.stall_min"),
+    (["seed=glob(*)"], "seed=glob(*): fits no choice"),
+    (["seed=1,"], "seed=1,: has an empty value between its commas; write seed=1"),
+    (["seed=1,,2"], "seed=1,,2: has an empty value between its commas; write seed=1,2"),
+    (["seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: no job would run"),
+    (["mode=train", "dataset@eval.dataset=vignettes,null"], "sftlab: dataset@eval.dataset=null: cannot be composed"),
+    (["+hydra.sweeper.params.seed='1,2'"], "write -m seed=1,2"),
+    (["+hydra.sweeper.params={seed: '1,2'}"], "write -m KEY=VALUE1,VALUE2"),
+    (["seed=1,2", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: no job would run"),
+    (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: no job would run"),
+    (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs=0: no job would run"),
+    (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.direction=maximize"], "set it to minimize"),
+    (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.direction=[maximize]"], "set it to minimize"),
+    (["hydra/sweeper=optuna", "seed=1"], "nothing to search"),
+    (["seed=1,2", "hydra.sweep.dir=out/${hydra.job.num}"], "hydra.sweep.dir: MissingMandatoryValue"),
+    (["seed=1,2", "hydra.job.name=a/b"], "hydra.job.name='a/b'"),
+    (["seed=1,2", "hydra.output_subdir=../x"], "hydra.output_subdir='../x'"),
 ]  # fmt: skip
 
 
@@ -362,15 +381,35 @@ def test_a_sweeps_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert "hydra.sweep.dir='out'" in refused(tmp_path, *PLAN, *FIXED[1:], "seed=1,2")
 
 
-def test_a_jobs_folder_that_is_a_file_fails_with_its_name(tmp_path: Path) -> None:
+def test_a_jobs_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "0").write_text("")
-    done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,2")
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    record = read(tmp_path / "out" / "run.json")
-    assert record["status"] == "failed"
-    assert "out/0" in record["error"]
+    (tmp_path / "out" / "1").write_text("")
+    message = refused(tmp_path, *PLAN, *FIXED[1:], "seed=1,2")
+    assert "hydra.sweep.dir='out': the folder 1 of job 1 cannot be made: File exists" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.run.dir=out/${hydra.job.num}", "hydra.run.dir: MissingMandatoryValue"),
+        ("hydra.run.dir=out/${nosuch}", "hydra.run.dir: Interpolation key 'nosuch' not found"),
+        ("hydra.job.name=a/b", "hydra.job.name='a/b'"),
+        ("hydra.output_subdir=/x", "hydra.output_subdir='/x'"),
+    ],
+)
+def test_names_of_hydra_that_lead_nowhere_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    assert message in refused(tmp_path, "mode=preview", *FIXED, override)
+
+
+def test_a_run_without_jobs_that_the_store_cannot_register_fails(tmp_path: Path) -> None:
+    """``mode=clean`` would not find it, and delete what it refers to."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".runs").write_text("")
+    code, _, errors, _ = sftlab(tmp_path, "mode=compare", predictions(tmp_path), "store=store", "hydra.run.dir=out")
+    assert code == 1
+    assert "cannot be written: store/.runs: File exists" in errors
+    assert read(tmp_path / "out" / "run.json")["status"] == "failed"
+    assert not (tmp_path / "out" / "job.json").exists()
 
 
 @pytest.mark.parametrize("dry", ["false", "true"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from sftlab import store as module
 from sftlab.errors import StageError
@@ -122,12 +123,15 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text("utf-8") == "built\n"
 
 
-def test_a_full_disk_says_so_and_is_not_kept_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", [False, True], ids=["Python", "safetensors"])
+def test_a_full_disk_says_so_and_is_not_kept_full(tmp_path: Path, library: bool) -> None:
     store = Store(tmp_path)
     kept = store.stage("dataset", INPUTS, writes())
 
     def build(folder: Path) -> None:
         (folder / "large").write_bytes(b"x" * 10_000)
+        if library:  # in Rust, with an error of its own
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         Path("/dev/full").write_text("the kernel answers ENOSPC", "utf-8")
 
     with pytest.raises(StageError) as caught:
