@@ -242,6 +242,8 @@ def _extend_launchers() -> None:
 
 
 _extend_launchers()
+# Hydra copies it for each group that --help lists, and only reads the copies.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 # What a dry run, which starts nothing, does with the jobs instead.
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -407,8 +409,6 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
     engine.Callbacks = TrustedCallbacks  # type: ignore[attr-defined]
     engine.ConfigLoaderImpl = ComposeOnce  # type: ignore[attr-defined]
-    # Hydra copies it for each group that --help lists, and reads it only.
-    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     _environment()
     signal.signal(signal.SIGTERM, _terminated)
     logging.raiseExceptions = False  # a log file that cannot be written is no reason for a traceback at every line

@@ -20,6 +20,7 @@ from typing import Any
 
 
 def serve() -> None:
+    import httpx  # noqa: F401 – for the hub's library
     import jinja2.sandbox  # noqa: F401
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -226,7 +226,7 @@ def test_out_of_memory_ends_with_what_to_change(tmp_path: Path) -> None:
 
     done = subprocess.run(
         [sys.executable, "-m", "sftlab", *settings, "hydra.run.dir=run"],
-        cwd=tmp_path, preexec_fn=little_memory, capture_output=True, text=True, check=False, timeout=300,
+        cwd=tmp_path, preexec_fn=little_memory, capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     assert "out of memory" in done.stderr
