@@ -21,8 +21,9 @@ HEAVY = {
 }  # fmt: skip
 
 
-# What takes a whole run seconds to import, beside what its children do.
-WHOLE = ("torch", "transformers.models.auto.tokenization_auto", "datasets", "matplotlib.pyplot", "scipy.stats")
+# What takes a whole run and its stages seconds to import.
+WHOLE = ("torch", "transformers.models.auto.tokenization_auto", "datasets", "matplotlib.pyplot", "scipy.stats", "peft",
+         "transformers.models.llama.modeling_llama", "sftlab.trainer")  # fmt: skip
 
 
 # What a run without a model imports to compare, plot and report.
@@ -65,7 +66,7 @@ def sftlab(
 
 
 def whole(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A whole run. Its children are processes of their own, as always."""
+    """A whole run. Its stages are processes of their own, most of them forked from it (``commands.start``)."""
     code, out, errors, _ = sftlab(folder, *arguments, modules=WHOLE)
     return subprocess.CompletedProcess(arguments, code, out, errors)
 
