@@ -570,14 +570,21 @@ def validate(composed):
     print("VALIDATED")
     return check(composed)
 sftlab.validate.validate = validate
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+compose = ConfigLoaderImpl._load_configuration_impl
+def composed(*given, **named):
+    print("COMPOSED")
+    return compose(*given, **named)
+ConfigLoaderImpl._load_configuration_impl = composed
 """
 
 
-def test_a_command_validates_and_warns_once(tmp_path: Path) -> None:
+def test_a_command_composes_validates_and_warns_once(tmp_path: Path) -> None:
     settings = [*TINY, "dry_run=true", "mode=all", "eval.hoped_difference=0.01"]
     alone = run(tmp_path, *settings, code=COUNTED)
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.count("VALIDATED") == 1
+    assert alone.stdout.count("COMPOSED") == 1
     assert alone.stdout.count("READ") == 2  # to validate, and to make the dataset
     assert (alone.stdout + alone.stderr).count("the study hopes for") == 1
     swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED)
