@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra._internal import hydra as engine
 from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -141,6 +143,47 @@ class TrustedCallbacks(Callbacks):
             getattr(callback, function_name)(**kwargs)
 
 
+class ComposeOnce(ConfigLoaderImpl):
+    """Compose a command line once. Hydra itself composes it to find its mode, and again to run it."""
+
+    overrides: Sequence[str] = ()
+    composed: DictConfig | Exception | None = None
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Compose, or return what was composed to find the mode, with the override of the mode that Hydra adds."""
+        settings = config_name, overrides, run_mode, from_shell
+        if not validate_sweep_overrides:  # to find the mode, with a sweep's tolerance of missing defaults
+            self.overrides = tuple(overrides)
+            try:
+                # Where nothing is missing, a run and a sweep are composed alike.
+                self.composed = super().load_configuration(config_name, overrides, RunMode.RUN, from_shell, False)
+            except Exception as error:
+                self.composed = error
+                if "You must specify" in str(error):
+                    return super().load_configuration(*settings, False)
+                raise
+            return self.composed
+        first, self.composed = self.composed, None
+        added = overrides[len(self.overrides) :]
+        again = tuple(overrides) == (*self.overrides, *added) and all(text.startswith("hydra.mode=") for text in added)
+        if first is None or not again or (isinstance(first, Exception) and run_mode == RunMode.MULTIRUN):
+            return super().load_configuration(*settings)
+        self.validate_sweep_overrides_legal(OverridesParser.create().parse_overrides(overrides), run_mode, from_shell)
+        if isinstance(first, Exception):
+            raise first
+        for text in added:
+            first.hydra.mode = RunMode[text.partition("=")[2]]
+            first.hydra.overrides.hydra.append(text)
+        return first
+
+
 class Once(logging.Filter):
     """Lets a warning through once: what holds for all jobs of a sweep need not be repeated for each."""
 
@@ -211,6 +254,8 @@ def _extend_launchers() -> None:
 
 
 _extend_launchers()
+# Hydra copies it for each group that --help lists, and only reads the copies.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 
 # What a dry run, which starts nothing, does with the jobs instead.
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -375,6 +420,7 @@ def main() -> None:
     STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
     engine.Callbacks = TrustedCallbacks  # type: ignore[attr-defined]
+    engine.ConfigLoaderImpl = ComposeOnce  # type: ignore[attr-defined]
     _environment()
     signal.signal(signal.SIGTERM, _terminated)
     logging.raiseExceptions = False  # a log file that cannot be written is no reason for a traceback at every line

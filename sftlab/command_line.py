@@ -239,6 +239,7 @@ class _Composer:
         GlobalHydra.instance().clear()  # Hydra refuses to start twice in a process
         assert isinstance(loader, ConfigLoaderImpl)
         self.loader, self.name = loader, options.config_name or "config"
+        self.own = bool(options.config_dir or options.config_path or options.config_name)
         self.searched: list[str] = []
 
     def choices(self, group: str) -> list[str]:
@@ -248,6 +249,8 @@ class _Composer:
     def sweeps(self, overrides: dict[str, Override | None]) -> bool:
         """Whether hydra.mode, from the command line or a chosen file, asks for a sweep."""
         chosen = [text for text, read in overrides.items() if read and read.key_or_group in ("hydra.mode", *ADDED)]
+        if not chosen and not self.own:
+            return False
         try:
             config = self.loader.load_configuration(self.name, chosen, RunMode.RUN)
         except (HydraException, *COMPOSITION):

@@ -43,11 +43,11 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         case "exit":
             sys.exit(given["code"])
         case "sleep":
-            time.sleep(60)
+            time.sleep(3600)
 
 
 if __name__ == "__main__":
     if json.loads(Path(sys.argv[1], "inputs.json").read_text("utf-8"))["do"] == "sleep early":  # as imports do
         Path(sys.argv[1], "pid").write_text(str(os.getpid()), "utf-8")
-        time.sleep(60)
+        time.sleep(3600)
     serve(run)

@@ -272,7 +272,7 @@ def test_a_stage_that_is_being_made_is_left_with_all_that_it_reads(
         assert (store / "train" / partial).with_suffix(".lock").is_file()
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=900)
     assert "3 deleted" in said(capsys)
     # The process is gone: nobody holds the lock, and what it left is of no use to any run.
     assert ("train", partial) in found(store, outputs)
@@ -313,7 +313,7 @@ def test_a_stage_that_another_process_uses_is_not_deleted(
     finally:
         if end:
             end(process)
-        process.communicate(timeout=30)
+        process.communicate(timeout=900)
     assert ("dataset", used.key) in found(store, outputs)
     assert Store(store).remove(used)
     assert not used.path.exists()
@@ -334,7 +334,7 @@ def test_a_stage_that_another_process_uses_since_it_was_listed_is_left(
 
     interfere(monkeypatch, act)
     clean(store, outputs, delete=True)
-    processes[0].communicate(timeout=30)
+    processes[0].communicate(timeout=900)
     assert "0 deleted, 1 left" in said(capsys)
     assert stage(store, "dataset", {"seed": 1}).cached
 

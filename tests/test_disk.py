@@ -83,7 +83,7 @@ def test_a_full_disk_stops_a_stage_and_nothing_is_lost(
     first = 'set +e; "$@" 2> ../full; echo $? > ../code; set -e; '
     script = MOUNT + fill + first + 'rm filler; "$@"; cp -a run ../run'
     done = subprocess.run(
-        [*DISK, script, "sh", *command()], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [*DISK, script, "sh", *command()], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     told = (tmp_path / "full").read_text("utf-8")
     assert (tmp_path / "code").read_text("utf-8").strip() == "1", told
@@ -112,7 +112,7 @@ def test_outputs_that_are_read_only(undisturbed: Path, tmp_path: Path, where: st
     (tmp_path / "elsewhere").mkdir()
     script = MOUNT + 'mount -o remount,ro .; cd ../elsewhere; "$@"'
     done = subprocess.run(
-        [*DISK, script, "sh", *command(where)], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [*DISK, script, "sh", *command(where)], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 2
     assert said in done.stderr
@@ -177,7 +177,7 @@ def test_a_clock_that_jumps(undisturbed: Path, tmp_path: Path) -> None:
     )
     path = os.pathsep.join(filter(None, [str(tmp_path / "jumping"), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(
-        command(), cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300,
+        command(), cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

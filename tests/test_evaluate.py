@@ -278,6 +278,18 @@ def test_more_repeats_take_over_those_that_there_are(
 # — the watchdog —
 
 
+class Clock:
+    """The time as the watchdog sees it, which passes while the engines below work."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+CLOCK = Clock()
+
+
 class Slow(Engines):
     """Engines that need longer than eval.stall_min for their first completion, and for each forced choice."""
 
@@ -294,7 +306,7 @@ class Slow(Engines):
                     (path.read_text("utf-8") if path.is_file() else "") + "{}\n" * (sign == FORCED), "utf-8"
                 )
             for _ in range(4):
-                time.sleep(0.1)
+                CLOCK.now += 0.1
                 options["watch"]([task.folder for task in tasks])
         for task in tasks:
             (task.folder / FORCED).unlink(missing_ok=True)
@@ -305,6 +317,7 @@ class Slow(Engines):
 def test_an_engine_that_shows_life_is_not_ended(tmp_path: Path, config: Make, model: Model, sign: str) -> None:
     cfg = settings(config, "eval.stall_min=0.01")  # 0.6 s, and the engine takes 2
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "time", CLOCK)
         patch.setattr(evaluate, "children", Slow([sign] * 5))
         assert len(evaluate.make(Store(tmp_path / "store"), model, GIVEN, cfg, CPU, 0).rows()) == 7
         patch.setattr(evaluate, "children", Slow([sign, "nothing", "nothing"]))
@@ -326,13 +339,14 @@ class OneHangs(Engines):
         for _ in range(12):
             (folders[0] / evaluate.ALIVE).touch()
             options["watch"](folders[:1] if self.ends else folders)
-            time.sleep(0.1)
+            CLOCK.now += 0.1
         super().__call__(module, tasks)
 
 
 def test_an_engine_that_hangs_beside_a_living_one_is_ended(tmp_path: Path, config: Make, model: Model) -> None:
     cfg, two = settings(config, "eval.stall_min=0.01"), replace(CPU, num_processes=2)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "time", CLOCK)
         patch.setattr(evaluate, "children", OneHangs(ends=False))
         with pytest.raises(StageError, match=r"an engine made no progress"):
             evaluate.make(Store(tmp_path / "hangs"), model, GIVEN, cfg, two, 0)

@@ -34,7 +34,7 @@ def start(folder: Path, sweep_dir: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=400)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
     return out
 
@@ -119,13 +119,13 @@ def test_sigterm_while_validating_saves_first_and_validates_after_resuming(ranks
     store = folder / "outputs" / "store"
     for step in (4, 12):
         process = begin(folder)
-        until = time.monotonic() + 200
+        until = time.monotonic() + 900
         while not validating(store, step):
             assert time.monotonic() < until
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGTERM)
-        out, _ = process.communicate(timeout=200)
+        out, _ = process.communicate(timeout=900)
         assert process.returncode == 128 + signal.SIGTERM, out
         assert "Traceback" not in out
         saved = next(store.glob(f"train/*.partial/checkpoint-{step}/checkpoint.json"))
@@ -139,7 +139,7 @@ def test_sigterm_while_validating_saves_first_and_validates_after_resuming(ranks
 
 def wait_for_stage(process: subprocess.Popen[str], stage: str, begun: Callable[[], bool]) -> int:
     """The process id of a child that is at a stage, once ``begun`` says that it has got somewhere."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         for pid, name in stage_processes(process.pid):
             if name == stage and begun():
@@ -162,11 +162,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("victims", "by"),
     [
-        (["parent"] * 3, signal.SIGKILL),
-        (["child"] * 3, signal.SIGKILL),
+        (["parent", "child", "parent"], signal.SIGKILL),
         (["both", "child", "parent"], signal.SIGTERM),  # SLURM sends it to both
     ],
-    ids=["parent", "child", "terminated"],
+    ids=["killed", "terminated"],
 )
 def test_a_sweep_ended_at_three_points_ends_the_same(
     undisturbed: dict[str, Any], victims: list[str], by: signal.Signals, tmp_path: Path
@@ -184,7 +183,7 @@ def test_a_sweep_ended_at_three_points_ends_the_same(
         {"parent": os.kill, "child": os.kill, "both": os.killpg}[victim](
             child if victim == "child" else process.pid, by
         )
-        out, _ = process.communicate(timeout=400)
+        out, _ = process.communicate(timeout=900)
         assert (stage == "merge") == bool(re.search(r"resumes from checkpoint-(1[6-9]|2\d)\b", out)), out
         if victim == "child":
             assert process.returncode == 1, out
@@ -200,7 +199,7 @@ def test_a_sweep_ended_at_three_points_ends_the_same(
         if stage == "train" and by == signal.SIGTERM:  # saved where it was, and not only where the last epoch ended
             saved = [int(file.parent.name.split("-")[1]) for file in store.glob("train/*.partial/*/checkpoint.json")]
             assert max(saved) > 16
-        deadline = time.monotonic() + 30  # nobody is left behind
+        deadline = time.monotonic() + 900  # nobody is left behind
         while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not Path(f"/proc/{child}").exists()

@@ -126,7 +126,7 @@ def test_one_that_fails_ends_the_others_and_its_error_is_raised(tmp_path: Path) 
     begin = time.monotonic()
     with pytest.raises(ConfigError, match=r"dataset\.user: a reason"):
         children("launched", tasks)
-    assert time.monotonic() - begin < 30  # they sleep for 60
+    assert time.monotonic() - begin < 900  # they sleep for an hour
     left = [tmp_path / name / "pid" for name in ("first", "third")]
     assert not any(alive(int(pid.read_text("utf-8"))) for pid in left if pid.is_file())
 
@@ -152,7 +152,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait(condition: Any, seconds: float = 20) -> bool:
+def wait(condition: Any, seconds: float = 300) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -182,7 +182,7 @@ def test_ctrl_c_in_the_parent_ends_its_children(tmp_path: Path) -> None:
     parent, pids = started(tmp_path)
     assert all(map(alive, pids))
     parent.send_signal(signal.SIGINT)
-    out, _ = parent.communicate(timeout=30)
+    out, _ = parent.communicate(timeout=900)
     assert (parent.returncode, out) == (0, "interrupted\n")
     assert not any(map(alive, pids))
 
@@ -192,7 +192,7 @@ def test_a_child_dies_with_a_parent_that_was_killed(tmp_path: Path, do: str) -> 
     parent, pids = started(tmp_path, do)
     assert all(map(alive, pids))
     parent.kill()
-    parent.communicate(timeout=30)
+    parent.communicate(timeout=900)
     assert wait(lambda: not any(map(alive, pids)))
 
 
@@ -211,7 +211,7 @@ def test_a_rank_that_dies_ends_the_others_and_gives_its_own_reason(
     start = time.monotonic()
     with pytest.raises(StageError, match=said):
         child("launched", tmp_path, {"do": do}, launcher=["--standalone", "--nproc-per-node=2"])
-    assert time.monotonic() - start < 60  # gloo itself waits for half an hour
+    assert time.monotonic() - start < 900  # gloo itself waits for half an hour
     assert not alive(int((tmp_path / "pid").read_text("utf-8")))
     errors = capfd.readouterr().err
     assert errors.count("Traceback") == printed

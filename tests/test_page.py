@@ -751,4 +751,4 @@ def browse(folder: Path, address: str) -> str:
         "--disable-component-update --disable-sync --dump-dom"
     )
     command = [CHROMIUM, *options.split(), f"--user-data-dir={folder / 'profile'}", address]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout

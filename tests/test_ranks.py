@@ -47,7 +47,7 @@ def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return {**json.loads((folder / "run.json").read_text("utf-8")), "losses": losses(folder)}
 
@@ -173,7 +173,7 @@ def test_ddp_does_not_look_for_parameters_without_a_gradient(tmp_path: Path, two
 def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: dict[str, Any]) -> None:
     for ranks, checkpoint in ((TWO, "checkpoint-4"), (ONE, "checkpoint-8")):
         process = start(tmp_path, "killed", *ranks)
-        until = time.monotonic() + 400
+        until = time.monotonic() + 900
         while not list(tmp_path.glob(f"outputs/store/train/*.partial/{checkpoint}/checkpoint.json")):
             assert time.monotonic() < until, process.communicate()[1]
             time.sleep(0.01)
@@ -205,7 +205,7 @@ def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dic
 def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], int]:
     """Machine 0's run, and how often machine 1, which has trained nothing for itself, had nothing to train."""
     first = end(started[0], folder / "0" / "run")
-    _, errors = started[1].communicate(timeout=200)
+    _, errors = started[1].communicate(timeout=900)
     assert started[1].returncode == 0, errors
     second = json.loads((folder / "1" / "run" / "run.json").read_text("utf-8"))
     assert second["status"] == "success"
@@ -236,7 +236,7 @@ def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> Non
 def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one: dict[str, Any]) -> None:
     store = f"store={tmp_path / 'store'}"
     process = start(tmp_path, "killed", *ONE, store)
-    until = time.monotonic() + 400
+    until = time.monotonic() + 900
     while not list(tmp_path.glob("store/train/*.partial/checkpoint-4/checkpoint.json")):
         assert time.monotonic() < until, process.communicate()[1]
         time.sleep(0.01)
@@ -245,7 +245,7 @@ def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one:
     # The store of machine 1 has none of them.
     shutil.copytree(tmp_path / "store", tmp_path / "0" / "outputs" / "store")
     for process in nodes(tmp_path).values():
-        _, errors = process.communicate(timeout=200)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 2, errors
         assert "not every machine sees the checkpoints" in errors
     run, _ = both(nodes(tmp_path, store), tmp_path)
@@ -256,18 +256,18 @@ def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one:
 
 def test_a_machine_whose_other_one_is_killed_or_missing_ends(tmp_path: Path) -> None:
     started = nodes(tmp_path, "train.num_train_epochs=300")
-    until = time.monotonic() + 400
+    until = time.monotonic() + 900
     while not list(tmp_path.glob("0/outputs/store/train/*.partial/checkpoint-4/checkpoint.json")):
         assert time.monotonic() < until, started[0].communicate()[1]
         time.sleep(0.01)
     started[0].send_signal(signal.SIGKILL)
     started[0].communicate()
-    _, errors = started[1].communicate(timeout=200)
+    _, errors = started[1].communicate(timeout=900)
     assert started[1].returncode == 1, errors
     assert "Traceback" not in errors
     for rank in (0, 1):
         alone = nodes(tmp_path, "train.num_train_epochs=3", "instance.rdzv_timeout_min=0.05", ranks=(rank,))[rank]
-        _, errors = alone.communicate(timeout=200)
+        _, errors = alone.communicate(timeout=900)
         assert alone.returncode == 1, errors
         assert f"machine {1 - rank} did not" in errors
         assert "Traceback" not in errors

@@ -5,11 +5,11 @@ import math
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm, permutation_test
-from statsmodels.stats.contingency_tables import mcnemar
+import scipy  # which imports scipy.stats when a test uses it
 
 from sftlab.statistics import (
     Comparison,
@@ -34,6 +34,11 @@ def answers(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool]
     a = [True] * both + [False] * gained + [True] * lost + [False] * neither
     b = [True] * both + [True] * gained + [False] * lost + [False] * neither
     return a, b
+
+
+@cache
+def binomial_p(count: int, n: int) -> float:
+    return float(scipy.stats.binomtest(count, n).pvalue)
 
 
 def judge(
@@ -72,8 +77,10 @@ def test_wilson_refuses_what_cannot_be(correct: int, n: int) -> None:
 
 @pytest.mark.parametrize(("both", "gained", "lost", "neither"), [(200, 60, 39, 167), (5, 9, 1, 5), (3, 1, 8, 0)])
 def test_the_p_value_is_that_of_the_exact_mcnemar_test(both: int, gained: int, lost: int, neither: int) -> None:
+    from statsmodels.stats.contingency_tables import mcnemar
+
     result = judge(*answers(both, gained, lost, neither))
-    assert result.p_value == pytest.approx(binomtest(gained, gained + lost).pvalue)
+    assert result.p_value == pytest.approx(binomial_p(gained, gained + lost))
     assert result.p_value == pytest.approx(mcnemar([[both, lost], [gained, neither]], exact=True).pvalue)
     assert (result.both_right, result.gained, result.lost, result.both_wrong) == (both, gained, lost, neither)
     assert result.delta == pytest.approx((gained - lost) / result.n)
@@ -136,7 +143,7 @@ def test_questions_that_share_a_group_count_less() -> None:
     assert alone.p_value < 1e-6
     assert alone.verdict.startswith("better")
     # 9 of 12 signs are the same: a sign test over the texts.
-    assert grouped.p_value == pytest.approx(binomtest(9, 12).pvalue, abs=0.02)
+    assert grouped.p_value == pytest.approx(binomial_p(9, 12), abs=0.02)
     assert grouped.verdict.startswith("inconclusive")
     assert grouped.groups == 12
     spread = (grouped.interval[1] - grouped.interval[0]) / (alone.interval[1] - alone.interval[0])
@@ -232,7 +239,7 @@ def test_where_test_and_interval_disagree_nothing_is_claimed() -> None:
 
 def test_a_p_just_below_alpha_is_not_printed_as_alpha() -> None:
     gained, lost = 60, 39
-    p = binomtest(gained, gained + lost).pvalue
+    p = binomial_p(gained, gained + lost)
     verdict = judge(*answers(200, gained, lost, 167), alpha=p + 1e-4).verdict
     assert verdict.startswith("better")
     assert f"p = {p:.4g}" in verdict
@@ -319,7 +326,9 @@ def test_the_interval_of_scores_is_the_analytic_one() -> None:
 
 def test_the_p_value_of_scores_is_that_of_all_signs() -> None:
     a, b = [0.1, 0.2, 0.4, 0.3, 0.6, 0.2, 0.5, 0.5], [0.4, 0.3, 0.9, 0.2, 0.7, 0.6, 0.5, 0.3]
-    exact = permutation_test((b, a), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf)
+    exact = scipy.stats.permutation_test(
+        (b, a), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    )
     assert 0.05 < exact.pvalue < 0.5
     assert judge_scores(a, b).p_value == pytest.approx(exact.pvalue, abs=0.015)
     # All six differences have the same size and sign, but for rounding: 2 of 64 sign patterns are as extreme.
@@ -347,7 +356,7 @@ def test_scores_that_share_a_group_count_less() -> None:
     groups = [str(row // 10) for row in range(120)]
     alone, grouped = judge_scores(a, b), judge_scores(a, b, groups)
     assert alone.verdict.startswith("better")
-    assert grouped.p_value == pytest.approx(binomtest(9, 12).pvalue, abs=0.02)
+    assert grouped.p_value == pytest.approx(binomial_p(9, 12), abs=0.02)
     assert grouped.verdict.startswith("inconclusive")
     assert (alone.groups, grouped.groups) == (None, 12)
     spread = (grouped.interval[1] - grouped.interval[0]) / (alone.interval[1] - alone.interval[0])
@@ -406,8 +415,8 @@ def test_what_is_no_score_is_refused(odd: float) -> None:
 
 
 def connor(difference: float, changed: float, alpha: float, power: float) -> float:
-    deviate = norm.ppf(1 - alpha / 2) * math.sqrt(changed)
-    return float((deviate + norm.ppf(power) * math.sqrt(changed - difference**2)) ** 2 / difference**2)
+    deviate = scipy.stats.norm.ppf(1 - alpha / 2) * math.sqrt(changed)
+    return float((deviate + scipy.stats.norm.ppf(power) * math.sqrt(changed - difference**2)) ** 2 / difference**2)
 
 
 @pytest.mark.parametrize(("n", "share"), [(466, 0.2), (2000, 0.1), (1273, 0.4)])
@@ -424,7 +433,7 @@ def test_minimal_detectable_difference_by_simulation(n: int, share: float, power
     rng = np.random.default_rng(5)
     gain, lose = (share + difference) / 2, (share - difference) / 2
     counts = rng.multinomial(n, [gain, lose, 1 - share], size=3000)
-    found = np.mean([binomtest(int(up), int(up + down)).pvalue < 0.05 for up, down, _ in counts])
+    found = np.mean([binomial_p(int(up), int(up + down)) < 0.05 for up, down, _ in counts])
     assert found == pytest.approx(power, abs=0.03)
 
 
@@ -437,7 +446,7 @@ def test_a_small_test_set_shows_what_is_claimed_for_it_and_no_less(n: int) -> No
 
     def found(share: float) -> float:
         gained = rng.binomial(n, share, size=4000)
-        return float(np.mean([up > 0 and binomtest(int(up), int(up)).pvalue < 0.05 for up in gained]))
+        return float(np.mean([up > 0 and binomial_p(int(up), int(up)) < 0.05 for up in gained]))
 
     assert found(difference) == pytest.approx(0.8, abs=0.025)
     assert found(0.8 * difference) < 0.75
@@ -561,11 +570,9 @@ def test_interval_of_a_mean() -> None:
 
 
 def test_detectable_mean_difference_by_simulation() -> None:
-    from scipy.stats import ttest_1samp
-
     difference = detectable_mean_difference(0.2, 100)
     rng = np.random.default_rng(6)
-    found = [ttest_1samp(rng.normal(difference, 0.2, 100), 0).pvalue < 0.05 for _ in range(2000)]
+    found = scipy.stats.ttest_1samp(rng.normal(difference, 0.2, (2000, 100)), 0, axis=1).pvalue < 0.05
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
     assert detectable_mean_difference(0.2, 1) == math.inf
     with pytest.raises(ValueError, match="spread = -1"):

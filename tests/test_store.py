@@ -107,7 +107,7 @@ def builder(tmp_path: Path, kind: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("resumable", [False, True])
 def test_what_a_killed_build_left_is_thrown_away_or_handed_over(tmp_path: Path, resumable: bool) -> None:
     process = builder(tmp_path, "killed")
-    process.communicate(timeout=30)
+    process.communicate(timeout=900)
     assert process.returncode == -signal.SIGKILL
     store = Store(tmp_path / "store")
     assert not store.has("train", {"version": 1})
@@ -118,7 +118,7 @@ def test_what_a_killed_build_left_is_thrown_away_or_handed_over(tmp_path: Path, 
 
 def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     both = [builder(tmp_path, "slow") for _ in range(2)]
-    answers = sorted(process.communicate(timeout=30)[0].strip() for process in both)
+    answers = sorted(process.communicate(timeout=900)[0].strip() for process in both)
     assert answers == ["False", "True"]  # the second waited, and found it
     assert (tmp_path / "log").read_text("utf-8") == "built\n"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import refused
+from test_cli import quick, refused
 
 from sftlab import pipeline
 from sftlab.config import Config
@@ -312,11 +312,11 @@ def test_jobs_of_other_runs_below_take_no_part_and_stay(config: Compose, tmp_pat
 
 @pytest.mark.parametrize("settings", [["hydra.run.dir=demo"], ["-m", "hydra.sweep.dir=demo", "seed=1,2"]])
 def test_a_run_around_other_runs_leaves_their_records(tmp_path: Path, settings: list[str]) -> None:
-    inner = run(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=demo/7", code=FAULTS)
+    inner = quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=demo/7", code=FAULTS)
     assert inner.returncode == 1
     before = {path: path.read_bytes() for path in (tmp_path / "demo" / "7").iterdir() if path.suffix == ".json"}
     assert len(before) == 2
-    outer = run(tmp_path, *settings, "mode=train", "instance=cpu", code=FAULTS)
+    outer = quick(tmp_path, *settings, "mode=train", "instance=cpu", code=FAULTS)
     assert outer.returncode == 1, outer.stderr
     assert {path: path.read_bytes() for path in before} == before
     assert len(jobs(tmp_path / "demo")) == (2 if "-m" in settings else 1)
@@ -334,22 +334,29 @@ def test_a_copy_of_a_run_below_it_is_neither_counted_nor_deleted(config: Compose
     assert [one.number for one in jobs(tmp_path / "out" / "backup")] == [0, 1]
 
 
-@pytest.mark.parametrize("dry", [False, True])
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "dry"),
     [
-        (["hydra.run.dir=store/x"], "hydra.run.dir='store/x': is inside store=store"),
-        (["-m", "seed=1,2", "hydra.sweep.dir=store/x"], "hydra.sweep.dir='store/x': is inside store=store"),
-        (["hydra.run.dir=file"], "hydra.run.dir='file': cannot be made: File exists"),
-        (["hydra.run.dir=file/x"], "hydra.run.dir='file/x': cannot be made: Not a directory"),
-        (["-m", "seed=1,2", "hydra.sweep.dir=file/x/y"], "hydra.sweep.dir='file/x/y': cannot be made: Not a"),
-        (["hydra.run.dir=" + "x" * 300], "cannot be made: File name too long"),
-        (["hydra.run.dir=a/1"], "hydra.run.dir='a/1': is the folder of a sweep's job"),
-        (["-m", "seed=1,2", "hydra.sweep.dir=a/1"], "hydra.sweep.dir='a/1': is the folder of a sweep's job"),
-        (["-m", "seed=1,2", "hydra.sweep.dir=b"], "hydra.sweep.dir='b': job 1 would replace a record"),
-        (["-m", "seed=1,2", "hydra.sweep.dir=b", "hydra.sweep.subdir=1/${hydra.job.num}"], "job 0 would replace"),
-        (["-m", "seed=1,2", "hydra.sweep.dir=.", "hydra.sweep.subdir=c/d/${hydra.job.num}"], "job 1 would replace"),
-        (["-m", "hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=b"], "job 1 would"),
+        (["hydra.run.dir=store/x"], "hydra.run.dir='store/x': is inside store=store", False),
+        (["-m", "seed=1,2", "hydra.sweep.dir=store/x"], "hydra.sweep.dir='store/x': is inside store=store", True),
+        (["hydra.run.dir=file"], "hydra.run.dir='file': cannot be made: File exists", False),
+        (["hydra.run.dir=file/x"], "hydra.run.dir='file/x': cannot be made: Not a directory", True),
+        (["-m", "seed=1,2", "hydra.sweep.dir=file/x/y"], "hydra.sweep.dir='file/x/y': cannot be made: Not a", False),
+        (["hydra.run.dir=" + "x" * 300], "cannot be made: File name too long", True),
+        (["hydra.run.dir=a/1"], "hydra.run.dir='a/1': is the folder of a sweep's job", False),
+        (["-m", "seed=1,2", "hydra.sweep.dir=a/1"], "hydra.sweep.dir='a/1': is the folder of a sweep's job", True),
+        (["-m", "seed=1,2", "hydra.sweep.dir=b"], "hydra.sweep.dir='b': job 1 would replace a record", False),
+        (["-m", "seed=1,2", "hydra.sweep.dir=b", "hydra.sweep.subdir=1/${hydra.job.num}"], "job 0 would replace", True),
+        (
+            ["-m", "seed=1,2", "hydra.sweep.dir=.", "hydra.sweep.subdir=c/d/${hydra.job.num}"],
+            "job 1 would replace",
+            False,
+        ),
+        (
+            ["-m", "hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=b"],
+            "job 1 would",
+            True,
+        ),
     ],
 )
 def test_a_folder_that_a_run_may_not_have_is_refused_at_once(
@@ -364,20 +371,20 @@ def test_a_folder_that_a_run_may_not_have_is_refused_at_once(
 
 
 def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
-    assert run(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=a", "seed=1,2", code=FAULTS).returncode
-    assert run(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=b/1", code=FAULTS).returncode == 1
+    assert quick(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=a", "seed=1,2", code=FAULTS).returncode
+    assert quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=b/1", code=FAULTS).returncode == 1
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    inside = run(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=a/1", code=FAULTS)
+    inside = quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=a/1", code=FAULTS)
     assert inside.returncode == 2
     assert "hydra.run.dir='a/1': is the folder of a sweep's job" in inside.stderr
-    around = run(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=b", "seed=1,2", code=FAULTS)
+    around = quick(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=b", "seed=1,2", code=FAULTS)
     assert around.returncode == 2
     assert around.stderr.startswith("sftlab: hydra.sweep.dir='b': job 1 would replace a record")
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_folder_named_after_a_swept_key_stays_one(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "mode=train", "instance=cpu", "seed=1,2", "hydra.sweep.dir=out/${seed}", code=FAULTS)
+    done = quick(tmp_path, "-m", "mode=train", "instance=cpu", "seed=1,2", "hydra.sweep.dir=out/${seed}", code=FAULTS)
     assert done.returncode == 1
     (folder,) = (file.parent for file in tmp_path.rglob("run.json"))
     assert [one.error for one in jobs(folder)] == ["KeyError: 'a bug'"] * 2
@@ -394,19 +401,12 @@ def test_a_second_run_waits_for_the_folder(tmp_path: Path) -> None:
     assert "waiting for another run that uses the folder" in process.stderr.readline()
     assert process.poll() is None
     lock.release()
-    process.communicate(timeout=20)
+    process.communicate(timeout=900)
     assert process.returncode == 0
 
 
-def run(folder: Path, *overrides: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    start = f"{code}\nfrom sftlab.cli import main\nmain()" if code else "from sftlab.cli import main\nmain()"
-    return subprocess.run(
-        [sys.executable, "-c", start, *overrides], cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
-
-
 def test_a_sweep_that_cannot_have_a_valid_job_writes_nothing(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "train.num_train_epochs=1,2", "dataset.max_rows=-3")
+    done = quick(tmp_path, "-m", "train.num_train_epochs=1,2", "dataset.max_rows=-3")
     assert done.returncode == 2
     assert done.stderr == "sftlab: dataset.max_rows=-3: should be greater than 0\n"
     assert not os.listdir(tmp_path)
@@ -415,7 +415,7 @@ def test_a_sweep_that_cannot_have_a_valid_job_writes_nothing(tmp_path: Path) -> 
 def test_a_value_that_the_sweep_mends_does_not_stop_it(tmp_path: Path) -> None:
     # The composed default is impossible on the CPU; one of the two cells is not.
     settings = ["-m", "instance=cpu", "train.use_liger_kernel=true,false", "instance.attn_implementation=sdpa"]
-    done = run(tmp_path, *settings, "hydra.sweep.dir=swept", "mode=train", code=FAULTS)
+    done = quick(tmp_path, *settings, "hydra.sweep.dir=swept", "mode=train", code=FAULTS)
     assert done.returncode == 1
     found = {one.number: one for one in jobs(tmp_path / "swept")}
     assert "Liger needs a GPU" in str(found[0].error)
@@ -431,7 +431,7 @@ sftlab.pipeline.run_job = run_job
 
 
 def test_a_bug_ends_its_job_and_not_the_sweep(tmp_path: Path) -> None:
-    done = run(tmp_path, "-m", "train.num_train_epochs=1,2", "hydra.sweep.dir=swept", code=FAULTS)
+    done = quick(tmp_path, "-m", "train.num_train_epochs=1,2", "hydra.sweep.dir=swept", code=FAULTS)
     assert done.returncode == 1
     assert [(one.status, one.error) for one in jobs(tmp_path / "swept")] == [("failed", "KeyError: 'a bug'")] * 2
     record: dict[str, Any] = json.loads((tmp_path / "swept" / "run.json").read_text("utf-8"))
@@ -444,7 +444,7 @@ def test_a_bug_ends_its_job_and_not_the_sweep(tmp_path: Path) -> None:
 def test_the_dry_run_of_a_sweep_tells_of_every_job_and_writes_nothing(tmp_path: Path, epochs: str) -> None:
     # Only the model's folder, which takes no time to make, says whether a stage is cached.
     settings = ["-m", "+experiment=demo_sweep", "dry_run=true", "train.gradient_accumulation_steps=2"]
-    done = run(tmp_path, *settings, f"train.num_train_epochs={epochs}")
+    done = quick(tmp_path, *settings, f"train.num_train_epochs={epochs}")
     told = done.stdout + done.stderr
     if epochs == "1,2":
         assert done.returncode == 0, told
@@ -459,7 +459,7 @@ def test_the_dry_run_of_a_sweep_tells_of_every_job_and_writes_nothing(tmp_path: 
 
 def test_a_value_on_the_command_line_collapses_an_axis_of_an_experiment(tmp_path: Path) -> None:
     settings = ["+experiment=demo_sweep", "dry_run=true", "train.num_train_epochs=7"]
-    told = run(tmp_path, *settings)
+    told = quick(tmp_path, *settings)
     assert told.returncode == 0, told.stderr
     lines = [line for line in (told.stdout + told.stderr).splitlines() if " job " in line]
     assert len(lines) == 2  # the other axis is left

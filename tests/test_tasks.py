@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import vignette, vignettes, write_rows
+from conftest import problem, vignette, vignettes, write_rows
 from test_cli import refused, sftlab, whole
 
 from sftlab.config import EvalConfig
@@ -311,9 +311,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "said"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_what_could_not_be_judged_is_refused(tmp_path: Path, arguments: list[str], said: list[str]) -> None:
+def test_what_could_not_be_judged_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "rows.jsonl", vignettes(40))
-    message = refused(tmp_path, "dataset.name_or_path=rows.jsonl", SHARES, *HERE, *arguments)
+    command = ["dataset.name_or_path=rows.jsonl", SHARES, *HERE, *arguments]
+    message = refused(tmp_path, *command) if arguments == BAD[0][0] else problem(command) or ""
     assert [part for part in said if part not in message] == [], message
 
 
@@ -321,11 +325,12 @@ def test_what_could_not_be_judged_is_refused(tmp_path: Path, arguments: list[str
     ("rows", "said"),
     [("", "test.jsonl: is empty; give a file with rows"), ("\n\n", "'test.jsonl': has no rows")],
 )
-def test_an_empty_test_set_is_refused(tmp_path: Path, rows: str, said: str) -> None:
+def test_an_empty_test_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str, said: str) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "test.jsonl").write_text(rows)
     write_rows(tmp_path / "rows.jsonl", vignettes(40))
     mounted = ["dataset@eval.dataset=vignettes", "eval.dataset.name_or_path=test.jsonl"]
-    assert said in refused(tmp_path, "dataset.name_or_path=rows.jsonl", SHARES, *mounted, *HERE)
+    assert said in (problem(["dataset.name_or_path=rows.jsonl", SHARES, *mounted, *HERE]) or "")
 
 
 def judged(folder: Path, a: list[Any], b: list[Any], *arguments: str) -> tuple[str, dict[str, Any], str]:
@@ -441,14 +446,14 @@ def test_from_training_to_a_verdict(tmp_path: Path, task: str) -> None:
 # ------------------------------------------------------------------- targets that can be judged
 
 
-def remedied(folder: Path, *arguments: str) -> str:
-    """The setting that a refusal names last, which is followed here to the letter: the command then passes."""
-    message = refused(folder, *arguments)
+def remedied(*arguments: str) -> str:
+    """The setting that a refusal names last, which is followed here to the letter: the command is then valid."""
+    message = problem([*arguments])
+    assert message is not None
     (remedy,) = shlex.split(message.rpartition("; set ")[2])
     key = remedy.partition("=")[0]
     others = [argument for argument in arguments if not argument.startswith(f"{key}=")]
-    code, _, errors, _ = sftlab(folder, *others, remedy, "dry_run=true")
-    assert code == 0, errors
+    assert problem([*others, remedy]) is None
     return message
 
 
@@ -471,12 +476,13 @@ DIGITS = {"options": {"1": "this", "2": "that"}, "answer_idx": "2", "rationale":
     ],
 )
 def test_targets_that_no_answer_can_equal_are_refused_with_a_remedy_that_works(
-    tmp_path: Path, changed: dict[str, Any], arguments: list[str], said: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], arguments: list[str], said: list[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     rows = [vignette(number, **(changed if number % 3 == 0 or changed is not DIGITS else {})) for number in range(24)]
     write_rows(tmp_path / "rows.jsonl", rows)
     split = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
-    message = remedied(tmp_path, "dataset.name_or_path=rows.jsonl", split, *HERE, *arguments)
+    message = remedied("dataset.name_or_path=rows.jsonl", split, *HERE, *arguments)
     assert [part for part in said if part not in message] == [], message
 
 

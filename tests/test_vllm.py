@@ -19,7 +19,7 @@ def test_smollm2_trains_merges_and_answers_in_vllm(tmp_path: Path) -> None:
         env={**os.environ},
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr
