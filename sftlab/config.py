@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic_core import PydanticCustomError
 
 
@@ -40,6 +40,18 @@ def located(path: str) -> str:
     return expanded
 
 
+def automatic(value: object) -> object:
+    """Accept true, false and ``auto``.
+
+    Raises:
+        PydanticCustomError: anything else; a union would report one error for each of its types.
+    """
+    if value is True or value is False or value == "auto":
+        return value
+    raise PydanticCustomError("automatic", "should be true, false or auto")
+
+
+Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
@@ -129,7 +141,7 @@ class TrainConfig(Section):
     max_length: PositiveInt
     allow_truncated_completion: bool
     packing: bool
-    bf16: bool | Literal["auto"]
+    bf16: Automatic
     gradient_checkpointing: bool
     use_liger_kernel: bool
     logging_steps: PositiveInt
@@ -144,7 +156,7 @@ class InstanceConfig(Section):
     device: Literal["auto", "cpu", "cuda"]
     num_processes: PositiveInt | None
     memory_gib: PositiveFloat | None
-    bf16: bool | Literal["auto"]
+    bf16: Automatic
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"]
     use_liger_kernel: bool
     strategy: Literal["ddp", "fsdp"]

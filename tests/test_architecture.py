@@ -38,8 +38,8 @@ HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow",
     "rouge_score", "scipy", "statsmodels", "torch", "transformers", "trl", "vllm", "wandb",
 }  # fmt: skip
-# Imported by nothing but the child process that trains: a subclass must know its parent.
-HEAVY_MODULES = {"sftlab.trainer", "sftlab.metrics.exact_match", "sftlab.metrics.rouge"}
+# Imported inside functions only: a subclass must know its parent.
+HEAVY_MODULES = {"sftlab.batches", "sftlab.trainer", "sftlab.metrics.exact_match", "sftlab.metrics.rouge"}
 
 
 def name_of(path: Path) -> str:

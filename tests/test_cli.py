@@ -107,7 +107,7 @@ OVERRIDES = [
             "train.lerning_rate",
             "did you mean train.warmup_steps?",
             "train.num_train_epochs='abc': should be a valid integer",
-            "train.bf16=1: should be true or false",
+            "train.bf16=1: should be true, false or auto",
             "model=gemma9: no such choice; did you mean gemma3_4b? there are gemma3_270m, gemma3_4b, smollm2_",
         ],
     ),

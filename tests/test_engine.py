@@ -40,6 +40,7 @@ def settings(folder: Path, **changed: Any) -> Settings:
             "trust_remote_code": False,
             "stop_token_ids": [],
             "device": "cpu",
+            "dtype": "bfloat16",
             "max_model_len": 400,
             "max_tokens": 12,
             "temperature": 0.0,

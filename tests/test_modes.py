@@ -551,7 +551,13 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
     )
     if stage == "training":
         code += TOKENS
-    settings = [*TINY, "mode=train", *(["seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"])]
+    settings = [
+        *TINY,
+        "mode=train",
+        "instance.bf16=true",
+        "eval.dtype=bfloat16",
+        *(["seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]),
+    ]
     done = run(tmp_path, *(["-m"] if sweep else []), *settings, code=code)
     assert done.returncode == 1, done.stdout + done.stderr
     reason = "the disk of the store is gone" if error.startswith("StageError") else "KeyError: 'a bug'"

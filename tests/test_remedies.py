@@ -222,7 +222,7 @@ def test_a_remedy_gives_the_value_that_was_meant(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_used_instead_of_a_managed_field_exists() -> None:
-    known = {*known_keys(Config), "hydra.run.dir"}
+    known = {*known_keys(Config), "hydra.run.dir", "mode=plan"}
     assert {own for own in MANAGED.values() if own} <= known
 
 

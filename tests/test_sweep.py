@@ -205,7 +205,7 @@ def test_a_training_that_diverges_keeps_the_checkpoints_before(
     base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
 
     def steps_of(epochs: int) -> list[int]:
-        cfg = config("train.lr_scheduler_type=constant", f"train.num_train_epochs={epochs}")
+        cfg = config("train.bf16=true", "train.lr_scheduler_type=constant", f"train.num_train_epochs={epochs}")
         made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
         assert made is not None
         return [candidate.step for candidate in made.candidates(0, [])]
@@ -224,7 +224,7 @@ def test_a_training_that_diverges_at_once_has_nothing_to_keep(
         write_json(folder / "receipt.json", {"diverged_at_step": 8})
 
     monkeypatch.setattr(train, "child", diverges)
-    cfg = config(*WSD, "train.learning_rate=7.0")
+    cfg = config(*WSD, "train.learning_rate=7.0", "train.bf16=true")
     base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
     with pytest.raises(StageError, match=r"train: diverged: .* after step 8 .* train\.learning_rate \(it is 7\)"):
         train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
@@ -246,7 +246,7 @@ def test_a_kill_after_the_last_step_trains_nothing_again(
 
     monkeypatch.setattr(train, "child", trains)
     base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
-    cfg = config("train.num_train_epochs=3")
+    cfg = config("train.num_train_epochs=3", "train.bf16=true")
 
     def make() -> train.Trained:
         made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
