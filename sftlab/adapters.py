@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from math import ceil
 from typing import Any
 
 from sftlab.config import Lora, NoPeft, PeftConfig, Qlora
+from sftlab.models import beside_text, decoder_layers
 
 
 def peft_of(values: dict[str, Any]) -> PeftConfig:
@@ -16,14 +18,15 @@ def peft_of(values: dict[str, Any]) -> PeftConfig:
     return made
 
 
-def lora_config(peft: PeftConfig, untouched: Sequence[str] = ()) -> Any:
-    """Peft's LoraConfig for a method, without adapters in the ``untouched`` parts, or None for full fine-tuning."""
+def lora_config(peft: PeftConfig, model: Any) -> Any:
+    """Peft's LoraConfig for a method and a model, without adapters beside its text part; None for full fine-tuning."""
     from peft import LoraConfig
 
     match peft:
         case NoPeft():
             return None
         case Lora() | Qlora():
+            untouched = [*map(re.escape, beside_text(model)), *map(re.escape, _lower_layers(peft, model))]
             return LoraConfig(
                 task_type="CAUSAL_LM",
                 r=peft.r,
@@ -34,3 +37,10 @@ def lora_config(peft: PeftConfig, untouched: Sequence[str] = ()) -> Any:
                 use_dora=peft.use_dora,
                 exclude_modules=rf"(.*\.)?({'|'.join(untouched)})\..*" if untouched else None,
             )
+
+
+def _lower_layers(peft: Lora | Qlora, model: Any) -> list[str]:
+    """The names of the decoder's layers without adapters; at least one layer has some."""
+    layers = decoder_layers(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(layer)] for layer in layers[: len(layers) - ceil(peft.top_layers * len(layers))]]

@@ -102,6 +102,7 @@ class LoraFields(Section):
     lora_alpha: PositiveFloat
     lora_dropout: Fraction
     target_modules: Name | Annotated[list[Name], Field(min_length=1)]
+    top_layers: Annotated[float, Field(gt=0, le=1)]
     use_rslora: bool
     use_dora: bool
 

@@ -217,7 +217,7 @@ def _model(path: Path, peft: PeftConfig, train: TrainConfig, machine: Machine, d
         model.config.use_cache = False
         for name in beside_text(model):
             model.base_model.get_submodule(name).requires_grad_(False)
-        if (lora := lora_config(peft, beside_text(model))) is not None:
+        if (lora := lora_config(peft, model)) is not None:
             model = get_peft_model(model, lora)
             # As TRL does it: adapters of a quantised model are trained in bfloat16, others in float32.
             trained = torch.bfloat16 if isinstance(peft, Qlora) and train.bf16 else torch.float32

@@ -111,18 +111,18 @@ def tiny(architecture: str) -> Any:
     return model
 
 
-def with_adapters(model: Any, r: int = 4) -> Any:
+def with_adapters(model: Any, r: int = 4, top_layers: float = 1.0) -> Any:
     from peft import get_peft_model
 
     from sftlab.adapters import lora_config
     from sftlab.config import Lora
-    from sftlab.models import beside_text
 
     lora = Lora(
         method="lora", r=r, lora_alpha=8.0, lora_dropout=0.0, target_modules="all-linear", use_rslora=False,
         use_dora=False,
+        top_layers=top_layers,
     )  # fmt: skip
-    return get_peft_model(model, lora_config(lora, beside_text(model)))
+    return get_peft_model(model, lora_config(lora, model))
 
 
 @pytest.mark.parametrize("adapters", [True, False])
@@ -137,13 +137,39 @@ def test_arithmetic_is_that_which_torch_counts(architecture: str, adapters: bool
     model = tiny(architecture)
     if adapters:
         model = with_adapters(model)
-        model.enable_input_require_grads()  # as gradient checkpointing does
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()  # as the trainer does with it
+        model.eval()  # in which nothing is computed again
     ids = torch.randint(3, 300, (2, 64))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, logits_to_keep=torch.arange(40, 64), use_cache=False).logits.sum().backward()
     counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     assert counts.pop("aten.bmm") > 0
     assert flops_per_token(model, 24 / 64) * ids.numel() == sum(counts.values())
+
+
+def test_below_the_lowest_adapter_nothing_is_computed_backward() -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from sftlab.stages.train import flops_per_token
+
+    model = with_adapters(tiny("llama"), top_layers=0.5)
+    layers = model.get_base_model().model.layers
+    assert [any(weight.requires_grad for weight in layer.parameters()) for layer in layers] == [False, True]
+    ids = torch.randint(3, 300, (2, 64))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, use_cache=False).logits.sum().backward()
+    counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    counts.pop("aten.bmm")
+    # The gradient of that layer's own input is not needed either, and is not left out of the formula.
+    attention = layers[1].self_attn
+    first = sum(part.base_layer.weight.numel() for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+    adapters = sum(
+        part.lora_A["default"].weight.numel() for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    expected = sum(counts.values()) / ids.numel() + 2 * (first + adapters)
+    assert flops_per_token(model, 1.0) == expected
 
 
 def test_arithmetic_of_gemma_by_hand() -> None:
@@ -169,6 +195,7 @@ def test_arithmetic_of_gemma_by_hand() -> None:
     assert flops_per_token(model, 1.0) == 6 * (layers + head)
     for weight in model.parameters():
         weight.requires_grad_(False)
+    model.gradient_checkpointing_enable()
     assert flops_per_token(model, 1.0) == 4 * (layers + head) == pytest.approx(15.5e9, rel=0.005)
     assert flops_per_token(model, 0.25) == 4 * (layers + 0.25 * head)
     with torch.device("meta"):

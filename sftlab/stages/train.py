@@ -436,7 +436,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         train_dataset=load_from_disk(str(Path(given["tokens"]) / "train")),
         eval_dataset=load_from_disk(str(Path(given["tokens"]) / "validation")),
         processing_class=base.tokenizer(),
-        peft_config=lora_config(peft, beside_text(model)),
+        peft_config=lora_config(peft, model),
         callbacks=[checkpoints, step_times := StepTimes(), Metrics(folder / "metrics.jsonl")],
     )
     checkpoints.trainer, trainer.checkpoints = trainer, checkpoints
@@ -710,10 +710,11 @@ def flops_per_token(model: Any, supervised: float) -> float:
     """Floating-point operations of the model's own arithmetic for a token of training, forward and backward.
 
     2 for each weight forward, 2 backward for the gradient of its input, and 2 for its own gradient where it is trained
-    (6 in full fine-tuning, as in PaLM's appendix B; 4 for weights that adapters are trained beside). The output head is
-    applied to the ``supervised`` share of the tokens. Not counted: embeddings, which are looked up; the parts of a
-    model that text does not pass through; of a mixture of experts those that a token is not sent to; normalisations,
-    attention scores, and what checkpointing computes again.
+    (6 in full fine-tuning, as in PaLM's appendix B; 4 for weights that adapters are trained beside, and without
+    checkpointing 2 below the lowest layer in which anything is trained). The output head is applied to the
+    ``supervised`` share of the tokens. Not counted: embeddings, which are looked up; the parts of a model that text
+    does not pass through; of a mixture of experts those that a token is not sent to; normalisations, attention scores,
+    and what checkpointing computes again.
     """
     from torch import nn
 
@@ -727,12 +728,19 @@ def flops_per_token(model: Any, supervised: float) -> float:
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((size for name in names if (size := getattr(config, name, None))), None)
     routed = (getattr(config, "num_experts_per_tok", None) or experts) / experts if experts else 1.0
+    forward_only = set[int]()
+    for layer in decoder_layers(base):
+        # Checkpointing makes the embeddings' output require a gradient.
+        if base.is_gradient_checkpointing or any(weight.requires_grad for weight in layer.parameters()):
+            break
+        forward_only |= {id(weight) for weight in layer.parameters()}
     total = 0.0
     for name, weight in base.named_parameters():
         if id(weight) in left_out or weight.ndim < 2:
             continue
         share = supervised if weight is head else routed if ".experts." in name else 1.0
-        total += (6 if weight.requires_grad else 4) * share * _size(weight)
+        operations = 6 if weight.requires_grad else 2 if id(weight) in forward_only else 4
+        total += operations * share * _size(weight)
     return total
 
 

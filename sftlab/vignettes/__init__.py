@@ -1,10 +1,10 @@
 """Board-style clinical vignettes, written by rule: the dataset that needs no download.
 
-Every row is a multiple-choice question whose distractors are the other diagnoses of the same topic, and a
-rationale that names the decisive findings, then the diagnosis, then goes through the options one by one.
-A 135M model learns from that order; asked to judge the options before the diagnosis is named, it stays at
-chance. The medicine is sourced beside each topic, the spelling is American as in the examinations, and the
-vignettes are made up: they are for training and testing software, not for advice.
+Every row is a multiple-choice question whose distractors are the other diagnoses of the same topic, and a rationale
+that names the decisive findings, then the diagnosis, then its letter. A 135M model learns from that order; asked for a
+letter before the diagnosis is named, it stays at chance. The medicine is sourced beside each topic, the spelling is
+American as in the examinations, and the vignettes are made up: they are for training and testing software, not for
+advice.
 """
 
 from __future__ import annotations
@@ -106,11 +106,9 @@ def _row(
         "options": options,
         "answer": diagnosis.name,
         "answer_idx": letter,
-        "rationale": _rationale(diagnosis, options, letter),
+        "rationale": _rationale(diagnosis, letter),
     }
 
 
-def _rationale(diagnosis: Diagnosis, options: dict[str, str], letter: str) -> str:
-    verdicts = [f"({key}) {name}: {'yes' if key == letter else 'no'}." for key, name in options.items()]
-    named = f"{diagnosis.because} These findings mean {diagnosis.name}."
-    return " ".join([named, *verdicts, f"Therefore, the answer is ({letter}) {diagnosis.name}."])
+def _rationale(diagnosis: Diagnosis, letter: str) -> str:
+    return f"{diagnosis.because} These findings mean {diagnosis.name} ({letter}). Therefore, the answer is ({letter})."
