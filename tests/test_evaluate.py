@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Model:
 
 
 def settings(config: Make, *overrides: str) -> Any:
-    return config("model=tiny_random", "eval.max_tokens=8", *overrides).eval
+    return config("model=tiny_random", "eval.max_tokens=8", "eval.dtype=bfloat16", *overrides).eval
 
 
 def answer(row: dict[str, Any], text: str | None = None) -> dict[str, Any]:
@@ -402,7 +402,7 @@ def test_a_tensor_parallel_size_that_cannot_be(config: Make, overrides: list[str
 
 
 def real(config: Make, tmp_path: Path, *overrides: str) -> tuple[Any, ...]:
-    cfg = config("model=tiny_random", "dataset.max_rows=48", *overrides)
+    cfg = config("model=tiny_random", "dataset.max_rows=48", "eval.dtype=bfloat16", *overrides)
     base = models.resolve(cfg.model, Store(tmp_path / "store"), 0)
     user = "Which of these is it? " * 3
     examples = [Example(f"q{n}", "Answer the question.", f"{user}{'x' * n}", "", "A", choices="ABC") for n in range(12)]

@@ -107,7 +107,7 @@ def test_a_broken_memory_of_hashes_is_forgotten(tmp_path: Path, monkeypatch: pyt
 
 
 BASE = Base("tiny", Path("model"), "identity", False, None)
-CPU = ["model=tiny_random", "instance=cpu", "instance.bf16=true"]
+CPU = ["model=tiny_random", "instance=cpu", "instance.bf16=true", "eval.dtype=bfloat16"]
 STAGES = ("dataset", "tokens", "train", "merged", "generations")
 
 

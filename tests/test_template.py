@@ -339,7 +339,7 @@ def test_an_evaluation_warns_of_a_template_without_an_end(
 
 
 def test_stop_tokens_are_in_the_key_of_completions(folder: Path, config: Make) -> None:
-    cfg = config("model=tiny_random", "eval.max_tokens=8").eval
+    cfg = config("model=tiny_random", "eval.max_tokens=8", "eval.dtype=bfloat16").eval
     model = evaluate.Model(folder, "identity", False)
     keys = []
     for end in ("</s>", "<s></s>"):

