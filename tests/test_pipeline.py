@@ -91,7 +91,7 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
     assert any("loss" in row for row in history)
     receipt = run["receipt"]
     assert receipt["trainable_parameters"] < receipt["parameters"]
-    assert receipt["effective_batch"] == 4
+    assert receipt["effective_batch"] == 2
     assert receipt["rank_checksums"][0] > 0
     assert receipt["truncated_rows"] == {"train": 0, "validation": 0}
 
@@ -380,6 +380,6 @@ def test_a_training_that_diverges_is_ended_and_takes_no_other_along(place: Path)
     assert "Traceback" not in done.stderr
     run = read(place / "diverged" / "run.json")
     assert [job["status"] for job in run["jobs"]] == ["failed", "success"]
-    said = "train: diverged: the validation loss after step 8 is not a finite number; set a lower train.learning_rate"
+    said = "train: diverged: the validation loss after step 14 is not a finite number; set a lower train.learning_rate"
     assert said in run["jobs"][0]["error"]
     assert [row["job"] for row in run["selection"]["candidates"]] == [1, 1, 1]
