@@ -33,7 +33,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def traced(path: Path, *overrides: str, batch: Batch = LONGEST) -> Traced:
-    cfg = composed(*TINY, *overrides)
+    cfg = composed(*TINY, "instance.bf16=true", *overrides)
     machine = instance.find(cfg.instance, elsewhere=True)
     return trace(path, cfg.peft, cfg.train, machine, batch, VALIDATION)
 
