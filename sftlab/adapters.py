@@ -18,6 +18,18 @@ def peft_of(values: dict[str, Any]) -> PeftConfig:
     return made
 
 
+def keep_inputs(model: Any) -> None:
+    """Let autocast alone choose the number format of what adapters compute with.
+
+    peft makes float32 of an adapter's input first, and autocast bfloat16 of that again: the same numbers in one more
+    tensor, which is kept until the backward pass. (With dropout they are rounded once more.) DoRA computes the lengths
+    of weights in the input's format, and is left as it is.
+    """
+    for layer in model.modules():
+        if getattr(layer, "cast_input_dtype_enabled", False) and not getattr(layer, "lora_variant", None):
+            layer.cast_input_dtype_enabled = False
+
+
 def lora_config(peft: PeftConfig, model: Any) -> Any:
     """Peft's LoraConfig for a method and a model, without adapters beside its text part; None for full fine-tuning."""
     from peft import LoraConfig

@@ -143,7 +143,7 @@ class TrainConfig(Section):
     allow_truncated_completion: bool
     packing: bool
     bf16: Automatic
-    gradient_checkpointing: bool
+    gradient_checkpointing: Automatic
     use_liger_kernel: bool
     logging_steps: PositiveInt
     save_total_limit: PositiveInt | None

@@ -24,6 +24,11 @@ BRIEF_SPIN = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 # some dozens (measured on the demo's rows after 24 steps: 3.5 GiB, and with as few as 16 kept 3.0, no slower).
 FEW_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
+# Batches of many lengths leave gaps between blocks of a GPU's memory that no later batch fits into; segments that grow
+# have none. Under WSL2 the driver refuses them (pytorch#192330). torch reads either name; the second is the older one.
+GROWING_SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+OLDER_NAME = "PYTORCH_CUDA_ALLOC_CONF"
+
 # vLLM profiles its memory by sampling with top-k, for which FlashInfer compiles kernels: without a whole CUDA toolkit
 # vLLM dies at start. Its own sampler needs no toolkit.
 NO_FLASHINFER_SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
@@ -112,7 +117,10 @@ class Machine:
 
     def training_environment(self) -> dict[str, str]:
         """Variables of a process that trains."""
-        return {**self.environment(), **(_defaults(FEW_SHAPES) if self.device == "cpu" else {})}
+        if self.device == "cpu":
+            return {**self.environment(), **_defaults(FEW_SHAPES)}
+        leave = OLDER_NAME in os.environ or "microsoft" in os.uname().release.lower()  # the kernel of WSL2
+        return {**self.environment(), **({} if leave else _defaults(GROWING_SEGMENTS))}
 
     def launcher(self) -> list[str]:
         """Arguments of ``torch.distributed.run`` for a training process of each rank; [] for a single one."""

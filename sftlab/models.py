@@ -228,6 +228,24 @@ def decoder_layers(model: PreTrainedModel) -> list[Any]:
     return min(lists, key=lambda row: row[:2], default=(0, 0, []))[2]
 
 
+def needs_padding_mask(model: PreTrainedModel) -> bool:
+    """Whether padding behind a row's last token must be masked for the row's own tokens to be computed rightly.
+
+    Where tokens attend only to those before them it need not, and a mask keeps sdpa from its faster kernels. True for
+    any model of which this is not known: one with code of its own, with layers other than causal attention, or a
+    mixture of experts, whose auxiliary loss counts the tokens that each expert gets.
+    """
+    text = model.config.get_text_config()
+    own_code = not type(model).__module__.startswith("transformers.")
+    experts = any(".experts." in name for name, _ in model.named_parameters()) or any(
+        getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")
+    )
+    layers = decoder_layers(model)
+    causal = [{part.is_causal for part in layer.modules() if hasattr(part, "is_causal")} == {True} for layer in layers]
+    known = bool(layers) and all(causal) and text._attn_implementation == "sdpa"
+    return own_code or experts or not known
+
+
 def _inputs(name: str, seed: int) -> dict[str, Any]:
     """What the model of a GGUF file, or a random one, is made of."""
     kind, _, rest = name.partition(":")

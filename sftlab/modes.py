@@ -23,6 +23,8 @@ RESERVED = tuple(
         "grace_seconds",
     )
 )
+# What training takes, and not what comes of it.
+SAME_WEIGHTS = ("train.gradient_checkpointing",)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,16 @@ class Mode:
 MODES = {
     mode.name: mode
     for mode in (
-        Mode("all", TRAINING, ignores=RESERVED, trains=True, evaluates=True, reads_data=True, reads_test=True),
-        Mode("train", TRAINING, ignores=RESERVED, trains=True, reads_data=True),
+        Mode(
+            "all",
+            TRAINING,
+            ignores=(*RESERVED, *SAME_WEIGHTS),
+            trains=True,
+            evaluates=True,
+            reads_data=True,
+            reads_test=True,
+        ),
+        Mode("train", TRAINING, ignores=(*RESERVED, *SAME_WEIGHTS), trains=True, reads_data=True),
         Mode(
             "evaluate",
             ("model", "dataset", "eval", "instance", "seed"),

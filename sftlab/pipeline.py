@@ -51,6 +51,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     train.check_schedule(tokens, cfg.train, machine)
+    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
+    job.config = cfg.model_dump()
     log.info(
         "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
         base.name,
@@ -71,7 +73,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         ) from error
     if trained is None:
         return  # another machine has what was trained
-    stages = [data.stage, checked, tokens.stage, trained.stage, *([measured] if measured else [])]
+    stages = [data.stage, checked, tokens.stage, trained.stage, *(stage for stage in (measured, memory) if stage)]
     job.stages = {stage.name: str(stage.path) for stage in stages}
     job.times = {stage.name: round(stage.seconds, 1) for stage in stages}
     job.receipt = trained.receipt
@@ -400,6 +402,10 @@ def plan_job(cfg: Config, job: Job) -> None:
         job.stages["precision"] = str(measured.path)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
+    job.config = cfg.model_dump()
+    if memory is not None:
+        job.stages["memory"] = str(memory.path)
     probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
     log.info("plan: %s, %s, on %s", base.name, cfg.peft.method, machine.name)
     job.plan = asdict(plan.cell(cfg, base, tokens, machine, probe))
@@ -552,6 +558,7 @@ def _dry_training(cfg: Config, store: Store, scratch: Store) -> None:
         _tell("train", trained)
         tokens = tokenize.make(scratch, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
         train.check_schedule(tokens, cfg.train, machine)
+        cfg, _ = plan.with_checkpointing(cfg, base, tokens, machine, scratch)
         plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if cfg.mode == "all":
         log.info("select, merge, evaluate, report: %s", "from the cached training" if trained else "will run")

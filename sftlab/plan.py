@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,10 @@ from sftlab.instance import Machine, nvidia_smi, peak_flops
 from sftlab.launch import child
 from sftlab.models import Base
 from sftlab.stages.tokenize import Tokenized
+from sftlab.store import Stage, Store, versions, write_json
 from sftlab.trace import Batch, Shape, Traced, traced
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 IGNORED = -100
@@ -31,6 +35,9 @@ GPU_GAPS, CPU_GAPS = 0.05, 0.4
 # On the CPU a process that trains holds a little more than one that does not, and oneDNN, in bfloat16, scratch for
 # each length that batches have had: a multiple of the weights. Measured by scripts/bench_plan.py.
 CPU_GIB, CPU_SHAPES = 0.15, 2.2
+# The estimate errs by up to a tenth (docs/performance.md). Training without gradient checkpointing must fit even so: to
+# run out of memory costs more than the third of the time that is saved.
+SAFE_SHARE = 0.9
 # Generation beside weights and cache: a context, and the activations of a batch.
 ENGINE_GIB = 1.5
 PROBE_STEPS = 3
@@ -60,6 +67,7 @@ class Cell:
     capacity_gib: float | None
     seconds_per_epoch: float | None
     timed_by: str
+    gradient_checkpointing: bool = False
     trouble: str | None = None
 
     @property
@@ -76,26 +84,34 @@ def batches(tokens: Tokenized, train: TrainConfig, machine: Machine, hidden: int
     ``hidden`` is the width of the model.
     """
     rows = {split: _rows(tokens, split) for split in ("train", "validation")}
+    longest, evaluated = _longest_batches(rows, train)
     size, eval_size = train.per_device_train_batch_size, train.per_device_eval_batch_size
     lengths = [length for length, _ in rows["validation"]]
     groups = [lengths[at : at + eval_size] for at in range(0, len(lengths), eval_size)]
     eval_tokens = sum(max(group) * len(group) for group in groups) // machine.world_size
-    evaluated = _batch(_longest(rows["validation"], eval_size))
-    here = len(rows["train"]) / machine.world_size
+    lengths = [length for length, _ in rows["train"]]
+    if train.packing:
+        count = max(1, round(sum(lengths) / machine.world_size / longest.length))
+        return longest, evaluated, Work(count * longest.length, eval_tokens, count)
+    here = round(len(lengths) / machine.world_size)
+    work = Work(step_tokens(lengths, train, machine, hidden), eval_tokens, max(1, -(-here // size)))
+    return longest, evaluated, work
+
+
+def _longest_batches(rows: Mapping[str, list[tuple[int, int]]], train: TrainConfig) -> tuple[Batch, Batch]:
+    evaluated = _batch(_longest(rows["validation"], train.per_device_eval_batch_size))
+    size = train.per_device_train_batch_size
     if train.packing:
         total = sum(length for length, _ in rows["train"])
         targets = sum(length - first for length, first in rows["train"])
-        count = max(1, round(total / machine.world_size / (size * train.max_length)))
         length = size * train.max_length
         share = length * targets // total
-        return Batch(1, length, share, share), evaluated, Work(count * length, eval_tokens, count)
-    lengths = [length for length, _ in rows["train"]]
-    work = Work(step_tokens(lengths, train, machine, hidden), eval_tokens, max(1, -(-round(here) // size)))
+        return Batch(1, length, share, share), evaluated
+    longest = _longest(rows["train"], size)
     if train.extra.get("padding_free"):  # the rows of a batch are one sequence
-        longest = _longest(rows["train"], size)
         length, targets = sum(length for length, _ in longest), sum(length - first for length, first in longest)
-        return Batch(1, length, targets, targets), evaluated, work
-    return _batch(_longest(rows["train"], size)), evaluated, work
+        return Batch(1, length, targets, targets), evaluated
+    return _batch(longest), evaluated
 
 
 def step_tokens(lengths: Sequence[int], train: TrainConfig, machine: Machine, hidden: int) -> int:
@@ -172,10 +188,7 @@ def _cell(
     probe: Callable[[], dict[str, Any]] | None = None,
 ) -> Cell:
     gpu, capacity = device(cfg.instance, machine)
-    training = found.peak / GIB * (1 + GPU_GAPS)
-    if machine.device == "cpu":
-        shapes = CPU_SHAPES * found.merged_bytes if cfg.train.bf16 else 0.0
-        training = CPU_GIB + (found.peak + CPU_GAPS * (found.activations + found.logits) + shapes) / GIB
+    training = _training(found, cfg.train, machine)
     flops = found.train_flops * work.train_tokens / (longest.rows * longest.length)
     flops += found.eval_flops * work.eval_tokens / (evaluated.rows * evaluated.length)
     seconds, how, trouble = None, "unknown without plan.probe=true", None
@@ -199,8 +212,70 @@ def _cell(
         capacity_gib=None if capacity is None else round(capacity, 1),
         seconds_per_epoch=None if seconds is None else round(seconds, 1),
         timed_by=how,
+        gradient_checkpointing=bool(cfg.train.gradient_checkpointing),
         trouble=trouble,
     )
+
+
+def _training(found: Traced, train: TrainConfig, machine: Machine) -> float:
+    """GiB of a device that training needs."""
+    if machine.device != "cpu":
+        return found.peak / GIB * (1 + GPU_GAPS)
+    shapes = CPU_SHAPES * found.merged_bytes if train.bf16 else 0.0
+    return CPU_GIB + (found.peak + CPU_GAPS * (found.activations + found.logits) + shapes) / GIB
+
+
+def with_checkpointing(
+    cfg: Config, base: Base, tokens: Tokenized, machine: Machine, store: Store
+) -> tuple[Config, Stage | None]:
+    """The configuration with gradient checkpointing on or off in the place of ``auto``, and the stage that says why.
+
+    It is on where the longest batch is not known to fit without. Machines that train together must agree: they go by
+    instance.memory_gib, and not by what each of them finds.
+    """
+    if cfg.train.gradient_checkpointing != "auto":
+        return cfg, None
+    capacity = device(cfg.instance, machine)[1] if machine.nnodes == 1 else cfg.instance.memory_gib
+    stage, on, why = None, True, "it is not known how much memory there is"
+    if capacity is not None:
+        try:
+            stage = _without_checkpointing(cfg, base, tokens, machine, store)
+            needed = json.loads((stage.path / "memory.json").read_text("utf-8"))["training_gib"]
+        except Exception as failed:  # whatever it is, training can do without the estimate
+            reason = f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"
+            why = f"how much memory it takes could not be estimated: {reason}"
+        else:
+            safe = SAFE_SHARE * capacity
+            on = needed > safe
+            why = f"without it training takes about {needed:.1f} GiB; {safe:.1f} of {capacity:.1f} can be relied on"
+    log.info("train: gradient checkpointing is %s; %s", "on" if on else "off", why)
+    return _checkpointing(cfg, on=on), stage
+
+
+def _without_checkpointing(cfg: Config, base: Base, tokens: Tokenized, machine: Machine, store: Store) -> Stage:
+    """The stage with the memory that training takes without checkpointing. Jobs with the same batches share it."""
+    off = _checkpointing(cfg, on=False)
+    rows = {split: _rows(tokens, split) for split in ("train", "validation")}
+    longest, evaluated = _longest_batches(rows, cfg.train)
+    inputs = {
+        "version": 1,
+        "base": base.identity,
+        "peft": cfg.peft.model_dump(),
+        "train": {"bf16": cfg.train.bf16, "optim": cfg.train.optim},
+        "machine": machine.numerics(),
+        "batches": [asdict(longest), asdict(evaluated)],
+        "libraries": versions("torch", "transformers", "peft"),
+    }
+
+    def build(folder: Path) -> None:
+        (found,) = traced(base, machine, [Shape(off.peft, off.train, longest, evaluated)])
+        write_json(folder / "memory.json", {"training_gib": round(_training(found, off.train, machine), 2)})
+
+    return store.stage("memory", inputs, build)
+
+
+def _checkpointing(cfg: Config, *, on: bool) -> Config:
+    return cfg.model_copy(update={"train": cfg.train.model_copy(update={"gradient_checkpointing": on})})
 
 
 def _generation(cfg: Config, found: Traced, longest: Batch, machine: Machine, capacity: float | None) -> float:
@@ -354,6 +429,7 @@ def table(cells: Sequence[tuple[str, Cell]]) -> None:
     shown.add_column("job")
     for name in ("weights", "gradients", "optimizer", "activations", "logits", "training", "generation", "there is"):
         shown.add_column(name, justify="right")
+    shown.add_column("checkpointing")
     shown.add_column("an epoch", justify="right", no_wrap=True)
     shown.add_column("", no_wrap=True)
     for words, found in cells:
@@ -362,6 +438,7 @@ def table(cells: Sequence[tuple[str, Cell]]) -> None:
             words,
             *(f"{value:.2f}" for value in [*parts, found.training_gib, found.generation_gib]),
             "?" if found.capacity_gib is None else f"{found.capacity_gib:.1f}",
+            "on" if found.gradient_checkpointing else "off",
             "?" if found.seconds_per_epoch is None else duration(found.seconds_per_epoch),
             {True: "fits", False: "[bold]cannot fit[/]", None: "memory unknown"}[found.fits],
         )

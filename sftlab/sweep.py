@@ -24,7 +24,7 @@ from sftlab.command_line import COMPOSITION
 from sftlab.config import Config
 from sftlab.errors import ConfigError
 from sftlab.job import RUN, conflict, owner
-from sftlab.modes import MODES, Mode
+from sftlab.modes import MODES, SAME_WEIGHTS, Mode
 from sftlab.run import LONGEST, not_writable
 from sftlab.validate import known_keys
 
@@ -190,7 +190,7 @@ def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
         if keys != [name]:  # a file, which sets other keys besides: its name, and those that this mode does not read
             harmless = [key for key in keys if key not in RUN_WIDE]
             if mode.trains:
-                harmless = [key for key in harmless if key == "name" or key.startswith("instance.")]
+                harmless = [key for key in harmless if key in ("name", *SAME_WEIGHTS) or key.startswith("instance.")]
             unused = [key for key in unused if key not in harmless or not any(map(used, keys))]
         if unused:
             refused[name] = unused

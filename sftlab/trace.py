@@ -18,11 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sftlab.adapters import lora_config, peft_of
+from sftlab.adapters import keep_inputs, lora_config, peft_of
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.instance import BRIEF_SPIN, Machine
 from sftlab.launch import child, leave_out, serve
-from sftlab.models import Base, beside_text, cache_bytes, decoder_layers
+from sftlab.models import Base, beside_text, cache_bytes, decoder_layers, needs_padding_mask
 from sftlab.precision import one_layer
 from sftlab.store import write_json
 
@@ -166,10 +166,12 @@ def trace(
             model.enable_input_require_grads()
         weights = sum(_bytes(parameter) for parameter in model.parameters())
         gradients = sum(_bytes(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        masked = needs_padding_mask(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        one_sequence = train.packing or bool(train.extra.get("padding_free"))  # of rows that must not see each other
         model.train()
-        step = _run(model, longest, train, machine, backward=True)
+        step = _run(model, longest, train, machine, backward=True, masked=masked or one_sequence)
         model.eval()
-        validation = _run(model, evaluated, train, machine, backward=False)
+        validation = _run(model, evaluated, train, machine, backward=False, masked=masked)
     extra = 0.0
     if isinstance(peft, Qlora):
         quantised, largest = _linear(model)
@@ -219,6 +221,8 @@ def _model(path: Path, peft: PeftConfig, train: TrainConfig, machine: Machine, d
             model.base_model.get_submodule(name).requires_grad_(False)
         if (lora := lora_config(peft, model)) is not None:
             model = get_peft_model(model, lora)
+            if train.bf16:
+                keep_inputs(model)
             # As TRL does it: adapters of a quantised model are trained in bfloat16, others in float32.
             trained = torch.bfloat16 if isinstance(peft, Qlora) and train.bf16 else torch.float32
             for parameter in model.parameters():
@@ -253,14 +257,18 @@ class Counted:
     flops: float = 0.0
 
 
-def _run(model: Any, batch: Batch, train: TrainConfig, machine: Machine, *, backward: bool) -> Counted:
-    """One batch through the model, with the loss as ``sftlab.trainer`` computes it."""
+def _run(model: Any, batch: Batch, train: TrainConfig, machine: Machine, *, backward: bool, masked: bool) -> Counted:
+    """One batch through the model, with the loss as ``sftlab.trainer`` computes it.
+
+    ``masked`` is whether attention has a mask of its own for each row.
+    """
     import torch
     from torch.nn import functional
 
     counted = Counted()
     cpu = machine.device == "cpu"
     with (
+        _rows_are_whole(),
         _counting(model, counted),
         torch.autocast("cpu", torch.bfloat16, enabled=train.bf16),
         torch.set_grad_enabled(backward),
@@ -268,9 +276,8 @@ def _run(model: Any, batch: Batch, train: TrainConfig, machine: Machine, *, back
         ids = torch.zeros(batch.rows, batch.length, dtype=torch.long)
         # Elsewhere TRL's loss makes logits in tiles, which are added below.
         kept = torch.arange(batch.positions if cpu else 1)
-        logits = model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=kept
-        ).logits.flatten(0, 1)
+        mask = torch.ones_like(ids) if masked else None
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept).logits.flatten(0, 1)
         logits = logits[torch.arange(min(batch.targets, len(logits)))].float()
         loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="sum")
         del logits
@@ -283,6 +290,19 @@ def _run(model: Any, batch: Batch, train: TrainConfig, machine: Machine, *, back
         # Forward, and backward again forward and the gradient of the hidden states.
         counted.flops += 2.0 * batch.targets * text.hidden_size * text.vocab_size * (3 if backward else 1)
     return counted
+
+
+@contextmanager
+def _rows_are_whole() -> Iterator[None]:
+    """Let transformers take each row for one sequence: tensors without content do not show it, and it makes a mask."""
+    from transformers import masking_utils
+
+    found = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found
 
 
 @contextmanager
@@ -371,7 +391,7 @@ def _speed(config: Any, batch: Batch, peft: PeftConfig, train: TrainConfig, mach
     counted, best = Counted(), math.inf
     for _ in range(4):
         begin = time.perf_counter()
-        counted = _run(layer, small, train, machine, backward=True)
+        counted = _run(layer, small, train, machine, backward=True, masked=False)
         best = min(best, time.perf_counter() - begin)
     return counted.flops / best
 

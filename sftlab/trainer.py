@@ -24,6 +24,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sftlab import tracking
 from sftlab.batches import StepSampler, row_lengths
 from sftlab.errors import Terminated
+from sftlab.models import needs_padding_mask
 from sftlab.store import sync, write_json
 
 COMPLETE = "checkpoint.json"
@@ -36,11 +37,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     evaluated_step: int | None = None
     checkpoints: Checkpoints
     sampler: StepSampler | None = None
+    padding_mask: bool
     lengths: list[int]
     train_dataset: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self.padding_mask = needs_padding_mask(model)
+        if not self.padding_mask:
+            self.model.register_forward_pre_hook(_without_mask, with_kwargs=True)
         if self.args.train_sampling_strategy != "random":
             return
         rows = self.train_dataset
@@ -171,6 +177,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: TRL would write a card into every checkpoint; the merged model gets one of its own."""
+
+
+def _without_mask(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Leave out a batch's attention mask: padding is at the end of rows, where nothing attends to it."""
+    return args, {name: value for name, value in kwargs.items() if name != "attention_mask"}
 
 
 def _token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

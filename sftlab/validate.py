@@ -586,7 +586,7 @@ def _unfit(cfg: Config) -> Iterator[str]:
     checkpointing = extra.get("gradient_checkpointing_kwargs")
     if isinstance(checkpointing, dict) and checkpointing.get("selective"):
         key = "train.extra.gradient_checkpointing_kwargs.selective=true"
-        if not train.gradient_checkpointing:
+        if train.gradient_checkpointing is not True:
             yield f"{key}: needs train.gradient_checkpointing=true; set it, or leave this out"
         if checkpointing.get("use_reentrant"):
             yield f"{key}: does not work with use_reentrant=true; set one of them to false"

@@ -157,6 +157,7 @@ REFUSED = [
     (["model=tiny_random,nope"], "nope"),
     (["train.lerning_rate=1,2"], "did you mean train.learning_rate?"),
     (["instance.grace_seconds=10,20"], "instance.grace_seconds"),
+    (["train.gradient_checkpointing=true,false"], "train.gradient_checkpointing"),
     (["instance.nnodes=2", "instance.rdzv_endpoint=a:1", "instance.node_rank=0,1"], "instance.node_rank"),
     (["mode=evaluate", "eval.name_or_path=random:llama", "eval.stall_min=1,2"], "eval.stall_min"),
     (["seed=glob(*)"], "seed=glob(*): fits no choice"),

@@ -265,11 +265,14 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
+    """Also where it is found only then that it does not need gradient checkpointing."""
     settings = [*TINY, "mode=train", "train.num_train_epochs=3", "seed=7", "peft.lora_dropout=0.1"]
     undisturbed = whole(place, *settings, "hydra.run.dir=undisturbed", "store=undisturbed_store")
     assert undisturbed.returncode == 0, undisturbed.stderr
     process = subprocess.Popen(
-        command(*settings, "hydra.run.dir=killed", "store=killed_store"), cwd=place, stderr=subprocess.DEVNULL
+        command(*settings, "hydra.run.dir=killed", "store=killed_store", "train.gradient_checkpointing=true"),
+        cwd=place,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 900
     while not list((place / "killed_store").glob("train/*.partial/checkpoint-*/checkpoint.json")):
@@ -278,10 +281,13 @@ def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    again = whole(place, *settings, "hydra.run.dir=killed", "store=killed_store")
+    again = whole(place, *settings, "hydra.run.dir=killed", "store=killed_store", "train.gradient_checkpointing=auto")
     assert again.returncode == 0, again.stderr
     assert "resumes from checkpoint" in again.stdout + again.stderr
+    assert "gradient checkpointing is off" in again.stdout + again.stderr
     first, second = read(place / "undisturbed" / "run.json"), read(place / "killed" / "run.json")
+    assert first["stages"].keys() == second["stages"].keys() - {"memory"}
+    assert [run["receipt"]["gradient_checkpointing"] for run in (first, second)] == [False, False]
     losses = [[row["eval_loss"] for row in run["selection"]["candidates"]] for run in (first, second)]
     assert losses[0] == losses[1]
     for name, tensor in weights(place / "undisturbed", 3).items():

@@ -33,7 +33,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def traced(path: Path, *overrides: str, batch: Batch = LONGEST) -> Traced:
-    cfg = composed(*TINY, *overrides)
+    cfg = composed(*TINY, "instance.bf16=true", *overrides)
     machine = instance.find(cfg.instance, elsewhere=True)
     return trace(path, cfg.peft, cfg.train, machine, batch, VALIDATION)
 
@@ -199,12 +199,13 @@ def test_a_plan_of_a_sweep_marks_what_cannot_fit(tmp_path: Path) -> None:
     done = quick(
         tmp_path, "-m", *TINY, "mode=plan", "dataset.max_rows=480", "instance.attn_implementation=eager",
         "train.per_device_train_batch_size=2,256", "instance.memory_gib=1.6", "eval.engine=transformers",
-        "hydra.sweep.dir=plan",
+        "train.gradient_checkpointing=auto", "hydra.sweep.dir=plan",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("cannot fit") == 1
     small, large = json.loads((tmp_path / "plan" / "run.json").read_text("utf-8"))["plan"]
     assert (small["fits"], large["fits"]) == (True, False)
+    assert (small["gradient_checkpointing"], large["gradient_checkpointing"]) == (False, True)
     assert large["training_gib"] > 1.6 > small["training_gib"] > 0.3
     assert not list(tmp_path.glob("outputs/store/train/*"))
 

@@ -97,7 +97,7 @@ def test_the_head_is_the_one_that_the_model_has_now(llama: Any, adapters: bool, 
 # — arithmetic —
 
 
-def tiny(architecture: str) -> Any:
+def tiny(architecture: str, attention: str = "eager") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -105,22 +105,24 @@ def tiny(architecture: str) -> Any:
 
     tokens = SimpleNamespace(bos_token_id=0, eos_token_id=1, pad_token_id=2)
     config = _config(architecture, 300, tokens)  # type: ignore[arg-type]
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    text = config.get_text_config()
+    if architecture.startswith("gemma"):
+        text.sliding_window, text.layer_types = 8, ["sliding_attention", "full_attention"]
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     for name in beside_text(model):
         model.base_model.get_submodule(name).requires_grad_(False)
     return model
 
 
-def with_adapters(model: Any, r: int = 4, top_layers: float = 1.0) -> Any:
+def with_adapters(model: Any, r: int = 4, top_layers: float = 1.0, dropout: float = 0.0, dora: bool = False) -> Any:
     from peft import get_peft_model
 
     from sftlab.adapters import lora_config
     from sftlab.config import Lora
 
     lora = Lora(
-        method="lora", r=r, lora_alpha=8.0, lora_dropout=0.0, target_modules="all-linear", use_rslora=False,
-        use_dora=False,
-        top_layers=top_layers,
+        method="lora", r=r, lora_alpha=8.0, lora_dropout=dropout, target_modules="all-linear", use_rslora=False,
+        use_dora=dora, top_layers=top_layers,
     )  # fmt: skip
     return get_peft_model(model, lora_config(lora, model))
 

@@ -44,7 +44,7 @@ WORKSHOP = {
     "train.warmup_steps": 0.1,
     "train.max_length": 8192,
     "train.bf16": True,
-    "train.gradient_checkpointing": True,
+    "train.gradient_checkpointing": "auto",  # it had it on, which makes the same weights in more time
     "train.use_liger_kernel": True,
     "instance.num_processes": 4,
     "instance.device": "cuda",
@@ -136,6 +136,11 @@ VALUES = [
         ["+train.extra.gradient_checkpointing_kwargs={selective: true}", "train.gradient_checkpointing=false"],
         ["selective=true: needs train.gradient_checkpointing=true"],
     ),
+    (
+        ["+train.extra.gradient_checkpointing_kwargs={selective: true}", "train.gradient_checkpointing=auto"],
+        ["selective=true: needs train.gradient_checkpointing=true"],
+    ),
+    (["train.gradient_checkpointing=maybe"], ["train.gradient_checkpointing='maybe': should be true, false or auto"]),
     (["+train.extra.liger_kernel_config={fused_linear_cross_entropy: true}"], ["fused_linear_cross_entropy=true"]),
     (["peft=lora", "peft.target_modules=[q_proj,lm_head]"], ["peft.target_modules", "leave lm_head out"]),
     (["train.packing=true", "train.allow_truncated_completion=true"], ["train.packing=true"]),

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sftlab import meeting, tracking
-from sftlab.adapters import lora_config, peft_of
+from sftlab.adapters import keep_inputs, lora_config, peft_of
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance import Machine, optimizer_package, peak_flops
@@ -64,14 +64,17 @@ class Trained:
 def inputs(
     tokens_key: str, base: Base, peft: PeftConfig, train: TrainConfig, machine: Machine, seed: int
 ) -> dict[str, Any]:
-    """What the weights depend on: data, base, settings, precision, ranks, seed and library versions."""
+    """What the weights depend on: data, base, settings, precision, ranks, seed and library versions.
+
+    They do not depend on gradient checkpointing, which computes the same numbers twice.
+    """
     assert train.bf16 != "auto"  # a choice that was made is part of the key
     return {
-        "version": 3,
+        "version": 4,
         "tokens": tokens_key,
         "base": base.identity,
         "peft": peft.model_dump(),
-        "train": train.model_dump(exclude={"allow_truncated_completion"}),
+        "train": train.model_dump(exclude={"allow_truncated_completion", "gradient_checkpointing"}),
         "machine": machine.numerics(),
         "seed": seed,
         "libraries": versions("torch", "transformers", "trl", "accelerate", *_optional(peft, train, machine)),
@@ -347,7 +350,7 @@ def _but_machine(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A training's inputs without what may differ between machines that make the same steps."""
     free = {
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-        "global_batch_size", "gradient_checkpointing", "use_liger_kernel",
+        "global_batch_size", "use_liger_kernel",
     }  # fmt: skip
     train = {name: value for name, value in inputs["train"].items() if name not in free}
     return {**inputs, "train": train, "machine": None}
@@ -439,6 +442,8 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         peft_config=lora_config(peft, model),
         callbacks=[checkpoints, step_times := StepTimes(), Metrics(folder / "metrics.jsonl")],
     )
+    if train.bf16:
+        keep_inputs(trainer.model)
     checkpoints.trainer, trainer.checkpoints = trainer, checkpoints
     signal.signal(signal.SIGTERM, checkpoints.terminate)
     for noisy in (PrinterCallback, ProgressCallback):
@@ -553,7 +558,7 @@ def _fsdp(train: TrainConfig) -> dict[str, Any]:
     config = {
         "version": 2,
         "state_dict_type": "FULL_STATE_DICT",
-        "activation_checkpointing": train.gradient_checkpointing,
+        "activation_checkpointing": bool(train.gradient_checkpointing),
     }
     return {"fsdp": True, "fsdp_config": config, "gradient_checkpointing": False}
 
@@ -642,6 +647,8 @@ def _receipt(
         # By their library: peft's wrapper around each of them has the same name.
         "quantized_layers": sum(type(module).__module__.startswith("bitsandbytes") for module in modules),
         "attn_implementation": config._attn_implementation,
+        "padding_mask": trainer.padding_mask,
+        "gradient_checkpointing": checkpointed(trainer.model),
         "liger_modules": liger_modules(trainer.model),
         "loss": f"{trainer.args.loss_type} of completion tokens, {head}",
         "optimizer_state": _state_types(trainer.optimizer),
@@ -674,6 +681,14 @@ def _state_types(optimizer: Any) -> list[str]:
     """The number formats of what the optimizer keeps for each weight, such as ``uint8`` of an 8-bit one."""
     states = (state for kept in optimizer.state.values() for state in kept.values())
     return sorted({str(state.dtype).removeprefix("torch.") for state in states if getattr(state, "ndim", 0)})
+
+
+def checkpointed(model: Any) -> bool:
+    """Whether layers keep their inputs only, and are computed again in the backward pass."""
+    return any(
+        getattr(module, "gradient_checkpointing", False) or type(module).__name__ == "CheckpointWrapper"
+        for module in model.modules()
+    )
 
 
 def liger_modules(model: Any) -> int:
