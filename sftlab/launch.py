@@ -215,6 +215,11 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
         message = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
         report(folder, "StageError", message)
     else:
+        if os.environ.get("RANK", "0") != "0":
+            # Its work is done and rank 0 has written it. The destructors of a rank whose peers have ended may abort.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
         return
     sys.exit(1)
 

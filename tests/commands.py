@@ -117,7 +117,7 @@ def run(case: dict[str, Any]) -> int:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_CREAT | os.O_WRONLY), number)
     os.environ.clear()
-    os.environ.update(case["environment"])
+    os.environ.update({"OMP_NUM_THREADS": "1", **case["environment"]})
     os.chdir(case["folder"])
     sys.argv = ["sftlab", *case["arguments"]]
     code = 1

@@ -38,6 +38,8 @@ def server(*modules: str) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # A process that is forked while OpenMP has threads waits for them for ever: they are not in it.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert server.stdin is not None
     assert server.stdout is not None
