@@ -60,7 +60,7 @@ CONFIG: list[Case] = [
     (["train.extra=3"], None, ["train.extra=3: should be a valid dictionary"]),
     (["+train.lr_scheduler_kwargs.cycles=3"], None, ["train.lr_scheduler_kwargs.cycles", "cosine takes num_cycles"]),
     (["train.optim=adam"], None, ["train.optim='adam': should be one of adamw_torch"]),
-    (["train.global_batch_size=7"], None, ["train.global_batch_size=7: is not a multiple of 4", "=8, or"]),
+    (["train.global_batch_size=7"], None, ["train.global_batch_size=7: is not a multiple of 2", "=8, or"]),
     (["~train.max_length"], None, ["train.max_length: is missing; choose an option of its group, or set it"]),
     (["peft.lora_dropout=2"], None, ["peft.lora_dropout=2: should be less than or equal to 1"]),
     (["peft.target_modules=[]"], None, ["peft.target_modules=[]: should be a layer's name, or a list of them"]),

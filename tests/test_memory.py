@@ -52,7 +52,7 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
     return peak
 
 
-AUTO = ["model=tiny_random", "train.gradient_checkpointing=auto"]
+AUTO = ["model=tiny_random", "train.gradient_checkpointing=auto", "train.per_device_train_batch_size=4"]
 TOKENS: Any = SimpleNamespace(stage=SimpleNamespace(path=Path("tokens"), key="tokens"))
 
 
