@@ -20,7 +20,7 @@ SWEEP = [
     *("-m", "model=tiny_random", "dataset.max_rows=48", "tracking=none", "train.max_length=768"),
     *("eval.engine=transformers", "eval.max_tokens=16", "eval.max_rows=4", "eval.baseline=false"),
     *("train.lr_scheduler_type=constant", "peft.lora_dropout=0.1", "train.num_train_epochs=1,3"),
-    "train.per_device_train_batch_size=4",
+    *("dataset.split={train: 384, validation: 48, test: 200}", "train.per_device_train_batch_size=4"),
 ]
 # What two runs of the same sweep never share: their id, the clock, and what is measured by it or by the memory.
 MEASURED = re.compile(r"id|started|finished|times|measured|.*seconds|tokens_per_second.*|mfu|peak_memory_gib")
