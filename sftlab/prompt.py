@@ -578,8 +578,8 @@ def check(key: str, source: str, columns: Sequence[str], whole: str = "") -> lis
         if key.endswith(".keep") and "{{" in source.removeprefix("{{ 1 if ("):
             return [f"{key}: is an expression and not a template; write it without {{{{ and }}}}"]
         hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
-        hint = hint or odd or "; mend the template"
-        return [f"{key}: is no Jinja template: {error.message} (line {error.lineno}){hint}"]
+        hint = hint or odd or "; fix the template"
+        return [f"{key}: is not a Jinja template: {error.message} (line {error.lineno}){hint}"]
     unknown = sorted(meta.find_undeclared_variables(tree) - {*columns, whole})
     return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}{odd}" for name in unknown]
 

@@ -360,7 +360,7 @@ def recalled(name: str) -> dict[str, Any]:
 def remember(name: str, key: str, value: Any) -> None:
     """Add to what this machine remembers for later runs of any store, if the user's cache can be written."""
     memory = _memory(name)
-    if memory.is_absolute():  # it is not where there is no home
+    if memory.is_absolute():  # a relative path means that there is no home folder
         with suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, {**recalled(name), key: value})

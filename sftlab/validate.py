@@ -323,7 +323,7 @@ def _template(key: str, file: Path) -> Iterator[str]:
     except (OSError, UnicodeDecodeError) as error:
         yield f"{key}: {file.name} cannot be read: {error}; write it as UTF-8"
     except TemplateSyntaxError as error:
-        yield f"{key}: {file.name} is no Jinja template: {error.message} (line {error.lineno}); mend it"
+        yield f"{key}: {file.name} is not a Jinja template: {error.message} (line {error.lineno}); mend it"
 
 
 def _machines(instance: InstanceConfig) -> Iterator[str]:

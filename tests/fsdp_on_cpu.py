@@ -1,4 +1,4 @@
-"""The training child, with accelerate told that CPUs may share a model out as GPUs do. It would train by DDP.
+"""The training child, with accelerate made to shard a model on CPUs as on GPUs. It would train by DDP.
 
 With ``as_on_gpu`` among its inputs the loss is TRL's own, as on a GPU, and must be in float32.
 """

@@ -136,9 +136,9 @@ def template(key: str, source: str) -> list[str]:
 
 
 TEMPLATES: list[Case] = [
-    (template("user", "{{ question"), rows(), ["dataset.user: is no Jinja template", "(line 1); mend the template"]),
+    (template("user", "{{ question"), rows(), ["dataset.user: is not a Jinja template", "(line 1); fix the template"]),
     (template("user", "{{ questoin }}"), rows(), ["dataset.user: there is no column 'questoin'; the rows have id,"]),
-    (template("user", "{{ question | upcase }}"), rows(), ["dataset.user: is no Jinja template", "search and sql"]),
+    (template("user", "{{ question | upcase }}"), rows(), ["dataset.user: is not a Jinja template", "search and sql"]),
     (template("user", "{{ question.__class__ }}"), rows(), ["(row-0): dataset.user cannot be rendered", "unsafe"]),
     (template("user", "{% include \"/etc/passwd\" %}"), rows(), ["dataset.user cannot be rendered: no loader"]),
     (template("user", "{{ range(10 ** 9) | list }}"), rows(), ["dataset.user cannot be rendered: Range too big"]),
@@ -189,9 +189,9 @@ MODELS: list[Case] = [
     (MODEL, model(text("config.json", "[]")), ["config.json holds no JSON object; copy or download the model again"]),
     (MODEL, model(text("tokenizer_config.json", "{")), ["tokenizer_config.json cannot be read as JSON"]),
     (MODEL, gone("chat_template.jinja"), ["'m': its tokenizer has no chat template", "set model.chat_template to"]),
-    (MODEL, model(text("chat_template.jinja", "{% for")), ["chat_template.jinja is no Jinja template", "mend it"]),
+    (MODEL, model(text("chat_template.jinja", "{% for")), ["chat_template.jinja is not a Jinja template", "mend it"]),
     (OWN, None, ["model.chat_template='t.jinja': no such file; give a Jinja template, or null"]),
-    (OWN, text("t.jinja", "{{ messages"), ["t.jinja is no Jinja template", "(line 1); mend it"]),
+    (OWN, text("t.jinja", "{{ messages"), ["t.jinja is not a Jinja template", "(line 1); mend it"]),
     (OWN, text("t.jinja", b"\xff\xfe"), ["t.jinja cannot be read", "write it as UTF-8"]),
 ]
 

@@ -51,7 +51,7 @@ def test_the_loss_in_parts_is_that_of_all_logits(
 
 
 def test_no_tensor_holds_the_logits_of_all_positions() -> None:
-    """The largest tensor is told by every operation: a vocabulary of 60,000 words, 1,500 tokens, 1,200 targets."""
+    """Every operation reports its largest tensor: a vocabulary of 60,000 words, 1,500 tokens, 1,200 targets."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter

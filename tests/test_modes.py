@@ -464,11 +464,11 @@ def test_a_dry_run_describes_the_work_of_its_mode(tmp_path: Path) -> None:
     write_rows(tmp_path / "test.jsonl", vignettes(7))
     mounted = ["dataset@eval.dataset=vignettes", "eval.dataset.name_or_path=test.jsonl", "dataset.name_or_path=gone"]
     evaluated = ["mode=evaluate", "eval.name_or_path=random:qwen3", *TINY[:6], *mounted, "dry_run=true"]
-    told = quick(tmp_path, *evaluated)
-    assert told.returncode == 0, told.stderr
-    assert "test set: 7 rows" in told.stdout + told.stderr
-    assert "random:qwen3" in told.stdout + told.stderr
-    assert "effective batch" not in told.stdout + told.stderr
+    dry = quick(tmp_path, *evaluated)
+    assert dry.returncode == 0, dry.stderr
+    assert "test set: 7 rows" in dry.stdout + dry.stderr
+    assert "random:qwen3" in dry.stdout + dry.stderr
+    assert "effective batch" not in dry.stdout + dry.stderr
 
 
 def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:

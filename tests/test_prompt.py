@@ -79,10 +79,10 @@ def test_jinjas_own_functions_are_no_columns() -> None:
         ),
         (
             {"target": "{{ answer_idx | serach('(.)') }}"},
-            ["target: is no Jinja template", "'serach'", "search"],
+            ["target: is not a Jinja template", "'serach'", "search"],
         ),
-        ({"user": "{{ question "}, ["dataset.user: is no Jinja template", "line 1"]),
-        ({"keep": "answer_idx =="}, ["dataset.keep: is no Jinja template"]),
+        ({"user": "{{ question "}, ["dataset.user: is not a Jinja template", "line 1"]),
+        ({"keep": "answer_idx =="}, ["dataset.keep: is not a Jinja template"]),
         ({"keep": "answer == 'A'"}, ["dataset.keep: there is no column 'answer'"]),
     ],
 )
