@@ -20,11 +20,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from sftlab import instance, models
 from sftlab.cli import CONF
-from sftlab.stages import dataset, evaluate
-from sftlab.store import Store
-from sftlab.validate import validate
+from sftlab.dataset import stage as dataset
+from sftlab.eval import stage as evaluate
+from sftlab.instance import machine as instance
+from sftlab.model import base as models
+from sftlab.runtime.store import Store
+from sftlab.validation.validate import validate
 
 BARE = """
 import json, os, sys, time
@@ -50,7 +52,7 @@ def bare(folder: Path, given: dict[str, Any], environment: dict[str, str]) -> tu
     """Seconds and tokens of ``LLM.generate``, in a process with the environment that sftlab's engine has."""
     import os
 
-    from sftlab.launch import QUIET
+    from sftlab.runtime.processes import QUIET
 
     (folder / "bare.py").write_text(BARE, "utf-8")
     (folder / "bare.json").write_text(json.dumps(given), "utf-8")

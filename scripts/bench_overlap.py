@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from sftlab import overlap
+from sftlab.dataset import overlap
 from sftlab.records import Example
 
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}

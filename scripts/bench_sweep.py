@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab.job import Job, jobs
+from sftlab.runtime.job import Job, jobs
 
 EXPERIMENT = "+experiment=demo_sweep"
 

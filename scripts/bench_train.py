@@ -32,12 +32,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from sftlab import instance
 from sftlab.cli import CONF
 from sftlab.config import Config
-from sftlab.instance import Machine
-from sftlab.launch import NEEDED, QUIET
-from sftlab.validate import validate
+from sftlab.instance import machine as instance
+from sftlab.instance.machine import Machine
+from sftlab.runtime.processes import NEEDED, QUIET
+from sftlab.validation.validate import validate
 
 SHAPES: dict[str, dict[str, Any]] = {
     # As in the config.json of HuggingFaceTB/SmolLM2-135M-Instruct, google/gemma-3-270m, google/gemma-3-4b-it (its
@@ -99,9 +99,9 @@ def model(folder: Path, shape: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from sftlab import models
     from sftlab.config import ModelConfig
-    from sftlab.store import Store
+    from sftlab.model import base as models
+    from sftlab.runtime.store import Store
 
     config = AutoConfig.from_pretrained(describe(folder, shape))
     torch.manual_seed(1)
@@ -235,7 +235,7 @@ def _sftlab(
     cfg: Config, machine: Machine, base: str, tokens: str, out: str, counts: dict[str, Any], *, save: bool
 ) -> dict[str, Any]:
     """What sftlab's child process does, in this one; its receipt."""
-    from sftlab.stages import train
+    from sftlab.train import stage as train
 
     extra = cfg.train.extra if save else {**cfg.train.extra, "save_strategy": "no"}
     given = {

@@ -34,9 +34,9 @@ from typing import Any
 
 import bench_train
 
-from sftlab.instance import visible_gpus
-from sftlab.launch import NEEDED, QUIET, TOO_LARGE, die_with_parent
-from sftlab.store import versions, write_json
+from sftlab.instance.machine import visible_gpus
+from sftlab.runtime.processes import NEEDED, QUIET, TOO_LARGE, die_with_parent
+from sftlab.runtime.store import versions, write_json
 
 TOLERANCE = 0.01  # nats per token by which losses may differ
 GRACE = 15  # seconds that the last cell may take beyond --minutes
@@ -225,7 +225,7 @@ def train(overrides: list[str], **arguments: Any) -> dict[str, Any]:
 
 def merge(training: dict[str, Any], folder: str) -> dict[str, Any]:
     """Train, merge the checkpoint by sftlab's own stage, and compare the two."""
-    from sftlab.stages import merge as stage
+    from sftlab.model import merge as stage
 
     trained = train(**training, save=True)
     _, machine = bench_train.settings(training["overrides"])
@@ -245,10 +245,10 @@ def merge(training: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def plan(overrides: list[str], base: str, tokens: str) -> dict[str, Any]:
     """What ``mode=plan`` estimates for a training."""
-    from sftlab import plan as planning
-    from sftlab.models import Base
-    from sftlab.stages.tokenize import Tokenized
-    from sftlab.store import Stage
+    from sftlab.dataset.tokenize import Tokenized
+    from sftlab.model.base import Base
+    from sftlab.runtime.store import Stage
+    from sftlab.train import plan as planning
 
     cfg, machine = bench_train.settings(overrides)
     rows = Tokenized(Stage("tokens", "", Path(tokens), cached=True, seconds=0.0))

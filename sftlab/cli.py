@@ -36,9 +36,9 @@ from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, Ter
 
 if TYPE_CHECKING:
     from sftlab.config import Config
-    from sftlab.job import Job
-    from sftlab.modes import Mode
-    from sftlab.run import Run
+    from sftlab.runtime.job import Job
+    from sftlab.runtime.modes import Mode
+    from sftlab.runtime.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Study:
 
     def start(self, composed: DictConfig, mode: str, seed: int) -> None:
         """Take the folder, and write ``run.json``: the run has begun."""
-        from sftlab.run import Run, hold
+        from sftlab.runtime.run import Run, hold
 
         assert self.folder is not None
         self.held = hold(self.folder)
@@ -100,7 +100,7 @@ def _find_home(place: DictConfig) -> None:
 
 def _check_names(hydra_config: DictConfig) -> None:
     """Refuse a log file or a folder of Hydra's that would be outside the run's folder, or could not be written."""
-    from sftlab.run import LONGEST
+    from sftlab.runtime.run import LONGEST
 
     name, subdir = str(hydra_config.job.name), hydra_config.output_subdir
     if "/" in name or len(os.fsencode(name)) > LONGEST - len(".log"):
@@ -234,12 +234,12 @@ def _extend_launchers() -> None:
     """
 
     def gpus(device: str, num_processes: int | None) -> int | None:
-        from sftlab.instance import gpus_per_job
+        from sftlab.instance.machine import gpus_per_job
 
         return gpus_per_job(device, num_processes) or None
 
     def at_once(device: str, num_processes: int | None) -> int:
-        from sftlab import launchers
+        from sftlab.hydra_app import launchers
 
         return launchers.at_once(device, num_processes)
 
@@ -270,10 +270,11 @@ class StudyCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Validate, before Hydra makes the run's folder."""
-        from sftlab import instance, preflight
-        from sftlab.modes import MODES
-        from sftlab.run import Run, check_folder
-        from sftlab.validate import validate
+        from sftlab.instance import machine as instance
+        from sftlab.instance import preflight
+        from sftlab.runtime.modes import MODES
+        from sftlab.runtime.run import Run, check_folder
+        from sftlab.validation.validate import validate
 
         STUDY.asked = True
         _warn_once()
@@ -302,10 +303,10 @@ class StudyCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Stop a sweep that cannot do all that it is asked for, before anything is written, and take its folder."""
-        from sftlab import launchers, sweep
-        from sftlab.modes import MODES
-        from sftlab.run import check_folder
-        from sftlab.validate import validate
+        from sftlab.hydra_app import launchers, sweep
+        from sftlab.runtime.modes import MODES
+        from sftlab.runtime.run import check_folder
+        from sftlab.validation.validate import validate
 
         STUDY.asked = STUDY.sweep = True
         _warn_once()
@@ -355,12 +356,12 @@ def _study() -> Study:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(composed: DictConfig) -> float:
     """One job, in this process or in a worker of a launcher. Returns its lowest validation loss."""
-    from sftlab import launchers
-    from sftlab.job import Job, conflict
-    from sftlab.modes import MODES
+    from sftlab.hydra_app import launchers
     from sftlab.pipeline import dry_run, evaluate_job, plan_job, run_job
-    from sftlab.store import Store
-    from sftlab.validate import validate
+    from sftlab.runtime.job import Job, conflict
+    from sftlab.runtime.modes import MODES
+    from sftlab.runtime.store import Store
+    from sftlab.validation.validate import validate
 
     study = _study()
     _environment()
@@ -415,7 +416,7 @@ def job(composed: DictConfig) -> float:
 
 def main() -> None:
     """The entry of ``python -m sftlab`` and of the ``sftlab`` command."""
-    from sftlab.command_line import COMPOSITION, explain, options_first
+    from sftlab.hydra_app.wording import COMPOSITION, explain, options_first
 
     STUDY.tracebacks = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function, which words them
@@ -477,7 +478,7 @@ def _only_printed(arguments: list[str]) -> int:
 
 def _of_files(error: BaseException) -> str | None:
     """The message for an error of files or folders, also one that a library wraps; None for any other."""
-    from sftlab.store import full
+    from sftlab.runtime.store import full
 
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
@@ -501,7 +502,7 @@ def _run_jobs() -> None:
     except (HydraException, SftlabError):
         raise
     except Exception as error:
-        from sftlab.job import jobs
+        from sftlab.runtime.job import jobs
 
         if not STUDY.sweep or (STUDY.run is None and STUDY.scratch is None):  # none has begun
             raise
@@ -538,8 +539,8 @@ def _go_where_the_sweep_was_started(folder: str) -> None:
 def _finish(study: Study) -> int:
     """After the jobs: the decision, or what the mode asks for instead. Returns the exit code."""
     from sftlab import pipeline
-    from sftlab.job import jobs
-    from sftlab.stages import report
+    from sftlab.report import terminal as report
+    from sftlab.runtime.job import jobs
 
     assert study.folder is not None
     assert study.mode is not None
@@ -590,14 +591,14 @@ def _finish(study: Study) -> int:
 def _alone(study: Study, cfg: Config) -> int:
     """What needs no job: a dry run, and the modes that cannot be swept."""
     from sftlab import pipeline
-    from sftlab.store import Store
+    from sftlab.runtime.store import Store
 
     assert study.folder is not None
     if cfg.dry_run:
         with TemporaryDirectory(prefix="sftlab-") as scratch:
             pipeline.dry_run(cfg, study.folder, Path(scratch))
     elif cfg.mode == "clean":
-        from sftlab.clean import clean
+        from sftlab.runtime.clean import clean
 
         clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete)
     elif cfg.mode == "report":
@@ -608,7 +609,7 @@ def _alone(study: Study, cfg: Config) -> int:
         page = pipeline.show(cfg, study.folder) if cfg.mode == "preview" else pipeline.compare_files(study.run, cfg)
         study.run.finish("success")
         if cfg.mode == "compare":
-            from sftlab.stages import report
+            from sftlab.report import terminal as report
 
             report.page(study.run)
         log.info("done: %s", page)
@@ -627,7 +628,7 @@ def _in_every_job(error: ConfigError, swept: set[str]) -> str:
     These are the problems whose message names no key that differs between the jobs.
     """
     from sftlab.config import Config
-    from sftlab.validate import known_keys, listed, problems
+    from sftlab.validation.validate import known_keys, listed, problems
 
     known = set(known_keys(Config))
     hopeless = []

@@ -10,21 +10,31 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from sftlab import instance, models, overlap, plan, precision, preflight, score, tracking
-from sftlab.card import card, push
-from sftlab.clean import clean
 from sftlab.config import Config, DatasetConfig, ModelConfig, NoPeft
+from sftlab.dataset import overlap, tokenize
+from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
-from sftlab.job import Job, trained_as
-from sftlab.models import Base
-from sftlab.predictions import load_pair, unjudgeable
-from sftlab.preview import preview
+from sftlab.eval import score
+from sftlab.eval import stage as evaluate
+from sftlab.eval.predictions import load_pair, unjudgeable
+from sftlab.eval.statistics import compare, detectable_mean_difference, holm, minimal_detectable_difference
+from sftlab.eval.subgroups import subgroups
+from sftlab.instance import machine as instance
+from sftlab.instance import precision, preflight
+from sftlab.model import base as models
+from sftlab.model import merge
+from sftlab.model.base import Base
 from sftlab.records import Candidate, Example, Prediction, read_jsonl
-from sftlab.run import Run
-from sftlab.stages import dataset, evaluate, merge, report, select, tokenize, train
-from sftlab.statistics import compare, detectable_mean_difference, holm, minimal_detectable_difference
-from sftlab.store import ScratchStore, Stage, Store, key_of, write_json
-from sftlab.subgroups import subgroups
+from sftlab.report import terminal as report
+from sftlab.report.card import card, push
+from sftlab.report.preview import preview
+from sftlab.runtime.clean import clean
+from sftlab.runtime.job import Job, trained_as
+from sftlab.runtime.run import Run
+from sftlab.runtime.store import ScratchStore, Stage, Store, key_of, write_json
+from sftlab.tracking import wandb as tracking
+from sftlab.train import plan, select
+from sftlab.train import stage as train
 
 log = logging.getLogger(__name__)
 
@@ -481,7 +491,7 @@ def render_again(folder: Path, to: Path | None = None) -> None:
 
 
 def _render(run: Run, to: Path) -> None:
-    from sftlab.job import jobs
+    from sftlab.runtime.job import jobs
 
     if "selection" in run.values:
         report.loss_curve(to / "loss.png", run.values, jobs(run.folder))

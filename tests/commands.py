@@ -35,12 +35,6 @@ def serve() -> None:
     import jinja2.sandbox  # noqa: F401
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    import sftlab.command_line
-    import sftlab.pipeline
-    import sftlab.sweep
-    import sftlab.validate
-    import sftlab.vignettes  # noqa: F401
-
     # As a training process that quantises nothing and reports nothing leaves them out.
     sys.modules.update(dict.fromkeys(LEFT_OUT))
     for name in sys.argv[1:]:
@@ -98,7 +92,7 @@ def stage(arguments: list[str], env: dict[str, str]) -> int:
 def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None]) -> subprocess.Popen[bytes]:
     """Fork a stage's process if nothing that it needs has to be imported or started anew; else start it."""
     given = json.loads(Path(command[-1], "inputs.json").read_text("utf-8"))
-    plain = command[2] in ("sftlab.stages.train", "sftlab.stages.merge", "sftlab.stages.evaluate")
+    plain = command[2] in ("sftlab.train.stage", "sftlab.model.merge", "sftlab.eval.stage")
     method, optim = given.get("peft", {}).get("method"), given.get("train", {}).get("optim", "")
     quantised = method == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
     if plain and not quantised and not given.get("report_to") and given.get("eval", {}).get("engine") != "vllm":
@@ -107,10 +101,10 @@ def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None
 
 
 def run(case: dict[str, Any]) -> int:
-    from sftlab import launch
     from sftlab.cli import main
+    from sftlab.runtime import processes as launch
 
-    if "sftlab.trainer" in sys.modules:
+    if "sftlab.train.trainer" in sys.modules:
         launch.subprocess = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
 
     output = Path(case["output"])

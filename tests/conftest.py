@@ -46,7 +46,7 @@ def skip_without_plugins(arguments: Iterable[str]) -> None:
 
 def composed(*overrides: str) -> Any:
     """conf/ with these overrides, validated."""
-    from sftlab.validate import validate
+    from sftlab.validation.validate import validate
 
     return validate(compose(*overrides))
 
@@ -93,11 +93,12 @@ def problem(arguments: list[str]) -> str | None:
     """What is said of a command line before anything runs; None if all is well."""
     from hydra.errors import HydraException
 
-    from sftlab import instance, preflight
     from sftlab.cli import CONF, job
-    from sftlab.command_line import _Composer, _options, explain, options_first
     from sftlab.errors import ConfigError
-    from sftlab.validate import validate
+    from sftlab.hydra_app.wording import _Composer, _options, explain, options_first
+    from sftlab.instance import machine as instance
+    from sftlab.instance import preflight
+    from sftlab.validation.validate import validate
 
     try:
         arguments = options_first(arguments, CONF)
@@ -116,7 +117,7 @@ def problem(arguments: list[str]) -> str | None:
 
 def first(argument: str) -> str:
     """An override with the first of its values."""
-    from sftlab.overrides import parsed
+    from sftlab.validation.overrides import parsed
 
     read = parsed(argument)
     return argument.partition(",")[0] if read and read.is_sweep_override() else argument

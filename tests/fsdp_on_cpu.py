@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
-from sftlab import trainer
-from sftlab.launch import INPUTS, serve
-from sftlab.stages.train import run
+from sftlab.runtime.processes import INPUTS, serve
+from sftlab.train import trainer
+from sftlab.train.stage import run
 
 begin = AcceleratorState.__init__
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.errors import ConfigError, StageError
-from sftlab.launch import serve
+from sftlab.runtime.processes import serve
 
 
 def run(folder: Path, given: dict[str, Any]) -> None:

@@ -10,36 +10,31 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sftlab"
 
-# What knows nothing of stages, files or processes.
-PURE = [
-    "errors",
-    "config",
-    "records",
-    "rows",
-    "sandbox",
-    "extract",
-    "reasoning",
-    "statistics",
-    "overlap",
-    "prompt",
-    "score",
-    "subgroups",
+# What each folder may import from, besides itself: imports point one way.
+VOCABULARY = {"config", "errors", "records"}
+SUBJECTS = {"model", "dataset", "instance", "tracking"}
+LAYERS = [
+    VOCABULARY,
+    {"runtime"},
+    SUBJECTS,
+    {"train", "eval"},
+    {"report"},
+    {"pipeline", "validation"},
+    {"hydra_app"},
+    {"cli"},
 ]
-
-# Stages pass values on, and only the types of these values are known to the stage that receives them.
-BETWEEN_STAGES = {
-    ("tokenize", "dataset"): {"Dataset"},
-    ("train", "tokenize"): {"Tokenized"},
-    ("plan", "tokenize"): {"Tokenized"},
-    ("report", "select"): {"Selection"},
-}
 
 HEAVY = {
     "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow",
     "rouge_score", "scipy", "statsmodels", "torch", "transformers", "trl", "vllm", "wandb",
 }  # fmt: skip
 # Imported inside functions only: a subclass must know its parent.
-HEAVY_MODULES = {"sftlab.batches", "sftlab.trainer", "sftlab.metrics.exact_match", "sftlab.metrics.rouge"}
+HEAVY_MODULES = {
+    "sftlab.train.batches",
+    "sftlab.train.trainer",
+    "sftlab.eval.metrics.exact_match",
+    "sftlab.eval.metrics.rouge",
+}
 
 
 def name_of(path: Path) -> str:
@@ -88,29 +83,24 @@ def below(name: str) -> set[str]:
     return seen
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_pure_modules_know_only_pure_modules(name: str) -> None:
-    assert own(f"sftlab.{name}") <= {f"sftlab.{other}" for other in PURE} | {"sftlab"}
+def folder_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
 
 
-def test_stages_know_only_the_types_that_they_receive() -> None:
-    found: dict[tuple[str, str], set[str | None]] = {}
-    for name in MODULES:
-        if not name.startswith("sftlab.stages."):
-            continue
-        for module, imported in imports(MODULES[name]):
-            other = f"{module}.{imported}" if f"{module}.{imported}" in MODULES else module
-            if other.startswith("sftlab.stages."):
-                edge = (name.rpartition(".")[2], other.rpartition(".")[2])
-                found.setdefault(edge, set()).add(None if other != module else imported)
-    assert {edge: names for edge, names in found.items() if names != BETWEEN_STAGES.get(edge)} == {}
+def test_folders_import_from_the_layers_above_them_only() -> None:
+    place = {folder: number for number, layer in enumerate(LAYERS) for folder in layer}
+    upward = {
+        (name, other)
+        for name in MODULES
+        if (here := folder_of(name)) in place
+        for other in own(name)
+        if folder_of(other) and place[folder_of(other)] > place[here]
+    }
+    assert upward == set()
 
 
-def test_stages_and_what_is_below_them_do_not_know_what_is_above() -> None:
-    above = {"sftlab.pipeline", "sftlab.cli", "sftlab.__main__"}
-    assert {name for name in MODULES if own(name) & above} - {"sftlab.cli", "sftlab.__main__"} == set()
-    assert [name for name in MODULES if "sftlab.pipeline" in own(name)] == ["sftlab.cli"]
-    assert [name for name in MODULES if "sftlab.cli" in own(name)] == ["sftlab.__main__"]
+def test_every_folder_and_module_has_its_layer() -> None:
+    assert {folder_of(name) for name in MODULES} - {"", "__main__"} == set().union(*LAYERS)
 
 
 def test_there_is_no_circle() -> None:

@@ -16,10 +16,10 @@ import pytest
 from conftest import Row, problem, vignette, vignettes, write_model, write_rows
 from test_cli import HEAVY, files, refused, sftlab
 
-from sftlab import models
 from sftlab.config import ModelConfig
 from sftlab.errors import ConfigError, StageError
-from sftlab.store import Store
+from sftlab.model import base as models
+from sftlab.runtime.store import Store
 
 Make = Callable[[Path], Any]
 Case = tuple[list[str], Make | None, list[str]]  # arguments; what is there; what is said

@@ -54,6 +54,9 @@ def results(folder: Path) -> dict[str, Any]:
     return {"run": run, "predictions": predictions, "merged": merged}
 
 
+CHILDREN = {"sftlab.train.stage": "train", "sftlab.model.merge": "merge", "sftlab.eval.stage": "evaluate"}
+
+
 def stage_processes(parent: int) -> Iterator[tuple[int, str]]:
     """The stages that a run's children are at, by process id."""
     for entry in Path("/proc").glob("[0-9]*"):
@@ -62,8 +65,8 @@ def stage_processes(parent: int) -> Iterator[tuple[int, str]]:
             ppid = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, IndexError):
             continue  # it has ended
-        if ppid == parent and len(words) > 2 and words[2].startswith("sftlab.stages."):
-            yield int(entry.name), words[2].removeprefix("sftlab.stages.")
+        if ppid == parent and len(words) > 2 and words[2] in CHILDREN:
+            yield int(entry.name), CHILDREN[words[2]]
 
 
 LONG_VALIDATION = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_pipeline import with_environment
 
-from sftlab.instance import visible_gpus
+from sftlab.instance.machine import visible_gpus
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not visible_gpus(), reason="this machine has no NVIDIA GPU")]
 

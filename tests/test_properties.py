@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from test_prompt import settings as dataset_settings
 
-from sftlab import preview
 from sftlab.config import Config
+from sftlab.dataset.stage import _cap, _split
 from sftlab.errors import ConfigError
-from sftlab.extract import compile_pattern, last, lenient, normalise, read, strict
+from sftlab.eval.extract import compile_pattern, last, lenient, normalise, read, strict
+from sftlab.eval.statistics import compare, compare_scores, wilson
 from sftlab.records import Example
-from sftlab.stages.dataset import _cap, _split
-from sftlab.statistics import compare, compare_scores, wilson
-from sftlab.validate import known_keys, validate
+from sftlab.report import preview
+from sftlab.validation.validate import known_keys, validate
 
 # The same examples each time: what fails here fails everywhere.
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)

@@ -1,0 +1,1 @@
+"""Datasets: rows, splits, prompts, tokens."""

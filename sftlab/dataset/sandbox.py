@@ -1,0 +1,278 @@
+"""Jinja as the templates of datasets see it: sandboxed, strict, and never a Python value in a text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
+from functools import cache, lru_cache, wraps
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import regex
+
+from sftlab.dataset.rows import NULL, Absent, Dict, List, NotTextError, Null, Texts, Turn, is_null, plain, short
+from sftlab.errors import ConfigError
+from sftlab.model.reasoning import answered, names_mark
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+SECONDS = 1.0  # time limit of a user's pattern on one text
+
+
+def limited(find: Any, text: str, pattern: str) -> Iterator[Any]:
+    """The matches that ``find`` (a compiled pattern's ``finditer``) has in a text, within ``SECONDS``.
+
+    Raises:
+        ConfigError: It takes longer.
+    """
+    try:
+        yield from find(text, timeout=SECONDS)
+    except TimeoutError as error:
+        raise ConfigError(
+            f"pattern {pattern!r} takes more than {SECONDS:g} s on {text[:30]!r} … ({len(text):,} characters); "
+            "take repetitions out of repetitions, such as (a+)+ or (.*,)*"
+        ) from error
+
+
+@cache
+def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
+    """Jinja environment of dataset templates: sandboxed, strict about undefined names and non-text values.
+
+    Null is written as nothing. Any other value that is neither text nor a number is an error, unless a filter
+    makes a text of it. In a template that makes ``answers``, the filter search does not look into reasoning.
+    """
+    from jinja2 import StrictUndefined, Undefined, filters, nodes, pass_context, tests
+    from jinja2.runtime import Context
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset("%")
+
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            if isinstance(argument, _FromEnd) and isinstance(obj, str | list | tuple):
+                raise ValueError(
+                    f"the index {int(argument)} of a row would count from the end; "
+                    "leave the row out by keep, or write the index as a constant if that is meant"
+                )
+            return super().getitem(obj, argument)
+
+        def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+            if isinstance(left, str):
+                named = isinstance(right, Mapping) and "%(" in left
+                right = _arguments(right) if named or isinstance(right, tuple) else _formatted(right)
+            return super().call_binop(context, operator, left, right)
+
+        def wrap_str_format(self, value: Any) -> Any:
+            wrapped = super().wrap_str_format(value)
+            if wrapped is None:
+                return None
+            return lambda *args, **kwargs: wrapped(*map(_formatted, args), **_arguments(kwargs))
+
+        def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+            for concat in source.find_all(nodes.Concat):
+                concat.nodes = [
+                    nodes.Filter(node, "_text", [], [], None, None, lineno=node.lineno) for node in concat.nodes
+                ]
+            for item in source.find_all(nodes.Getitem):
+                varies = isinstance(item.arg, nodes.Name) or any(item.arg.find_all(nodes.Name))
+                if varies and not isinstance(item.arg, nodes.Slice):
+                    item.arg = nodes.Filter(item.arg, "_index", [], [], None, None, lineno=item.lineno)
+            source.set_environment(self)
+            return super()._generate(source, *args, **kwargs)
+
+    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    jinja.finalize = pass_context(lambda _, value: _written(value))  # with a context: not at compile time
+    jinja.filters["search"] = _search_answer if answers else _search
+    jinja.filters["sql"] = _sql
+    for name in _OF_TEXT:
+        jinja.filters[name] = _of_text(jinja.filters[name])
+    string = jinja.filters["string"]
+    jinja.filters["string"] = lambda value: getattr(value, "_sftlab_text", None) or string(value)
+    jinja.filters["_text"] = text_of
+    jinja.filters["_index"] = lambda value: _FromEnd(value) if type(value) is int and value < 0 else value
+    jinja.filters["int"] = lambda value, default=_NONE, base=10: _number(value, default, filters.do_int, base)
+    jinja.filters["float"] = lambda value, default=_NONE: _number(value, default, filters.do_float)
+    # Model input keeps < and > as they are; Jinja's own tojson writes them for HTML.
+    jinja.filters["tojson"] = _tojson
+    jinja.filters["replace"] = _replace
+    jinja.filters["format"] = lambda value, *args, **kwargs: _converted(value) % _arguments(kwargs or args)
+    texts = filters.FILTERS["map"]
+
+    @pass_context
+    def join(context: Context, value: Any, d: str = "", attribute: str | int | None = None) -> str:
+        items = value if attribute is None else texts(context, value, attribute=attribute)
+        return str(text_of(d)).join(str(text_of(item)) for item in items)
+
+    @pass_context
+    def mapped(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Jinja's map. Of a conversation's turns, only those are read whose texts are."""
+        items = value if isinstance(value, Texts) else [*value]
+        turns = [item if isinstance(item, Turn) else None for item in items] if "attribute" in kwargs else []
+        if not any(turns):
+            return texts(context, items, *args, **kwargs)
+        read = [turn and turn._sftlab_talk.read[turn._sftlab_number] for turn in turns]
+        made = [*texts(context, items, *args, **kwargs)]
+        marks = []
+        for turn, before in zip(turns, read, strict=True):
+            now = turn and turn._sftlab_talk.read[turn._sftlab_number]
+            marks.append((turn._sftlab_talk, turn._sftlab_number) if turn and now else None)
+            if turn:
+                turn._sftlab_mark(read=bool(before))
+        return Texts(made, getattr(value, "_sftlab_path", "a list"), marks)
+
+    @pass_context
+    def default(context: Context, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
+        missing = isinstance(value, Undefined | Absent) or (boolean and not value)
+        return default_value if missing else value
+
+    jinja.filters |= {"join": join, "default": default, "d": default, "map": mapped}
+    jinja.filters["list"] = lambda value: value if isinstance(value, Texts) else [*value]
+    jinja.tests |= {
+        "none": lambda value: value is None or isinstance(value, Null),
+        "defined": lambda value: not isinstance(value, Undefined | Absent),
+        "undefined": lambda value: isinstance(value, Undefined | Absent),
+        **{name: _not_null(getattr(tests, f"test_{name}")) for name in ("string", "sequence", "iterable")},
+    }
+    return jinja
+
+
+SIMPLE = (bool, float, Decimal, date, time, timedelta, UUID)
+"""Types of which the filter string makes the text that is meant."""
+
+# Filters that make a text of whatever they are given.
+_OF_TEXT = (
+    *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "safe", "search", "sql", "string"),
+    *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount", "wordwrap"),
+)
+
+
+class Watch:
+    """What a template writes: how many texts by its expressions, and how many nulls it writes or converts."""
+
+    def __init__(self) -> None:
+        self.texts = self.nulls = 0
+
+
+_watch = Watch()
+
+
+def watch() -> Watch:
+    """Count from now on, until the next call."""
+    global _watch
+    _watch = Watch()
+    return _watch
+
+
+def _written(value: Any) -> Any:
+    text = text_of(value)
+    _watch.texts += not isinstance(text, str) or bool(text.strip())
+    return text
+
+
+def text_of(value: Any) -> Any:
+    """A value that may be written into a text: text or a number, and an empty text for null.
+
+    Raises:
+        NotTextError: it is anything else.
+    """
+    if type(value) is str:
+        return value
+    from jinja2 import Undefined
+
+    _watch.nulls += isinstance(value, Null)
+    if isinstance(value, str | Undefined):  # Jinja raises where what is undefined is written
+        return value
+    if is_null(value):
+        _watch.nulls += 1
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
+        raise NotTextError(value)
+    return value
+
+
+def _converted(value: Any) -> Any:
+    """What a filter makes its text of: all that has one way to be written, and no lists, objects and bytes."""
+    if isinstance(value, SIMPLE) and not is_null(value):
+        return str(value)
+    return text_of(value)
+
+
+def _of_text(function: Callable[..., Any]) -> Callable[..., Any]:
+    at = int(hasattr(function, "jinja_pass_arg"))
+
+    @wraps(function)
+    def converting(*args: Any, **kwargs: Any) -> Any:
+        return function(*args[:at], _converted(args[at]), *args[at + 1 :], **kwargs)
+
+    return converting
+
+
+def _not_null(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: not isinstance(value, Null) and test(value)
+
+
+def _formatted(value: Any) -> Any:
+    return value if isinstance(value, List | Dict) else text_of(value)  # {0[key]} reads a part of it
+
+
+def _arguments(values: Any) -> Any:
+    """What a format is filled with, by position or by name."""
+    if isinstance(values, tuple):
+        return tuple(map(_formatted, values))
+    return {name: _formatted(value) for name, value in values.items()}
+
+
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    return str(_converted(text)).replace(str(text_of(old)), str(text_of(new)), -1 if count is None else count)
+
+
+class _FromEnd(int):
+    """A negative index that is not a constant of the template."""
+
+
+_NONE = object()
+
+
+def _number(value: Any, default: Any, convert: Callable[..., Any], *how: Any) -> Any:
+    """A number; null for null and blank texts, where the template has no default for them."""
+    number = convert(value, _NONE if default is _NONE or is_null(value) else default, *how)
+    if number is not _NONE:
+        return number
+    if default is not _NONE:
+        return default
+    if is_null(value) or (isinstance(value, str) and not value.strip()):
+        _watch.nulls += 1
+        return NULL
+    raise ValueError(f"{short(repr(plain(value)))} is not a number; write a default, as in int(0), if one is meant")
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    _watch.nulls += is_null(value)
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _search(text: str, pattern: str) -> str:
+    """The first group of the first match of a regular expression, or an empty string."""
+    if not re.compile(pattern).groups:
+        raise ValueError(f"search({pattern!r}) has no group in parentheses")
+    found = next(limited(regex.compile(pattern).finditer, text, pattern), None)
+    return found.group(1) or "" if found else ""
+
+
+def _search_answer(text: str, pattern: str) -> str:
+    """Like ``_search``, but without the text's reasoning, unless the pattern looks for its marks."""
+    return _search(text if names_mark(pattern) else answered(str(text)), pattern)
+
+
+@lru_cache(maxsize=20_000)  # a row's SQL is its completion and its target
+def _sql(text: str) -> str:
+    """A SQL statement laid out by sqlparse."""
+    import sqlparse
+
+    return str(sqlparse.format(text, reindent=True, keyword_case="upper")).strip()

@@ -1,0 +1,318 @@
+"""Rows of files, folders and hub datasets by the splits that the source has. Broken rows are reported all at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sftlab.dataset.formats import SUFFIXES, Rows, kind, read_file, stem
+from sftlab.dataset.rows import Cell, is_null, listing
+from sftlab.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# Words in the names of files, and of the hub's splits.
+NAMES = {
+    "train": {"train", "training", "trainset", "traindata"},
+    "validation": {
+        *("validation", "valid", "val", "dev", "eval", "evaluation"),
+        *("validationset", "validset", "valset", "devset", "evalset"),
+        *("validationdata", "validdata", "valdata", "devdata", "evaldata"),
+    },
+    "test": {"test", "testing", "testset", "testdata"},
+}
+# Files beside data that are not data. One of the second kind is data if it has rows.
+DESCRIPTIONS = re.compile(r"(dataset_infos?|dataset_dict|state|croissant)\.json", re.IGNORECASE)
+DOCUMENTS = re.compile(
+    r"(readme|licen[cs]e|notice|changelog|citation|authors|contributing|makefile|dockerfile|checksums?|sha256sums?"
+    r"|md5sums?|requirements|metadata)\b.*"
+    r"|.*\.(md|rst|html?|pdf|py|ipynb|sh|yaml|yml|toml|cfg|ini|lock|log|bib|sha256|md5"
+    r"|png|jpe?g|svg|gif|webp|bmp|tiff?|wav|mp3|mp4|flac|ogg)",
+    re.IGNORECASE,
+)
+
+
+DATA = re.compile(
+    r".*\.(jsonl?|ndjson|jl|csv|tsv|psv|txt|parquet|arrow|feather|orc|avro|xlsx?|ods|xml|zip|7z|tar|tgz|gz|bz2|xz|zst|lz4"
+    r"|h5|hdf5|pkl|pickle|npy|npz|pt|db|sqlite3?|duckdb|tfrecord|lance|msgpack|sql|part|incomplete|crdownload|data|dat)"
+    r"(\.(bak|old|orig|backup|tmp|[0-9]+)|~)?",
+    re.IGNORECASE,
+)
+
+
+class _MissingShardError(ValueError):
+    """Shards of a split are not there."""
+
+
+class Source(NamedTuple):
+    """The rows by split (``all`` where the source has one split), and what is wrong with rows that cannot be read."""
+
+    splits: dict[str, Rows]
+    problems: list[str]
+
+
+def is_data(name: str) -> bool:
+    """Whether a name ends as that of a file which can be read."""
+    return kind(Path(name)) is not None
+
+
+def files(path: Path) -> dict[str, list[Path]]:
+    """The files of a source by split. A file is one split, a folder has those that its files are named after.
+
+    A split may come in shards (``train-00000-of-00002.parquet``). A file without a split in its name is the whole
+    source if it is the only one.
+
+    Raises:
+        ConfigError: files that would not be read, or of which it is not clear what they are.
+    """
+    if path.is_file():
+        return {"all": [path]}
+    found = {file.name: file for file in sorted(path.iterdir(), key=_natural) if not file.name.startswith(".")}
+    broken = [name for name, file in found.items() if not file.exists() and not _is_document(file)]
+    if broken:
+        raise ConfigError(
+            f"{path}: {listing(broken, 5)} cannot be read: a link to {found[broken[0]].readlink()}, which is not "
+            "there; fetch that file, or remove the link"
+        )
+    data = {name: stem(file) for name, file in found.items() if file.is_file() and _is_source(file)}
+    left = [name for name, file in found.items() if name not in data and (_is_left(file) or _has_data(file))]
+    if not data and not left:
+        raise ConfigError(f"{path}: holds no {', '.join(SUFFIXES)} file; check the path")
+    try:
+        splits, other = _by_split(data, shards=True)
+    except _MissingShardError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except ValueError as error:
+        split = any(map(_splits, data.values()))
+        named = "" if split else "name each after its split (train, validation or test), "
+        raise ConfigError(
+            f"{path}: {error}; {named}keep one of them in the folder, or name one file instead of the folder"
+        ) from error
+    left = sorted([*left, *other])
+    folders = [name for name in left if found[name].is_dir()]
+    if left and not splits and left == folders:
+        raise ConfigError(f"{path}: holds data in folders only ({listing(folders, 5)}); give one of them")
+    if left:
+        raise ConfigError(
+            f"{path}: {listing(left, 5)} would not be read; move what is not meant out of the folder, and name the "
+            f"rest after a split (train, validation or test) with one of {', '.join(SUFFIXES)} as ending"
+            + (
+                ", once it is converted"
+                if any(found[name].is_file() and not kind(found[name]) for name in left)
+                else ""
+            )
+        )
+    return {split: [found[name] for name in names] for split, names in splits.items()}
+
+
+def read(path: Path) -> Source:
+    """The rows of a file or folder."""
+    splits: dict[str, Rows] = {}
+    problems: list[str] = []
+    for split, shards in files(path).items():
+        splits[split] = []
+        for table in map(read_file, shards):
+            splits[split] += table.rows
+            problems += table.problems
+        if not splits[split] and split != "all":
+            cut = "" if split == "train" else ", or remove it to have them cut from train"
+            raise ConfigError(
+                f"{path}: {listing(file.name for file in shards)} has no rows; write the {split} rows into it{cut}"
+            )
+    return Source(splits, problems)
+
+
+def read_hub(name: str, splits: Mapping[str, Rows]) -> Source:
+    """The rows of a hub dataset, of which ``splits`` has all splits.
+
+    Raises:
+        ConfigError: splits of which it is not clear what they are.
+    """
+    try:
+        known, other = _by_split({split: split for split in splits}, shards=False)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name}: {error}; write the splits that you mean to files with datasets.load_dataset({name!r}, "
+            "split=…).to_json('train.jsonl'), and give their folder"
+        ) from error
+    if empty := [split for names in known.values() for split in names if not splits[split] and len(known) > 1]:
+        raise ConfigError(
+            f"{name}: the split {empty[0]} has no rows; write the others to files with datasets.load_dataset({name!r}, "
+            "split=…).to_json('train.jsonl'), and give their folder"
+        )
+    if other:
+        log.warning("%s: the splits %s are not used; %s are", name, listing(other), listing(known))
+    return Source({split: [row for name in names for row in splits[name]] for split, names in known.items()}, [])
+
+
+def whole_numbers(splits: Mapping[str, Rows]) -> None:
+    """Write 3.0 as 3 in columns with nulls and no other fractions: pandas keeps such whole numbers as floats.
+
+    The same holds for a key of objects, and for the items of lists.
+    """
+    nulls, whole, fractions = set[Place](), set[Place](), set[Place]()
+    for rows in splits.values():
+        for row in filter(None, rows):
+            for place, value in _values(row):
+                if is_null(value):
+                    nulls.add(place)
+                elif type(value) is float:
+                    exact = value.is_integer() and abs(value) < 2**53
+                    (whole if exact else fractions).add(place)
+    if places := (whole & nulls) - fractions:
+        for rows in splits.values():
+            for row in filter(None, rows):
+                _convert(row, (), places)
+
+
+Place = tuple[str, ...]
+"""A column, and keys within it; an item of a list has the place of the list, and "[]"."""
+
+
+def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    value = value.value if type(value) is Cell else value
+    if type(value) is dict:
+        for key, item in value.items():
+            yield from _values(item, (*place, key))
+    elif type(value) is list:
+        for item in value:
+            yield from _values(item, (*place, "[]"))
+    elif value is None or type(value) is not str:
+        yield place, value
+
+
+def _convert(value: Any, place: Place, places: set[Place]) -> None:
+    value = value.value if type(value) is Cell else value
+    items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
+    for key, item in list(items):
+        at = (*place, key if type(value) is dict else "[]")
+        if type(item) is float and at in places and not is_null(item):
+            value[key] = int(item)
+        else:
+            _convert(item, at, places)
+
+
+def _is_source(file: Path) -> bool:
+    return kind(file) is not None and not _is_document(file)
+
+
+def _is_document(file: Path) -> bool:
+    """Whether a file describes others. A table has rows whatever its name, a JSON file may have settings."""
+    if DESCRIPTIONS.fullmatch(file.name):
+        return True
+    if not DOCUMENTS.fullmatch(file.name) or kind(file) not in (None, ".json"):
+        return False
+    if kind(file) is None:
+        return not any(suffix.lower() in SUFFIXES for suffix in file.suffixes)
+    try:
+        return len(read_file(file).rows) < 2
+    except (ConfigError, OSError):
+        return True
+
+
+def _is_left(file: Path) -> bool:
+    """Whether a file that cannot be read may be data: it has an ending that no document has, or a split in its name."""
+    return file.is_file() and not _is_document(file) and bool(file.suffix or _splits(file.name))
+
+
+def _has_data(folder: Path) -> bool:
+    """Whether a folder has data at any depth."""
+    if not folder.is_dir():
+        return False
+    for top, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = [Path(top, name) for name in names if not name.startswith(".")]
+        if any(_is_source(file) or (_is_left(file) and _is_named(file)) for file in files):
+            return True
+    return False
+
+
+def _is_named(file: Path) -> bool:
+    """Whether a file that cannot be read is named as data. Folders beside data have files of many kinds."""
+    return bool(DATA.fullmatch(file.name)) or bool(_splits(file.name))
+
+
+def _natural(file: Path) -> list[Any]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
+
+
+def _splits(stem: str) -> set[str]:
+    """The splits that a name has as words: ``X_train``, ``train-00000-of-00002``, ``test2``."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", stem)  # trainData, medqaTest
+    words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", spaced.lower())]
+    return {split for split, names in NAMES.items() if not names.isdisjoint(words)}
+
+
+def _by_split(stems: Mapping[str, str], *, shards: bool) -> tuple[dict[str, list[str]], list[str]]:
+    """Names by split, and the names without a split beside them. ``stems`` has what a name says of its content.
+
+    Raises:
+        ValueError: a name has two splits, or a split has several names that are not its ``shards``.
+    """
+    known: dict[str, list[str]] = {}
+    other: list[str] = []
+    for name, words in stems.items():
+        found = sorted(_splits(words))
+        if len(found) > 1:
+            raise ValueError(f"{name} may be {' or '.join(found)}")
+        (known.setdefault(found[0], []) if found else other).append(name)
+    if not known and other:
+        known, other = {"all": other}, []
+    for split, names in known.items():
+        if not shards or not _are_shards(names):
+            if shards and (missing := _missing(names)):
+                raise _MissingShardError(
+                    f"{listing(names, 5)}: {len(names)} of {len(names) + len(missing)} shards are there; fetch "
+                    f"{listing(missing, 5)} too"
+                )
+            if len(names) > 1:
+                of = "one source" if split == "all" else split
+                raise ValueError(f"{listing(names, 8)} would be put together as {of}")
+    if set(known) == {"train"}:
+        known = {"all": known["train"]}
+    return known, other
+
+
+HASH = re.compile(r"([0-9]+-of-[0-9]+)-[0-9a-f]{6,}", re.IGNORECASE)  # in names that the hub gave shards before
+
+
+def _missing(names: Sequence[str]) -> list[str]:
+    """The shards that are not there, where names differ in their number of a total alone."""
+    numbered = [re.search(r"([0-9]+)(-of-0*([0-9]+))", name := HASH.sub(r"\1", full)) and name for full in names]
+    found = [re.fullmatch(r"(.*?)([0-9]+)(-of-0*([0-9]+).*)", name) for name in numbered if name]
+    parts = [match for match in found if match]
+    if len(parts) < len(names) or len({(match[1], match[3]) for match in parts}) > 1:
+        return []
+    there, total = [int(match[2]) for match in parts], int(parts[0][4])
+    first = int(0 not in there and total in there)
+    lost = set(range(first, total + first)).difference(there)
+    if len(set(there)) < len(there) or len(lost) + len(there) != total:
+        return []
+    return [f"{parts[0][1]}{number:0{len(parts[0][2])}}{parts[0][3]}" for number in sorted(lost)]
+
+
+def _are_shards(names: Sequence[str]) -> bool:
+    """Whether names differ in a running number alone, from 0 or 1 on and without a gap.
+
+    The number of a version, a fold or a year is not that of a shard.
+    """
+    total = re.search(r"[0-9]+-of-0*([0-9]+)", names[0])
+    if total and len(names) != int(total[1]):
+        return False
+    if len(names) == 1:
+        return True
+    parts = [re.findall(r"[a-z]+|[0-9]+|[^a-z0-9]+", HASH.sub(r"\1", name.lower())) for name in names]
+    if len({len(part) for part in parts}) > 1:
+        return False
+    varied = [at for at, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    if len(varied) != 1 or not all(part[varied[0]].isdecimal() for part in parts):
+        return False
+    before = [part for part in parts[0][: varied[0]] if part.isalpha()][-1:]
+    counted = {"part", "shard", "chunk", "file", "data", "rows"}.union(*NAMES.values())
+    numbers = sorted(int(part[varied[0]]) for part in parts)
+    running = numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+    return running and (total is not None or counted.issuperset(before))

@@ -1,0 +1,234 @@
+"""The generation engines: prompts as token ids in, completions out. Runs in a child process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sftlab.model.base import reads_images
+from sftlab.model.reasoning import marks
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Text and token ids that followed a prompt, without a stop token. ``finish_reason`` is "stop" or "length"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an engine is started with; lengths in tokens, memory in GiB. Generation stops at ``stop_token_ids``.
+
+    ``dtype`` is the number format of weights and activations, "bfloat16" or "float32".
+    """
+
+    model: str
+    trust_remote_code: bool
+    stop_token_ids: list[int]
+    device: str
+    dtype: str
+    max_model_len: int
+    max_tokens: int
+    temperature: float
+    seed: int
+    batch_size: int
+    tensor_parallel_size: int
+    gpu_memory_utilization: float
+    kv_cache_gib: float
+
+
+class Engine(Protocol):
+    """A loaded model that continues prompts."""
+
+    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+        """A completion for each prompt, with the prompt's place among them, in the order they are finished.
+
+        Nothing of an earlier call is made use of, so that two calls are as two runs.
+        """
+
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
+
+
+def start(engine: str, settings: Settings, beat: Callable[[], None]) -> Engine:
+    """Load the model in ``vllm`` or ``transformers``; the engine calls ``beat`` after every step."""
+    return Vllm(settings, beat) if engine == "vllm" else Transformers(settings, beat)
+
+
+def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
+    """Decode token ids to text that retains reasoning marks (``[THINK]``); None where no special token is one."""
+    specials = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    retained = marks(specials.values())
+    dropped = {number for number, token in specials.items() if token not in retained}
+    if not retained:
+        return None
+    return lambda ids: str(tokenizer.decode([number for number in ids if number not in dropped]))
+
+
+class Vllm:
+    """vLLM in this process: fast, and the engine that serves such models."""
+
+    def __init__(self, settings: Settings, beat: Callable[[], None]) -> None:
+        # In this process, so that one exit code and one Ctrl-C are enough, and memory ends with it.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        on_cpu = settings.device == "cpu"
+        if on_cpu:
+            # The variable is the older of two ways; without one of them vLLM takes most of the memory.
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
+        from vllm import LLM
+
+        self.settings, self.beat = settings, beat
+        self.llm = LLM(
+            model=settings.model,
+            trust_remote_code=settings.trust_remote_code,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            seed=settings.seed,
+            enable_prefix_caching=True,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            # Of a model that reads images too, only the text part takes memory.
+            language_model_only=reads_images(Path(settings.model)),
+            # Compiling needs a compiler, which a CPU machine may not have.
+            enforce_eager=on_cpu,
+            use_tqdm_on_load=False,
+            **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),
+        )
+
+    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+        """A completion for each prompt, with the prompt's place among them, in the order they are finished."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        decode = reasoning_decoder(self.llm.get_tokenizer())
+        self.llm.reset_prefix_cache()
+        sampling = SamplingParams(
+            max_tokens=self.settings.max_tokens,
+            temperature=self.settings.temperature,
+            seed=seed,
+            stop_token_ids=self.settings.stop_token_ids,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        for place, out in self._run(prompts, [sampling.clone() for _ in prompts]):
+            tokens = [token for token in out.token_ids if token not in self.settings.stop_token_ids]
+            text = decode(tokens) if decode else out.text
+            yield place, Completion(text, tokens, out.finish_reason or "stop")
+
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        final = RequestOutputKind.FINAL_ONLY
+        sampling = [
+            SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=tokens, output_kind=final)
+            for tokens in allowed
+        ]
+        for place, out in self._run(prompts, sampling):
+            yield place, int(out.token_ids[0])
+
+    def _run(self, prompts: Sequence[list[int]], sampling: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """What LLM.generate does, except that each output is given when it is finished and not after the last one."""
+        from vllm.inputs import tokens_input
+
+        engine = self.llm.llm_engine
+        for place, (prompt, parameters) in enumerate(zip(prompts, sampling, strict=True)):
+            engine.add_request(str(place), tokens_input(prompt), parameters)
+        while engine.has_unfinished_requests():
+            finished = engine.step()
+            self.beat()
+            for request in finished:
+                yield int(request.request_id), request.outputs[0]
+
+
+class Transformers:
+    """transformers' generate in batches: slower, and with nothing to start."""
+
+    def __init__(self, settings: Settings, beat: Callable[[], None]) -> None:
+        from transformers import AutoTokenizer, GenerationConfig
+
+        from sftlab.model.base import load
+
+        self.settings, self.beat = settings, beat
+        code = settings.trust_remote_code
+        self.tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=code, local_files_only=True)
+        self.decode = reasoning_decoder(self.tokenizer)
+        self.model: Any = load(Path(settings.model), dtype=settings.dtype, trust_remote_code=code)
+        self.model.to(settings.device).eval()
+        # As in vLLM, nothing but what is asked for: a model's own config may bring a repetition penalty.
+        self.model.generation_config = GenerationConfig(
+            pad_token_id=self._padding(), eos_token_id=settings.stop_token_ids or None
+        )
+
+    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+        """A completion for each prompt, with the prompt's place among them; equally long prompts run together."""
+        import torch
+
+        sampling: dict[str, Any] = {"do_sample": False}
+        if self.settings.temperature > 0:
+            torch.manual_seed(seed)
+            sampling = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0, "top_p": 1.0}
+        for batch in self._batches(prompts):
+            made = self._continue([prompts[place] for place in batch], self.settings.max_tokens, **sampling)
+            for place, row in zip(batch, made, strict=True):
+                yield place, self._completion(row)
+
+    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
+        for batch in self._batches(prompts):
+
+            def of_row(row: int, _: Any, batch: list[int] = batch) -> list[int]:
+                return allowed[batch[row]]
+
+            made = self._continue(
+                [prompts[place] for place in batch], 1, do_sample=False, prefix_allowed_tokens_fn=of_row
+            )
+            for place, (token,) in zip(batch, made, strict=True):
+                yield place, token
+
+    def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+        """Places of prompts that run together, the shortest prompts first."""
+        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        size = self.settings.batch_size
+        return (order[first : first + size] for first in range(0, len(order), size))
+
+    def _continue(self, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
+        """At most so many tokens after each prompt. Only the last position of a prompt gets logits."""
+        import torch
+
+        def beat(ids: Any, *_: Any, **__: Any) -> Any:
+            self.beat()
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        ids, mask = self._pad(prompts)
+        with torch.no_grad():
+            out = self.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, stopping_criteria=[beat], **options
+            )
+        made: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return made
+
+    def _pad(self, prompts: list[list[int]]) -> tuple[Any, Any]:
+        import torch
+
+        longest = max(map(len, prompts))
+        ids = [[self._padding()] * (longest - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        device = self.model.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def _padding(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else next(iter(self.settings.stop_token_ids), 0))
+
+    def _completion(self, row: list[int]) -> Completion:
+        ends = self.settings.stop_token_ids
+        stop = next((place for place, token in enumerate(row) if token in ends), None)
+        tokens = row if stop is None else row[:stop]
+        text = self.decode(tokens) if self.decode else self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Completion(text, tokens, "length" if stop is None else "stop")

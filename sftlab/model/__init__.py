@@ -1,0 +1,1 @@
+"""Models: base, random and hub models, adapters, merging."""

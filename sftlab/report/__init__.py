@@ -1,0 +1,1 @@
+"""Reports: terminal, figure, page, model card."""

@@ -1,0 +1,224 @@
+"""``mode=preview``: what will be trained on, counted and token by token, in the terminal and as one page."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from sftlab.dataset.prompt import Tokens, tokenize, tokenize_all
+from sftlab.records import Example
+from sftlab.report.page import count, percent, sha256
+
+PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+HEADER = ("Tokens", *(f"{share} %" for share in PERCENTILES[:-1]), "Longest")
+BINS, BAR = 20, 50  # about so many bars at most, and so many characters long
+SHOWN = 300  # tokens of a part's beginning, and of its end, in the terminal; the page has them all
+# The parts of a row, each with two shades for the terminal: on their own ground, to be read on dark and on light.
+PARTS = {
+    "prompt": ("Prompt, not learned from", "#a0a8b3 on #1c2026", "#a0a8b3 on #343b45"),
+    "supervised": ("Completion, learned from", "#6fcf97 on #12261a", "#6fcf97 on #1f4a30"),
+    "cut": ("Cut, beyond train.max_length", "strike #f0938b on #331a19", "strike #f0938b on #5a2b28"),
+}
+
+
+class Statistics(NamedTuple):
+    """Counts of a split. Lengths are of whole rows, before anything is cut."""
+
+    rows: int
+    tokens: int
+    kept: int  # of the tokens, those that training reads
+    supervised: int  # of these, those that the loss counts
+    cut: int  # rows that lose the end of their completion
+    left_out: int  # rows whose prompt alone fills max_length
+    percentiles: dict[str, list[int]]
+    bins: list[tuple[int, int, int]]
+
+
+def statistics(lengths: Sequence[tuple[int, int]], max_length: int) -> Statistics:
+    """Sum up the lengths of (prompt, completion). Percentiles are lengths that rows have (nearest rank)."""
+    whole = sorted(map(sum, lengths))
+    parts = {"row": whole, "prompt": sorted(pair[0] for pair in lengths), "completion": sorted(c for _, c in lengths)}
+    trained = [(prompt, min(prompt + completion, max_length)) for prompt, completion in lengths if prompt < max_length]
+    return Statistics(
+        rows=len(lengths),
+        tokens=sum(whole),
+        kept=sum(end for _, end in trained),
+        supervised=sum(end - prompt for prompt, end in trained),
+        cut=sum(row > max_length for row in whole) - (len(lengths) - len(trained)),
+        left_out=len(lengths) - len(trained),
+        percentiles={name: [of[-(-share * len(of) // 100) - 1] for share in PERCENTILES] for name, of in parts.items()},
+        bins=histogram(whole, max_length),
+    )
+
+
+def histogram(lengths: Sequence[int], max_length: int) -> list[tuple[int, int, int]]:
+    """Bars (from, to, rows), none of which has rows on both sides of ``max_length``; the last may be wide."""
+    rows = sorted(lengths)
+    edge = max_length + 1 if max_length < rows[-1] else 0
+    high = rows[-(-99 * len(rows) // 100) - 1]  # what is much longer shares the last bar, and squeezes no others
+    widths = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
+    step = next(width for width in widths if (high - edge) // width - (rows[0] - edge) // width < BINS)
+    found = Counter(edge if n >= edge > high else (min(n, high + step) - edge) // step * step + edge for n in rows)
+    starts = sorted({*found, *range(min(found), high + 1, step)})
+    ends = [*(start - 1 for start in starts[1:]), max(starts[-1] + step - 1, rows[-1])]
+    return [(max(start, 1), end, found[start]) for start, end in zip(starts, ends, strict=True)]
+
+
+def pick(lengths: Sequence[int], rows: int, seed: int) -> list[int]:
+    """The rows to show: ``rows`` of them drawn by seed, in their order, and the longest."""
+    drawn = sorted(Random(seed).sample(range(len(lengths)), min(rows, len(lengths))))
+    return list(dict.fromkeys([*drawn, lengths.index(max(lengths))]))
+
+
+class Span(NamedTuple):
+    """A token, or the few that only together are a character. ``part`` is one of PARTS."""
+
+    text: str
+    ids: list[int]
+    start: int
+    part: str
+    special: bool
+
+
+def spans(decode: Callable[[list[int]], str], tokens: Tokens, max_length: int, special: Set[int]) -> list[Span]:
+    """The text of each token. Pieces of a character wait until it is whole: no text is lost or changed."""
+    ids, prompt = [*tokens.prompt, *tokens.completion], len(tokens.prompt)
+    # No character goes on across these: the parts are tokenised one by one, and special tokens are whole.
+    borders = {prompt, len(ids), *(side for at, token in enumerate(ids) if token in special for side in (at, at + 1))}
+    made, before, start = list[Span](), list[int](), 0  # before: decoders may drop a space from what comes first
+    for end in range(1, len(ids) + 1):
+        text = decode(before + ids[start:end])[len(decode(before)) :]
+        if end in borders or (text and not text.endswith("\ufffd")):
+            part = "cut" if end > max_length else "prompt" if end <= prompt else "supervised"
+            made.append(Span(text, ids[start:end], start, part, ids[start] in special))
+            before, start = ids[start:end], end
+    return made
+
+
+def visible(text: str) -> str:
+    """Text that hides nothing and moves no cursor: line ends are marked and kept, control characters named."""
+    marks = {0x0A: "⏎\n", 0x09: "⇥\t", 0x200C: "\u200c", 0x200D: "\u200d"}  # joiners belong to words and emoji
+    hidden = {ord(char) for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
+    return text.translate({code: f"⟨U+{code:04X}⟩" for code in hidden} | marks) or "∅"
+
+
+class Split(NamedTuple):
+    """Everything that is told of a split, by the terminal and by the page."""
+
+    name: str
+    statistics: Statistics
+    facts: dict[str, str]
+    notes: list[str]
+    rows: list[tuple[str, list[tuple[str, list[Span]]]]]  # a heading, and the tokens of each part
+
+
+def preview(
+    tokenizer: Any,
+    splits: Mapping[str, Sequence[Example]],
+    *,
+    max_length: int,
+    folder: Path,
+    rows: int = 3,
+    seed: int,
+    template_time: str | None = None,
+) -> None:
+    """Print what training would see of ``train`` and ``validation``, and write ``preview.html`` into the folder."""
+    from sftlab.runtime.console import say
+
+    names = [name for name in ("train", "validation") if splits[name]]
+    found = [_split(tokenizer, name, splits[name], max_length, rows, seed) for name in names]
+    if template_time is not None:
+        for split in found:
+            split.facts["Time that the chat template prints"] = template_time
+    for part in (part for split in found for part in _printed(split, max_length)):
+        say(part)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "preview.html").write_text(render(found, max_length), "utf-8")
+    say(f"Every token with its id: {folder / 'preview.html'}")
+
+
+def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: int, rows: int, seed: int) -> Split:
+    decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)  # which would change the text
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    met, lengths = Counter[int](), list[tuple[int, int]]()  # no row's tokens are kept: a split may be large
+    for tokens in tokenize_all(partial(tokenize, tokenizer), examples, name):
+        met.update(token for token in tokens.prompt + tokens.completion if token in special)
+        lengths.append((len(tokens.prompt), len(tokens.completion)))
+    found, whole, first = statistics(lengths, max_length), list(map(sum, lengths)), tokenize(tokenizer, examples[0])
+    over = found.cut + found.left_out
+    facts = {
+        "Rows": count(found.rows),
+        "Tokens": f"{count(found.tokens)}; trained on: {count(found.kept)}",
+        "Learned from": f"{count(found.supervised)} tokens, {percent(found.supervised / max(found.kept, 1))} of those",
+        f"Rows over max_length={max_length}": f"{count(over)} ({percent(over / found.rows)}); completion cut: "
+        f"{count(found.cut)}; left out, their prompt fills it: {count(found.left_out)}",
+    }
+    for kind, token in (("BOS", tokenizer.bos_token_id), ("EOS", tokenizer.eos_token_id)):
+        where = f"{first.prompt.count(token)} in the prompt, {first.completion.count(token)} in the completion"
+        facts[f"{kind} in the first row"] = "the tokenizer has none" if token is None else where
+    named = (f"{count(n)} × {visible(decode([token]))} (id {token})" for token, n in met.most_common())
+    facts["Special tokens"] = ", ".join(named) or "none"
+    notes = {
+        f"train.max_length={max_length} cuts completions, which training refuses unless "
+        f"train.allow_truncated_completion=true; {max(whole)} cuts none.": found.cut,
+        f"Rows whose prompt fills train.max_length={max_length} are left out.": found.left_out,
+        "The first row begins with two BOS.": first.prompt[:2] == [tokenizer.bos_token_id] * 2,
+    }
+    shown = []
+    for at in pick(whole, rows, seed):
+        marks = ", the longest" * (whole[at] == max(whole)) + ", left out" * (lengths[at][0] >= max_length)
+        row = spans(decode, tokenize(tokenizer, examples[at]), max_length, special)
+        parts = groupby(row, lambda span: span.part)
+        heading = f"Row {at + 1:,} ({visible(examples[at].id)}): {whole[at]:,} tokens{marks}"
+        shown.append((heading, [(part, list(group)) for part, group in parts]))
+    return Split(name, found, facts, [note for note, holds in notes.items() if holds], shown)
+
+
+def _printed(split: Split, max_length: int) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    # Shades need 256 colours; where there are fewer, or none, tokens are parted by a line.
+    line = "" if Console().color_system in ("256", "truecolor") and not Console().no_color else "│"
+    table = Table(title=f"Rows of {split.name}", title_justify="left", show_header=False)
+    lengths, bins = Table(*(Column(name, justify="right") for name in HEADER)), split.statistics.bins
+    for fact in split.facts.items():
+        table.add_row(*map(Text, fact))
+    for name, values in split.statistics.percentiles.items():
+        lengths.add_row(name, *map(count, values))
+    yield from (table, lengths)
+    most = max(rows for _, _, rows in bins)
+    bars = [f"{low:>7,} – {high:<7,} {'█' * -(-BAR * rows // most)} {rows:,}" for low, high, rows in bins]
+    bars.insert(sum(low <= max_length for low, _, _ in bins), f"{'max_length':>17} ──── {max_length:,}")
+    yield Text("\n".join(bars))
+    yield from (Text(f"Note: {note}", "yellow") for note in split.notes)
+    for heading, parts in split.rows:
+        yield Text(f"\n{heading}", "bold")
+        for part, tokens in parts:
+            yield Text(f"{PARTS[part][0]} ({sum(len(span.ids) for span in tokens):,} tokens)")
+            text = Text(overflow="fold")
+            for at, span in enumerate(tokens):
+                if at < SHOWN or at >= len(tokens) - SHOWN:
+                    text.append(line if at else "").append(
+                        visible(span.text), "bold " * span.special + PARTS[part][1 + at % 2]
+                    )
+                elif at == SHOWN:
+                    text.append(f" … {len(tokens) - 2 * SHOWN:,} more, all in preview.html … ")
+            yield text
+
+
+def render(splits: Sequence[Split], max_length: int) -> str:
+    """The page. It holds no script, and asks for nothing from outside."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {own.__name__: own for own in (count, percent, sha256, visible)}
+    template = environment.from_string(Path(__file__).with_name("preview.html.jinja").read_text("utf-8"))
+    return template.render(splits=splits, max_length=max_length, header=HEADER, labels=PARTS).lstrip()

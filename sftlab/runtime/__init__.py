@@ -1,0 +1,1 @@
+"""Stages, processes, runs and jobs: nothing about language models."""

@@ -1,0 +1,246 @@
+"""Stages that no run refers to any more: what they take, and how they are deleted.
+
+A stage is referred to if a ``run.json`` or ``job.json`` has its key anywhere, or if a stage that is referred to was
+made from it. Keys are hashes, so looking for them in the text errs on the side of keeping: records of other versions,
+of a store that was moved, and truncated records count too. Records are read from the folders
+that the store has registered and from those below ``clean.outputs``. Stages that a living process uses are retained.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sftlab.errors import ConfigError, StageError
+from sftlab.runtime.console import say
+from sftlab.runtime.job import JOB, RUN
+from sftlab.runtime.processes import INPUTS
+from sftlab.runtime.store import MANIFEST, RUNS, in_use, unregistered, withdraw
+
+log = logging.getLogger(__name__)
+
+PARTIAL, KEY = ".partial", re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
+KIND, STAGE = re.compile(r"\w+"), re.compile(r"[0-9a-f]{16}(\.partial)?")
+TRASH, RUNNING = re.compile(r"\.trash-\w+-[0-9a-f]{16}(\.partial)?-\d+"), re.compile(r'"status":\s*"running"')
+# A job names its stages when it ends, and holds no lock between two of them. So while a run goes on, what was used
+# of late may be its own. There is a limit because a run that was killed says forever that it goes on.
+RECENT = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A folder of the store that no run refers to. ``bytes`` counts hard links in the first folder of a list only."""
+
+    path: Path
+    kind: str
+    bytes: int
+    last_used: float  # seconds since the epoch
+
+
+def unreferenced(store: Path, outputs: Path) -> list[Unused]:
+    """What no run below ``outputs`` or known to the store refers to, the longest unused first. Nothing is changed.
+
+    Unfinished stages (``.partial``) are among it unless a process works on them.
+
+    Raises:
+        ConfigError: a folder or record cannot be read, so that it is not known what is referred to.
+    """
+    root = store.resolve()
+    stages = dict(_stages(root))  # before the records: a run that begins in between uses them after they were listed
+    records = _records(root, outputs)
+    held = {path for path in stages if path.suffix == PARTIAL and not _with_lock(path, lambda: True)}
+    keys = ({path.stem for path in held} | in_use(root)).union(*(KEY.findall(text) for text in records.values()))
+    recent = {path.name for path, used in stages.items() if used > time.time() - RECENT}
+    going = [path.parent for path, text in records.items() if RUNNING.search(text)]
+    if going and recent - keys:
+        keys |= recent
+        log.info("clean: %s goes on (or was killed), so what was used within a day is kept", going[0])
+    made_from: defaultdict[str, set[str]] = defaultdict(set)
+    for file in [path / name for path in stages for name in (MANIFEST, INPUTS)]:
+        with suppress(FileNotFoundError):
+            made_from[file.parent.stem].update(KEY.findall(file.read_text("utf-8", errors="replace")))
+    todo = list(keys)
+    while todo:
+        new = made_from[todo.pop()] - keys
+        keys |= new
+        todo += new
+    # A key names the finished stage. Nobody needs an unfinished one that nobody works on.
+    left = [(used, path) for path, used in stages.items() if path not in held and path.name not in keys]
+    seen: set[tuple[int, int]] = set()
+    return [Unused(path, path.parent.name, _bytes(path, seen), used) for used, path in sorted(left)]
+
+
+def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) -> None:
+    """Print what no run refers to, and delete it if ``delete`` is true and this is not a dry run.
+
+    Raises:
+        ConfigError: it cannot be told which runs there are, so that too much might be deleted.
+        StageError: the store cannot be written.
+    """
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    if not store.is_dir():
+        raise ConfigError(f"store={str(store)!r}: no such folder (seen from {Path.cwd()}); name the store of your runs")
+    unused, root = unreferenced(store, outputs), store.resolve()
+    table = Table("kind", "key", "size", "last used", title="Not referred to by any run", title_justify="left")
+    for item in unused:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.last_used))
+        table.add_row(item.kind, item.path.name, decimal(item.bytes), used)
+    say(table if unused else f"{store}: runs refer to all of it")
+    total = f"{store}: {len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
+    reason = _refusal(store, outputs, unused)
+    if delete and reason:
+        raise ConfigError(f"clean.delete=true: {reason}")
+    if delete and not dry_run:
+        gone = sum(_delete(root, item) for item in unused)
+        _sweep(root)
+        say(f"{total}: {gone} deleted" + f", {len(unused) - gone} left, which are in use" * (gone < len(unused)))
+    elif delete:
+        say(f"{total}: would be deleted")
+    elif reason:
+        say(f"{total}: nothing was deleted, and clean.delete=true is refused: {reason}")
+    elif unused:
+        say(f"{total}: nothing was deleted; to delete them, add clean.delete=true")
+
+
+def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
+    """Why unused stages may not be deleted: runs that nobody can find may refer to them."""
+    root = store.resolve()
+    if unused and not outputs.is_dir():
+        return f"clean.outputs={str(outputs)!r}: no such folder; name the folder that contains your runs"
+    if unused and not _records(root, outputs):
+        return (
+            f"no run was found below {outputs} or is registered in the store, so all of {store} would be deleted; "
+            "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself"
+        )
+    if any(path.is_relative_to(outputs.absolute()) for path in (root, store.absolute())):
+        return None
+    old = unregistered(root)
+    count = sum(f"{item.kind}/{item.path.stem}" in old for item in unused)
+    if not count:
+        return None
+    return (
+        f"{count} of {len(unused)} folders of {store} were written by a version that did not register the runs that "
+        "use them; set clean.outputs= to a folder that contains both the store and all of these runs"
+    )
+
+
+def _folders(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    """The folders in a folder whose names fit. Links are none."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in inside if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+
+
+def _stages(root: Path) -> Iterator[tuple[Path, float]]:
+    """Every stage of the store, finished or not, and when it was last of use."""
+    for path in [path for kind in _folders(root, KIND) for path in _folders(kind, STAGE)]:
+        with suppress(FileNotFoundError):  # no stage, since it has no manifest; or finished or deleted just now
+            yield path, _last_used(path)
+
+
+def _last_used(path: Path) -> float:
+    return (path if path.suffix == PARTIAL else path / MANIFEST).stat().st_mtime
+
+
+def _records(root: Path, outputs: Path) -> dict[Path, str]:
+    """The records of all runs and jobs: below ``outputs``, and in the folders that the store has registered."""
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # deleted just now
+            what = "and may tell of a run that refers to stages; make it readable, or clean as a user who may read it"
+            raise ConfigError(f"{error.filename}: cannot be read ({error.strerror}), {what}") from error
+
+    files: set[Path] = set()
+    for folder, below, names in os.walk(outputs.resolve(), onerror=unreadable):
+        below[:] = [name for name in below if Path(folder, name) != root]
+        files.update(Path(folder, name) for name in (RUN, JOB) if name in names)
+    records = {}
+    try:
+        for entry in (root / RUNS).glob("*.json"):
+            inside = _registered(entry)
+            if not inside and (host := json.loads(entry.read_text("utf-8"))["host"]) != os.uname().nodename:
+                raise ConfigError(
+                    f"{entry}: names a run on {host} that is not seen from here; clean there, or delete this file if "
+                    "the run was deleted"
+                )
+            files.update(inside)
+        for path in sorted(files):
+            with suppress(FileNotFoundError):  # deleted just now
+                records[path] = path.read_text("utf-8", errors="replace")
+    except OSError as error:
+        unreadable(error)
+    return records
+
+
+def _registered(entry: Path) -> list[Path]:
+    """The records in a folder that the store has registered; none where the run was deleted."""
+    try:
+        folder = Path(json.loads(entry.read_text("utf-8"))["folder"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{entry}: does not name the folder of a run ({error}); delete this file") from error
+    return [folder / name for name in (RUN, JOB) if (folder / name).is_file()]
+
+
+def _bytes(path: Path, seen: set[tuple[int, int]]) -> int:
+    total = 0
+    for name in [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]:
+        with suppress(FileNotFoundError):
+            file = os.lstat(name)
+            total += 0 if (file.st_dev, file.st_ino) in seen else file.st_size
+            seen.add((file.st_dev, file.st_ino))
+    return total
+
+
+def _with_lock(path: Path, act: Callable[[], object]) -> bool:
+    """Act while the lock of a stage is held here; False if another process holds it."""
+    from filelock import FileLock, Timeout
+
+    try:
+        held = FileLock(path.with_suffix(".lock")).acquire(timeout=0)
+    except (Timeout, OSError):  # what may not be locked may not be deleted
+        return False
+    with held:
+        act()
+    return True
+
+
+def _delete(root: Path, item: Unused) -> bool:
+    """Delete a folder, unless a process works on it or has used it since it was listed."""
+    trash: list[Path] = []
+
+    def away() -> None:
+        with suppress(FileNotFoundError):  # finished or deleted meanwhile
+            if not item.path.is_symlink() and _last_used(item.path) == item.last_used:
+                trash.extend(filter(None, [withdraw(root, item.path)]))
+
+    try:
+        if not _with_lock(item.path, away) or not trash:
+            return False
+        with suppress(FileNotFoundError):  # another process sweeps
+            shutil.rmtree(trash[0])
+    except OSError as error:
+        raise StageError(f"clean: cannot delete {error.filename}: {error.strerror}") from error
+    return True
+
+
+def _sweep(root: Path) -> None:
+    """Delete the remains of an interrupted deletion, notes of deleted runs, and locks of deleted stages."""
+    for path in _folders(root, TRASH):
+        shutil.rmtree(path, ignore_errors=True)  # perhaps another process deletes it now
+    for entry in (root / RUNS).glob("*.json"):
+        if not _registered(entry):
+            entry.unlink(missing_ok=True)
+    for path in [path for kind in _folders(root, KIND) for path in kind.glob("*.lock")]:
+        if STAGE.fullmatch(path.stem) and not any(path.with_suffix(suffix).exists() for suffix in ("", PARTIAL)):
+            with suppress(OSError):
+                _with_lock(path, path.unlink)  # while it is held: whoever waits for it notices, and makes another

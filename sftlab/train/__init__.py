@@ -1,0 +1,1 @@
+"""Training: the trainer, its child process, checkpoints, memory and time."""

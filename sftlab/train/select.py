@@ -1,0 +1,68 @@
+"""Which checkpoint is kept: the best on validation over every checkpoint of every job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from sftlab.errors import StageError
+from sftlab.eval.statistics import bootstrap_ties
+from sftlab.records import Candidate
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The checkpoint that is kept, those that validation cannot tell from the best one (``ties``), and all."""
+
+    chosen: Candidate
+    best: Candidate
+    ties: list[Candidate]
+    candidates: list[Candidate]
+
+
+def select(
+    candidates: Sequence[Candidate],
+    tie: Literal["earliest", "lowest"],
+    seed: int,
+    answers: Sequence[Sequence[bool]] | None = None,
+) -> Selection:
+    """The lowest validation loss; with ``tie="earliest"`` the earliest of those within its noise.
+
+    With ``answers`` (for each candidate, whether its answer to each validation question is right) the
+    lowest share of wrong answers stands in the place of the loss, and the loss decides between equals.
+    The noise is a bootstrap over the validation rows. Earliest is by epoch, then by loss: among
+    equals, the one that was trained least.
+
+    Raises:
+        StageError: there is no candidate.
+    """
+    if not candidates:
+        raise StageError("select: no job finished with a checkpoint; see the jobs' errors above")
+    if answers is None:
+        rows = [_rows(candidate) for candidate in candidates]
+        costs, weights = [[nll for nll, _ in row] for row in rows], [tokens for _, tokens in rows[0]]
+    else:
+        candidates = [
+            replace(candidate, exact_match=sum(row) / len(row))
+            for candidate, row in zip(candidates, answers, strict=True)
+        ]
+        costs, weights = [[float(not right) for right in row] for row in answers], [1.0] * len(answers[0])
+    best = min(candidates, key=lambda candidate: (-(candidate.exact_match or 0), *_order(candidate)))
+    tied = bootstrap_ties(costs, weights, seed=seed)
+    ties = [candidate for candidate, same in zip(candidates, tied, strict=True) if same]
+    chosen = best
+    if tie == "earliest":
+        chosen = min(ties, key=lambda candidate: (candidate.epoch, candidate.eval_loss, candidate.job))
+    return Selection(chosen, best, ties, list(candidates))
+
+
+def _order(candidate: Candidate) -> tuple[float, float, int]:
+    return candidate.eval_loss, candidate.epoch, candidate.job
+
+
+def _rows(candidate: Candidate) -> list[list[float]]:
+    rows: list[list[float]] = json.loads((Path(candidate.checkpoint) / "rows.json").read_text("utf-8"))
+    return rows

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sftlab.dataset import overlap
+from sftlab.dataset.overlap import check, describe, normalise
+from sftlab.records import Example
+
+
+def rows(name: str, texts: Sequence[str]) -> list[Example]:
+    return [Example(f"{name}-{row}", "system", text, "assistant", "target") for row, text in enumerate(texts)]
+
+
+def splits(
+    train: Sequence[str] = (), validation: Sequence[str] = (), test: Sequence[str] = ()
+) -> dict[str, list[Example]]:
+    return {"train": rows("train", train), "validation": rows("validation", validation), "test": rows("test", test)}
+
+
+def numbered(first: int, last: int) -> str:
+    return " ".join(f"word{number}" for number in range(first, last))
+
+
+def pair(report: overlap.Report, left: str, right: str) -> overlap.Pair:
+    (found,) = (pair for pair in report.pairs if (pair.left_split, pair.right_split) == (left, right))
+    return found
+
+
+def grams(text: str, n: int) -> set[tuple[str, ...]]:
+    words = normalise(text).split()
+    return {tuple(words[at : at + n]) for at in range(max(len(words) - n, 0) + 1)}
+
+
+def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple[list[overlap.Pair], list[tuple]]:
+    """The report's pairs and all its overlaps (without texts), written down as plainly as the definition."""
+    pairs, found = [], []
+    for left, right in (("validation", "train"), ("test", "train"), ("test", "validation")):
+        shares, exact, near = [], 0, 0
+        for question in data[left]:
+            own, best = grams(question.user, n), (0.0, False, "")
+            for row in data[right]:
+                same = normalise(question.user) == normalise(row.user)
+                share = len(own & grams(row.user, n)) / len(own)
+                if (share, same) > best[:2]:
+                    best = (share, same, row.id)
+            shares.append(best[0])
+            exact += best[1]
+            near += best[0] > limit and not best[1]
+            if best[0] > 0:
+                found.append((left, question.id, right, best[2], best[0], best[1]))
+        p50, p95 = np.percentile(shares, [50, 95]) if shares else (0.0, 0.0)
+        mean = float(np.mean(shares)) if shares else 0.0
+        pairs.append(overlap.Pair(left, right, len(shares), exact, near, mean, p50, p95, max(shares, default=0.0)))
+    return pairs, sorted(found, key=lambda overlap: (-overlap[4], not overlap[5]))
+
+
+def plain(worst: Sequence[overlap.Overlap]) -> list[tuple]:
+    return [(o.left_split, o.left_id, o.right_split, o.right_id, o.share, o.exact) for o in worst]
+
+
+def random_splits(seed: int) -> dict[str, list[Example]]:
+    """Few words and copied pieces, so that grams repeat within rows, across rows and across splits."""
+    rng = random.Random(seed)
+    words = [f"w{number}" for number in range(rng.choice([2, 4, 30]))]
+    pieces = [rng.choices(words, k=rng.randint(1, 25)) for _ in range(rng.choice([2, 6, 40]))]
+
+    def text() -> str:
+        parts = [
+            rng.choice(pieces) if rng.random() < 0.8 else rng.choices(words, k=3) for _ in range(rng.randint(0, 4))
+        ]
+        return " ".join(rng.choice((str.upper, str.lower, "{}, ".format))(word) for part in parts for word in part)
+
+    return splits(*([text() for _ in range(rng.choice([1, 10, 60]))] for _ in range(3)))
+
+
+@pytest.mark.parametrize("budget", [1, 1024])
+@pytest.mark.parametrize("seed", range(25))
+def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "WORST", 1000)
+    monkeypatch.setattr(overlap, "TABLE", budget)
+    monkeypatch.setattr(overlap, "BUDGET", budget)  # of 1: these small splits must look further
+    data, n, limit = random_splits(seed), (1, 3, 8)[seed % 3], (0.0, 0.5, 0.8)[seed // 3 % 3]
+    report = check(data, max_overlap=limit, n=n)
+    pairs, worst = by_definition(data, limit, n)
+    for got, expected in zip(report.pairs, pairs, strict=True):
+        assert vars(got) == pytest.approx(vars(expected))
+    assert plain(report.worst) == worst
+    assert report.leaking == sum(pair.exact + pair.near for pair in pairs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows of rare and frequent words, where the rows of the rarest words often do not hold the most."""
+    monkeypatch.setattr(overlap, "WORST", 1000)
+    monkeypatch.setattr(overlap, "TABLE", 2000)
+    monkeypatch.setattr(overlap, "BUDGET", 60)
+    rng = random.Random(seed)
+    words, odds = [f"w{rank}" for rank in range(60)], [1 / (rank + 1) for rank in range(60)]
+    texts = [" ".join(rng.choices(words, odds, k=12)) for _ in range(500)]
+    data = splits(texts[:400], texts[400:450], texts[450:])
+    report = check(data, max_overlap=0.6, n=1)
+    pairs, worst = by_definition(data, 0.6, 1)
+    for got, expected in zip(report.pairs, pairs, strict=True):
+        assert vars(got) == pytest.approx(vars(expected))
+    assert plain(report.worst) == worst
+
+
+def test_the_row_with_the_most_rare_words_need_not_hold_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "BUDGET", 5)  # just the rows of a, b, c, d and e
+    extra = [f"x{number}" for number in range(300)]
+    train = [
+        "a b c often1 often2",
+        "d e often1 often2 often3 often4",
+        *(f"often1 often2 often3 often4 {x}" for x in extra),
+    ]
+    report = check(splits(train, test=["a b c d e often1 often2 often3 often4", " ".join(extra)]), max_overlap=0.5, n=1)
+    assert plain(report.worst)[0] == ("test", "test-0", "train", "train-1", 6 / 9, False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("  Hello,\tWORLD!\n", "hello world"),
+        ("Don't “stop” – it’s (well-known)…", "dont stop its well known"),
+        ("Straße ＡＢＣ ﬁne", "strasse abc fine"),
+        ("𝐁ǰ", "bǰ"),  # the first has no lower case of its own, the second is taken apart by casefold
+        ("हिन्दी में।", "हिन्दी में"),
+        ("3.5 + -2 = 1.5.", "3.5 + -2 = 1.5"),
+        ("?!", ""),
+    ],
+)
+def test_normalise(raw: str, expected: str) -> None:
+    assert normalise(raw) == expected
+    assert normalise(expected) == expected
+
+
+@pytest.mark.parametrize("other", ["3 / 5", "3 + 5", "3 * -5", "3.5", "35"])
+def test_two_sums_are_no_duplicates(other: str) -> None:
+    assert normalise("What is 3 * 5?") != normalise(f"What is {other}?")
+
+
+def test_exact_duplicate_in_other_dress() -> None:
+    data = splits(
+        train=[numbered(0, 30) + " and more", "x", numbered(0, 30)],
+        test=[numbered(0, 30).upper().replace(" ", " -\n ") + "?!", numbered(50, 90)],
+    )
+    report = check(data, max_overlap=1.0)
+    found = pair(report, "test", "train")
+    assert (found.examined, found.exact, found.near, found.max) == (2, 1, 0, 1.0)
+    (worst,) = report.worst
+    # train-0 holds all of it too and comes first, but the duplicate is what a person wants to see
+    assert (worst.left_id, worst.right_id, worst.share, worst.exact) == ("test-0", "train-2", 1.0, True)
+    assert worst.left_text == data["test"][0].user
+    assert report.leaking == 1
+
+
+def test_a_contained_question_is_near_but_not_exact() -> None:
+    report = check(splits(train=[numbered(0, 30) + " and more"], validation=[numbered(0, 30)]), max_overlap=0.99)
+    found = pair(report, "validation", "train")
+    assert (found.exact, found.near, found.max) == (0, 1, 1.0)
+    # The other way round, a long question is not leaked by a short row that is part of it.
+    report = check(splits(train=[numbered(0, 15)], validation=[numbered(0, 107)]), max_overlap=0.5)
+    assert pair(report, "validation", "train").max == 0.08
+    assert report.leaking == 0
+
+
+def test_one_row_counts_not_the_union_of_rows() -> None:
+    report = check(splits(train=[numbered(0, 17), numbered(10, 27)], test=[numbered(0, 27)]), max_overlap=0.5)
+    assert report.worst[0].share == 0.5
+    assert report.worst[0].right_id == "train-0"
+    assert report.leaking == 0  # the limit itself is not over the limit
+    assert check(splits(train=[numbered(0, 18)], test=[numbered(0, 27)]), max_overlap=0.5).leaking == 1
+
+
+def test_short_questions_are_found_as_duplicates_only() -> None:
+    data = splits(
+        train=["one two three", "one two three four five six seven eight nine"], test=["One, two, three!", "two three"]
+    )
+    report = check(data, max_overlap=0.1)
+    assert [(o.left_id, o.right_id, o.exact) for o in report.worst] == [("test-0", "train-0", True)]
+    assert pair(report, "test", "train").near == 0
+
+
+def test_grams_do_not_reach_into_the_next_row() -> None:
+    data = splits(train=[numbered(0, 10), numbered(10, 20)], test=[numbered(5, 15)])
+    assert check(data, max_overlap=0.5).worst == ()
+
+
+def test_boilerplate_is_measured_and_does_not_explode() -> None:
+    rng = random.Random(0)
+
+    def templated() -> str:
+        names = [f"name{rng.randrange(20)}" for _ in range(4)]
+        return " ".join(f"{numbered(20 * part, 20 * part + 20)} {name}" for part, name in enumerate(names))
+
+    texts = [templated() for _ in range(6000)]
+    data = splits(train=texts[:5000], validation=texts[5000:5500], test=[*texts[5500:], numbered(0, 20)])
+    start = time.process_time()
+    report = check(data, max_overlap=0.9)
+    assert time.process_time() - start < 30  # a second; a look at each pair of rows that share a gram takes minutes
+    for found in report.pairs:
+        assert found.examined in (500, 501)
+        assert found.p50 >= 52 / 77  # of 77 grams, the boilerplate alone is 13 in each of 4 parts
+    assert report.worst[0].share == 1
+    holder = {example.id: grams(example.user, 8) for name in data for example in data[name]}
+    for worst in report.worst:
+        assert worst.share == len(holder[worst.left_id] & holder[worst.right_id]) / len(holder[worst.left_id])
+
+
+def test_empty_and_missing_splits() -> None:
+    for data in ({}, splits(), splits(train=["a b"]), {"test": rows("test", ["a b"])}):
+        report = check(data, max_overlap=0.5)
+        assert len(report.pairs) == 3
+        assert report.worst == ()
+        assert report.leaking == 0
+    assert pair(report, "test", "train") == overlap.Pair("test", "train", 1, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    assert pair(report, "validation", "train").examined == 0
+
+
+def test_misuse_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown splits \['dev'\]"):
+        check({"dev": []}, max_overlap=0.5)
+    with pytest.raises(ValueError, match="n is 0"):
+        check({}, max_overlap=0.5, n=0)
+
+
+def test_worst_are_ten_and_in_order() -> None:
+    held = [numbered(100 * row, 100 * row + 20) for row in range(30)]
+    report = check(splits(train=held, test=[text + " tail" for text in held[:-1]] + held[-1:]), max_overlap=0.5)
+    assert [o.left_id for o in report.worst] == ["test-29", *(f"test-{row}" for row in range(9))]
+    assert pair(report, "test", "train").near == 29
+
+
+def test_describe() -> None:
+    text = numbered(0, 100)
+    lines = describe(
+        check(splits(train=[text], validation=["a\nb"], test=[text.upper(), text + " end"]), max_overlap=0.8)
+    )
+    assert lines.splitlines()[:3] == [
+        "train–validation: of 1 questions 0 are exact duplicates and 0 more overlap by over 80.0% "
+        "(mean 0.0%, median 0.0%, 95th percentile 0.0%, largest 0.0%)",
+        "train–test: of 2 questions 1 are exact duplicates and 1 more overlap by over 80.0% "
+        "(mean 99.5%, median 99.5%, 95th percentile 99.9%, largest 100.0%)",
+        "validation–test: of 2 questions 0 are exact duplicates and 0 more overlap by over 80.0% "
+        "(mean 0.0%, median 0.0%, 95th percentile 0.0%, largest 0.0%)",
+    ]
+    assert "exact: test test-0 in train train-0\n  test: WORD0 WORD1 " in lines
+    assert "98.9%: test test-1 in train train-0\n" in lines
+    assert max(map(len, lines.splitlines()[3:])) < 120
+
+
+def test_same_report_under_any_hash_seed() -> None:
+    """Words are told apart by str hashes, which differ from process to process."""
+    code = "from tests.test_overlap import *; print(check(random_splits(5), max_overlap=0.5))"
+    reports = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert reports == {f"{check(random_splits(5), max_overlap=0.5)}\n"}

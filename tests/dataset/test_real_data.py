@@ -1,0 +1,44 @@
+"""The medical questions of the case that this project comes from, where they are at hand (../shared/data)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftlab.dataset import overlap
+from sftlab.dataset import stage as dataset
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not on this machine")
+
+
+def test_medqa_cot_splits_by_seed_and_shares_nothing(config: Any) -> None:
+    cfg = config("+experiment=medqa", f"dataset.name_or_path={DATA / 'medqa_cot'}").dataset
+    splits = dataset.examples(cfg, 42)
+    sizes = {name: len(rows) for name, rows in splits.items()}
+    assert sum(sizes.values()) == 3741
+    assert sizes["validation"] == sizes["test"] == 187
+    for rows in splits.values():
+        for example in rows:
+            assert example.target in example.choices
+            assert f"({example.target})" in example.assistant
+    assert [row.id for row in dataset.examples(cfg, 43)["test"]] != [row.id for row in splits["test"]]
+    found = overlap.check(splits, max_overlap=cfg.max_overlap)
+    assert {(pair.left_split, pair.right_split) for pair in found.pairs} == {
+        ("validation", "train"),
+        ("test", "train"),
+        ("test", "validation"),
+    }
+
+
+def test_medqa_mounted_as_a_test_set_is_the_whole_file(config: Any) -> None:
+    cfg = config(
+        "+experiment=medqa", "dataset@eval.dataset=medqa", f"eval.dataset.name_or_path={DATA / 'medqa' / 'test.jsonl'}"
+    ).eval.dataset
+    splits = dataset.examples(cfg, 42, mounted=True)
+    assert len(splits["test"]) == 1273
+    assert splits["train"] == splits["validation"] == []
+    example = splits["test"][0]
+    assert example.options is not None
+    assert set(example.options) == set(example.choices) == set("ABCD")
+    assert example.user.endswith(f"(D) {example.options['D']}")

@@ -1,0 +1,467 @@
+"""What the jobs of a sweep share, how they are ranked, and what is said of those that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import quick, refused
+
+from sftlab import pipeline
+from sftlab.config import Config
+from sftlab.dataset.tokenize import Tokenized
+from sftlab.errors import ConfigError, StageError
+from sftlab.instance.machine import Machine
+from sftlab.model.base import Base
+from sftlab.records import Candidate
+from sftlab.report import terminal as report
+from sftlab.runtime.job import OWN, Job, jobs, trained_as
+from sftlab.runtime.run import Run, hold
+from sftlab.runtime.store import Stage, Store, write_json
+from sftlab.train import stage as train
+from sftlab.train.select import select
+
+Compose = Callable[..., Config]
+WSD = [
+    "train.lr_scheduler_type=warmup_stable_decay",
+    "train.warmup_steps=2",
+    "+train.lr_scheduler_kwargs.num_decay_steps=3",
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "decay"),
+    [
+        (["train.lr_scheduler_type=constant"], 0),
+        (["train.lr_scheduler_type=constant", "train.warmup_steps=0.1"], 0),
+        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=5"], 0),
+        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=0"], 0),
+        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=0.1"], None),
+        (WSD, 3),
+        ([*WSD, "train.warmup_steps=0.1"], None),
+        (["train.lr_scheduler_type=cosine", "train.warmup_steps=0"], None),
+        (["train.lr_scheduler_type=linear"], None),
+        (["train.lr_scheduler_type=constant", "train.save_total_limit=2"], None),
+    ],
+)
+def test_epochs_are_shared_only_where_the_schedule_allows(
+    config: Compose, overrides: list[str], decay: int | None
+) -> None:
+    assert train.decay_steps(config(*overrides).train) == decay
+
+
+def job(number: int, cfg: Config, family: str | None, status: str = "success") -> Job:
+    return Job(number, [], cfg.model_dump(), status=status, family=family)
+
+
+def test_the_table_says_what_stands_behind_a_job(config: Compose) -> None:
+    def epochs(count: int, *more: str) -> Config:
+        return config(f"train.num_train_epochs={count}", *more)
+
+    constant = [job(0, epochs(1), "a"), job(1, epochs(3), "a"), job(2, epochs(3), "a"), job(3, epochs(5), None)]
+    assert [trained_as(one, constant) for one in constant] == [
+        "the first epochs of job 1",
+        OWN,
+        "the same as job 1",
+        OWN,
+    ]
+    decayed = [job(0, epochs(1, *WSD), "b"), job(1, epochs(2, *WSD), "b")]
+    assert [trained_as(one, decayed) for one in decayed] == ["a decay of 3 steps from job 1", OWN]
+
+
+def tokens(rows: int) -> Tokenized:
+    class Counted(Tokenized):
+        counts = {"train": {"rows": rows}}  # noqa: RUF012
+
+    return Counted(Stage("tokens", "key", Path(), cached=True, seconds=0.0))
+
+
+def test_a_decay_longer_than_the_job_is_refused(config: Compose) -> None:
+    machine = Machine("cpu", "cpu", 1, "sdpa")
+    cfg = config(*WSD, "train.num_train_epochs=1", "train.per_device_train_batch_size=4")
+    train.check_schedule(tokens(20), cfg.train, machine)  # five steps: two up, three down
+    with pytest.raises(ConfigError, match=r"num_decay_steps=3: .* 4 steps; set it to at most 2"):
+        train.check_schedule(tokens(16), cfg.train, machine)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr_scheduler_type=warmup_stable_decay", "needs the number of steps at its end"),
+        ("+train.lr_scheduler_kwargs.num_decay_steps=0.5", "num_decay_steps=0.5: warmup_stable_decay needs"),
+        ("+train.lr_scheduler_kwargs.num_stable_steps=5", "follows from train.num_train_epochs"),
+    ],
+)
+def test_a_stable_schedule_that_cannot_be(config: Compose, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config("train.lr_scheduler_type=warmup_stable_decay", override)
+
+
+def candidate(job: int, epoch: float, loss: float) -> Candidate:
+    return Candidate(loss, epoch, int(epoch), f"job-{job}/checkpoint-{int(epoch)}", job, [], None, 1.0)
+
+
+def test_answers_rank_before_the_loss() -> None:
+    made = [candidate(0, 1, 0.5), candidate(0, 2, 0.7), candidate(1, 1, 0.6)]
+    right = [[False] * 40, [True] * 39 + [False], [True] * 39 + [False]]
+    chosen = select(made, "lowest", 42, right)
+    assert chosen.chosen == chosen.best == replace(made[2], exact_match=39 / 40)  # equal answers: the lower loss
+    assert [row.exact_match for row in chosen.candidates] == [0, 39 / 40, 39 / 40]
+    assert {row.job for row in chosen.ties} == {0, 1}
+    assert len(chosen.ties) == 2
+
+
+def test_what_cannot_be_ranked_together_is_named_with_a_remedy(
+    config: Compose, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = config()
+    first, second = ({"validation tokens": "a", "autocast": dtype} for dtype in ("bfloat16", None))
+    made = [replace(job(number, cfg, None), comparable=what) for number, what in enumerate((first, second, first))]
+    groups = pipeline.comparable(made)
+    assert [[one.number for one in group] for group in groups] == [[0, 2], [1]]
+    assert "jobs 0, 2 and jobs 1 cannot be ranked together: autocast differ" in caplog.text
+    assert "select.metric=exact_match" in caplog.text
+
+
+def test_jobs_ranked_by_loss_and_by_answers_are_two_groups(config: Compose, caplog: pytest.LogCaptureFixture) -> None:
+    cfg = config()
+    by_loss, by_answers = {"validation tokens": "a"}, {"validation questions": "b"}
+    made = [replace(job(number, cfg, None), comparable=what) for number, what in enumerate((by_loss, by_answers))]
+    assert [[one.number for one in group] for group in pipeline.comparable(made)] == [[0], [1]]
+    assert "validation tokens and validation questions differ" in caplog.text
+
+
+def test_the_ranking_and_the_table_name_every_kind(
+    config: Compose, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import csv
+
+    cfg = config("train.num_train_epochs=1"), config("train.num_train_epochs=2")
+    made = [replace(job(0, cfg[0], "a"), candidates=[candidate(0, 1, 0.6)], overrides=["train.num_train_epochs=1"])]
+    two = [candidate(1, 1, 0.6), candidate(1, 2, 0.5)]
+    made.append(replace(job(1, cfg[1], "a"), candidates=two, overrides=["train.num_train_epochs=2"]))
+    every = [row for one in made for row in one.candidates]
+    selection = select(every, "lowest", 42, [[False, True], [False, True], [True, True]])
+    failed = Job(2, ["train.num_train_epochs=0"], {}, status="failed", error="must be positive")
+    report.ranking(selection, [*made, failed])
+    printed = capsys.readouterr().out
+    assert "the first epochs of job 1" in printed
+    assert "must be positive" in printed
+    assert "100.00%" in printed
+    report.sweep_csv(tmp_path / "sweep.csv", selection, made)
+    with (tmp_path / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["selected"] for row in table] == ["False", "False", "True"]
+    assert [row["exact_match"] for row in table] == ["0.5", "0.5", "1.0"]
+    assert [row["trained_as"] for row in table] == ["the first epochs of job 1", OWN, OWN]
+
+
+def checkpoint(folder: Path, step: int, *, evaluated: bool = True) -> None:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_text("weights")
+    (path / "optimizer.pt").write_text("state")
+    (path / "rng_state.pth").write_text("state")
+    write_json(path / train.COMPLETE, {"eval_loss": 1.0 if evaluated else None})
+
+
+def test_a_decided_sweep_keeps_only_what_can_be_chosen(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        checkpoint(folder, 5, evaluated=False)
+        checkpoint(folder, 8)
+
+    store = Store(tmp_path)
+    stage = store.stage("train", {}, build)
+    train.release(store, stage.path)
+    assert sorted(str(file.relative_to(stage.path)) for file in stage.path.rglob("*") if file.is_file()) == [
+        "checkpoint-8/adapter_model.safetensors",
+        "checkpoint-8/checkpoint.json",
+        "manifest.json",
+    ]
+
+
+def test_a_training_that_diverges_keeps_the_checkpoints_before(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained: list[str] = []
+
+    def diverges(module: str, folder: Path, *_: Any, **__: Any) -> None:
+        for epoch in (1, 2):
+            checkpoint(folder, 8 * epoch)
+            row = {"step": 8 * epoch, "epoch": float(epoch), "eval_loss": 1.0, "train_loss": None, "seconds": 1.0}
+            write_json(folder / f"checkpoint-{8 * epoch}" / train.COMPLETE, row)
+        write_json(folder / "receipt.json", {"diverged_at_step": 24})
+        (folder / "metrics.jsonl").write_text("")
+        trained.append(module)
+
+    monkeypatch.setattr(train, "child", diverges)
+    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
+
+    def steps_of(epochs: int) -> list[int]:
+        cfg = config("train.bf16=true", "train.lr_scheduler_type=constant", f"train.num_train_epochs={epochs}")
+        made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
+        assert made is not None
+        return [candidate.step for candidate in made.candidates(0, [])]
+
+    assert steps_of(3) == [8, 16]
+    assert "train: diverged: the validation loss after step 24 is not a finite number" in caplog.text
+    assert steps_of(2) == [8, 16]
+    assert len(trained) == 1  # the shorter job is the first epochs of the longer
+
+
+def test_a_training_that_diverges_at_once_has_nothing_to_keep(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(module: str, folder: Path, *_: Any, **__: Any) -> None:
+        checkpoint(folder, 5, evaluated=False)  # where a decay would have begun
+        write_json(folder / "receipt.json", {"diverged_at_step": 8})
+
+    monkeypatch.setattr(train, "child", diverges)
+    cfg = config(*WSD, "train.learning_rate=7.0", "train.bf16=true")
+    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
+    with pytest.raises(StageError, match=r"train: diverged: .* after step 8 .* train\.learning_rate \(it is 7\)"):
+        train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
+
+
+def test_a_kill_after_the_last_step_trains_nothing_again(
+    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far the rest had come: the receipt and every checkpoint are as they were."""
+    receipt = {"diverged_at_step": None, "train_seconds": 9.5}
+    trained = []
+
+    def trains(module: str, folder: Path, *_: Any, **__: Any) -> None:
+        for step in (8, 16, 24):
+            checkpoint(folder, step)
+        write_json(folder / "receipt.json", receipt)
+        (folder / "metrics.jsonl").write_text("")
+        trained.append(module)
+
+    monkeypatch.setattr(train, "child", trains)
+    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
+    cfg = config("train.num_train_epochs=3", "train.bf16=true")
+
+    def make() -> train.Trained:
+        made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
+        assert made is not None
+        return made
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("sftlab.train.stage._forget_optimizer", "sftlab.runtime.store.sync"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, killed)
+            with pytest.raises(KeyboardInterrupt):
+                make()
+    made = make()
+    assert len(trained) == 1
+    assert made.receipt == receipt
+    assert [path.name for path in train.complete(made.stage.path)] == ["checkpoint-8", "checkpoint-16", "checkpoint-24"]
+
+
+def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    stage = store.stage("merged", {}, lambda folder: (folder / "model").write_text("weights") and None)
+    store.remove(stage)
+    assert not stage.path.exists()
+    assert not store.stage("merged", {}, lambda folder: (folder / "model").write_text("again") and None).cached
+
+
+def start(folder: Path) -> str:
+    """The id of a run that begins in a folder."""
+    lock = hold(folder)
+    run = Run.start(folder, name="x", mode="train", seed=1, command="sftlab")
+    lock.release()
+    return str(run.values["id"])
+
+
+def test_jobs_of_an_earlier_sweep_take_no_part(config: Compose, tmp_path: Path) -> None:
+    earlier = start(tmp_path)
+    for number in (0, 1, 7):
+        replace(job(number, config(), None), run=earlier).write(tmp_path / str(number))
+    assert [one.number for one in jobs(tmp_path)] == [0, 1, 7]
+    start(tmp_path)
+    assert jobs(tmp_path) == []
+    assert list(tmp_path.rglob("job.json")) == []
+
+
+def test_jobs_of_other_runs_below_take_no_part_and_stay(config: Compose, tmp_path: Path) -> None:
+    single, sweep = start(tmp_path / "demo" / "single"), start(tmp_path / "demo" / "sweep")
+    replace(job(0, config(), None), run=single).write(tmp_path / "demo" / "single")
+    replace(job(1, config(), None), run=sweep).write(tmp_path / "demo" / "sweep" / "1")
+    job(2, config(), None).write(tmp_path / "demo" / "2")  # by a version that recorded no run
+    (tmp_path / "demo" / "3").mkdir()
+    (tmp_path / "demo" / "3" / "job.json").write_text("{", "utf-8")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    assert len(before) == 6
+    for _ in range(2):
+        outer = start(tmp_path / "demo")
+        assert jobs(tmp_path / "demo") == []
+        replace(job(4, config(), None), run=outer).write(tmp_path / "demo" / "model=org" / "a" / "4")
+        assert [one.number for one in jobs(tmp_path / "demo")] == [4]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("settings", [["hydra.run.dir=demo"], ["-m", "hydra.sweep.dir=demo", "seed=1,2"]])
+def test_a_run_around_other_runs_leaves_their_records(tmp_path: Path, settings: list[str]) -> None:
+    inner = quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=demo/7", code=FAULTS)
+    assert inner.returncode == 1
+    before = {path: path.read_bytes() for path in (tmp_path / "demo" / "7").iterdir() if path.suffix == ".json"}
+    assert len(before) == 2
+    outer = quick(tmp_path, *settings, "mode=train", "instance=cpu", code=FAULTS)
+    assert outer.returncode == 1, outer.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert len(jobs(tmp_path / "demo")) == (2 if "-m" in settings else 1)
+
+
+def test_a_copy_of_a_run_below_it_is_neither_counted_nor_deleted(config: Compose, tmp_path: Path) -> None:
+    sweep = start(tmp_path / "out")
+    for number in (0, 1):
+        replace(job(number, config(), None), run=sweep).write(tmp_path / "out" / f"seed={number}" / "x")
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    shutil.move(tmp_path / "copy", tmp_path / "out" / "backup")
+    assert [one.folder.parts[-2] for one in jobs(tmp_path / "out")] == ["seed=0", "seed=1"]
+    start(tmp_path / "out")
+    assert jobs(tmp_path / "out") == []
+    assert [one.number for one in jobs(tmp_path / "out" / "backup")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "dry"),
+    [
+        (["hydra.run.dir=store/x"], "hydra.run.dir='store/x': is inside store=store", False),
+        (["-m", "seed=1,2", "hydra.sweep.dir=store/x"], "hydra.sweep.dir='store/x': is inside store=store", True),
+        (["hydra.run.dir=file"], "hydra.run.dir='file': cannot be made: File exists", False),
+        (["hydra.run.dir=file/x"], "hydra.run.dir='file/x': cannot be made: Not a directory", True),
+        (["-m", "seed=1,2", "hydra.sweep.dir=file/x/y"], "hydra.sweep.dir='file/x/y': cannot be made: Not a", False),
+        (["hydra.run.dir=" + "x" * 300], "cannot be made: File name too long", True),
+        (["hydra.run.dir=a/1"], "hydra.run.dir='a/1': is the folder of a sweep's job", False),
+        (["-m", "seed=1,2", "hydra.sweep.dir=a/1"], "hydra.sweep.dir='a/1': is the folder of a sweep's job", True),
+        (["-m", "seed=1,2", "hydra.sweep.dir=b"], "hydra.sweep.dir='b': job 1 would replace a record", False),
+        (["-m", "seed=1,2", "hydra.sweep.dir=b", "hydra.sweep.subdir=1/${hydra.job.num}"], "job 0 would replace", True),
+        (
+            ["-m", "seed=1,2", "hydra.sweep.dir=.", "hydra.sweep.subdir=c/d/${hydra.job.num}"],
+            "job 1 would replace",
+            False,
+        ),
+        (
+            ["-m", "hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=b"],
+            "job 1 would",
+            True,
+        ),
+    ],
+)
+def test_a_folder_that_a_run_may_not_have_is_refused_at_once(
+    tmp_path: Path, config: Compose, arguments: list[str], message: str, dry: bool
+) -> None:
+    (tmp_path / "file").write_text("")
+    start(tmp_path / "b" / "1")
+    replace(job(1, config(), None), run="another").write(tmp_path / "a" / "1")
+    replace(job(1, config(), None), run="another").write(tmp_path / "c" / "d" / "1")
+    settings = ["mode=train", "instance=cpu", "model=tiny_random", "store=store", f"dry_run={str(dry).lower()}"]
+    assert message in refused(tmp_path, *arguments, *settings)
+
+
+def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
+    assert quick(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=a", "seed=1,2", code=FAULTS).returncode
+    assert quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=b/1", code=FAULTS).returncode == 1
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    inside = quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=a/1", code=FAULTS)
+    assert inside.returncode == 2
+    assert "hydra.run.dir='a/1': is the folder of a sweep's job" in inside.stderr
+    around = quick(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=b", "seed=1,2", code=FAULTS)
+    assert around.returncode == 2
+    assert around.stderr.startswith("sftlab: hydra.sweep.dir='b': job 1 would replace a record")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_named_after_a_swept_key_stays_one(tmp_path: Path) -> None:
+    done = quick(tmp_path, "-m", "mode=train", "instance=cpu", "seed=1,2", "hydra.sweep.dir=out/${seed}", code=FAULTS)
+    assert done.returncode == 1
+    (folder,) = (file.parent for file in tmp_path.rglob("run.json"))
+    assert [one.error for one in jobs(folder)] == ["KeyError: 'a bug'"] * 2
+
+
+def test_a_second_run_waits_for_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import logging, sys, pathlib; logging.basicConfig(level='INFO')\n"
+        "from sftlab.runtime.run import Run, hold; hold(pathlib.Path(sys.argv[1]))"
+    )
+    lock = hold(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "waiting for another run that uses the folder" in process.stderr.readline()
+    assert process.poll() is None
+    lock.release()
+    process.communicate(timeout=900)
+    assert process.returncode == 0
+
+
+def test_a_sweep_that_cannot_have_a_valid_job_writes_nothing(tmp_path: Path) -> None:
+    done = quick(tmp_path, "-m", "train.num_train_epochs=1,2", "dataset.max_rows=-3")
+    assert done.returncode == 2
+    assert done.stderr == "sftlab: dataset.max_rows=-3: should be greater than 0\n"
+    assert not os.listdir(tmp_path)
+
+
+def test_a_value_that_the_sweep_mends_does_not_stop_it(tmp_path: Path) -> None:
+    # The composed default is impossible on the CPU; one of the two cells is not.
+    settings = ["-m", "instance=cpu", "train.use_liger_kernel=true,false", "instance.attn_implementation=sdpa"]
+    done = quick(tmp_path, *settings, "hydra.sweep.dir=swept", "mode=train", code=FAULTS)
+    assert done.returncode == 1
+    found = {one.number: one for one in jobs(tmp_path / "swept")}
+    assert "Liger needs a GPU" in str(found[0].error)
+    assert found[1].error == "KeyError: 'a bug'"
+
+
+FAULTS = """
+import sftlab.pipeline
+def run_job(cfg, job, folder):
+    raise KeyError("a bug")
+sftlab.pipeline.run_job = run_job
+"""
+
+
+def test_a_bug_ends_its_job_and_not_the_sweep(tmp_path: Path) -> None:
+    done = quick(tmp_path, "-m", "train.num_train_epochs=1,2", "hydra.sweep.dir=swept", code=FAULTS)
+    assert done.returncode == 1
+    assert [(one.status, one.error) for one in jobs(tmp_path / "swept")] == [("failed", "KeyError: 'a bug'")] * 2
+    record: dict[str, Any] = json.loads((tmp_path / "swept" / "run.json").read_text("utf-8"))
+    assert record["status"] == "failed"
+    assert "job 0: KeyError: 'a bug'; job 1" in record["error"]
+    assert "Traceback" in done.stderr + done.stdout  # a bug is to be reported
+
+
+@pytest.mark.parametrize("epochs", ["1,2", "1,0"])
+def test_the_dry_run_of_a_sweep_tells_of_every_job_and_writes_nothing(tmp_path: Path, epochs: str) -> None:
+    # Only the model's folder, which takes no time to make, says whether a stage is cached.
+    settings = ["-m", "+experiment=demo_sweep", "dry_run=true", "train.gradient_accumulation_steps=2"]
+    done = quick(tmp_path, *settings, f"train.num_train_epochs={epochs}")
+    told = done.stdout + done.stderr
+    if epochs == "1,2":
+        assert done.returncode == 0, told
+        assert "job 1: " in told
+        assert told.count("questions can show") == 2
+    else:
+        assert done.returncode == 1  # as the run itself, of which one job is done
+        assert told.count("questions can show") == 1
+        assert "sftlab: job 1: train.num_train_epochs=0: should be greater than 0" in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_a_value_on_the_command_line_collapses_an_axis_of_an_experiment(tmp_path: Path) -> None:
+    settings = ["+experiment=demo_sweep", "dry_run=true", "train.num_train_epochs=7"]
+    told = quick(tmp_path, *settings)
+    assert told.returncode == 0, told.stderr
+    lines = [line for line in (told.stdout + told.stderr).splitlines() if " job " in line]
+    assert len(lines) == 2  # the other axis is left
+    assert all("train.num_train_epochs=7" in line for line in lines)

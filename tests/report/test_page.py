@@ -1,0 +1,754 @@
+from __future__ import annotations
+
+import base64
+import copy
+import html
+import json
+import random
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftlab.eval.statistics import compare
+from sftlab.records import Prediction, write_jsonl
+from sftlab.report.page import count, date, percent, points, render, seconds
+
+HOSTILE = (
+    "</script><script>document.title='pwned'</script><img src=x onerror=document.title='pwned'>"
+    "<!-- \u2028 &amp; {{ 7*7 }}"
+)
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+CHROMIUM = shutil.which("chromium")
+
+
+def predictions(n: int, rate: float, parsed: float, seed: int, words: int = 20) -> list[Prediction]:
+    draw = random.Random(seed)
+    rows = []
+    for number in range(n):
+        target = "ABCD"[number % 4]
+        right = draw.random() < rate
+        letter = target if right else "ABCD"[(number + 1) % 4]
+        answer = letter if draw.random() < parsed else None
+        rows.append(
+            Prediction(
+                id=f"q-{number:05d}",
+                prompt="<|im_start|>system\nAnswer with a letter.<|im_end|>\n<|im_start|>user\n"
+                f"A patient of {20 + number % 60} years has serum sodium of {110 + number % 40} mmol/L. "
+                "Which is the cause? (A) Thirst (B) Vomiting (C) Diuretics (D) None<|im_end|>\n<|im_start|>assistant\n",
+                completion=" ".join(["Sodium is low, so water is held back."] * (words // 7))
+                + (f" The answer is ({letter})." if answer else " It is hard to say"),
+                finish_reason="stop" if answer else "length",
+                answer=answer,
+                target=target,
+                correct=answer == target,
+                group=["water", "gases", "calcium"][number % 3],
+                readings={"strict": answer, "last": answer, "lenient": letter, "forced": letter},
+            )
+        )
+    return rows
+
+
+def evaluation(baseline: list[Prediction], finetuned: list[Prediction]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from sftlab.eval.score import letters, readings_table
+    from sftlab.eval.statistics import wilson
+
+    made: dict[str, Any] = {}
+    for name, rows in (("baseline", baseline), ("finetuned", finetuned)):
+        correct = sum(row.correct for row in rows)
+        made[name] = {
+            "accuracy": correct / len(rows),
+            "ci95": list(wilson(correct, len(rows))),
+            "correct": correct,
+            "n": len(rows),
+            "unparsed": sum(row.answer is None for row in rows),
+            "truncated": sum(row.finish_reason == "length" for row in rows),
+            "readings": readings_table(rows),
+            "letters": letters(rows),
+        }
+
+    def against(reading: str) -> dict[str, Any]:
+        right = [[row.readings[reading] == row.target for row in rows] for rows in (baseline, finetuned)]
+        found = asdict(compare(right[0], right[1], groups=None, alpha=0.05, seed=1, resamples=500))
+        found["ci95"] = list(found.pop("interval"))
+        return found
+
+    made["comparison"] = {**against("strict"), "smallest_visible_difference": 0.041, "forced": against("forced")}
+    return made
+
+
+def candidates(jobs: int, epochs: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "eval_loss": 1.2 + 0.01 * job + 0.05 * abs(epoch - 3),
+            "epoch": float(epoch),
+            "step": 40 * epoch,
+            "checkpoint": f"store/train/{job:04d}/checkpoint-{40 * epoch}",
+            "job": job,
+            "overrides": [
+                "model=tiny",
+                f"train.learning_rate={10.0 ** -(job % 4 + 2):g}",
+                f"peft.r={2 ** (job % 5 + 2)}",
+            ],
+            "train_loss": 1.5 - 0.1 * epoch,
+            "seconds": 31.4 * epoch,
+        }
+        for job in range(jobs)
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int = 20) -> dict[str, Any]:
+    """A run folder with every part; its ``run.json`` is returned, to be changed and written again."""
+    baseline, finetuned = predictions(n, 0.45, 0.5, 1, words), predictions(n, 0.55, 0.98, 2, words)
+    (folder / "predictions").mkdir(parents=True)
+    Prediction.write(folder / "predictions" / "baseline.jsonl", baseline)
+    Prediction.write(folder / "predictions" / "finetuned.jsonl", finetuned)
+    (folder / "loss.png").write_bytes(PIXEL)
+    write_jsonl(
+        folder / "metrics.jsonl",
+        [
+            {"loss": 2.0, "epoch": 0.5, "step": 1},
+            {"loss": 1.0, "epoch": 1.0, "step": 2},
+            {"eval_loss": 1.25, "epoch": 1.0},
+        ],
+    )
+    rows = candidates(jobs, epochs)
+    text = "A patient of 40 years has serum sodium of 120 mmol/L. Which is the cause?"
+    pair = {"examined": n, "exact": 0, "near": 0, "mean": 0.11, "p50": 0.1, "p95": 0.32, "max": 0.48}
+    run = {
+        "schema_version": 1,
+        "status": "success",
+        "error": None,
+        "experiment": "sodium-lora",
+        "mode": "all",
+        "command": "python -m sftlab experiment=sodium 'dataset.keep=a < b'",
+        "started": "2026-11-24T23:13:08+00:00",
+        "finished": "2026-11-25T01:14:03+00:00",
+        "git": "34558a1acf3381ff092e18480a21d7ff9c8cc713+",
+        "versions": {"sftlab": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.19.0"},
+        "seed": 42,
+        "receipt": {
+            "parameters": 134_515_008,
+            "trainable_parameters": 4_884_480,
+            "quantized_layers": 0,
+            "base_dtype": "torch.bfloat16",
+            "autocast": None,
+            "supervised_tokens": 314_159,
+            "supervised_share": 0.2582,
+            "truncated_rows": {"train": 3, "validation": 0},
+            "prompt_bos": 1,
+            "device": "cpu",
+            "train_seconds": 4747.4,
+            "tokens_per_second": 769.1,
+            "peak_memory_gib": 0.92,
+            "something_new": 1.5,
+        },
+        "times": {"dataset": 0.1, "train": 4755.1, "baseline": 920.2},
+        "stages": {"dataset": "store/dataset/494f0d78c4c7c65c"},
+        "jobs": [
+            {"job": job, "overrides": candidates(job + 1, 1)[-1]["overrides"], "status": "success", "error": None}
+            for job in range(jobs)
+        ],
+        "selection": {
+            **rows[1],
+            "lowest_eval_loss": rows[2]["eval_loss"],
+            "ties": [rows[1]["checkpoint"], rows[2]["checkpoint"]],
+            "candidates": rows,
+        },
+        "merge": {
+            "adapter_loss": 1.21,
+            "merged_loss": 1.22,
+            "rows": 16,
+            "agreeing_tokens": 95,
+            "compared_tokens": 96,
+            "changed_tensors": 14,
+            "tensors": 21,
+        },
+        "evaluation": evaluation(baseline, finetuned),
+        "overlap": {
+            "max_overlap": 0.5,
+            "allow_overlap": False,
+            "pairs": [
+                {"left_split": left, "right_split": right, **pair}
+                for left, right in (("validation", "train"), ("test", "train"), ("test", "validation"))
+            ],
+            "worst": [
+                {
+                    "left_split": "test",
+                    "left_id": "q-00001",
+                    "right_split": "train",
+                    "right_id": "q-00901",
+                    "share": 0.48,
+                    "exact": False,
+                    "left_text": text,
+                    "right_text": text.replace("40", "71"),
+                }
+            ],
+        },
+        "warnings": ["The test set shows differences of 4.1 points, and the study hopes for 3."],
+    }
+    save(folder, run)
+    return run
+
+
+def save(folder: Path, run: dict[str, Any]) -> None:
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """A page as a parser sees it: the text that people read, the elements, and the script blocks."""
+
+    VOID = frozenset({"meta", "img", "input", "br", "line", "circle"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] += data
+        elif "style" not in self.open:
+            self.words.append(data)
+
+
+def read(folder: Path) -> Reader:
+    page = Reader(render(folder))
+    assert not re.search(r"\b(NaN|nan|None|Infinity|inf|Undefined|undefined)\b", page.text)
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "action", "srcset", "xlink:href"):
+            assert re.match(r"#|data:image/png;base64,", attributes.get(name) or "#"), (tag, attributes)
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(names) == len(set(names))
+    for _, attributes in page.elements:
+        if re.fullmatch(r"#[\w-]+", attributes.get("href") or ""):
+            assert (attributes["href"] or "")[1:] in names
+        for name in (attributes.get("aria-labelledby") or "").split():
+            assert name in names
+    return page
+
+
+def block(page: Reader) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(page.scripts[0])
+    return made
+
+
+def test_everything(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    page = read(tmp_path / "run")
+    compared = run["evaluation"]["comparison"]
+    assert compared["verdict"].startswith("better: ")
+    for part in (
+        "sodium-lora · 24 November 2026, 23:13 UTC",
+        "The fine-tuned model is better.",
+        "no difference in knowledge is shown: the change may be one of form",
+        "Format or knowledge?",
+        "Kept: epoch 2 (step 80), validation loss 1.2500.",
+        "The lowest is 1.2000, but 2 checkpoints lie within the noise of it",
+        "Smallest difference this test set shows 4.1",
+        "3.6% 4,884,480 of 134,515,008",
+        "1 h 19 min",
+        "train 3, validation 0",
+        "Something new 1.5",
+        "34558a1acf33 with uncommitted changes",
+        "python -m sftlab experiment=sodium 'dataset.keep=a < b'",
+        "No question of one split is in another",
+        "Accuracy by group",
+        "Where the two models differ",
+        "95 of 96",
+        run["warnings"][0],
+    ):
+        assert part in page.text, part
+    assert f"+{compared['gained']} −{compared['lost']}" in page.text
+    strict, forced = compared["delta"], compared["forced"]["delta"]
+    assert f"The strict difference of {points(strict)} points splits into {points(forced)} points of know" in page.text
+    assert f") and {points(strict - forced)} points of format" in page.text
+
+
+def test_questions_block(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    page = read(tmp_path / "run")
+    data = block(page)
+    assert data["models"] == ["Baseline", "Fine-tuned"]
+    assert data["before"].endswith("<|im_start|>user\n")
+    assert data["after"].startswith("<|im_end|>")
+    assert len(data["rows"]) == 60
+    first = Prediction.read(tmp_path / "run" / "predictions" / "baseline.jsonl")[0]
+    assert data["before"] + data["rows"][0]["question"] + data["after"] == first.prompt
+    assert data["rows"][0]["question"].startswith("A patient")
+    kinds = [kind for row in data["rows"] for kind in row["kinds"]]
+    assert kinds.count("differ") == kinds.count("gained") + kinds.count("lost")
+    assert f"Gained or lost {kinds.count('differ')}" in page.text
+
+
+def test_several_right_answers_other_readings_and_unknown_truncation(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=8)
+    for name in ("baseline", "finetuned"):
+        path = tmp_path / "run" / "predictions" / f"{name}.jsonl"
+        Prediction.write(path, [replace(row, targets=[row.target, "E"]) for row in Prediction.read(path)])
+        run["evaluation"][name] |= {"truncated": None, "finish_reasons": 0, "reading": "lenient"}
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert {row["target"] for row in block(page)["rows"]} == {"A or E", "B or E", "C or E", "D or E"}
+    assert "Answers are those of the lenient reading." in page.text
+    assert f"The lenient difference of {points(run['evaluation']['comparison']['delta'])} points" in page.text
+    assert "first answer in the form that was asked for" in page.text
+
+
+def test_the_policy_names_the_only_style_and_script(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    text = render(tmp_path / "run")
+    page = Reader(text)
+    policy = next(
+        a["content"] for tag, a in page.elements if tag == "meta" and "Security" in (a.get("http-equiv") or "")
+    )
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    from sftlab.report.page import sha256
+
+    assert f"script-src 'sha256-{sha256(page.scripts[1])}'" in policy
+    style = text[text.index("<style>") + 7 : text.index("</style>")]
+    assert f"style-src 'sha256-{sha256(style)}'" in policy
+    assert "http" not in style
+    assert "innerHTML" not in text
+
+
+def test_the_time_that_a_chat_template_prints_is_shown(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12)
+    assert "chat template prints" not in read(tmp_path / "run").text
+    save(tmp_path / "run", run | {"template_time": "2024-02-03T04:05:06"})
+    assert "2024-02-03T04:05:06" in read(tmp_path / "run").text
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("error", "experiment", "started", "finished", "command", "git", "versions", "seed", "receipt", "stages"),
+        *("times", "jobs", "selection", "merge", "evaluation", "overlap", "warnings"),
+    ],
+)
+def test_each_part_may_be_absent(tmp_path: Path, part: str) -> None:
+    run = write(tmp_path / "run", n=12)
+    del run[part]
+    save(tmp_path / "run", run)
+    read(tmp_path / "run")
+    save(tmp_path / "run", {**run, part: None})
+    read(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "file", ["predictions/baseline.jsonl", "predictions/finetuned.jsonl", "metrics.jsonl", "loss.png"]
+)
+def test_each_file_may_be_absent(tmp_path: Path, file: str) -> None:
+    write(tmp_path / "run")
+    (tmp_path / "run" / file).unlink()
+    page = read(tmp_path / "run")
+    assert ("Where the two models differ" in page.text) == (not file.startswith("predictions"))
+
+
+def test_each_leaf_may_be_absent_or_not_finite(tmp_path: Path) -> None:
+    """Whatever single value is lost or broken, the page is made and shows no word of a programming language."""
+    run = write(tmp_path / "run", n=4)
+    run["evaluation"] |= {name: {**run["evaluation"][name], "letters": {}} for name in ("baseline", "finetuned")}
+
+    def spots(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        inner = value.items() if isinstance(value, dict) else []
+        return [path, *(spot for key, part in inner for spot in spots(part, (*path, key)))] if path else [
+            spot for key, part in inner for spot in spots(part, (key,))
+        ]  # fmt: skip
+
+    for spot in spots(run):
+        changed = copy.deepcopy(run)
+        holder = changed
+        for key in spot[:-1]:
+            holder = holder[key]
+        was = holder[spot[-1]]
+        if isinstance(was, float):
+            holder[spot[-1]] = float("nan")
+        elif isinstance(was, dict | list):
+            holder[spot[-1]] = type(was)()
+        else:
+            holder[spot[-1]] = None
+        save(tmp_path / "run", changed)
+        read(tmp_path / "run")
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    assert "No results yet." in read(tmp_path).text
+
+
+def test_train_only(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "predictions")
+    del run["evaluation"], run["merge"]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "Trained, not evaluated. Kept: epoch 2" in page.text
+    assert "Results on the test set" not in page.text
+    assert len(page.scripts) == 1
+
+
+def test_compare_only(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    for name in ("loss.png", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    save(tmp_path / "run", {"experiment": "compared", "mode": "compare", "evaluation": run["evaluation"]})
+    page = read(tmp_path / "run")
+    assert "The fine-tuned model is better." in page.text
+    assert "bias and variance" not in page.text
+
+
+def test_one_model_alone(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    (tmp_path / "run" / "predictions" / "baseline.jsonl").unlink()
+    del run["evaluation"]["baseline"], run["evaluation"]["comparison"]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    accuracy = run["evaluation"]["finetuned"]["accuracy"]
+    assert f"The model answers {percent(accuracy)} right. It was not compared with its base model." in page.text
+    assert "Lost" not in page.text
+    assert {kind for row in block(page)["rows"] for kind in row["kinds"]} <= {"all", "right", "wrong", "unparsed"}
+
+
+def test_free_text_has_no_letters(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    for name in ("baseline", "finetuned"):
+        path = tmp_path / "run" / "predictions" / f"{name}.jsonl"
+        rows = Prediction.read(path)
+        changes = {"target": "select 1", "readings": {}, "answer": "select 2", "group": None}
+        write_jsonl(path, [{**row.__dict__, **changes} for row in rows])
+        run["evaluation"][name] |= {"readings": {}, "letters": {"select 2": len(rows)}}
+    del run["evaluation"]["comparison"]["forced"]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "Format or knowledge?" not in page.text
+    assert "Which letters were given" not in page.text
+    assert "Accuracy by group" not in page.text
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """A run whose answers have scores: each answer's is a number between 0 and 1, and two are empty."""
+    run = write(folder)
+    draw = random.Random(3)
+    for name, shift in (("baseline", 0.2), ("finetuned", 0.4)):
+        path = folder / "predictions" / f"{name}.jsonl"
+        rows = [row.__dict__ for row in Prediction.read(path)]
+        for number, row in enumerate(rows):
+            text = f"{name} summary {number}" if number > 1 else ""
+            row |= {"completion": text, "answer": text or None, "readings": {}, "correct": False, "subgroup": "civil"}
+            row |= {"target": f"reference {number}", "score": shift + draw.random() / 2 if text else 0.0}
+        write_jsonl(path, rows)
+        kinds = {"rouge1": 0.6, "rouge2": 0.2, "rougeL": shift + 0.25, "rougeLsum": 0.55}
+        run["evaluation"][name] = {**kinds, "metric": "rougeL", "ci95": [shift, shift + 0.3], "n": 60, "unparsed": 2}
+        run["evaluation"][name] |= {"truncated": 1, "readings": {}, "letters": {}}
+    run["evaluation"]["comparison"] = {
+        "n": 60,
+        "delta": 0.2,
+        "ci95": [0.15, 0.25],
+        "p_value": 0.0001,
+        "gained": 50,
+        "lost": 8,
+        "same": 2,
+        "mean_a": 0.45,
+        "mean_b": 0.65,
+        "groups": None,
+        "smallest_visible_difference": 0.05,
+        "verdict": "better: mean ROUGE-L 0.650 against 0.450 (+20.0 points, 95 % interval +15.0 to +25.0, p = 0.0001)",
+    }
+    run["evaluation"]["subgroups"] = found = copy.deepcopy(SUBGROUPS)
+    for group in found["groups"]:
+        for name in ("baseline", "finetuned"):
+            group[name] = {"rougeL": group[name]["accuracy"], "ci95": group[name]["ci95"]}
+    found["groups"][1]["baseline"]["ci95"] = None
+    save(folder, run)
+    return run
+
+
+SUBGROUPS: dict[str, Any] = {
+    "column": "meta_info",
+    "alpha": 0.05,
+    "without": 3,
+    "compared": 1,
+    "note": "1 of 2 subgroups were compared. Among many, some differ by chance.",
+    "groups": [
+        {
+            "name": "step2&3",
+            "n": 55,
+            "baseline": {"accuracy": 0.4, "ci95": [0.28, 0.53], "correct": 22},
+            "finetuned": {"accuracy": 0.6, "ci95": [0.47, 0.72], "correct": 33},
+            "difference": {
+                "delta": 0.2,
+                "ci95": [0.05, 0.35],
+                "gained": 15,
+                "lost": 4,
+                "p_value": 0.0192,
+                "p_adjusted": 0.0385,
+            },
+            "reason": None,
+        },
+        {
+            "name": "step1",
+            "n": 2,
+            "baseline": {"accuracy": 0.5, "ci95": [0.09, 0.91], "correct": 1},
+            "finetuned": {"accuracy": 0.5, "ci95": [0.09, 0.91], "correct": 1},
+            "difference": None,
+            "reason": "too few rows to compare",
+        },
+    ],
+}
+
+
+def test_scores(tmp_path: Path) -> None:
+    scores(tmp_path / "run")
+    page = read(tmp_path / "run")
+    for part in (
+        "Mean ROUGE-L 0.650 against 0.450",
+        "Baseline ROUGE-L 0.450 0.200 to 0.500",
+        "Model ROUGE-L 95 % interval ROUGE-1 ROUGE-2 ROUGE-Lsum Texts Empty Cut off",
+        "Fine-tuned 0.650 0.400 to 0.700 0.600 0.200 0.550 60 2 1",
+        "Text by text",
+        "50 higher 8 lower 2 same",
+        "ROUGE-L by meta_info",
+        "step1 2 0.500 – 0.500 0.090 to 0.910 too few rows to compare",
+        "Higher",
+    ):
+        assert part in page.text, part
+    for part in ("Accuracy", "accuracy", "Question by question", "both wrong", "Format or knowledge?"):
+        assert part not in page.text, part
+    rows = block(page)["rows"]
+    changes = [abs(row["sides"][1]["score"] - row["sides"][0]["score"]) for row in rows]
+    assert changes == sorted(changes, reverse=True)
+    assert changes[-1] == 0
+    assert rows[-1]["kinds"] == ["all", "unparsed", "same"]
+    assert rows[0]["sides"][0]["answer"] == ""  # the text that was scored is there once
+
+
+def test_scores_of_one_model_alone(tmp_path: Path) -> None:
+    run = scores(tmp_path / "run")
+    (tmp_path / "run" / "predictions" / "baseline.jsonl").unlink()
+    del run["evaluation"]["baseline"], run["evaluation"]["comparison"], run["evaluation"]["subgroups"]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "The model has a mean ROUGE-L of 0.650." in page.text
+    assert "Its 95 % interval over 60 texts is 0.400 to 0.700." in page.text
+    assert block(page)["rows"][0]["sides"][0]["score"] == 0
+
+
+def test_subgroups(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    run["evaluation"]["subgroups"] = copy.deepcopy(SUBGROUPS)
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    for part in (
+        "Accuracy by meta_info 1 of 2 subgroups were compared.",
+        "step2&3 55 40.0% 28.0% to 53.0% 60.0% 47.0% to 72.0% +20.0 +5.0 to +35.0 0.0192 0.0385",
+        "step1 2 50.0% 9.0% to 91.0% 50.0% 9.0% to 91.0% too few rows to compare",
+        "3 questions without a value in this column are in none.",
+    ):
+        assert part in page.text, part
+    assert ("a", {"href": "#subgroups"}) in page.elements
+    assert sum(tag == "svg" for tag, _ in page.elements) == 3
+    run["evaluation"]["subgroups"]["groups"] = [
+        {**copy.deepcopy(SUBGROUPS["groups"][0]), "name": f"{HOSTILE} {number}"} for number in range(31)
+    ]
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "All 31 subgroups" in page.text
+    assert sum(tag == "svg" for tag, _ in page.elements) == 2  # thirty-one would be no picture
+    assert "<img src=x" not in render(tmp_path / "run")
+
+
+@pytest.mark.parametrize("part", [*SUBGROUPS, *SUBGROUPS["groups"][0]])
+def test_each_part_of_the_subgroups_may_be_absent(tmp_path: Path, part: str) -> None:
+    run = write(tmp_path / "run", n=12)
+    run["evaluation"]["subgroups"] = found = copy.deepcopy(SUBGROUPS)
+    (found if part in found else found["groups"][0]).pop(part)
+    save(tmp_path / "run", run)
+    assert "Accuracy by" in read(tmp_path / "run").text
+
+
+def test_failed_run(tmp_path: Path) -> None:
+    save(tmp_path, {"experiment": "x", "status": "failed", "error": HOSTILE, "started": "2026-11-24T23:13:08+00:00"})
+    page = read(tmp_path)
+    assert "The run failed." in page.text
+    assert " ".join(HOSTILE.split()) in page.text
+
+
+def test_worse_and_a_test_set_too_small(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    run["evaluation"]["comparison"] |= {
+        "verdict": "worse: 20 of 60 against 30 (-16.7 points, 95 % interval -25.0 to -8.3, p = 0.002)",
+        "smallest_visible_difference": float("inf"),
+    }
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "The fine-tuned model is worse. 20 of 60 against 30 (−16.7 points, 95 % interval −25.0 to −8.3" in page.text
+    assert "Smallest difference this test set shows none too few questions" in page.text
+
+
+@pytest.mark.parametrize("jobs", [2, 8])
+def test_sweep_with_a_failed_job(tmp_path: Path, jobs: int) -> None:
+    run = write(tmp_path / "run", jobs=jobs)
+    run["jobs"].append(
+        {"job": jobs, "overrides": ["model=tiny", "peft.r=<1>"], "status": "failed", "error": "oom " + HOSTILE}
+    )
+    run["status"], run["error"] = "failed", f"job {jobs}: oom"
+    run["selection"]["candidates"][0]["eval_loss"] = float("nan")
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "Jobs that did not finish" in page.text
+    assert f"{jobs} model=tiny peft.r=<1> oom </script>" in page.text
+    assert "Kept: job 0, epoch 2" in page.text
+    assert "train.learning_rate=0.01 peft.r=4 2 80" in page.text  # what all jobs share is left out
+    assert ("All 40 checkpoints" in page.text) == (jobs == 8)
+    assert page.text.count("checkpoint-") == 5 * jobs
+    assert page.text.count("within noise") == 1
+
+
+def test_overlap_that_was_allowed(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    run["overlap"]["allow_overlap"] = True
+    run["overlap"]["pairs"][1] |= {"exact": 2, "near": 1}
+    run["overlap"]["worst"][0] |= {"exact": True, "left_text": HOSTILE}
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run")
+    assert "3 questions of one split are in another" in page.text
+    assert "Exact duplicate: test q-00001 in train q-00901" in page.text
+
+
+def test_groups_are_shown_from_two_to_twenty(tmp_path: Path) -> None:
+    write(tmp_path / "run")
+    for number, shown in ((1, False), (2, True), (20, True), (21, False)):
+        for name in ("baseline", "finetuned"):
+            path = tmp_path / "run" / "predictions" / f"{name}.jsonl"
+            rows = [{**row.__dict__, "group": f"g{at % number}"} for at, row in enumerate(Prediction.read(path))]
+            write_jsonl(path, rows)
+        assert ("Accuracy by group" in read(tmp_path / "run").text) == shown
+
+
+def hostile(folder: Path) -> None:
+    run = write(folder)
+    for name in ("baseline", "finetuned"):
+        path = folder / "predictions" / f"{name}.jsonl"
+        rows = [row.__dict__ for row in Prediction.read(path)]
+        rows = [
+            {
+                **row,
+                "completion": f"{name} {HOSTILE}",
+                "prompt": f"{row['prompt']} {HOSTILE} {at}",
+                "group": HOSTILE + str(at % 3),
+            }
+            for at, row in enumerate(rows)
+        ]
+        rows[0] |= {"answer": HOSTILE, "id": HOSTILE, "correct": name == "finetuned"}
+        rows[1] |= {"completion": "lone \ud800 surrogate", "correct": name == "baseline", "answer": "B"}
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )  # a lone surrogate is escaped
+    run |= {"experiment": HOSTILE, "error": HOSTILE, "command": HOSTILE, "warnings": [HOSTILE], "git": HOSTILE}
+    run["versions"][HOSTILE] = HOSTILE
+    run["receipt"] |= {"device": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}}
+    run["selection"]["candidates"][0]["overrides"] = [HOSTILE]
+    run["evaluation"]["comparison"]["verdict"] = "better: " + HOSTILE
+    run["evaluation"]["finetuned"]["readings"][HOSTILE] = {"correct": 1, "unparsed": 0}
+    save(folder, run)
+
+
+def test_hostile_text_stays_text(tmp_path: Path) -> None:
+    hostile(tmp_path / "run")
+    text = render(tmp_path / "run")
+    text.encode("utf-8")
+    assert "<img src=x" not in text
+    assert "\u2028" not in text[text.index('id="answers"') : text.index("</script>", text.index('id="answers"'))]
+    page = read(tmp_path / "run")
+    assert len(page.scripts) == 2
+    assert [tag for tag, _ in page.elements if tag == "img"] == ["img"]
+    assert block(page)["rows"][0]["sides"][0]["text"] == f"baseline {HOSTILE}"
+    assert "lone ? surrogate" in page.scripts[0]
+    assert page.text.count("{{ 7*7 }}") > 8
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ([percent(value) for value in (0.5, None, float("nan"), "x", True)], ["50.0%", "–", "–", "–", "–"]),
+        ([points(value) for value in (0.25, -0.031, 0.0, -1e-9)], ["+25.0", "−3.1", "0.0", "0.0"]),
+        ([points(value) for value in (0.0003, -0.0003, None)], ["+0.03", "−0.03", "–"]),
+        ([count(value) for value in (1234567, 3.0, 769.1, 0.92)], ["1,234,567", "3", "769.1", "0.92"]),
+        ([seconds(value) for value in (0.14, 47.4, 59.7)], ["0.14 s", "47.4 s", "1 min 0 s"]),
+        ([seconds(value) for value in (200, 7500, float("inf"))], ["3 min 20 s", "2 h 5 min", "–"]),
+        (
+            [date(value) for value in ("2026-01-02T03:04:05+02:00", None, "soon")],
+            ["2 January 2026, 01:04 UTC", "–", "–"],
+        ),
+    ],
+)
+def test_numbers_as_people_read_them(shown: list[str], expected: list[str]) -> None:
+    assert shown == expected
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
+@pytest.mark.timeout(120)
+def test_in_a_browser(tmp_path: Path) -> None:
+    hostile(tmp_path / "run")
+    page = tmp_path / "report.html"
+    page.write_text(render(tmp_path / "run"), encoding="utf-8")
+
+    def dom(fragment: str) -> str:
+        return browse(tmp_path, f"{page.as_uri()}{fragment}")
+
+    shown = dom("#filter=gained")
+    assert "<title>pwned</title>" not in shown
+    assert "<img src=" not in shown.replace('<img src="data:image/png', "")
+    rendered = shown[shown.index('class="list"') : shown.index('id="answers"')]
+    assert html.escape(f"baseline {HOSTILE}", quote=False) in rendered
+    assert html.escape(f"finetuned {HOSTILE}", quote=False) in rendered
+    assert re.search(r'data-kind="gained" aria-pressed="true"', rendered + shown)
+    assert set(re.findall(r'class="kind ([\w-]+)"', rendered)) == {"gained"}
+    lost = dom("#filter=lost&search=SURROGATE")
+    assert set(re.findall(r'class="kind ([\w-]+)"', lost)) == {"lost"}
+    assert "1 of 60 questions" in lost
+    assert "0 of 60 questions" in dom("#filter=all&search=nowhere")
+    assert 'data-kind="differ" aria-pressed="true"' in dom("#training")
+
+
+def browse(folder: Path, address: str) -> str:
+    """The document after its scripts ran, in a browser that asks for nothing."""
+    assert CHROMIUM is not None
+    options = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --dump-dom"
+    )
+    command = [CHROMIUM, *options.split(), f"--user-data-dir={folder / 'profile'}", address]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout

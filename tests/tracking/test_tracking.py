@@ -1,0 +1,213 @@
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftlab.config import TrackingConfig
+from sftlab.tracking import wandb as tracking
+
+WANDB = TrackingConfig(backend="wandb", project="p", entity=None)
+NONE = TrackingConfig(backend="none", project="p", entity=None)
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user without a key."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def test_without_a_key_it_goes_offline_and_says_so_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert tracking.environment(WANDB, tmp_path, "name", "id")["SFTLAB_WANDB_MODE"] == "offline"
+    tracking.announce(WANDB, tmp_path)
+    (line,) = caplog.messages
+    assert line.startswith("wandb: offline (no API key; `wandb login`")
+
+
+def test_with_a_key_it_goes_online_and_the_key_is_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    variables = tracking.environment(WANDB, tmp_path, "name", "id")
+    assert variables["SFTLAB_WANDB_MODE"] == "online"
+    assert "secret" not in variables.values()
+    tracking.announce(WANDB, tmp_path)
+    assert caplog.messages == []
+
+
+def test_a_key_in_netrc_is_found(tmp_path: Path) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine api.wandb.ai login user password secret\n")
+    netrc.chmod(0o600)
+    assert tracking.mode() == "online"
+
+
+def test_none_is_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert tracking.environment(NONE, tmp_path, "name", "id") == {}
+    tracking.announce(NONE, tmp_path)
+    tracking.log_result({}, {}, [["model"]], tmp_path / "loss.png", [])
+    assert caplog.messages == []
+
+
+class Wandb(BaseHTTPRequestHandler):
+    """As much of a wandb server as a run's beginning and its curves need; with ``fails``, one that answers 500."""
+
+    fails = False
+    seen: list[str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode(errors="replace")
+        if self.fails:
+            self.send_error(500)
+            return
+        self.seen.append(f"{self.path} {body}")
+        answer = json.dumps({"data": self.answer(json.loads(body))} if self.path == "/graphql" else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def do_GET(self) -> None:
+        self.do_POST()
+
+    def do_PUT(self) -> None:
+        self.do_POST()
+
+    def answer(self, asked: dict[str, Any]) -> dict[str, Any]:
+        query, given = asked["query"], asked.get("variables") or {}
+        entity = {"id": "e", "name": "me"}
+        if "query Viewer" in query:
+            return {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+        if "mutation UpsertBucket" in query:
+            project = {"id": "p", "name": given["project"], "entity": entity}
+            run = {"id": "r", "name": given["name"], "config": "{}", "historyLineCount": 0, "project": project}
+            return {"upsertBucket": {"bucket": run, "inserted": True}}
+        if "mutation CreateRunFiles" in query:
+            url = f"http://{self.headers['Host']}/upload"
+            files = [{"name": name, "uploadUrl": url} for name in given["files"]]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        return {}
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(*, fails: bool) -> Iterator[tuple[str, type[Wandb]]]:
+    """A wandb server's address, and its class, with which it can be made to fail."""
+    handler = type("Handler", (Wandb,), {"fails": fails, "seen": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{made.server_port}", handler
+        made.shutdown()
+
+
+@pytest.fixture(params=["says nothing", "fails"])
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a wandb server that is of no use."""
+    if request.param == "fails":
+        with serving(fails=True) as (address, _):
+            yield address
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+TRAIN = [
+    *(sys.executable, "-m", "sftlab", "mode=train", "model=tiny_random", "dataset.max_rows=48"),
+    *("train.max_length=768", "train.num_train_epochs=1", "hydra.run.dir=run"),
+]
+
+
+def online(server: str) -> dict[str, str]:
+    patience = {"WANDB_INIT_TIMEOUT": "5", "WANDB_FINISH_TIMEOUT": "5"}
+    return {**os.environ, **patience, "WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
+
+
+def logged(folder: Path, pattern: str) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.glob(f"wandb/{pattern}/*.wandb"))
+
+
+def wait(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    end = time.monotonic() + 900
+    while not (found := condition()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.smoke
+def test_a_server_of_no_use_neither_ends_nor_delays_a_run(tmp_path: Path, server: str) -> None:
+    done = subprocess.run(
+        TRAIN, cwd=tmp_path, env=online(server), capture_output=True, text=True, timeout=900, check=False
+    )
+    told = done.stdout + done.stderr
+    assert done.returncode == 0, told
+    assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
+    assert "Traceback" not in told
+    assert f"`wandb sync {tmp_path}/run/wandb/offline-run-*` sends it later" in told
+    kept = logged(tmp_path / "run", "offline-run-*")
+    assert b"eval/loss" in kept
+    assert b"best_eval_loss" in kept
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("what", ["server", "client"])
+def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
+    """The server begins to answer 500; the process that wandb itself starts beside the training is killed."""
+    with serving(fails=False) as (address, handler):
+        process = subprocess.Popen(
+            [*TRAIN, "train.num_train_epochs=6", "train.logging_steps=1"], cwd=tmp_path, env=online(address),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        checkpoint = "outputs/store/train/*.partial/checkpoint-*/checkpoint.json"
+        wait(lambda: any("file_stream" in line for line in handler.seen) and list(tmp_path.glob(checkpoint)), process)
+        assert not [line for line in handler.seen if "otel" in line]  # no telemetry
+        if what == "server":
+            handler.fails = True
+        else:
+            for pid in wandb_cores(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        told, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, told
+    assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
+    assert "Traceback" not in told
+    assert re.search(r"`wandb sync \S*run/wandb/\S+` sends it later", told)
+    kept = logged(tmp_path / "run", "*run-*")
+    assert kept.count(b"eval/loss") >= 5
+    assert b"best_eval_loss" in kept
+
+
+def wandb_cores(parent: int) -> list[int]:
+    """The processes below one that are wandb's own."""
+    found, parents = [], {parent}
+    for entry in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            state = (entry / "stat").read_text().rpartition(")")
+            name = (entry / "comm").read_text().strip()
+        except OSError:
+            continue
+        if int(state[2].split()[1]) in parents:
+            parents.add(int(entry.name))
+            found += [int(entry.name)] if name == "wandb-core" else []
+    return found

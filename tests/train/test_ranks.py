@@ -1,0 +1,299 @@
+"""Two gloo ranks stand in for several GPUs: the same training as one process with twice the batch."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sftlab.errors import ConfigError
+from sftlab.instance.machine import Machine
+from sftlab.runtime.processes import child
+
+pytestmark = pytest.mark.smoke
+
+# Training rows that do not fill the last batch of both ranks (accelerate fills it with the first rows again), and an
+# odd number of validation rows: none of them may count twice. Without dropout, whose draws differ between ranks; in
+# fp32, whose sums differ least.
+EXACT = [
+    "model=tiny_random",
+    "tracking=none",
+    "mode=train",
+    "instance=cpu",
+    "instance.bf16=false",
+    "dataset.split={train: 29, validation: 7, test: 8}",
+    "peft.lora_dropout=0.0",
+    "train.num_train_epochs=3",
+    "train.logging_steps=1",
+    "train.per_device_eval_batch_size=2",
+    "train.global_batch_size=8",
+]
+ONE = ["train.per_device_train_batch_size=8"]
+TWO = ["train.per_device_train_batch_size=4", "instance.num_processes=2"]
+# As if sftlab itself had been started by a launcher: its ranks must not believe these.
+LAUNCHED = {**os.environ, "RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"}
+
+
+def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sftlab", *EXACT, f"hydra.run.dir={name}", *overrides]
+    return subprocess.Popen(command, cwd=folder, env=LAUNCHED, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    return {**json.loads((folder / "run.json").read_text("utf-8")), "losses": losses(folder)}
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def eval_losses(run: dict[str, Any]) -> list[float]:
+    return [row["eval_loss"] for row in sorted(run["selection"]["candidates"], key=lambda row: row["step"])]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process with twice the batch."""
+    folder = tmp_path_factory.mktemp("one")
+    run = end(start(folder, "run", *ONE), folder / "run")
+    assert (run["receipt"]["effective_batch"], run["receipt"]["num_processes"]) == (8, 1)
+    assert len(run["losses"]) == 12
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    return end(start(folder, "run", *TWO), folder / "run") | {"folder": folder}
+
+
+def test_two_ranks_train_like_one_process_with_twice_the_batch(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert (two["receipt"]["effective_batch"], two["receipt"]["num_processes"]) == (8, 2)
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    # Every validation row counts once, by its tokens.
+    assert eval_losses(two) == pytest.approx(eval_losses(one), abs=1e-3)
+    # Ranks that did not share their gradients would have drifted apart.
+    checksums = two["receipt"]["rank_checksums"]
+    assert len(checksums) == 2
+    assert checksums[0] == checksums[1] == pytest.approx(one["receipt"]["rank_checksums"][0], rel=1e-4)
+
+
+def test_a_model_that_two_ranks_share_out_trains_as_well(
+    tmp_path: Path, two: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP2, and its checkpoints are whole: as those of DDP, but for what resumes training."""
+    import torch
+    from safetensors.torch import load_file
+
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}")
+    stage = two["folder"] / two["stages"]["train"]
+    inputs = json.loads((stage / "inputs.json").read_text("utf-8"))
+    inputs["machine"]["strategy"] = "fsdp"
+    inputs["checkpoints"] = str(tmp_path)
+    inputs["tokens"] = str(two["folder"] / two["stages"]["tokens"])
+    machine = Machine(**inputs["machine"])
+
+    def train() -> dict[str, Any]:
+        child("fsdp_on_cpu", tmp_path, inputs, launcher=machine.launcher(), environment=machine.environment())
+        assert losses(tmp_path) == pytest.approx(two["losses"], abs=1e-3)
+        return json.loads((tmp_path / "receipt.json").read_text("utf-8"))
+
+    receipt = train()
+    assert receipt["strategy"] == "fsdp"
+    for name in ("parameters", "trainable_parameters", "effective_batch"):
+        assert receipt[name] == two["receipt"][name]
+    last = tmp_path / "checkpoint-12"
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (last, stage / last.name))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=1e-4, rtol=1e-3)
+    shutil.rmtree(last)
+    assert train()["optimizer_steps"] == 12  # from checkpoint-8
+    assert last.is_dir()
+
+
+def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3's classes to wrap name parts that it does not have, and FSDP's outputs would be rounded to bfloat16."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}")
+    settings = ["model.name_or_path=random:gemma3_vision", "instance.bf16=true", "train.num_train_epochs=1"]
+    run = end(start(tmp_path, "run", *TWO, *settings), tmp_path / "run")
+    stage = tmp_path / run["stages"]["train"]
+    inputs = json.loads((stage / "inputs.json").read_text("utf-8"))
+    inputs["tokens"] = str(tmp_path / run["stages"]["tokens"])
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        folder = tmp_path / strategy
+        folder.mkdir()
+        inputs["machine"]["strategy"] = strategy
+        inputs |= {"checkpoints": str(folder), "as_on_gpu": True}
+        machine = Machine(**inputs["machine"])
+        child("fsdp_on_cpu", folder, inputs, launcher=machine.launcher(), environment=machine.environment())
+        receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
+        assert receipt["strategy"] == strategy
+        rows = json.loads((folder / "checkpoint-4" / "rows.json").read_text("utf-8"))
+        found[strategy] = [*losses(folder), *(nats / tokens for nats, tokens in rows)]
+    assert found["fsdp"] == pytest.approx(found["ddp"], abs=5e-3)
+
+
+def test_rows_without_padding_are_the_same_training(tmp_path: Path, one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Of a batch that is one sequence: no row sees another one, and none that only fills the last batch counts."""
+    run = end(start(tmp_path, "run", *TWO, "+train.extra.padding_free=true"), tmp_path / "run")
+    assert run["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert eval_losses(run) == pytest.approx(eval_losses(one), abs=1e-3)
+    assert run["receipt"]["rank_checksums"][0] == pytest.approx(two["receipt"]["rank_checksums"][0], rel=1e-4)
+
+
+def test_ddp_does_not_look_for_parameters_without_a_gradient(tmp_path: Path, two: dict[str, Any]) -> None:
+    """A model that reads images has some, and they are frozen; train.extra decides if it sets the key."""
+    assert two["receipt"]["find_unused_parameters"] is False
+    for name, overrides, expected in (
+        ("images", ["model.name_or_path=random:gemma3_vision"], False),
+        ("asked", ["+train.extra.ddp_find_unused_parameters=true"], True),
+    ):
+        run = end(start(tmp_path, name, *TWO, *overrides, "train.num_train_epochs=1"), tmp_path / name)
+        assert run["receipt"]["find_unused_parameters"] is expected
+        assert len(run["losses"]) == 4
+        checksums = run["receipt"]["rank_checksums"]
+        assert checksums[0] == checksums[1]
+
+
+def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: dict[str, Any]) -> None:
+    for ranks, checkpoint in ((TWO, "checkpoint-4"), (ONE, "checkpoint-8")):
+        process = start(tmp_path, "killed", *ranks)
+        until = time.monotonic() + 900
+        while not list(tmp_path.glob(f"outputs/store/train/*.partial/{checkpoint}/checkpoint.json")):
+            assert time.monotonic() < until, process.communicate()[1]
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        shutil.rmtree(tmp_path / "killed")
+    run = end(start(tmp_path, "run", *TWO), tmp_path / "run")
+    assert run["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert eval_losses(run) == pytest.approx(eval_losses(one), abs=1e-3)
+    elsewhere = [(row["until_step"], row["num_processes"]) for row in run["receipt"]["earlier_machines"]]
+    assert elsewhere == [(4, 2), (8, 1)]
+    assert list(tmp_path.glob("outputs/store/train/*.partial")) == []
+
+
+def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dict[int, subprocess.Popen[str]]:
+    """The same command on two machines, each in a folder (and with a store) of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = {}
+    for rank in ranks:
+        (folder / str(rank)).mkdir(exist_ok=True)
+        own = ["instance.nnodes=2", f"instance.node_rank={rank}", f"instance.rdzv_endpoint={endpoint}"]
+        size = "train.per_device_train_batch_size=4"
+        started[rank] = start(folder / str(rank), "run", size, *own, *overrides)
+    return started
+
+
+def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], int]:
+    """Machine 0's run, and how often machine 1, which has trained nothing for itself, had nothing to train."""
+    first = end(started[0], folder / "0" / "run")
+    _, errors = started[1].communicate(timeout=900)
+    assert started[1].returncode == 0, errors
+    second = json.loads((folder / "1" / "run" / "run.json").read_text("utf-8"))
+    assert second["status"] == "success"
+    assert "selection" not in second
+    return first, (folder / "1" / "run" / "sftlab.log").read_text("utf-8").count(NOTHING)
+
+
+NOTHING = "there is nothing to train; machine 0 has it already"
+
+
+def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> None:
+    """Each with a store of its own; what machine 0 has already, the other one does not wait for."""
+    constant = ["train.lr_scheduler_type=constant", "train.warmup_steps=0"]
+    first, told = both(nodes(tmp_path), tmp_path)
+    assert first["receipt"]["num_processes"] == 2
+    assert first["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    assert told == 0
+    assert list((tmp_path / "1").glob("outputs/store/train/*")) == []
+    again, told = both(nodes(tmp_path), tmp_path)  # cached on machine 0
+    assert again["selection"]["checkpoint"] == first["selection"]["checkpoint"]
+    assert told == 1
+    both(nodes(tmp_path, *constant), tmp_path)
+    shorter, told = both(nodes(tmp_path, *constant, "train.num_train_epochs=2"), tmp_path)  # derived there
+    assert len(shorter["losses"]) == 8
+    assert told == 2
+
+
+def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one: dict[str, Any]) -> None:
+    store = f"store={tmp_path / 'store'}"
+    process = start(tmp_path, "killed", *ONE, store)
+    until = time.monotonic() + 900
+    while not list(tmp_path.glob("store/train/*.partial/checkpoint-4/checkpoint.json")):
+        assert time.monotonic() < until, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    # The store of machine 1 has none of them.
+    shutil.copytree(tmp_path / "store", tmp_path / "0" / "outputs" / "store")
+    for process in nodes(tmp_path).values():
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 2, errors
+        assert "not every machine sees the checkpoints" in errors
+    run, _ = both(nodes(tmp_path, store), tmp_path)
+    assert [row["until_step"] for row in run["receipt"]["earlier_machines"]] in ([4], [8])
+    assert run["losses"] == pytest.approx(one["losses"], abs=1e-3)
+    both(nodes(tmp_path, store), tmp_path)
+
+
+def test_a_machine_whose_other_one_is_killed_or_missing_ends(tmp_path: Path) -> None:
+    started = nodes(tmp_path, "train.num_train_epochs=300")
+    until = time.monotonic() + 900
+    while not list(tmp_path.glob("0/outputs/store/train/*.partial/checkpoint-4/checkpoint.json")):
+        assert time.monotonic() < until, started[0].communicate()[1]
+        time.sleep(0.01)
+    started[0].send_signal(signal.SIGKILL)
+    started[0].communicate()
+    _, errors = started[1].communicate(timeout=900)
+    assert started[1].returncode == 1, errors
+    assert "Traceback" not in errors
+    for rank in (0, 1):
+        alone = nodes(tmp_path, "train.num_train_epochs=3", "instance.rdzv_timeout_min=0.05", ranks=(rank,))[rank]
+        _, errors = alone.communicate(timeout=900)
+        assert alone.returncode == 1, errors
+        assert f"machine {1 - rank} did not" in errors
+        assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"seed": 2}, "were given different rows or settings; start the same command on each"),
+        ({"step": 4}, r"not every machine sees the checkpoints to go on from \(/c\); set store= to a folder that all"),
+    ],
+)
+def test_machines_that_disagree_end_with_2(monkeypatch: pytest.MonkeyPatch, other: dict[str, int], said: str) -> None:
+    from sftlab.runtime.store import key_of
+    from sftlab.train.stage import _agree
+
+    given = {"peft": {"r": 8}, "train": {"max_length": 9}, "seed": 1, "counts": {}, "checkpoints": "/c"}
+    compared = {**{name: given[name] for name in ("peft", "train", "counts")}, "seed": other.get("seed", 1)}
+    theirs = (key_of(compared), other.get("step", 0))
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, theirs])
+    with pytest.raises(ConfigError, match=said):
+        _agree(given, 0)
+
+
+def test_machines_that_agree_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sftlab.train.stage import _agree
+
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: mine * 2)
+    _agree({"peft": {}, "train": {}, "seed": 1, "counts": {}, "checkpoints": "/c"}, 8)

@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from sftlab.errors import StageError
+from sftlab.records import Candidate
+from sftlab.train.select import select
+
+
+def candidate(folder: Path, job: int, epoch: float, losses: list[float], tokens: int = 10) -> Candidate:
+    checkpoint = folder / f"job-{job}" / f"checkpoint-{int(epoch)}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "rows.json").write_text(json.dumps([[loss * tokens, tokens] for loss in losses]))
+    mean = sum(losses) / len(losses)
+    return Candidate(mean, epoch, int(epoch), str(checkpoint), job, [f"job={job}"], None, 1.0)
+
+
+def test_the_lowest_loss_over_all_jobs_is_kept(tmp_path: Path) -> None:
+    made = [
+        candidate(tmp_path, 0, 1, [1.0] * 40),
+        candidate(tmp_path, 0, 2, [0.9] * 40),
+        candidate(tmp_path, 1, 1, [0.5] * 40),
+        candidate(tmp_path, 1, 2, [0.7] * 40),
+    ]
+    chosen = select(made, "lowest", 42)
+    assert chosen.chosen == chosen.best == made[2]
+    assert chosen.ties == [made[2]]
+    assert chosen.candidates == made
+    assert select(made, "earliest", 42).chosen == made[2]
+
+
+def test_ties_are_named_and_earliest_takes_the_least_trained(tmp_path: Path) -> None:
+    # Rows that disagree: half got better, half got worse, by about as much.
+    first = [1.0, 2.0] * 20
+    second = [1.5, 1.48] * 20
+    made = [
+        candidate(tmp_path, 0, 3, second),
+        candidate(tmp_path, 0, 1, first),
+        candidate(tmp_path, 1, 2, [9.0] * 40),
+    ]
+    lowest = select(made, "lowest", 1)
+    assert lowest.chosen == made[0]
+    assert lowest.ties == made[:2]
+    assert select(made, "earliest", 1).chosen == made[1]
+
+
+def test_without_a_candidate_it_says_why(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="no job finished with a checkpoint"):
+        select([], "lowest", 1)
