@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sftlab"
 
 # What each folder may import from, besides itself: imports point one way.
-VOCABULARY = {"config", "errors", "records"}
+VOCABULARY = {"config", "errors", "records", "results"}
 SUBJECTS = {"model", "dataset", "instance", "tracking"}
 LAYERS = [
     VOCABULARY,

@@ -1,0 +1,590 @@
+"""What a run writes into ``run.json`` and ``job.json``, and what stages record: frozen, typed, documented.
+
+Every record is one JSON object. Readers ignore unknown fields, so that a file of a newer version can still be shown.
+Intervals are ``[low, high]`` at the confidence ``level`` beside them. Accuracies, scores and differences are fractions.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from sftlab.records import Candidate
+
+SCHEMA_VERSION = 2
+
+Scalar = str | int | float | bool | None
+Status = Literal["running", "success", "failed"]
+Outcome = Literal["better", "worse", "inconclusive"]
+
+
+class Record(BaseModel):
+    """A frozen record with a docstring per field."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, protected_namespaces=())
+
+
+# ------------------------------------------------------------------- stages
+
+
+class SplitCounts(Record):
+    """Rows and tokens of one tokenised split."""
+
+    rows: int
+    """Rows that are used."""
+    tokens: int
+    """Tokens of these rows, without padding."""
+    supervised: int
+    """Tokens with a loss."""
+    truncated: int
+    """Rows that were truncated to train.max_length."""
+    left_out: int
+    """Rows left out because their prompt alone fills train.max_length."""
+    longest: int
+    """Tokens of the longest row."""
+    content: str = ""
+    """Hash of the token ids and labels, in order."""
+
+
+class TokenCounts(Record):
+    """What tokenisation counted."""
+
+    train: SplitCounts
+    validation: SplitCounts
+    prompt_bos: int
+    """Beginning-of-sequence tokens in the first training prompt; 1 for most models, 2 means a doubled one."""
+    turn_ends: list[int]
+    """Tokens with which the chat template ends an assistant turn."""
+
+
+class Receipt(Record):
+    """What took effect in training, read from the model and the trainer."""
+
+    parameters: int
+    """Weights of the model, quantised ones included."""
+    trainable_parameters: int
+    """Weights that were trained."""
+    quantized_layers: int
+    """Linear layers that bitsandbytes quantised."""
+    attn_implementation: str
+    """Attention implementation of the model."""
+    padding_mask: bool | None = None
+    """Whether the model was given a mask of padding tokens."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations were recomputed in the backward pass."""
+    liger_modules: int
+    """Modules that run a Liger kernel."""
+    loss: str
+    """Loss function, and how log-probabilities are computed."""
+    optimizer_state: list[str]
+    """Number formats of the optimizer's state."""
+    base_dtype: str
+    """Number format of the frozen weights, or of all weights if none is frozen."""
+    autocast: str | None
+    """Number format of autocast; null without it."""
+    effective_batch: int
+    """Rows per optimizer step over all devices."""
+    optimizer_steps: int
+    """Optimizer steps of the job."""
+    supervised_tokens: int
+    """Training tokens with a loss, per epoch."""
+    supervised_share: float
+    """Share of the training tokens that have a loss."""
+    truncated_rows: dict[str, int]
+    """Truncated rows by split."""
+    left_out_rows: dict[str, int]
+    """Rows left out by split, because their prompt fills train.max_length."""
+    prompt_bos: int
+    """Beginning-of-sequence tokens in the first training prompt."""
+    device: str
+    """cpu or cuda."""
+    num_processes: int
+    """Ranks that trained."""
+    strategy: str
+    """ddp or fsdp."""
+    find_unused_parameters: bool | None = None
+    """DDP's setting of this name; null without DDP."""
+    train_seconds: float
+    """Seconds of training in the last process; 0 if the training was taken from another job."""
+    tokens_per_second: float | None
+    """Training tokens per second over all devices, without padding."""
+    tokens_per_second_per_device: float | None
+    """The same per device."""
+    flops_per_token: int | None = None
+    """Floating-point operations of the model per training token, forward and backward."""
+    mfu: float | None
+    """Model FLOPs utilisation, a fraction of the GPUs' peak; null on a CPU."""
+    peak_memory_gib: float
+    """Peak memory in GiB: of the process on a CPU, of the allocator on a GPU."""
+    step_seconds: float | None
+    """Median seconds per optimizer step."""
+    rank_checksums: list[float]
+    """For each rank a sum over its trained weights."""
+    earlier_machines: list[str | dict[str, Scalar]]
+    """Machines on which earlier steps were trained."""
+    diverged_at_step: int | None
+    """Step after which the validation loss was not finite; null if it always was."""
+
+
+class MergeCheck(Record):
+    """The merged model compared with the adapter on its base."""
+
+    adapter_loss: float
+    """Validation loss with the adapter, nats per token."""
+    merged_loss: float
+    """Validation loss of the merged model, nats per token."""
+    rows: int
+    """Validation rows compared."""
+    agreeing_tokens: int
+    """Positions at which both models have the same most likely token."""
+    compared_tokens: int
+    """Positions compared."""
+    changed_tensors: int
+    """Weight tensors that differ from the base."""
+    tensors: int
+    """Weight tensors of the model."""
+
+
+class PlanCell(Record):
+    """Memory and time of a configuration on its machine. Memory is GiB per device, time seconds per epoch."""
+
+    memory: dict[str, float]
+    """GiB by part: weights, optimizer, activations and so on."""
+    training_gib: float
+    """Peak in training."""
+    generation_gib: float
+    """Peak in generation."""
+    capacity_gib: float | None
+    """Memory of a device; null if unknown."""
+    seconds_per_epoch: float | None
+    """Seconds of one epoch with its validation; null if unknown."""
+    timed_by: str
+    """What the time was estimated from."""
+    gradient_checkpointing: bool = False
+    """Whether activations are recomputed in the backward pass."""
+    trouble: str | None = None
+    """Why the configuration cannot run at all."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def fits(self) -> bool | None:
+        """Whether both phases, which follow each other, fit into a device's memory; None if that is unknown."""
+        if self.trouble is not None:
+            return False
+        return None if self.capacity_gib is None else max(self.training_gib, self.generation_gib) <= self.capacity_gib
+
+
+class LayerSeconds(Record):
+    """Seconds of one pass through one layer by number format: ``float32`` and ``bfloat16``."""
+
+    cpu: str
+    """Model of the CPU."""
+    adapters: dict[str, float]
+    """A training step of adapters, with frozen weights in the named format."""
+    all_weights: dict[str, float]
+    """A training step of all weights: float32 weights, with and without bfloat16 autocast."""
+    generation: dict[str, float]
+    """A forward pass over single tokens."""
+
+
+class Precision(Record):
+    """The number formats of training and generation."""
+
+    bf16: bool
+    """train.bf16 after ``auto`` was resolved."""
+    dtype: str
+    """eval.dtype after ``auto`` was resolved."""
+    measured: LayerSeconds | None
+    """The measurement that decided; null if nothing was ``auto``."""
+
+
+# ------------------------------------------------------------------- selection
+
+
+class Selection(Record):
+    """The selected checkpoint over all jobs, and every candidate."""
+
+    metric: Literal["eval_loss", "exact_match"]
+    """What the checkpoints are ranked by."""
+    checkpoint: str
+    """Folder of the selected checkpoint."""
+    step: int
+    """Its optimizer step."""
+    epoch: float
+    """Its epoch."""
+    eval_loss: float
+    """Its validation loss, nats per supervised token."""
+    train_loss: float | None
+    """Mean training loss of its epoch."""
+    exact_match: float | None
+    """Its share of right validation answers, if checkpoints are ranked by it."""
+    job: int
+    """Number of its job."""
+    overrides: list[str]
+    """Overrides of its job."""
+    seconds: float
+    """Training seconds from the job's start to the checkpoint."""
+    lowest_eval_loss: float
+    """The lowest validation loss of all candidates."""
+    best: str
+    """Folder of the best checkpoint; another one than ``checkpoint`` if select.tie=earliest took an earlier one."""
+    ties: list[str]
+    """Folders of the checkpoints within the noise of the best one."""
+    candidates: list[Candidate]
+    """Every checkpoint, those that cannot be ranked with the others at the end."""
+
+
+class JobSummary(Record):
+    """A job of a sweep in ``run.json``."""
+
+    job: int
+    """Its number."""
+    overrides: list[str]
+    """What it was started with."""
+    status: Status
+    """How it ended."""
+    error: str | None
+    """Why it failed."""
+    ranked: bool
+    """Whether its checkpoints were ranked with those of the selected job."""
+    trained_as: str
+    """Whether it was trained separately, or shares steps with another job."""
+
+
+# ------------------------------------------------------------------- evaluation
+
+
+class Verdict(Record):
+    """What the comparison of two models says."""
+
+    outcome: Outcome
+    """better or worse: of the second model, at the level of the test; inconclusive otherwise."""
+    reason: str
+    """The numbers behind it, in one sentence."""
+    notes: list[str] = []
+    """What limits the verdict: other readings that disagree, truncated answers."""
+
+    def __str__(self) -> str:
+        return "; ".join([f"{self.outcome}: {self.reason}", *self.notes])
+
+
+class ReadingCounts(Record):
+    """Answers of one model by one way of reading them."""
+
+    correct: int
+    """Right answers."""
+    unparsed: int
+    """Completions with no answer extracted."""
+
+
+class Repeats(Record):
+    """How much a model's answers differ between generations of one test set."""
+
+    values: list[float]
+    """The metric in each generation."""
+    changed: int
+    """Questions judged differently in two generations."""
+    noise: float
+    """Largest difference between two values."""
+    forced_noise: float
+    """The same with forced choices."""
+
+
+class ModelResult(Record):
+    """One model on the test set."""
+
+    metric: str
+    """What is judged: accuracy, or a kind of ROUGE."""
+    value: float
+    """The metric, a fraction."""
+    interval: tuple[float, float]
+    """Confidence interval of ``value``: Wilson's for an accuracy, bootstrap for a mean score."""
+    level: float
+    """Confidence level of ``interval``, such as 0.95."""
+    n: int
+    """Questions."""
+    correct: int | None = None
+    """Right answers; null for scores."""
+    unparsed: int
+    """Completions with no answer extracted."""
+    truncated: int | None
+    """Completions that reached the token limit; null if unknown for all."""
+    finish_reasons: int
+    """Completions whose finish reason is known."""
+    reading: str | None = None
+    """How answers are read (eval.reading); null for tasks without several ways."""
+    readings: dict[str, ReadingCounts] = {}
+    """The result by each way of reading answers."""
+    letters: dict[str, int] = {}
+    """How often each answer was given; "none" where none was extracted."""
+    scores: dict[str, float] = {}
+    """Means of all scores of the task, by name."""
+    repeats: Repeats | None = None
+    """Differences between repeated generations (eval.repeats)."""
+
+
+class Comparison(Record):
+    """Two models on the same questions; differences are second minus first."""
+
+    metric: str
+    """What is compared."""
+    n: int
+    """Questions."""
+    baseline: float
+    """The metric of the first model."""
+    finetuned: float
+    """The metric of the second model."""
+    delta: float
+    """The difference."""
+    interval: tuple[float, float]
+    """Confidence interval of ``delta``."""
+    level: float
+    """Confidence level of ``interval``."""
+    p_value: float
+    """Two-sided p-value of no difference."""
+    gained: int
+    """Questions on which the second model is better."""
+    lost: int
+    """Questions on which the second model is worse."""
+    both_right: int | None = None
+    """Questions that both answer rightly; null for scores."""
+    both_wrong: int | None = None
+    """Questions that both answer wrongly; null for scores."""
+    groups: int | None = None
+    """Groups of rows that the statistics treat as units; null if rows are independent."""
+    smallest_visible_difference: float | None = None
+    """The difference that this test set shows with 80 % power; null if none can be shown."""
+    verdict: Verdict
+    """The conclusion."""
+    forced: Comparison | None = None
+    """The same with a forced choice where no answer was extracted."""
+
+
+class SubgroupSide(Record):
+    """One model on one subgroup."""
+
+    value: float
+    """The metric."""
+    interval: tuple[float, float] | None
+    """Its confidence interval; null if there are too few rows."""
+    correct: int | None = None
+    """Right answers; null for scores."""
+
+
+class SubgroupDifference(Record):
+    """The difference of two models on one subgroup."""
+
+    delta: float
+    """Second minus first."""
+    interval: tuple[float, float]
+    """Its confidence interval."""
+    p_value: float
+    """Two-sided p-value."""
+    p_adjusted: float
+    """Adjusted by Holm's method for the compared subgroups."""
+    gained: int
+    """Questions on which the second model is better."""
+    lost: int
+    """Questions on which the second model is worse."""
+
+
+class Subgroup(Record):
+    """The questions with one value in the column eval.group_by."""
+
+    name: str
+    """The value."""
+    n: int
+    """Questions."""
+    baseline: SubgroupSide | None = None
+    """The first model."""
+    finetuned: SubgroupSide | None = None
+    """The second model."""
+    difference: SubgroupDifference | None = None
+    """Their difference; null if they were not compared."""
+    reason: str | None = None
+    """Why they were not compared."""
+
+
+class Subgroups(Record):
+    """Results by subgroup, the largest first."""
+
+    column: str
+    """eval.group_by."""
+    level: float
+    """Confidence level of the intervals."""
+    without: int
+    """Questions without a value in the column."""
+    compared: int
+    """Subgroups that were compared."""
+    note: str | None
+    """How to read the p-values."""
+    groups: list[Subgroup]
+    """One entry per subgroup."""
+
+
+class Evaluation(Record):
+    """Base and fine-tuned model on the test set."""
+
+    finetuned: ModelResult
+    """The fine-tuned model, or the second file of mode=compare."""
+    baseline: ModelResult | None = None
+    """The base model, or the first file; null with eval.baseline=false."""
+    comparison: Comparison | None = None
+    """Their comparison; null without a baseline."""
+    subgroups: Subgroups | None = None
+    """Results by eval.group_by."""
+
+
+class EvaluationRow(Record):
+    """One job of a sweep with mode=evaluate."""
+
+    job: int
+    """Its number."""
+    overrides: list[str]
+    """What it was started with."""
+    status: Status
+    """How it ended."""
+    error: str | None = None
+    """Why it failed."""
+    model: str | None = None
+    """The evaluated model."""
+    base: str | None = None
+    """The base model."""
+    evaluation: Evaluation | None = None
+    """Its result."""
+    precision: Precision | None = None
+    """Number formats."""
+    revisions: dict[str, str] = {}
+    """Commits of hub models and datasets by config key."""
+    template_time: str | None = None
+    """The time that the chat template was given, if it prints one."""
+    stages: dict[str, str] = {}
+    """Folders of its stages."""
+    times: dict[str, float] = {}
+    """Seconds of its stages."""
+    p_adjusted: float | None = None
+    """Adjusted by Holm's method for the number of comparisons."""
+    verdict: Verdict | None = None
+    """The verdict by the adjusted p-value."""
+
+
+class PlanRow(PlanCell):
+    """One job of mode=plan."""
+
+    job: int
+    """Its number."""
+    overrides: list[str]
+    """What it was started with."""
+
+
+# ------------------------------------------------------------------- overlap
+
+
+class OverlapRow(Record):
+    """A question, and the row of an earlier split that holds the largest share of its distinct word n-grams."""
+
+    left_split: str
+    left_id: str
+    right_split: str
+    right_id: str
+    share: float
+    """Share of the question's n-grams, 0 to 1."""
+    exact: bool
+    """Whether both are the same text after normalisation."""
+    left_text: str
+    right_text: str
+
+
+class OverlapPair(Record):
+    """The questions of ``left_split`` found in ``right_split``."""
+
+    left_split: str
+    right_split: str
+    examined: int
+    """Questions of the left split."""
+    exact: int
+    """Exact duplicates."""
+    near: int
+    """Others whose share is over the limit."""
+    mean: float
+    p50: float
+    p95: float
+    max: float
+
+
+class OverlapRecord(Record):
+    """Leakage between splits."""
+
+    max_overlap: float
+    """dataset.max_overlap."""
+    n: int
+    """Words per n-gram."""
+    pairs: list[OverlapPair]
+    """Every pair of splits."""
+    worst: list[OverlapRow]
+    """The largest shares, at most ten."""
+    leaking: int
+    """Exact duplicates and near duplicates together."""
+    allow_overlap: bool
+    """dataset.allow_overlap."""
+
+
+# ------------------------------------------------------------------- run
+
+
+class RunRecord(Record):
+    """``run.json``: what a run is, was and found."""
+
+    schema_version: int = SCHEMA_VERSION
+    """Version of this schema."""
+    id: str
+    """Identifies the run."""
+    status: Status
+    """running, success or failed."""
+    error: str | None = None
+    """Why it failed."""
+    experiment: str
+    """The config key name."""
+    mode: str
+    """The config key mode."""
+    command: str
+    """The command line."""
+    started: str
+    """ISO time, UTC."""
+    finished: str | None = None
+    """ISO time, UTC."""
+    git: str | None = None
+    """Commit of sftlab's checkout, with a + if it has changes; null if installed otherwise."""
+    versions: dict[str, str] = {}
+    """Installed versions of the libraries."""
+    seed: int
+    """The config key seed."""
+    revisions: dict[str, str] = {}
+    """Commits of hub models and datasets, by the config key that pins them."""
+    template_time: str | None = None
+    """The time that the chat template was given, if it prints one."""
+    precision: Precision | None = None
+    """Number formats of training and generation."""
+    receipt: Receipt | None = None
+    """What took effect in the training of the selected checkpoint."""
+    overlap: OverlapRecord | None = None
+    """Leakage between splits."""
+    stages: dict[str, str] = {}
+    """Folders of the stages."""
+    times: dict[str, float] = {}
+    """Seconds of the stages; 0 if a stage was cached."""
+    jobs: list[JobSummary] = []
+    """The jobs of the run."""
+    selection: Selection | None = None
+    """The selected checkpoint."""
+    merge: MergeCheck | None = None
+    """The merged model compared with the adapter."""
+    evaluation: Evaluation | None = None
+    """Base and fine-tuned model on the test set."""
+    evaluations: list[EvaluationRow] = []
+    """The results of a sweep with mode=evaluate."""
+    plan: list[PlanRow] = []
+    """The results of mode=plan."""
+    sources: dict[str, str] = {}
+    """The compared files of mode=compare."""
