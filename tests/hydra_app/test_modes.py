@@ -571,7 +571,7 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
         assert "Traceback" not in done.stderr + done.stdout
 
 
-BASE = "__import__('sftlab.model.base').models.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
+BASE = "__import__('sftlab.model.base').model.base.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
 TOKENS = """
 sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts": {"train": {"rows": 8}}})()
 """
