@@ -49,7 +49,7 @@ def naive(splits: dict[str, list[Example]], n: int = 8) -> None:
     """The same three comparisons with a dict from each gram to its rows and a counter for each question."""
     grams = {}
     for name, examples in splits.items():
-        words = [overlap.normalise(example.user).split() for example in examples]
+        words = [overlap.normalise_question(example.user).split() for example in examples]
         grams[name] = [{tuple(row[at : at + n]) for at in range(max(len(row) - n, 0) + 1)} for row in words]
     for left, right in overlap.PAIRS:
         holders = defaultdict(list)
@@ -70,7 +70,7 @@ def main() -> None:
     splits, planted = corpus(args.rows, args.templated, planted=args.rows // 1000)
 
     start = time.perf_counter()
-    report = overlap.check(splits, max_overlap=MAX_OVERLAP)
+    report = overlap.find_overlaps(splits, max_overlap=MAX_OVERLAP)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(overlap.describe(report))

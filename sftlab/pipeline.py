@@ -601,7 +601,7 @@ def _dry_dataset(cfg: Config, store: Store, scratch: Store) -> dataset.Dataset:
     _tell("dataset", store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))
     data = dataset.make(scratch, cfg.dataset, cfg.seed)
     if data.stage.cached:  # making it logs the same
-        log.info("dataset: %s", ", ".join(f"{len(data.split(name)):,} {name}" for name in dataset.SPLITS))
+        log.info("dataset: %s", data.counts())
     return data
 
 
@@ -744,7 +744,7 @@ def gate(
 
     def build(folder: Path) -> None:
         splits = {"train": data.split("train"), "validation": data.split("validation"), "test": examples}
-        write_json(folder / "overlap.json", asdict(overlap.check(splits, max_overlap=cfg.dataset.max_overlap)))
+        write_json(folder / "overlap.json", asdict(overlap.find_overlaps(splits, max_overlap=cfg.dataset.max_overlap)))
 
     inputs = {"version": 1, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows, cfg.seed]}
     stage = store.stage("overlap", {**inputs, "max_overlap": cfg.dataset.max_overlap}, build)

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from test_prompt import settings as dataset_settings
 
 from sftlab.config import Config
-from sftlab.dataset.stage import _cap, _split
+from sftlab.dataset.splits import cap, split_examples
 from sftlab.errors import ConfigError
-from sftlab.eval.extract import compile_pattern, last, lenient, normalise, read, strict
+from sftlab.eval.extract import compile_pattern, last, normalise_answer, read, strict
+from sftlab.eval.lenient import lenient
 from sftlab.eval.statistics import compare, compare_scores, wilson
 from sftlab.records import Example
 from sftlab.report import preview
@@ -69,7 +70,7 @@ def test_reading_never_raises_and_never_leaves_the_choices(text: str, choices: s
 @many
 @given(st.text(max_size=200))
 def test_normalising_twice_is_normalising_once(text: str) -> None:
-    assert normalise(normalise(text)) == normalise(text)
+    assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
 
 
 # — splitting —
@@ -91,17 +92,17 @@ def test_a_split_has_no_row_twice_and_no_group_apart(
     cfg = dataset_settings(split=dict(zip(("train", "validation", "test"), sizes, strict=True)))
     counts = [max(round(size * len(rows)) if size < 1 else int(size), 1) for size in cfg.split.values() if size]
     try:
-        made = _split({"all": rows}, cfg, seed)
+        made = split_examples({"all": rows}, cfg, seed)
     except ConfigError:  # fewer rows than asked for, or than are left of whole groups
         assert sum(counts) + (not cfg.split["train"]) > len(rows) or any(row.group for row in rows)
         return
-    assert made == _split({"all": rows}, cfg, seed)
+    assert made == split_examples({"all": rows}, cfg, seed)
     drawn = [row.id for split in made.values() for row in split]
     assert len(set(drawn)) == len(drawn)
     assert set(drawn) <= {row.id for row in rows}
     homes = Counter(group for split in made.values() for group in {row.group for row in split if row.group})
     assert set(homes.values()) <= {1}
-    capped = _cap(made, most, seed, "dataset.max_rows")
+    capped = cap(made, most, seed, "dataset.max_rows")
     assert sum(map(len, capped.values())) == min(most, len(drawn))
     for name, split in capped.items():
         assert [row for row in made[name] if row in split] == split

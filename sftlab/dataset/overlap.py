@@ -1,7 +1,7 @@
-"""Leakage between the splits: questions of a later split that an earlier one already holds, whole or in large part."""
+"""Detect leakage between splits: questions of a later split that an earlier split contains in full or in large part."""
 
-# Own code: the libraries for this (datasketch and other MinHash indexes) estimate Jaccard similarity, which overlooks a
-# short question inside a long row. What is wanted is containment, and exact.
+# Libraries for near duplicates (datasketch and other MinHash indexes) estimate Jaccard similarity, which misses a short
+# question inside a long row. This module computes exact containment.
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from sftlab.records import Example
 
 SPLITS = ("train", "validation", "test")
-PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))  # the later split is the one examined
+PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))  # the later split is examined
 WORST = 10
 BUDGET = 1024  # rows looked up for one question before it is compared with all
 TABLE = 2**22  # cells of the tables in which questions are compared with all (16 MiB each)
@@ -31,9 +32,9 @@ TABLE = 2**22  # cells of the tables in which questions are compared with all (1
 
 @dataclass(frozen=True)
 class Overlap:
-    """A question and the row of an earlier split that holds the largest share (0..1) of its distinct word n-grams.
+    """A question, and the row of an earlier split that contains the largest share (0..1) of its distinct word n-grams.
 
-    ``exact`` says whether the two are the same text once normalised.
+    ``exact`` is set if both are the same text after normalisation.
     """
 
     left_split: str
@@ -48,7 +49,10 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Pair:
-    """The questions of ``left_split`` found in ``right_split``: exact duplicates, others over the limit, and shares."""
+    """Statistics of the questions of ``left_split`` that ``right_split`` contains.
+
+    ``exact`` counts exact duplicates, ``near`` other questions over the limit; the rest describes the shares (0..1).
+    """
 
     left_split: str
     right_split: str
@@ -63,7 +67,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Report:
-    """The overlap of every pair of splits, and the worst overlaps of all (at most 10, largest share first)."""
+    """The overlap of every pair of splits, and the worst overlaps (at most 10, largest share first)."""
 
     max_overlap: float
     n: int
@@ -72,23 +76,23 @@ class Report:
 
     @property
     def leaking(self) -> int:
-        """How many findings are exact or over the limit; a question found in two splits counts twice."""
+        """Number of exact duplicates and of overlaps over the limit. A question in two other splits counts twice."""
         return sum(pair.exact + pair.near for pair in self.pairs)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """A report from its JSON file."""
+        """Read a report from its JSON file."""
         values = json.loads(path.read_text("utf-8"))
         values["pairs"] = tuple(Pair(**row) for row in values["pairs"])
         values["worst"] = tuple(Overlap(**row) for row in values["worst"])
         return cls(**values)
 
 
-def normalise(question: str) -> str:
-    """A question without what hides a duplicate: case, Unicode variants, punctuation and spacing.
+def normalise_question(question: str) -> str:
+    """Remove differences that hide a duplicate: case, Unicode variants, punctuation and spacing.
 
-    Punctuation parts words, save the apostrophe ("don't" is "dont"). It stays where it belongs to a number (3.5, -5,
-    3 * 5, 3/5), so that two sums are not taken for one; symbols such as + and < are no punctuation.
+    Punctuation separates words, except for the apostrophe ("don't" becomes "dont"). It stays where it belongs to a
+    number (3.5, -5, 3 * 5, 3/5), so that two sums stay different; symbols such as + and < are not punctuation.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", question).casefold())
     return " ".join(_punctuation().sub(" ", text.replace("'", "").replace("’", "")).split())
@@ -96,35 +100,43 @@ def normalise(question: str) -> str:
 
 @cache
 def _punctuation() -> re.Pattern[str]:
-    # Up to U+FFFF: the marks beyond are of ancient scripts, and with them the pattern is seven times as slow.
+    # Marks beyond U+FFFF belong to ancient scripts, and would make the pattern seven times slower.
     marks = "".join(char for char in map(chr, range(0x10000)) if unicodedata.category(char).startswith("P"))
     return re.compile(rf"[{re.escape(marks)}](?<![-.](?=\d))(?<![*/%](?=\s*\d))")
 
 
-def check(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int = 8) -> Report:
-    """Find the questions (``Example.user``) that an earlier split already holds.
+def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int = 8) -> Report:
+    """Find the questions (``Example.user``) that an earlier split contains.
 
-    The overlap of a question is the largest share of its distinct word n-grams that one single row of the other split
-    holds; of rows that hold the same share, an exact duplicate is named before others, then the first. Every share is
-    exact, no gram is left out for being frequent (grams are compared by 64-bit hashes: among 25 million, the chance
-    that any two are mistaken for each other is 1 in 50,000).
+    The overlap of a question is the largest share of its distinct word n-grams that a single row of the other split
+    contains. Of rows with the same share, an exact duplicate is reported before others, then the first row. Shares are
+    exact, and frequent grams count too. Grams are compared by 64-bit hashes: among 25 million grams, the chance that
+    any two have the same hash is 1 in 50,000.
 
-    A question of fewer than ``n`` words is one gram as a whole, so it is only found as an exact duplicate. So is a
-    text in a script that puts no spaces between words. A split that is missing counts as empty.
+    A question of fewer than ``n`` words is a single gram, so it is detected as an exact duplicate only. The same holds
+    for text in a script without spaces between words. A missing split counts as empty.
+
+    Args:
+        splits: the examples of each split.
+        max_overlap: share (0..1) above which a question counts as ``near``.
+        n: words of a gram.
+
+    Raises:
+        ValueError: a split has another name than those of ``SPLITS``, or ``n`` is below 1.
     """
     if unknown := splits.keys() - set(SPLITS):
         raise ValueError(f"unknown splits {sorted(unknown)}: they are {', '.join(SPLITS)}")
     if n < 1:
         raise ValueError(f"n is {n}: a gram has at least one word")
     read = {name: _Split(name, splits.get(name, ()), n) for name in SPLITS}
-    pairs, found = zip(*(_pair(read[left], read[right], max_overlap) for left, right in PAIRS), strict=True)
-    # Sorting is stable: what is equally bad stays in the order of PAIRS and of the rows.
-    worst = sorted((one for some in found for one in some), key=attrgetter("share", "exact"), reverse=True)[:WORST]
+    pairs, overlaps = zip(*(_pair(read[left], read[right], max_overlap) for left, right in PAIRS), strict=True)
+    # Sorting is stable: equal overlaps stay in the order of PAIRS and of the rows.
+    worst = sorted(chain.from_iterable(overlaps), key=attrgetter("share", "exact"), reverse=True)[:WORST]
     return Report(max_overlap, n, pairs, tuple(worst))
 
 
 def describe(report: Report) -> str:
-    """The report in a few lines for people: each pair of splits, then the worst overlaps with both texts."""
+    """Return the report as text: a line for each pair of splits, then the worst overlaps with both texts."""
     lines = [
         f"{pair.right_split}–{pair.left_split}: of {pair.examined} questions {pair.exact} are exact duplicates and "
         f"{pair.near} more overlap by over {report.max_overlap:.1%} "
@@ -140,16 +152,16 @@ def describe(report: Report) -> str:
 
 
 class _Split:
-    """A split's normalised texts, the first row of each, and the hash and row of every n-gram (repeats included)."""
+    """Normalised texts of a split, the first row of each text, and hash and row of every n-gram (with repeats)."""
 
     def __init__(self, name: str, examples: Sequence[Example], n: int) -> None:
         self.name, self.examples = name, examples
-        self.texts = [normalise(example.user) for example in examples]
+        self.texts = [normalise_question(example.user) for example in examples]
         self.first = {text: row for row, text in reversed(list(enumerate(self.texts)))}
         hashes, lengths = array("q"), array("q")
         for text in self.texts:
             words = text.split()
-            words += [" "] * (n - len(words))  # no word is a space: a short text's only gram is like no other
+            words += [" "] * (n - len(words))  # no word is a space, so the only gram of a short text is unique
             hashes.extend(map(hash, words))
             lengths.append(len(words))
         word = np.array(hashes).astype(np.uint64)
@@ -158,11 +170,11 @@ class _Split:
             grams *= np.uint64(0x9E3779B97F4A7C13)
             grams += word[place : place + len(grams)]
         self.rows = np.repeat(np.arange(len(examples)), np.array(lengths) - n + 1)
-        self.grams = grams[np.arange(len(self.rows)) + self.rows * (n - 1)]  # n - 1 windows reach into the next row
+        self.grams = grams[np.arange(len(self.rows)) + self.rows * (n - 1)]  # n - 1 windows extend into the next row
 
 
 def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[Pair, list[Overlap]]:
-    """Compare two splits; with the summary come the worst overlaps."""
+    """Compare two splits; return the statistics and the worst overlaps."""
     if not left.examples:
         return Pair(left.name, right.name, 0, 0, 0, 0.0, 0.0, 0.0, 0.0), []
     duplicate = np.array([right.first.get(text, -1) for text in left.texts])
@@ -180,22 +192,23 @@ def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[Pair, list[O
 
 
 def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The overlap of each row of ``left`` and the first row of ``right`` with that overlap (-1 for none).
+    """Return the overlap of each row of ``left``, and the first row of ``right`` with that overlap (-1 for none).
 
-    Boilerplate makes every row share something with every other: too many pairs to look at. So what is alike is merged
-    first: grams in the same rows of ``right`` and then rows with the same grams (of those that ``left`` has too).
+    Boilerplate makes every row share grams with every other row, which gives too many pairs to compare. Therefore equal
+    columns and rows are merged first: grams in the same rows of ``right``, then rows with the same grams (of those
+    that ``left`` has too).
     """
     from scipy import sparse
 
     def incidence(rows: NDArray[np.int64], grams: NDArray[np.int64], shape: tuple[int, int]) -> Any:
         matrix = sparse.csr_array((np.ones(len(rows), dtype=np.uint64), (rows, grams)), shape=shape)
-        matrix.data[:] = 1  # repeats were added up
+        matrix.data[:] = 1  # repeats were summed
         return matrix
 
     vocabulary, columns = np.unique(left.grams, return_inverse=True)
     questions = incidence(left.rows, columns, (len(left.examples), len(vocabulary)))
     size = np.diff(questions.indptr)
-    # Most grams of right are not in left: a table of their lowest bits rules nearly all out before the slow search.
+    # Most grams of right are not in left: a table of the lowest bits excludes nearly all before the slow search.
     bits = np.uint64((1 << (8 * len(vocabulary)).bit_length()) - 1)
     table = np.zeros(int(bits) + 1, dtype=bool)
     table[vocabulary & bits] = True
@@ -203,7 +216,7 @@ def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArr
     columns = np.searchsorted(vocabulary[:-1], right.grams[maybe])
     shared = vocabulary[columns] == right.grams[maybe]
     holders = incidence(right.rows[maybe[shared]], columns[shared], (len(right.examples), len(vocabulary)))
-    # Sets are alike if the sums of random numbers drawn for their members are.
+    # Two sets are equal if the sums of random numbers drawn for their members are equal.
     draw = np.random.default_rng(0)
     used = np.flatnonzero(np.bincount(holders.indices, minlength=len(vocabulary)))
     questions, holders = questions[:, used], holders[:, used]
@@ -211,7 +224,7 @@ def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArr
     _, kept, merged = np.unique(signature, return_index=True, return_inverse=True)
     questions = questions @ incidence(np.arange(len(used)), merged, (len(used), len(kept)))
     signature = holders[:, kept] @ draw.integers(2**64, size=len(kept), dtype=np.uint64)
-    first = np.sort(np.unique(signature, return_index=True)[1])  # in the rows' order, so that ties go to the first
+    first = np.sort(np.unique(signature, return_index=True)[1])  # in the order of rows: ties go to the first row
     holders, questions = holders[first][:, kept].astype(np.float32), questions.astype(np.float32)
     postings, weight = holders.tocsc(), np.zeros(len(kept))
     hits, closest, undecided = np.zeros(len(size)), np.full(len(size), -1), []
@@ -219,8 +232,8 @@ def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArr
         span = slice(*questions.indptr[row : row + 2])
         grams = questions.indices[span]
         weight[grams] = questions.data[span]
-        if found := _closest(grams, weight, holders, postings):
-            hits[row], closest[row] = found[0], first[found[1]]
+        if match := _closest(grams, weight, holders, postings):
+            hits[row], closest[row] = match[0], first[match[1]]
         else:
             undecided.append(row)
         weight[grams] = 0
@@ -232,9 +245,9 @@ def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArr
 
 
 def _closest(grams: NDArray[Any], weight: NDArray[Any], holders: Any, postings: Any) -> tuple[float, int] | None:
-    """The largest total weight of ``grams`` in one row of ``holders``, and the first such row.
+    """Return the largest total weight of ``grams`` in a row of ``holders``, and the first such row.
 
-    Only the rows of the rarest grams are looked up; None means that a row without them may hold as much.
+    Only the rows with the rarest grams are examined; None means that another row may contain as much.
     """
     frequency = postings.indptr[grams + 1] - postings.indptr[grams]
     order = np.argsort(frequency, kind="stable")
@@ -251,7 +264,7 @@ def _closest(grams: NDArray[Any], weight: NDArray[Any], holders: Any, postings: 
 
 
 def _members(matrix: Any, lines: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
-    """The entries of some lines of a compressed matrix end to end, and for each the place of its line in ``lines``."""
+    """Concatenate the entries of lines of a compressed matrix; return them, and the index in ``lines`` of each."""
     start, length = matrix.indptr[lines], matrix.indptr[lines + 1] - matrix.indptr[lines]
     owner = np.repeat(np.arange(len(lines)), length)
     return matrix.indices[np.arange(len(owner)) + (start - length.cumsum() + length)[owner]], owner

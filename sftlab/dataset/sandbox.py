@@ -1,4 +1,4 @@
-"""Jinja as the templates of datasets see it: sandboxed, strict, and never a Python value in a text."""
+"""The Jinja environment of dataset templates: sandboxed, strict, and without Python notation in its output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from uuid import UUID
 
 import regex
 
-from sftlab.dataset.rows import NULL, Absent, Dict, List, NotTextError, Null, Texts, Turn, is_null, plain, short
+from sftlab.dataset.values import NULL, Absent, Dict, List, NotTextError, Null, Texts, Turn, is_null, plain
+from sftlab.dataset.wording import short
 from sftlab.errors import ConfigError
 from sftlab.model.reasoning import answered, names_mark
 
@@ -22,30 +23,30 @@ if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
-SECONDS = 1.0  # time limit of a user's pattern on one text
+SECONDS = 1.0  # time limit of a user's pattern on a single text
 
 
-def limited(find: Any, text: str, pattern: str) -> Iterator[Any]:
-    """The matches that ``find`` (a compiled pattern's ``finditer``) has in a text, within ``SECONDS``.
+def matches_within_limit(find: Any, text: str, pattern: str) -> Iterator[Any]:
+    """Yield the matches that ``find`` (the ``finditer`` of a compiled pattern) has in a text, within ``SECONDS``.
 
     Raises:
-        ConfigError: It takes longer.
+        ConfigError: the pattern takes longer.
     """
     try:
         yield from find(text, timeout=SECONDS)
     except TimeoutError as error:
         raise ConfigError(
             f"pattern {pattern!r} takes more than {SECONDS:g} s on {text[:30]!r} … ({len(text):,} characters); "
-            "take repetitions out of repetitions, such as (a+)+ or (.*,)*"
+            "remove nested repetitions, such as (a+)+ or (.*,)*"
         ) from error
 
 
 @cache
 def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
-    """Jinja environment of dataset templates: sandboxed, strict about undefined names and non-text values.
+    """Return the Jinja environment of dataset templates: sandboxed, strict about undefined names and non-text values.
 
     Null is written as nothing. Any other value that is neither text nor a number is an error, unless a filter
-    makes a text of it. In a template that makes ``answers``, the filter search does not look into reasoning.
+    converts it to text. With ``answers``, for templates that extract an answer, the filter search skips reasoning.
     """
     from jinja2 import StrictUndefined, Undefined, filters, nodes, pass_context, tests
     from jinja2.runtime import Context
@@ -58,7 +59,7 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
             if isinstance(argument, _FromEnd) and isinstance(obj, str | list | tuple):
                 raise ValueError(
                     f"the index {int(argument)} of a row would count from the end; "
-                    "leave the row out by keep, or write the index as a constant if that is meant"
+                    "leave the row out by keep, or write the index as a constant if this is intended"
                 )
             return super().getitem(obj, argument)
 
@@ -87,7 +88,8 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
             return super()._generate(source, *args, **kwargs)
 
     jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    jinja.finalize = pass_context(lambda _, value: _written(value))  # with a context: not at compile time
+    # Without a context, Jinja would call it while compiling.
+    jinja.finalize = pass_context(lambda _, value: _written(value))
     jinja.filters["search"] = _search_answer if answers else _search
     jinja.filters["sql"] = _sql
     for name in _OF_TEXT:
@@ -98,7 +100,7 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
     jinja.filters["_index"] = lambda value: _FromEnd(value) if type(value) is int and value < 0 else value
     jinja.filters["int"] = lambda value, default=_NONE, base=10: _number(value, default, filters.do_int, base)
     jinja.filters["float"] = lambda value, default=_NONE: _number(value, default, filters.do_float)
-    # Model input keeps < and > as they are; Jinja's own tojson writes them for HTML.
+    # Jinja's own tojson escapes < and > for HTML; the model has to see the characters themselves.
     jinja.filters["tojson"] = _tojson
     jinja.filters["replace"] = _replace
     jinja.filters["format"] = lambda value, *args, **kwargs: _converted(value) % _arguments(kwargs or args)
@@ -111,20 +113,20 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
 
     @pass_context
     def mapped(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """Jinja's map. Of a conversation's turns, only those are read whose texts are."""
+        """Apply Jinja's map. A turn of a conversation counts as read only if its text is read afterwards."""
         items = value if isinstance(value, Texts) else [*value]
         turns = [item if isinstance(item, Turn) else None for item in items] if "attribute" in kwargs else []
         if not any(turns):
             return texts(context, items, *args, **kwargs)
-        read = [turn and turn._sftlab_talk.read[turn._sftlab_number] for turn in turns]
-        made = [*texts(context, items, *args, **kwargs)]
+        read = [turn and turn._sftlab_conversation.read[turn._sftlab_number] for turn in turns]
+        mapped_items = [*texts(context, items, *args, **kwargs)]
         marks = []
         for turn, before in zip(turns, read, strict=True):
-            now = turn and turn._sftlab_talk.read[turn._sftlab_number]
-            marks.append((turn._sftlab_talk, turn._sftlab_number) if turn and now else None)
+            now = turn and turn._sftlab_conversation.read[turn._sftlab_number]
+            marks.append((turn._sftlab_conversation, turn._sftlab_number) if turn and now else None)
             if turn:
                 turn._sftlab_mark(read=bool(before))
-        return Texts(made, getattr(value, "_sftlab_path", "a list"), marks)
+        return Texts(mapped_items, getattr(value, "_sftlab_path", "a list"), marks)
 
     @pass_context
     def default(context: Context, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
@@ -143,53 +145,53 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
 
 
 SIMPLE = (bool, float, Decimal, date, time, timedelta, UUID)
-"""Types of which the filter string makes the text that is meant."""
+"""Types that the filter string converts to the expected text."""
 
-# Filters that make a text of whatever they are given.
+# Filters that convert any input to text.
 _OF_TEXT = (
     *("capitalize", "center", "e", "escape", "forceescape", "indent", "lower", "safe", "search", "sql", "string"),
     *("striptags", "title", "trim", "truncate", "upper", "urlize", "wordcount", "wordwrap"),
 )
 
 
-class Watch:
-    """What a template writes: how many texts by its expressions, and how many nulls it writes or converts."""
+class Counter:
+    """Number of texts that the expressions of a template wrote, and of nulls that it wrote or converted."""
 
     def __init__(self) -> None:
         self.texts = self.nulls = 0
 
 
-_watch = Watch()
+_counter = Counter()
 
 
-def watch() -> Watch:
-    """Count from now on, until the next call."""
-    global _watch
-    _watch = Watch()
-    return _watch
+def count_written() -> Counter:
+    """Return a counter of what templates write from now until the next call."""
+    global _counter
+    _counter = Counter()
+    return _counter
 
 
 def _written(value: Any) -> Any:
     text = text_of(value)
-    _watch.texts += not isinstance(text, str) or bool(text.strip())
+    _counter.texts += not isinstance(text, str) or bool(text.strip())
     return text
 
 
 def text_of(value: Any) -> Any:
-    """A value that may be written into a text: text or a number, and an empty text for null.
+    """Return a value that may be written into a text: text and numbers as they are, an empty text for null.
 
     Raises:
-        NotTextError: it is anything else.
+        NotTextError: the value is of another type.
     """
     if type(value) is str:
         return value
     from jinja2 import Undefined
 
-    _watch.nulls += isinstance(value, Null)
-    if isinstance(value, str | Undefined):  # Jinja raises where what is undefined is written
+    _counter.nulls += isinstance(value, Null)
+    if isinstance(value, str | Undefined):  # Jinja itself raises when an undefined name is written
         return value
     if is_null(value):
-        _watch.nulls += 1
+        _counter.nulls += 1
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float) or value in (math.inf, -math.inf):
         raise NotTextError(value)
@@ -197,7 +199,7 @@ def text_of(value: Any) -> Any:
 
 
 def _converted(value: Any) -> Any:
-    """What a filter makes its text of: all that has one way to be written, and no lists, objects and bytes."""
+    """Convert the input of a text filter: types with an unambiguous notation, but no lists, objects or bytes."""
     if isinstance(value, SIMPLE) and not is_null(value):
         return str(value)
     return text_of(value)
@@ -218,11 +220,11 @@ def _not_null(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _formatted(value: Any) -> Any:
-    return value if isinstance(value, List | Dict) else text_of(value)  # {0[key]} reads a part of it
+    return value if isinstance(value, List | Dict) else text_of(value)  # {0[key]} reads an item of it
 
 
 def _arguments(values: Any) -> Any:
-    """What a format is filled with, by position or by name."""
+    """Convert the arguments of a format, by position or by name."""
     if isinstance(values, tuple):
         return tuple(map(_formatted, values))
     return {name: _formatted(value) for name, value in values.items()}
@@ -233,46 +235,46 @@ def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
 
 
 class _FromEnd(int):
-    """A negative index that is not a constant of the template."""
+    """A negative index that a template computes."""
 
 
 _NONE = object()
 
 
-def _number(value: Any, default: Any, convert: Callable[..., Any], *how: Any) -> Any:
-    """A number; null for null and blank texts, where the template has no default for them."""
-    number = convert(value, _NONE if default is _NONE or is_null(value) else default, *how)
+def _number(value: Any, default: Any, convert: Callable[..., Any], *options: Any) -> Any:
+    """Convert a value to a number. Null and blank texts give null unless the template sets a default."""
+    number = convert(value, _NONE if default is _NONE or is_null(value) else default, *options)
     if number is not _NONE:
         return number
     if default is not _NONE:
         return default
     if is_null(value) or (isinstance(value, str) and not value.strip()):
-        _watch.nulls += 1
+        _counter.nulls += 1
         return NULL
-    raise ValueError(f"{short(repr(plain(value)))} is not a number; write a default, as in int(0), if one is meant")
+    raise ValueError(f"{short(repr(plain(value)))} is not a number; write a default, as in int(0), if one is intended")
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
-    _watch.nulls += is_null(value)
+    _counter.nulls += is_null(value)
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def _search(text: str, pattern: str) -> str:
-    """The first group of the first match of a regular expression, or an empty string."""
+    """Return the first group of the first match of a regular expression, or an empty string."""
     if not re.compile(pattern).groups:
         raise ValueError(f"search({pattern!r}) has no group in parentheses")
-    found = next(limited(regex.compile(pattern).finditer, text, pattern), None)
-    return found.group(1) or "" if found else ""
+    match = next(matches_within_limit(regex.compile(pattern).finditer, text, pattern), None)
+    return match.group(1) or "" if match else ""
 
 
 def _search_answer(text: str, pattern: str) -> str:
-    """Like ``_search``, but without the text's reasoning, unless the pattern looks for its marks."""
+    """Search like ``_search``, but skip reasoning unless the pattern names a reasoning mark."""
     return _search(text if names_mark(pattern) else answered(str(text)), pattern)
 
 
-@lru_cache(maxsize=20_000)  # a row's SQL is its completion and its target
+@lru_cache(maxsize=20_000)  # the SQL of a row is both its completion and its target
 def _sql(text: str) -> str:
-    """A SQL statement laid out by sqlparse."""
+    """Format a SQL statement by sqlparse."""
     import sqlparse
 
     return str(sqlparse.format(text, reindent=True, keyword_case="upper")).strip()

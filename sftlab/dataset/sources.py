@@ -1,4 +1,4 @@
-"""Rows of files, folders and hub datasets by the splits that the source has. Broken rows are reported all at once."""
+"""Read files, folders and hub datasets: find the splits of a source, and the rows of each split."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sftlab.dataset.formats import SUFFIXES, Rows, kind, read_file, stem
-from sftlab.dataset.rows import Cell, is_null, listing
+from sftlab.dataset.formats import SUFFIXES, read_file, stem, suffix_of
+from sftlab.dataset.rows import Rows
+from sftlab.dataset.values import Cell, is_null
+from sftlab.dataset.wording import listing
 from sftlab.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# Words in the names of files, and of the hub's splits.
+# Words by which the names of files and hub splits indicate a split.
 NAMES = {
     "train": {"train", "training", "trainset", "traindata"},
     "validation": {
@@ -25,7 +27,7 @@ NAMES = {
     },
     "test": {"test", "testing", "testset", "testdata"},
 }
-# Files beside data that are not data. One of the second kind is data if it has rows.
+# Files next to data that describe it. Of those that match DOCUMENTS, a file is data if it has rows.
 DESCRIPTIONS = re.compile(r"(dataset_infos?|dataset_dict|state|croissant)\.json", re.IGNORECASE)
 DOCUMENTS = re.compile(
     r"(readme|licen[cs]e|notice|changelog|citation|authors|contributing|makefile|dockerfile|checksums?|sha256sums?"
@@ -34,8 +36,7 @@ DOCUMENTS = re.compile(
     r"|png|jpe?g|svg|gif|webp|bmp|tiff?|wav|mp3|mp4|flac|ogg)",
     re.IGNORECASE,
 )
-
-
+# Files that hold data in some format, supported or not.
 DATA = re.compile(
     r".*\.(jsonl?|ndjson|jl|csv|tsv|psv|txt|parquet|arrow|feather|orc|avro|xlsx?|ods|xml|zip|7z|tar|tgz|gz|bz2|xz|zst|lz4"
     r"|h5|hdf5|pkl|pickle|npy|npz|pt|db|sqlite3?|duckdb|tfrecord|lance|msgpack|sql|part|incomplete|crdownload|data|dat)"
@@ -45,43 +46,43 @@ DATA = re.compile(
 
 
 class _MissingShardError(ValueError):
-    """Shards of a split are not there."""
+    """A split lacks some of its shards."""
 
 
 class Source(NamedTuple):
-    """The rows by split (``all`` where the source has one split), and what is wrong with rows that cannot be read."""
+    """The rows by split (``all`` for a source with a single split), and a message for each row that cannot be read."""
 
     splits: dict[str, Rows]
     problems: list[str]
 
 
 def is_data(name: str) -> bool:
-    """Whether a name ends as that of a file which can be read."""
-    return kind(Path(name)) is not None
+    """Return whether a name has the suffix of a supported format."""
+    return suffix_of(Path(name)) is not None
 
 
 def files(path: Path) -> dict[str, list[Path]]:
-    """The files of a source by split. A file is one split, a folder has those that its files are named after.
+    """Return the files of a source by split.
 
-    A split may come in shards (``train-00000-of-00002.parquet``). A file without a split in its name is the whole
-    source if it is the only one.
+    A file is a single split. The splits of a folder are those that its files are named after. A split may have shards
+    (``train-00000-of-00002.parquet``). A file without a split in its name is the whole source if it is the only file.
 
     Raises:
-        ConfigError: files that would not be read, or of which it is not clear what they are.
+        ConfigError: a file would not be read, or its split is not clear.
     """
     if path.is_file():
         return {"all": [path]}
-    found = {file.name: file for file in sorted(path.iterdir(), key=_natural) if not file.name.startswith(".")}
-    broken = [name for name, file in found.items() if not file.exists() and not _is_document(file)]
+    entries = {file.name: file for file in sorted(path.iterdir(), key=_natural) if not file.name.startswith(".")}
+    broken = [name for name, file in entries.items() if not file.exists() and not _is_document(file)]
     if broken:
         raise ConfigError(
-            f"{path}: {listing(broken, 5)} cannot be read: a link to {found[broken[0]].readlink()}, which is not "
+            f"{path}: {listing(broken, 5)} cannot be read: a link to {entries[broken[0]].readlink()}, which is not "
             "there; fetch that file, or remove the link"
         )
-    data = {name: stem(file) for name, file in found.items() if file.is_file() and _is_source(file)}
-    left = [name for name, file in found.items() if name not in data and (_is_left(file) or _has_data(file))]
+    data = {name: stem(file) for name, file in entries.items() if file.is_file() and _is_readable(file)}
+    left = [name for name, file in entries.items() if name not in data and (_may_be_data(file) or _has_data(file))]
     if not data and not left:
-        raise ConfigError(f"{path}: holds no {', '.join(SUFFIXES)} file; check the path")
+        raise ConfigError(f"{path}: has no {', '.join(SUFFIXES)} file; check the path")
     try:
         splits, other = _by_split(data, shards=True)
     except _MissingShardError as error:
@@ -93,31 +94,31 @@ def files(path: Path) -> dict[str, list[Path]]:
             f"{path}: {error}; {named}keep one of them in the folder, or name one file instead of the folder"
         ) from error
     left = sorted([*left, *other])
-    folders = [name for name in left if found[name].is_dir()]
+    folders = [name for name in left if entries[name].is_dir()]
     if left and not splits and left == folders:
-        raise ConfigError(f"{path}: holds data in folders only ({listing(folders, 5)}); give one of them")
+        raise ConfigError(f"{path}: has data in folders only ({listing(folders, 5)}); name one of them")
     if left:
+        unsupported = any(entries[name].is_file() and not suffix_of(entries[name]) for name in left)
         raise ConfigError(
-            f"{path}: {listing(left, 5)} would not be read; move what is not meant out of the folder, and name the "
-            f"rest after a split (train, validation or test) with one of {', '.join(SUFFIXES)} as ending"
-            + (
-                ", once it is converted"
-                if any(found[name].is_file() and not kind(found[name]) for name in left)
-                else ""
-            )
+            f"{path}: {listing(left, 5)} would not be read; move what is not data out of the folder, and name the "
+            f"rest after a split (train, validation or test) with one of {', '.join(SUFFIXES)} as suffix"
+            + (", after converting it" if unsupported else "")
         )
-    return {split: [found[name] for name in names] for split, names in splits.items()}
+    return {split: [entries[name] for name in names] for split, names in splits.items()}
 
 
 def read(path: Path) -> Source:
-    """The rows of a file or folder."""
+    """Read the rows of a file or folder.
+
+    Raises:
+        ConfigError: a file cannot be read, or a split of a folder has no rows.
+    """
     splits: dict[str, Rows] = {}
     problems: list[str] = []
     for split, shards in files(path).items():
-        splits[split] = []
-        for table in map(read_file, shards):
-            splits[split] += table.rows
-            problems += table.problems
+        tables = [read_file(shard) for shard in shards]
+        splits[split] = [row for table in tables for row in table.rows]
+        problems += [problem for table in tables for problem in table.problems]
         if not splits[split] and split != "all":
             cut = "" if split == "train" else ", or remove it to have them cut from train"
             raise ConfigError(
@@ -127,30 +128,30 @@ def read(path: Path) -> Source:
 
 
 def read_hub(name: str, splits: Mapping[str, Rows]) -> Source:
-    """The rows of a hub dataset, of which ``splits`` has all splits.
+    """Assign the splits of a hub dataset to train, validation and test.
 
     Raises:
-        ConfigError: splits of which it is not clear what they are.
+        ConfigError: several of its splits could be the same split, or a split has no rows.
     """
     try:
         known, other = _by_split({split: split for split in splits}, shards=False)
     except ValueError as error:
         raise ConfigError(
-            f"{name}: {error}; write the splits that you mean to files with datasets.load_dataset({name!r}, "
-            "split=…).to_json('train.jsonl'), and give their folder"
+            f"{name}: {error}; write the splits to use to files with datasets.load_dataset({name!r}, "
+            "split=…).to_json('train.jsonl'), and set name_or_path to their folder"
         ) from error
     if empty := [split for names in known.values() for split in names if not splits[split] and len(known) > 1]:
         raise ConfigError(
             f"{name}: the split {empty[0]} has no rows; write the others to files with datasets.load_dataset({name!r}, "
-            "split=…).to_json('train.jsonl'), and give their folder"
+            "split=…).to_json('train.jsonl'), and set name_or_path to their folder"
         )
     if other:
         log.warning("%s: the splits %s are not used; %s are", name, listing(other), listing(known))
     return Source({split: [row for name in names for row in splits[name]] for split, names in known.items()}, [])
 
 
-def whole_numbers(splits: Mapping[str, Rows]) -> None:
-    """Write 3.0 as 3 in columns with nulls and no other fractions: pandas keeps such whole numbers as floats.
+def restore_whole_numbers(splits: Mapping[str, Rows]) -> None:
+    """Replace 3.0 by 3, in place, in columns with nulls and no other fractions: pandas stores these as floats.
 
     The same holds for a key of objects, and for the items of lists.
     """
@@ -170,7 +171,7 @@ def whole_numbers(splits: Mapping[str, Rows]) -> None:
 
 
 Place = tuple[str, ...]
-"""A column, and keys within it; an item of a list has the place of the list, and "[]"."""
+"""A column and the keys within it. An item of a list has the place of the list, followed by "[]"."""
 
 
 def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -196,17 +197,17 @@ def _convert(value: Any, place: Place, places: set[Place]) -> None:
             _convert(item, at, places)
 
 
-def _is_source(file: Path) -> bool:
-    return kind(file) is not None and not _is_document(file)
+def _is_readable(file: Path) -> bool:
+    return suffix_of(file) is not None and not _is_document(file)
 
 
 def _is_document(file: Path) -> bool:
-    """Whether a file describes others. A table has rows whatever its name, a JSON file may have settings."""
+    """Return whether a file describes the data. A table has rows whatever its name; a JSON file may hold settings."""
     if DESCRIPTIONS.fullmatch(file.name):
         return True
-    if not DOCUMENTS.fullmatch(file.name) or kind(file) not in (None, ".json"):
+    if not DOCUMENTS.fullmatch(file.name) or suffix_of(file) not in (None, ".json"):
         return False
-    if kind(file) is None:
+    if suffix_of(file) is None:
         return not any(suffix.lower() in SUFFIXES for suffix in file.suffixes)
     try:
         return len(read_file(file).rows) < 2
@@ -214,77 +215,82 @@ def _is_document(file: Path) -> bool:
         return True
 
 
-def _is_left(file: Path) -> bool:
-    """Whether a file that cannot be read may be data: it has an ending that no document has, or a split in its name."""
+def _may_be_data(file: Path) -> bool:
+    """Return whether an unsupported file may be data: its suffix is not that of a document, or it names a split."""
     return file.is_file() and not _is_document(file) and bool(file.suffix or _splits(file.name))
 
 
 def _has_data(folder: Path) -> bool:
-    """Whether a folder has data at any depth."""
+    """Return whether a folder has data at any depth."""
     if not folder.is_dir():
         return False
     for top, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [Path(top, name) for name in names if not name.startswith(".")]
-        if any(_is_source(file) or (_is_left(file) and _is_named(file)) for file in files):
+        if any(_is_readable(file) or (_may_be_data(file) and _is_named_as_data(file)) for file in files):
             return True
     return False
 
 
-def _is_named(file: Path) -> bool:
-    """Whether a file that cannot be read is named as data. Folders beside data have files of many kinds."""
+def _is_named_as_data(file: Path) -> bool:
+    """Return whether the name of an unsupported file is that of data. Folders next to data hold files of many kinds."""
     return bool(DATA.fullmatch(file.name)) or bool(_splits(file.name))
 
 
 def _natural(file: Path) -> list[Any]:
+    """Return a sort key that orders numbers in a name by value."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", file.name)]
 
 
 def _splits(stem: str) -> set[str]:
-    """The splits that a name has as words: ``X_train``, ``train-00000-of-00002``, ``test2``."""
+    """Return the splits that occur in a name as words: ``X_train``, ``train-00000-of-00002``, ``test2``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", stem)  # trainData, medqaTest
     words = [word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", spaced.lower())]
     return {split for split, names in NAMES.items() if not names.isdisjoint(words)}
 
 
 def _by_split(stems: Mapping[str, str], *, shards: bool) -> tuple[dict[str, list[str]], list[str]]:
-    """Names by split, and the names without a split beside them. ``stems`` has what a name says of its content.
+    """Group names by split; return the groups, and the names without a split.
+
+    Args:
+        stems: for each name, the part that may indicate a split.
+        shards: whether several names of a split may be its shards.
 
     Raises:
-        ValueError: a name has two splits, or a split has several names that are not its ``shards``.
+        ValueError: a name has two splits, or a split has several names that are not its shards.
     """
     known: dict[str, list[str]] = {}
     other: list[str] = []
     for name, words in stems.items():
-        found = sorted(_splits(words))
-        if len(found) > 1:
-            raise ValueError(f"{name} may be {' or '.join(found)}")
-        (known.setdefault(found[0], []) if found else other).append(name)
+        splits = sorted(_splits(words))
+        if len(splits) > 1:
+            raise ValueError(f"{name} may be {' or '.join(splits)}")
+        (known.setdefault(splits[0], []) if splits else other).append(name)
     if not known and other:
         known, other = {"all": other}, []
     for split, names in known.items():
         if not shards or not _are_shards(names):
             if shards and (missing := _missing(names)):
                 raise _MissingShardError(
-                    f"{listing(names, 5)}: {len(names)} of {len(names) + len(missing)} shards are there; fetch "
+                    f"{listing(names, 5)}: only {len(names)} of {len(names) + len(missing)} shards are there; fetch "
                     f"{listing(missing, 5)} too"
                 )
             if len(names) > 1:
-                of = "one source" if split == "all" else split
-                raise ValueError(f"{listing(names, 8)} would be put together as {of}")
+                of = "a single source" if split == "all" else split
+                raise ValueError(f"{listing(names, 8)} would be merged into {of}")
     if set(known) == {"train"}:
         known = {"all": known["train"]}
     return known, other
 
 
-HASH = re.compile(r"([0-9]+-of-[0-9]+)-[0-9a-f]{6,}", re.IGNORECASE)  # in names that the hub gave shards before
+HASH = re.compile(r"([0-9]+-of-[0-9]+)-[0-9a-f]{6,}", re.IGNORECASE)  # older versions of the hub appended it to shards
 
 
 def _missing(names: Sequence[str]) -> list[str]:
-    """The shards that are not there, where names differ in their number of a total alone."""
+    """Return the shards that are missing, if names differ only in their number out of a total."""
     numbered = [re.search(r"([0-9]+)(-of-0*([0-9]+))", name := HASH.sub(r"\1", full)) and name for full in names]
-    found = [re.fullmatch(r"(.*?)([0-9]+)(-of-0*([0-9]+).*)", name) for name in numbered if name]
-    parts = [match for match in found if match]
+    matches = [re.fullmatch(r"(.*?)([0-9]+)(-of-0*([0-9]+).*)", name) for name in numbered if name]
+    parts = [match for match in matches if match]
     if len(parts) < len(names) or len({(match[1], match[3]) for match in parts}) > 1:
         return []
     there, total = [int(match[2]) for match in parts], int(parts[0][4])
@@ -296,9 +302,9 @@ def _missing(names: Sequence[str]) -> list[str]:
 
 
 def _are_shards(names: Sequence[str]) -> bool:
-    """Whether names differ in a running number alone, from 0 or 1 on and without a gap.
+    """Return whether names differ only in a running number that starts at 0 or 1 and has no gap.
 
-    The number of a version, a fold or a year is not that of a shard.
+    The number of a version, a fold or a year is not the number of a shard.
     """
     total = re.search(r"[0-9]+-of-0*([0-9]+)", names[0])
     if total and len(names) != int(total[1]):

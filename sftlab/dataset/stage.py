@@ -1,48 +1,45 @@
-"""Rows from a file, a folder, the hub or the embedded generator → examples in train, validation and test."""
+"""The dataset stage: the examples of train, validation and test, rendered once and reused from the store."""
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
-from typing import Any
 
 from sftlab.config import DatasetConfig
 from sftlab.dataset import sources
-from sftlab.dataset.formats import Rows
-from sftlab.dataset.prompt import Templates, packages
-from sftlab.dataset.rows import is_null, listing, plain, wrap
-from sftlab.dataset.sources import Source
-from sftlab.errors import ConfigError
+from sftlab.dataset.examples import Rendered, Subgroups, render_examples
+from sftlab.dataset.splits import SPLITS, Splits, counts_of
+from sftlab.dataset.templates import packages
 from sftlab.records import Example
 from sftlab.runtime.store import Stage, Store, digest, key_of, versions
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
-SHOWN = 20  # problems of rows that are put in words
-PATIENCE = 20  # seconds after which reading ends where so many rows have problems: a slow pattern is slow in each
+REMEMBERED = 2  # datasets that a process retains in memory: a run has one, and perhaps a mounted test set
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The finished stage and its examples: ``train``, ``validation`` and ``test``, each perhaps empty."""
+    """A finished dataset stage. A split may be empty."""
 
     stage: Stage
 
     def split(self, name: str) -> list[Example]:
-        """The examples of a split, in the order in which it was drawn."""
-        return Example.read(self.stage.path / f"{name}.jsonl")
+        """Return the examples of a split, in the order in which they were drawn."""
+        known = _memory.get(self.stage.key) or _remember(self.stage.key, Rendered(_read(self.stage.path), {}))
+        return list(known.splits[name])
+
+    def counts(self) -> str:
+        """Return the numbers of rows as they are logged: "320 train, 48 validation, 200 test"."""
+        return counts_of({name: self.split(name) for name in SPLITS})
 
 
-def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str, Any]:
-    """What a dataset is made of: its settings, the seed and the content of its source."""
-    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # these judge the rows and choose none
+def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Mapping[str, object]:
+    """Return the inputs of a dataset: its settings, the seed, the content of its source and library versions."""
+    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # both judge rows, and change none
     return {
         "version": 5,
         "dataset": settings,
@@ -54,94 +51,60 @@ def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> dict[str,
 
 
 def revision(cfg: DatasetConfig) -> str | None:
-    """The commit that a dataset from the hub has now; None for any other."""
-    return None if _is_here(cfg.name_or_path) else _identity(cfg)
+    """Return the commit that a dataset from the hub has now; None for any other source."""
+    return None if _is_on_this_machine(cfg.name_or_path) else str(_identity(cfg))
 
 
 def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Dataset:
-    """The dataset's examples, from the store or made now.
+    """Return the dataset stage, from the store or rendered now.
 
-    A ``mounted`` dataset is another one's test set (``eval.dataset``): of a source with only one
-    split all rows are the test set.
+    A ``mounted`` dataset is the test set of another one (``eval.dataset``): if its source has a single split, all rows
+    are test rows.
 
     Raises:
-        ConfigError: nothing to read, a row that does not fit, or a split without rows.
+        ConfigError: there is nothing to read, a row does not fit, or a split has no rows.
     """
+    stage_inputs = inputs(cfg, seed, mounted=mounted)
 
     def build(folder: Path) -> None:
-        splits = examples(cfg, seed, mounted=mounted)
+        splits = _rendered(stage_inputs, cfg, seed, mounted).splits
         for name in SPLITS:
             Example.write(folder / f"{name}.jsonl", splits[name])
-        log.info("dataset: %s", ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS))
+        log.info("dataset: %s", counts_of(splits))
 
-    return Dataset(store.stage("dataset", inputs(cfg, seed, mounted=mounted), build))
-
-
-def read(store: Store, inputs: dict[str, Any]) -> dict[str, list[Example]]:
-    """All three splits of a finished stage."""
-    folder = store.path("dataset", inputs)
-    return {name: Example.read(folder / f"{name}.jsonl") for name in SPLITS}
+    return Dataset(store.stage("dataset", stage_inputs, build))
 
 
-def examples(
-    cfg: DatasetConfig, seed: int, *, mounted: bool = False, column: str | None = None
-) -> dict[str, list[Example]]:
-    """All three splits, made in memory. ``column`` (eval.group_by) gives test rows their subgroup.
+def load(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False, column: str | None = None) -> Splits:
+    """Return all splits without writing to the store: from memory, from the finished stage, or rendered now.
 
-    A source is read and rendered once per process as long as its content and settings are the same.
+    ``make`` reuses what was rendered here. ``column`` (eval.group_by) also reads the subgroups of the test rows, which
+    are not part of the stage, so that ``subgroups`` finds them in memory.
 
     Raises:
-        ConfigError: nothing to read, rows that do not fit (all of them, the first 20 in words), or too few rows.
+        ConfigError: there is nothing to read, rows do not fit, or a split has no rows.
     """
-    name = key_of(inputs(cfg, seed, mounted=mounted))
-    known, splits = _last.get(name, ("", {}))
-    if not splits or column not in (None, known):
-        splits = _made(cfg, seed, mounted=mounted, column=column)
-        _last.pop(name, None)
-        _last[name] = column, splits
-        for oldest in list(_last)[:-2]:  # a run has a dataset, and perhaps a mounted one
-            del _last[oldest]
-    elif known is not None and column is None:
-        splits = {split: [replace(example, subgroup=None) for example in rows] for split, rows in splits.items()}
-    return {split: list(rows) for split, rows in splits.items()}
+    stage_inputs = inputs(cfg, seed, mounted=mounted)
+    key = key_of(stage_inputs)
+    if column is None and key not in _memory and store.has("dataset", stage_inputs):
+        return _remember(key, Rendered(_read(store.path("dataset", stage_inputs)), {})).splits
+    return _rendered(stage_inputs, cfg, seed, mounted, column).splits
 
 
-_last: dict[str, tuple[str | None, dict[str, list[Example]]]] = {}
+def subgroups(cfg: DatasetConfig, seed: int, column: str, *, mounted: bool = False) -> Subgroups:
+    """Return the value of each test row in a column, by the row's id.
 
+    The values are read from the source, since the stage does not contain them: training does not depend on them, and
+    every later stage depends on the key of this one.
 
-def _made(cfg: DatasetConfig, seed: int, *, mounted: bool, column: str | None) -> dict[str, list[Example]]:
-    key = "eval.dataset" if mounted else "dataset"
-    source = _read(cfg, seed, key)
-    if not any(map(any, source.splits.values())):
-        _refuse(source.problems)
-        raise ConfigError(f"{key}.name_or_path={cfg.name_or_path!r}: has no rows; give a source with at least one")
-    sources.whole_numbers(source.splits)
-    if column is not None:
-        _check_column(column, source.splits)
-    made = _examples(source, cfg, key, column)
-    if not any(made.values()):
-        raise ConfigError(
-            f"{key}.keep={cfg.keep!r}: lets none of {sum(map(len, source.splits.values())):,} rows through; change it"
-        )
-    if mounted:
-        test = next(iter(made.values())) if len(made) == 1 else made.get("test", [])
-        splits = {"train": [], "validation": [], "test": test}
-    else:
-        splits = _split(made, cfg, seed)
-        _unique_groups(splits, key)
-    splits = _cap(splits, cfg.max_rows, seed, f"{key}.max_rows")
-    for name in ("test",) if mounted else ("train", "validation"):
-        if not splits[name]:
-            raise ConfigError(
-                f"{key}.split={cfg.split}: the {name} split of {cfg.name_or_path} has no rows; "
-                f"change {key}.split{f', {key}.group_by' if cfg.group_by else ''} or {key}.max_rows, or give a source "
-                "that has them"
-            )
-    return splits
+    Raises:
+        ConfigError: there is no such column.
+    """
+    return _rendered(inputs(cfg, seed, mounted=mounted), cfg, seed, mounted, column).subgroups[column]
 
 
 def test_rows(dataset: Dataset, max_rows: int | None, seed: int) -> list[Example]:
-    """The test set, or a sample of it drawn by seed, in the order of the dataset."""
+    """Return the test set, or a sample of it drawn by seed, in the order of the dataset."""
     rows = dataset.split("test")
     if max_rows is not None and max_rows < len(rows):
         drawn = sorted(random.Random(seed).sample(range(len(rows)), max_rows))
@@ -149,25 +112,40 @@ def test_rows(dataset: Dataset, max_rows: int | None, seed: int) -> list[Example
     return rows
 
 
-def subgroups(cfg: DatasetConfig, seed: int, column: str, *, mounted: bool = False) -> dict[str, str | None]:
-    """The value in a column of each test row, by its id.
-
-    Read from the source again: a column of the test rows changes nothing of what is trained on, and is no part
-    of the dataset's stage, whose key every later one depends on.
-
-    Raises:
-        ConfigError: there is no such column.
-    """
-    rows = examples(cfg, seed, mounted=mounted, column=column)["test"]
-    return {row.id: row.subgroup for row in rows}
+# By the key of the stage, which hashes the content of the source: a changed file has another key.
+_memory: dict[str, Rendered] = {}
 
 
-def _is_here(name: str) -> bool:
+def _remember(key: str, rendered: Rendered) -> Rendered:
+    _memory.pop(key, None)
+    _memory[key] = rendered
+    for oldest in list(_memory)[:-REMEMBERED]:
+        del _memory[oldest]
+    return rendered
+
+
+def _rendered(
+    stage_inputs: Mapping[str, object], cfg: DatasetConfig, seed: int, mounted: bool, column: str | None = None
+) -> Rendered:
+    """Return the examples from memory, or render them. They are rendered again for a column that is not in memory."""
+    key = key_of(stage_inputs)
+    known = _memory.get(key)
+    if known is None or (column is not None and column not in known.subgroups):
+        commit = None if _is_on_this_machine(cfg.name_or_path) else str(stage_inputs["source"])
+        known = render_examples(cfg, seed, commit, mounted=mounted, column=column)
+    return _remember(key, known)
+
+
+def _read(folder: Path) -> Splits:
+    return {name: Example.read(folder / f"{name}.jsonl") for name in SPLITS}
+
+
+def _is_on_this_machine(name: str) -> bool:
     return name.startswith("generate:") or Path(name).exists()
 
 
-def _identity(cfg: DatasetConfig) -> Any:
-    """What tells one content of a source from another: hashes of files, or a hub commit."""
+def _identity(cfg: DatasetConfig) -> dict[str, str] | str:
+    """Return what identifies the content of a source: hashes of its files, or a commit of the hub."""
     name = cfg.name_or_path
     if name.startswith("generate:"):
         package = Path(__file__).parent / "vignettes"
@@ -177,268 +155,3 @@ def _identity(cfg: DatasetConfig) -> Any:
     from sftlab.model.hub import dataset_commit
 
     return dataset_commit(name, cfg.revision)
-
-
-def _read(cfg: DatasetConfig, seed: int, key: str) -> Source:
-    """The rows of a source by its own splits; a source with one split calls it ``all``."""
-    name = cfg.name_or_path
-    if name.startswith("generate:"):
-        return Source({"all": _generated(cfg, seed, key)}, [])
-    if Path(name).exists():
-        return sources.read(Path(name))
-    from sftlab.model.hub import dataset_commit, dataset_rows
-
-    # Not what a branch is a moment later.
-    return sources.read_hub(name, dataset_rows(name, cfg.subset, dataset_commit(name, cfg.revision)))
-
-
-def _generated(cfg: DatasetConfig, seed: int, key: str) -> Rows:
-    """As many rows as the splits ask for; where ``keep`` leaves rows out, more are generated."""
-    from sftlab.dataset import vignettes
-
-    wanted = sum(int(size) for size in cfg.split.values())
-    try:
-        rows = vignettes.rows(wanted, seed)
-        if cfg.keep is None or not rows:
-            return [*rows]
-        templates = Templates(cfg, key, list(rows[0]))
-        for factor in (2, 4, 8, 16):
-            kept = sum(templates.keeps(row, f"{cfg.name_or_path}, row {n}") for n, row in enumerate(rows, start=1))
-            if not 0 < kept < wanted:
-                break
-            rows = vignettes.rows(factor * wanted, seed)
-    except ValueError as error:
-        raise ConfigError(f"{key}.split={cfg.split}: {error}") from error
-    return [*rows]
-
-
-def _check_column(column: str, splits: Mapping[str, Rows]) -> None:
-    home = next(rows for name in ("test", "all", "train", *splits) if (rows := splits.get(name)))
-    columns = _columns(home)
-    if column not in columns:
-        raise ConfigError(f"eval.group_by={column!r}: there is no such column; the test rows have {listing(columns)}")
-
-
-def _columns(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(column for row in rows if row for column in row))
-
-
-def _subgroup(value: Any) -> str | None:
-    if is_null(value) or not str(value).strip():
-        return None
-    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
-
-
-def _examples(source: Source, cfg: DatasetConfig, key: str, column: str | None) -> dict[str, list[Example]]:
-    """The examples of every split.
-
-    Raises:
-        ConfigError: rows that cannot be read or do not fit, all of them.
-    """
-    compiled = _templates(source, cfg, key)
-    made: dict[str, list[Example]] = {}
-    problems, started = list(source.problems), monotonic()
-    first: dict[str, str] = {}
-    for split, rows in source.splits.items():
-        made[split] = []
-        templates = compiled.get(split)
-        for number, values in enumerate(rows, start=1):
-            if values is None or templates is None:
-                continue
-            at = f"{'' if split == 'all' else split + ' '}row {number}"
-            place = f"{cfg.name_or_path}, {at}"
-            try:
-                row = wrap(values)
-                if not templates.keeps(row, place):
-                    continue
-                example = templates.example(row, f"{split}-{number:06}", place)
-            except RecursionError:
-                problems.append(f"{place}: has lists or objects nested too deeply; fix or delete it")
-                continue
-            except ConfigError as error:
-                problems += str(error).split("\n")
-                if len(problems) >= SHOWN and monotonic() - started > PATIENCE:
-                    _refuse(problems, f"; the rows after {at} were not read")
-                continue
-            if (other := first.setdefault(example.id, at)) is not at:
-                problems.append(
-                    f"{place}: two rows have the id {example.id!r}, the other is {other}; fix {key}.id, or set it to "
-                    "null"
-                )
-            made[split].append(replace(example, subgroup=_subgroup(values.get(column))) if column else example)
-    _refuse(problems)
-    rows_made = [example for rows in made.values() for example in rows]
-    if cfg.group_by is not None and rows_made and not any(example.group for example in rows_made):
-        raise ConfigError(
-            f"{key}.group_by={cfg.group_by!r}: gives no row a group; name a column that has values, or set it to null"
-        )
-    return made
-
-
-def _templates(source: Source, cfg: DatasetConfig, key: str) -> dict[str, Templates]:
-    """The templates for every split with rows; splits may have different columns."""
-    found: dict[str, Templates] = {}
-    problems: list[str] = []
-    for split, rows in source.splits.items():
-        try:
-            if any(rows):
-                found[split] = Templates(cfg, key, _columns(rows))
-        except ConfigError as error:
-            problems += str(error).split("\n")
-    if problems:
-        try:
-            _refuse(source.problems)
-        except ConfigError as error:
-            problems.append(str(error))
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
-    return found
-
-
-def _refuse(problems: list[str], end: str = "") -> None:
-    """Raise one error for all problems, the first of them in words."""
-    if not problems:
-        return
-    if len(problems) == 1:
-        raise ConfigError(problems[0])
-    more = f"\n    … and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-    raise ConfigError(
-        f"{len(problems):,} problems in the rows{end}:" + "".join(f"\n    {line}" for line in problems[:SHOWN]) + more
-    )
-
-
-def _unique_groups(splits: Mapping[str, list[Example]], key: str) -> None:
-    """A source's own splits may break what a cut keeps: that rows of a group are in one split."""
-    home: dict[str, str] = {}
-    problems = []
-    for name, rows in splits.items():
-        for group in dict.fromkeys(example.group for example in rows if example.group):
-            if home.setdefault(group, name) != name:
-                problems.append(  # noqa: PERF401
-                    f"{key}.group_by: the source has rows of group {group!r} in {home[group]} and in {name}; "
-                    f"move them into one split, or set {key}.group_by=null"
-                )
-    _refuse(problems)
-
-
-def _split(made: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> dict[str, list[Example]]:
-    """The three splits: the source's own, and what it lacks cut from its rows by seed.
-
-    The source's own splits are used whole: a share of one does not count, a count must not be larger.
-    Rows that share a group stay together, so a share may miss its size by a group.
-
-    Raises:
-        ConfigError: splits ask for more rows than there are.
-    """
-    if "all" in made:
-        wanted = {str(name): size for name, size in cfg.split.items() if size}
-        return {name: [] for name in SPLITS} | _cut(made["all"], wanted, cfg, seed)
-    own = {name: list(made.get(name, [])) for name in SPLITS}
-    lacking = {str(name): size for name, size in cfg.split.items() if size and not own[name] and name != "train"}
-    asked = {str(name): int(size) for name, size in cfg.split.items() if size >= 1}
-    needed = asked | {"train": sum(count for name, count in asked.items() if name == "train" or name in lacking)}
-    if any(len(own[name]) < needed.get(name, 0) for name in SPLITS if name not in lacking):
-        raise _too_few(asked, own, cfg)
-    splits = own | (_cut(own["train"], lacking, cfg, seed) if lacking and own["train"] else {})
-    if any(len(splits[name]) < count for name, count in asked.items()):
-        raise _too_few(asked, splits, cfg)
-    if any(len(splits[name]) > count for name, count in asked.items()):
-        log.info(
-            "dataset.split={%s}: %s has splits of its own, which are used whole: %s",
-            _asked(cfg), cfg.name_or_path, ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS),
-        )  # fmt: skip
-    return splits
-
-
-def _too_few(asked: Mapping[str, int], splits: Mapping[str, list[Example]], cfg: DatasetConfig) -> ConfigError:
-    counts = ", ".join(f"{count:,} {name}" for name, count in asked.items())
-    there = ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS)
-    return ConfigError(
-        f"dataset.split={{{_asked(cfg)}}}: asks for {counts} rows, and {cfg.name_or_path} has splits of its own with "
-        f"{there}{' after keep' if cfg.keep else ''}; set dataset.split={{train: 0.8, validation: 0.1, test: 0.1}}: "
-        "splits that the source has are then used whole, and others are cut from train"
-    )
-
-
-def _asked(cfg: DatasetConfig) -> str:
-    return ", ".join(f"{name}: {size:g}" for name, size in cfg.split.items())
-
-
-def _cut(rows: list[Example], wanted: Mapping[str, float], cfg: DatasetConfig, seed: int) -> dict[str, list[Example]]:
-    """Draw the wanted splits (shares or counts) from rows; ``train`` is what is left, or as much of it as is wanted."""
-    groups: dict[str, list[Example]] = {}
-    for example in rows:
-        groups.setdefault(f"group {example.group}" if example.group else f"row {example.id}", []).append(example)
-    shuffled = list(groups)
-    random.Random(seed).shuffle(shuffled)
-    order = deque(shuffled)
-    counts = {name: max(round(size * len(rows)) if size < 1 else int(size), 1) for name, size in wanted.items()}
-
-    def draw(count: int, take: Callable[[], str]) -> list[Example]:
-        drawn: list[Example] = []
-        while order and len(drawn) < count:
-            drawn += groups[take()]
-        return drawn
-
-    splits = {name: draw(count, order.pop) for name, count in counts.items() if name != "train"}
-    for name, drawn in splits.items():
-        sizes = Counter(example.group for example in drawn if example.group)
-        group, size = max(sizes.items(), key=lambda item: item[1], default=("", 0))
-        if len(drawn) > 1.5 * counts[name] and size > 1:
-            log.warning(
-                "dataset.group_by: rows of a group stay together, and %s of %s rows are of group %r: %s has %s rows in "
-                "place of %s. If %r stands for no group, write none for it: {{ none if COLUMN == %r else COLUMN }}",
-                f"{size:,}", f"{len(rows):,}", group, name, f"{len(drawn):,}", f"{counts[name]:,}", group, group,
-            )  # fmt: skip
-    shares = all(size < 1 for size in wanted.values())
-    rest = shares and sum(wanted.values()) > 1 - 1e-9  # then rounding is train's
-    splits["train"] = draw(len(rows) if rest else counts.get("train", len(rows)), order.popleft)
-    if not shares:
-        _enough(counts, splits, rows, cfg)
-    return splits
-
-
-def _enough(
-    counts: Mapping[str, int], splits: Mapping[str, list[Example]], rows: list[Example], cfg: DatasetConfig
-) -> None:
-    """See whether every split has the rows that it asks for, and train has one where it asks for the rest."""
-    counts = {name: count for name in SPLITS if (count := counts.get(name, int(name == "train")))}
-    short = [name for name, count in counts.items() if len(splits[name]) < count]
-    if not short:
-        return
-    split = _asked(cfg)
-    asked = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    there = f"{cfg.name_or_path} has {len(rows):,} of them" + (" after keep" if cfg.keep else "")
-    total = sum(counts.values())
-    if total > len(rows):
-        remedy = f"ask for at most {len(rows):,} together, or for shares (below 1)"
-        if cfg.keep and cfg.name_or_path.startswith("generate:"):
-            remedy = "let keep pass more of what is generated, or set it to null"
-        raise ConfigError(f"dataset.split={{{split}}}: asks for {total:,} rows ({asked}), and {there}; {remedy}")
-    drawn = ", ".join(f"{len(splits[name]):,} {name}" for name in counts)
-    raise ConfigError(
-        f"dataset.split={{{split}}}: asks for {total:,} rows ({asked}), and rows of a group stay together, so "
-        f"that {there}, in {drawn}; ask for at most {len(splits[short[0]]):,} {short[0]} rows, or for shares (below 1)"
-    )
-
-
-def _cap(splits: dict[str, list[Example]], max_rows: int | None, seed: int, key: str) -> dict[str, list[Example]]:
-    """At most ``max_rows`` rows over all splits, each keeping its share (and at least one row)."""
-    total = sum(map(len, splits.values()))
-    if max_rows is None or total <= max_rows:
-        return splits
-    shares = {name: len(rows) * max_rows / total for name, rows in splits.items() if rows}
-    if max_rows < len(shares):
-        raise ConfigError(
-            f"{key}={max_rows}: is not even one row for each of {', '.join(shares)}; set at least {len(shares)}"
-        )
-    counts = {name: max(1, int(share)) for name, share in shares.items()}
-    # What rounding down has left goes to the largest remainders; a split that got its one row for nothing repays.
-    for name in sorted(shares, key=lambda name: int(shares[name]) - shares[name]):
-        counts[name] += sum(counts.values()) < max_rows
-    while sum(counts.values()) > max_rows:
-        counts[max(counts, key=lambda name: counts[name])] -= 1
-    capped: dict[str, list[Example]] = {name: [] for name in splits}
-    for name, count in counts.items():
-        drawn = sorted(random.Random(f"{seed} {name}").sample(range(len(splits[name])), count))
-        capped[name] = [splits[name][index] for index in drawn]
-    return capped

@@ -32,9 +32,9 @@ from typing import Any
 import regex
 
 from sftlab.config import EvalConfig
-from sftlab.dataset.rows import is_null
+from sftlab.dataset.values import is_null
 from sftlab.errors import ConfigError
-from sftlab.eval.extract import can_read, compile_pattern, normalise, strict
+from sftlab.eval.extract import can_read, compile_pattern, normalise_answer, strict
 from sftlab.eval.score import folded, predictions, unmatched
 from sftlab.model.reasoning import answered, opened_by_prompt, unclosed
 from sftlab.records import Example, Generation, Prediction
@@ -173,7 +173,7 @@ def _pairs(a: Path, left: dict[str, _Row], b: Path, right: dict[str, _Row], cfg:
     ]
     if lacking:
         raise ConfigError("; ".join(lacking) + "; let both models answer the same questions, or delete the other rows")
-    same = folded if cfg.task == "choice" else normalise
+    same = folded if cfg.task == "choice" else normalise_answer
     pairs = [(row, right[name]) for name, row in left.items()]
     problems = []
     for row, other in pairs:
@@ -420,7 +420,7 @@ def _target(
         return target
     if letter := _LETTER.fullmatch(target):
         return letter[1].upper()
-    same = [letter for letter, text in options.items() if text and normalise(text) == normalise(target)]
+    same = [letter for letter, text in options.items() if text and normalise_answer(text) == normalise_answer(target)]
     return same[0] if len(same) == 1 else strict(target, pattern) or target.strip()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from sftlab.config import EvalConfig
 from sftlab.dataset.sandbox import environment
 from sftlab.errors import ConfigError
-from sftlab.eval.extract import can_read, compile_pattern, last, normalise, read, strict, unfenced, with_group
+from sftlab.eval.extract import can_read, compile_pattern, last, normalise_answer, read, strict, unfenced, with_group
 from sftlab.eval.statistics import (
     Comparison,
     changed,
@@ -120,7 +120,7 @@ def compared(text: str, cfg: EvalConfig) -> str:
             raise
         except Exception:  # a filter may raise anything
             return ""
-    return normalise(text) if cfg.task == "exact" else text.strip()
+    return normalise_answer(text) if cfg.task == "exact" else text.strip()
 
 
 @cache

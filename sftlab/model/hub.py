@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the only network that a run may use, and only for what its config names."""
+"""Access to the Hugging Face hub, for the models and datasets that a configuration names."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sftlab.dataset.formats import Rows, dense
+from sftlab.dataset.arrow_rows import arrow_rows
+from sftlab.dataset.rows import Rows
 from sftlab.errors import ConfigError, StageError
 
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells every request
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
 
-# What from_pretrained reads of a folder, besides code. Weights in other formats are not read.
+# Suffixes of the files that from_pretrained reads, besides code. Weights in other formats are not read.
 READ = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".bpe", ".safetensors")
-# What a model needs to be trained, merged and served; not its other formats.
+# Files that are needed to train, merge and serve a model, without its other formats.
 MODEL_FILES = [*(f"*{suffix}" for suffix in READ), "tokenizer*"]
 
 
 def model_snapshot(name: str, revision: str | None, *, code: bool) -> tuple[Path, str]:
-    """The folder of a model's files (downloaded once, kept in the hub's cache) and its commit.
+    """Download a model into the hub's cache, if it is not there; return its folder and commit.
 
     Args:
         name: hub id.
-        revision: branch, tag or commit; None is the default branch.
-        code: whether Python files of the repository are fetched too.
+        revision: branch, tag or commit; None for the default branch.
+        code: whether to download the Python files of the repository too.
+
+    Raises:
+        ConfigError: the model is gated, does not exist, or the hub cannot be reached.
+        StageError: the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
 
@@ -37,16 +42,16 @@ def model_snapshot(name: str, revision: str | None, *, code: bool) -> tuple[Path
 
 
 def check_model(name: str, revision: str | None, key: str) -> None:
-    """Whether a model can be fetched, or is in the hub's cache: one small request, nothing is downloaded.
+    """Check by a small request, without downloading it, that a model can be downloaded or is in the hub's cache.
 
     Raises:
-        ConfigError: it is gated, does not exist, is no saved model, or the hub cannot be reached.
+        ConfigError: the model is gated, does not exist, has no weights as safetensors, or the hub cannot be reached.
     """
     from huggingface_hub import HfApi, constants, hf_hub_url, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if constants.HF_HUB_OFFLINE:
-        return  # nothing can be asked; what the cache lacks is told when it is needed
+        return  # resolving the model reports what the cache lacks
     with explained(name, key):
         try:
             snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES, local_files_only=True)
@@ -55,16 +60,16 @@ def check_model(name: str, revision: str | None, key: str) -> None:
             api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=revision))
             if not any(file.endswith(".safetensors") for file in api.list_repo_files(name, revision=revision)):
                 raise ConfigError(
-                    f"{key}={name!r}: has no weights as safetensors, and pickled ones may run code; "
-                    "name a model that has them"
+                    f"{key}={name!r}: has no weights as safetensors, and pickled weights can run code; "
+                    "name a model with safetensors"
                 ) from None
 
 
 def check_dataset(name: str, revision: str | None, key: str) -> None:
-    """Whether a dataset can be fetched.
+    """Check that a dataset can be downloaded.
 
     Raises:
-        ConfigError: it is gated, does not exist, or the hub cannot be reached.
+        ConfigError: the dataset is gated, does not exist, or the hub cannot be reached.
     """
     from huggingface_hub import constants
 
@@ -73,20 +78,20 @@ def check_dataset(name: str, revision: str | None, key: str) -> None:
 
 
 def dataset_commit(name: str, revision: str | None, key: str = "dataset.name_or_path") -> str:
-    """The commit that a hub dataset's revision names now. A whole commit hash names itself, without the hub."""
+    """Return the commit that a revision of a hub dataset names now. A full commit hash needs no request."""
     from huggingface_hub import HfApi
 
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     with explained(name, key):
         info = HfApi().dataset_info(name, revision=revision)
-        if info.gated:  # its description is public, its files may not be
+        if info.gated:  # its description is public even if its files are not
             HfApi().auth_check(name, repo_type="dataset")
         return str(info.sha)
 
 
 def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[str, Rows]:
-    """All rows of a hub dataset by split."""
+    """Return all rows of a hub dataset by split."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -96,14 +101,14 @@ def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[st
         except DatasetsError as error:
             raise ValueError(error.__cause__ or error) from error
         return {
-            str(split): dense(map(dict, rows), rows.features.arrow_schema if rows.features else None)
+            str(split): arrow_rows(map(dict, rows), rows.features.arrow_schema if rows.features else None)
             for split, rows in splits.items()
         }
 
 
 @contextmanager
 def explained(name: str, key: str) -> Iterator[None]:
-    """Turn the hub's errors into one sentence with the remedy."""
+    """Convert errors of the hub to a ``ConfigError``, or to a ``StageError`` if its cache cannot be written."""
     from httpx2 import TransportError
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -122,7 +127,7 @@ def explained(name: str, key: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise ConfigError(
-            f"{key}={name!r}: is gated and you have no permission yet; accept its terms at {page}, "
+            f"{key}={name!r}: is gated and you have no access yet; accept its terms at {page}, "
             "then log in with `hf auth login` (or set HF_TOKEN)"
         ) from error
     except RevisionNotFoundError as error:
@@ -133,11 +138,11 @@ def explained(name: str, key: str) -> Iterator[None]:
             "check the name, and log in with `hf auth login` if it is private"
         ) from error
     except RemoteEntryNotFoundError as error:
-        raise ConfigError(f"{key}={name!r}: has no config.json; give a saved model, see {page}/tree/main") from error
+        raise ConfigError(f"{key}={name!r}: has no config.json; name a saved model, see {page}/tree/main") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, TransportError, ConnectionError) as error:
         raise ConfigError(
             f"{key}={name!r}: the hub ({constants.ENDPOINT}) cannot be reached and no copy is cached: "
-            f"{_first_line(error)}; check the network, or give a local folder"
+            f"{_first_line(error)}; check the network, or name a local folder"
         ) from error
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
@@ -151,11 +156,11 @@ def explained(name: str, key: str) -> Iterator[None]:
         ) from error
     except HFValidationError as error:
         raise ConfigError(f"{key}={name!r}: is neither a local path nor a hub id (owner/name); check it") from error
-    except (ValueError, RuntimeError) as error:  # an unknown subset, a dataset that is a script, files that do not fit
+    except (ValueError, RuntimeError) as error:  # an unknown subset, a dataset script, files with different columns
         raise ConfigError(f"{key}={name!r}: {_first_line(error)}; see {page}") from error
     except OSError as error:
         raise StageError(
-            f"{key}={name!r}: cannot be kept in the hub's cache ({constants.HF_HOME}): {error.strerror or error}; "
+            f"{key}={name!r}: cannot be written to the hub's cache ({constants.HF_HOME}): {error.strerror or error}; "
             "free some space, or set HF_HOME to another folder"
         ) from error
 

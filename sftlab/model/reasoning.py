@@ -1,6 +1,6 @@
-"""Reasoning in a completion: where a model thinks aloud, by the markers of its chat template, and what it answers then.
+"""Separate the reasoning in a completion from its answer, by the marks that chat templates use.
 
-Text within ``<think>…</think>`` and the like is not an answer, and a block that never ends contains none. A marker
+Text within ``<think>…</think>`` and similar marks is not an answer, and a block that never ends contains none. A mark
 that a text only mentions, in quotes or in code, is plain text.
 """
 
@@ -15,10 +15,10 @@ _NAME = (
     r"|antthinking|chain_of_thoughts?|monologue)(?:_[a-z0-9_]+)?"
 )
 
-# Opening and closing marks by family; a family's name is that of its group.
+# Patterns of opening and closing marks by family. The name of a family is the name of its group in ``_MARK``.
 _OPEN = {
     "pangu": r"\[unused16\]",  # openPangu
-    "tag": rf"<(?P<open>{_NAME})(?:\s[^<>]*)?>",  # DeepSeek, Qwen, and with a prefix Seed and others
+    "tag": rf"<(?P<open>{_NAME})(?:\s[^<>]*)?>",  # DeepSeek, Qwen; with a prefix Seed and others
     "bracket": r"\[THINK\]",  # Mistral
     "cohere": r"<\|START_THINKING\|>",
     "thought": r"<\|begin_of_thought\|>",
@@ -74,7 +74,7 @@ _CLOSING = {
     "granite": "\n\nHere is my response:",
 }
 _MARK = re.compile(
-    "(?=[<◁[])(?:"  # one look at most places of a long text
+    "(?=[<◁[])(?:"  # rejects most positions of a long text at once
     + "|".join(
         f"(?P<{kind}_{family}>{source})"
         for kind, sources in (("opens", _OPEN), ("closes", _CLOSE))
@@ -84,14 +84,14 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _OPEN_AT_END = re.compile(rf"(?:{'|'.join(_OPEN.values())})\s*\Z", re.IGNORECASE)
-# Text around an answer that does not belong to it.
+# Marks around an answer that are not part of it.
 _AROUND = re.compile(
     r"<\|(?:START|END)_RESPONSE\|>|<\|(?:begin|end)_of_solution\|>|<\|(?:return|end)\|>(?:\s*<\|start\|>assistant)?",
     re.IGNORECASE,
 )
-# Reasoning that words mark at the start of a completion, and what ends it.
+# Reasoning that begins and ends with words, at the start of a completion.
 _WORDS = {
-    # gpt-oss, where its special tokens were left out of the text. "analysis of the case" is prose.
+    # gpt-oss, if its special tokens were removed from the text. "analysis of the case" is prose.
     "channel": re.compile(
         r"\s*(?P<turn>assistant)?analysis(?!.*<\|channel\|>)(?:.*?(?P<end>assistantfinal)|(?(turn)|(?:"
         r"[^\s.,:;!?)*_-]|\n|[ \t]+(?:[A-Z\"'(\d]|(?:we|let|need|okay|ok|the user|user)\b))))",
@@ -102,7 +102,7 @@ _WORDS = {
     ),
 }
 _QUOTES = {"`": "`", '"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
-# What stands right before and behind a mark that is only spoken of.
+# Words before and after a mark that a text only mentions.
 _MENTIONED = re.compile(
     r"\b(?:a|an|and|any|as|between|by|called|each|every|in|inside|its?|like|mark|marker|my|named|no|not|of|or|tags?|the"
     r"|this|to|token|with|within|without|word|your"
@@ -114,7 +114,7 @@ _MENTION_ENDS = re.compile(
 )
 _CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 
-# Parts of marks that are tokens of their own.
+# Parts of marks that are separate tokens.
 _PIECES = {"<|channel|>", "<|message|>", "<|start|>"}
 
 
@@ -123,55 +123,60 @@ class _Mark:
     start: int
     end: int
     opens: bool
-    name: str  # the family, or the opening tag without its attributes
+    name: str  # the family; for the family "tag" the opening tag without attributes
 
 
 def answered(text: str, prompt: str = "", *, truncated: bool = False) -> str:
-    """The completion without its reasoning, "" where it ends within it.
+    """Return a completion without its reasoning; "" if it ends within reasoning.
 
-    Blocks may follow each other and stand within each other. Where the prompt has opened one, the completion begins
-    within it. A closing mark that nothing opened ends reasoning, too. Of a ``truncated`` completion every mark that
-    nothing closes opens a block; elsewhere the text may only mention it.
+    Blocks may follow each other and be nested. If the prompt opens a block, the completion begins within it. A closing
+    mark without an opening one ends reasoning too.
+
+    Args:
+        text: the completion.
+        prompt: the prompt, or its end.
+        truncated: whether the completion was truncated. If so, every unclosed mark opens a block; otherwise the text
+            may only mention it.
     """
     return _split(text, prompt, truncated)[0]
 
 
 def unclosed(text: str, prompt: str = "", *, truncated: bool = False) -> str:
-    """The mark that would end the reasoning in which a completion ends; "" where it ends in no such block."""
+    """Return the mark that would close the reasoning in which a completion ends; "" if it does not end in reasoning."""
     return "".join(_closing(name) for name in reversed(_split(text, prompt, truncated)[1]))
 
 
 def opened_by_prompt(text: str) -> str | None:
-    """The mark with which the prompt of a completion must have ended, as the completion only closes its block.
+    """Return the mark that the prompt of a completion must have opened, because the completion closes it.
 
-    "" where the completion closes none that way, and None where it has no marks at all.
+    Returns "" if the completion closes no such block, and None if it has no marks.
     """
-    if any(words.match(text) for words in _WORDS.values()) or not (found := list(_found(text, False, False))):
+    if any(words.match(text) for words in _WORDS.values()) or not (used := list(_used_marks(text, False, False))):
         return "" if _MARK.search(text) else None
-    first = found[0]
-    if first.opens or first.name in ("channel", "solar"):  # which say of themselves that the answer begins
+    first = used[0]
+    if first.opens or first.name in ("channel", "solar"):  # these mark the beginning of the answer
         return ""
     return _OPENING.get(first.name, first.name)
 
 
 def names_mark(pattern: str) -> bool:
-    """Whether a regular expression looks for a reasoning mark itself."""
+    """Return whether a regular expression contains a reasoning mark."""
     return _MARK.search(pattern.replace("\\", "")) is not None
 
 
-def begun(prompt: str) -> str:
-    """The opening mark that a prompt ends with, and the white space after it; "" where it ends with none."""
+def opening_at_end(prompt: str) -> str:
+    """Return the opening mark at the end of a prompt with the white space after it; "" if there is none."""
     opened = _OPEN_AT_END.search(prompt)
     return opened[0] if opened else ""
 
 
 def without_marks(text: str) -> str:
-    """A text without its reasoning marks; what stands between them stays."""
+    """Remove the reasoning marks of a text, but not the text between them."""
     return _MARK.sub("", text)
 
 
-def laid_out(text: str) -> list[str]:
-    """The reasoning marks of a text, each once, with the line breaks around it, or the spaces where there are none."""
+def marks_with_spacing(text: str) -> list[str]:
+    """Return each reasoning mark of a text once, with the line breaks around it, or else the spaces."""
     around = []
     for mark in _MARK.finditer(text):
         before, after = text[: mark.start()], text[mark.end() :]
@@ -182,9 +187,9 @@ def laid_out(text: str) -> list[str]:
 
 
 def marks(tokens: Iterable[str]) -> set[str]:
-    """The tokens that are reasoning marks or parts of one, which a completion's text needs."""
-    found = set(tokens)
-    return {token for token in found if _MARK.fullmatch(token)} | (found & _PIECES if "<|channel|>" in found else set())
+    """Return the tokens that are reasoning marks or parts of one; decoding a completion must not drop them."""
+    every = set(tokens)
+    return {token for token in every if _MARK.fullmatch(token)} | (every & _PIECES if "<|channel|>" in every else set())
 
 
 def _closing(name: str) -> str:
@@ -192,16 +197,16 @@ def _closing(name: str) -> str:
 
 
 def _split(text: str, prompt: str, truncated: bool) -> tuple[str, list[str]]:
-    """Split off reasoning: the remaining text, and the blocks open at its end, outermost first."""
+    """Split off reasoning; return the remaining text, and the names of the blocks open at its end, outermost first."""
     opened = _OPEN_AT_END.search(prompt)
     for name, words in _WORDS.items() if opened is None else ():
-        if begun := words.match(text):
-            return (text[begun.end() :], []) if begun["end"] else ("", [name])
+        if match := words.match(text):
+            return (text[match.end() :], []) if match["end"] else ("", [name])
     stack = [] if opened is None else [_mark(next(_MARK.finditer(opened[0]))).name]
-    found = list(_found(text, bool(stack), truncated))
+    used = list(_used_marks(text, bool(stack), truncated))
     kept: list[str] = []
     at, closed = 0, False
-    for number, mark in enumerate(found):
+    for number, mark in enumerate(used):
         between = text[at : mark.start]
         if mark.opens:
             again = mark.name in stack and (mark.name == "channel" or not between.strip())
@@ -210,10 +215,10 @@ def _split(text: str, prompt: str, truncated: bool) -> tuple[str, list[str]]:
             if not again:
                 stack.append(mark.name)
         elif not stack:
-            if closed and not text[mark.end :].strip() and number == len(found) - 1:
-                kept.append(between)  # one mark too many behind the answer
+            if closed and not text[mark.end :].strip() and number == len(used) - 1:
+                kept.append(between)  # a superfluous mark after the answer
             else:
-                kept.clear()  # the mark that opened it is not in the text
+                kept.clear()  # the opening mark is not in the text
             closed = True
         else:
             # A mark of another name closes the innermost block.
@@ -222,7 +227,7 @@ def _split(text: str, prompt: str, truncated: bool) -> tuple[str, list[str]]:
         at = mark.end
     if not stack:
         kept.append(text[at:])
-    return (_AROUND.sub("", "".join(kept)) if found or opened else text), stack
+    return (_AROUND.sub("", "".join(kept)) if used or opened else text), stack
 
 
 def _mark(match: re.Match[str]) -> _Mark:
@@ -231,33 +236,33 @@ def _mark(match: re.Match[str]) -> _Mark:
     return _Mark(match.start(), match.end(), kind == "opens", name)
 
 
-def _found(text: str, within: bool, truncated: bool) -> Iterator[_Mark]:
-    """The marks of a text that are meant as such. ``within`` is whether it begins within a block."""
+def _used_marks(text: str, within: bool, truncated: bool) -> Iterator[_Mark]:
+    """Yield the marks of a text that it does not only mention. ``within`` is set if the text begins within a block."""
     every = [_mark(match) for match in _MARK.finditer(text)]
     code = [match.span() for match in _CODE.finditer(text)] if every else []
-    whole = (len(text) - len(text.lstrip()), len(text.rstrip()))  # a fence around the completion hides nothing
-    begun = within
+    whole = (len(text) - len(text.lstrip()), len(text.rstrip()))  # a fence around the whole completion is not code
+    opened = within
     for number, mark in enumerate(every):
         before, behind = text[mark.start - 1 : mark.start], text[mark.end : mark.end + 1]
         quoted = before in _QUOTES and _QUOTES[before] == behind
-        # Code within reasoning may lack its end, and must not hide where the reasoning ends.
-        in_code = not begun and any(
+        # Code within reasoning may lack its closing fence, and must not hide the end of the reasoning.
+        in_code = not opened and any(
             start < mark.start and mark.end <= end and not (start <= whole[0] and whole[1] <= end + 3)
             for start, end in code
         )
         if quoted or in_code:
             continue
         if mark.opens:
-            # "I do not use <think> here" opens nothing, unless something closes it.
+            # "I do not use <think> here" opens no block, unless a mark closes it.
             ends = truncated or any(not other.opens for other in every[number + 1 :])
-            if not (begun or ends) and _is_mention(text, mark):
+            if not (opened or ends) and _is_mention(text, mark):
                 continue
-            begun = True
+            opened = True
         yield mark
 
 
 def _is_mention(text: str, mark: _Mark) -> bool:
-    """Whether the words around an opening mark speak of it."""
+    """Return whether the words around an opening mark only mention it."""
     line = text[: mark.start].rpartition("\n")[2].rstrip()
     if not re.search(r"[\w,]\Z", line):
         return False

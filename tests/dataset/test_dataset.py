@@ -18,6 +18,7 @@ from test_prompt import settings
 
 from sftlab.dataset import formats, sources
 from sftlab.dataset import stage as dataset
+from sftlab.dataset.examples import render_examples
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 from sftlab.runtime.store import Store
@@ -26,7 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def examples(path: Path, seed: int = 42, mounted: bool = False, **changed: Any) -> dict[str, list[Example]]:
-    return dataset.examples(settings(name_or_path=str(path), **changed), seed, mounted=mounted)
+    return render_examples(settings(name_or_path=str(path), **changed), seed, None, mounted=mounted).splits
 
 
 def ids(splits: dict[str, list[Example]]) -> dict[str, list[str]]:
@@ -136,10 +137,10 @@ HUB: list[tuple[list[str], dict[str, int] | str]] = [
     (["train", "test"], {"train": 3, "test": 3}),
     (["train_sft", "test_sft"], {"train": 3, "test": 3}),
     (["train", "validation", "test", "one_shot_examples"], {"train": 3, "validation": 3, "test": 3}),
-    (["train_sft", "train_gen", "test_sft"], "train_sft, train_gen would be put together as train; write the splits"),
-    (["train_r1", "train_r2"], "train_r1, train_r2 would be put together as train"),
+    (["train_sft", "train_gen", "test_sft"], "train_sft, train_gen would be merged into train; write the splits"),
+    (["train_r1", "train_r2"], "train_r1, train_r2 would be merged into train"),
     (["train", "dev", "test"], "org/rows: the split dev has no rows; write the others"),
-    (["a", "b"], "a, b would be put together as one source"),
+    (["a", "b"], "a, b would be merged into a single source"),
 ]
 
 
@@ -198,31 +199,31 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, write: Callable[[
 
 
 FOLDERS: list[tuple[list[str], str]] = [
-    ([], "holds no .jsonl, .json, .csv, .tsv, .parquet file; check the path"),
-    (["README.md", ".hidden.jsonl", "dataset_infos.json"], "holds no .jsonl"),
+    ([], "has no .jsonl, .json, .csv, .tsv, .parquet file; check the path"),
+    (["README.md", ".hidden.jsonl", "dataset_infos.json"], "has no .jsonl"),
     (["train.jsonl", "test.txt"], "test.txt would not be read; move"),
     (["train.jsonl", "test.jsonl.bz2"], "test.jsonl.bz2 would not be read; move"),
     (["train.jsonl", "test.xlsx", "dev.arrow"], "dev.arrow, test.xlsx would not be read; move"),
     (["train.jsonl", "extra.jsonl"], "extra.jsonl would not be read; move"),
     (["train.jsonl", "test"], ": test would not be read; move"),
     (["train.jsonl", "more/test.jsonl"], ": more would not be read; move"),
-    (["data/train.jsonl", "data/test.jsonl"], "holds data in folders only (data); give one of them"),
+    (["data/train.jsonl", "data/test.jsonl"], "has data in folders only (data); name one of them"),
     (["train_test.jsonl"], "train_test.jsonl may be test or train; keep one"),
-    (["a_train.jsonl", "b_train.jsonl", "test.jsonl"], "a_train.jsonl, b_train.jsonl would be put together as train"),
-    (["train_sft.jsonl", "train_gen.jsonl"], "train_gen.jsonl, train_sft.jsonl would be put together as train"),
-    (["train.jsonl", "train.jsonl.gz"], "train.jsonl, train.jsonl.gz would be put together as train"),
-    (["train.jsonl", "train.parquet"], "train.jsonl, train.parquet would be put together as train"),
-    (["train.v1.jsonl", "train.v2.jsonl"], "train.v1.jsonl, train.v2.jsonl would be put together as train"),
-    (["fold1.jsonl", "fold2.jsonl"], "fold1.jsonl, fold2.jsonl would be put together as one source"),
-    (["train.jsonl", "dev.jsonl", "valid.jsonl"], "dev.jsonl, valid.jsonl would be put together as validation"),
+    (["a_train.jsonl", "b_train.jsonl", "test.jsonl"], "a_train.jsonl, b_train.jsonl would be merged into train"),
+    (["train_sft.jsonl", "train_gen.jsonl"], "train_gen.jsonl, train_sft.jsonl would be merged into train"),
+    (["train.jsonl", "train.jsonl.gz"], "train.jsonl, train.jsonl.gz would be merged into train"),
+    (["train.jsonl", "train.parquet"], "train.jsonl, train.parquet would be merged into train"),
+    (["train.v1.jsonl", "train.v2.jsonl"], "train.v1.jsonl, train.v2.jsonl would be merged into train"),
+    (["fold1.jsonl", "fold2.jsonl"], "fold1.jsonl, fold2.jsonl would be merged into a single source"),
+    (["train.jsonl", "dev.jsonl", "valid.jsonl"], "dev.jsonl, valid.jsonl would be merged into validation"),
     (
         ["train-00001-of-00003.jsonl", "train-00002-of-00003.jsonl"],
-        "train-00002-of-00003.jsonl: 2 of 3 shards are there; fetch train-00000-of-00003.jsonl too",
+        "train-00002-of-00003.jsonl: only 2 of 3 shards are there; fetch train-00000-of-00003.jsonl too",
     ),
     (["train-00000-of-00002-5bf5b1f0b1a4.jsonl"], "1 of 2 shards are there; fetch train-00001-of-00002.jsonl too"),
     (
         ["train-00000-of-00002-5bf5b1.jsonl", "train-00000-of-00002-9c2d77.jsonl"],
-        "would be put together as train; keep one",
+        "would be merged into train; keep one",
     ),
     (["train.jsonl", "raw/v1/test.jsonl"], ": raw would not be read; move"),
     (["train.jsonl", "raw/v1/more/heldout.data"], ": raw would not be read; move"),
@@ -233,7 +234,7 @@ FOLDERS: list[tuple[list[str], str]] = [
     (["train.jsonl", "heldout.jsonl.bak"], ": heldout.jsonl.bak would not be read; move"),
     (["train.jsonl", "heldout.data"], ": heldout.data would not be read; move"),
     (["train.jsonl", "heldout.jsonl~"], ": heldout.jsonl~ would not be read; move"),
-    (["train-1.jsonl", "train-3.jsonl"], "train-1.jsonl, train-3.jsonl would be put together as train"),
+    (["train-1.jsonl", "train-3.jsonl"], "train-1.jsonl, train-3.jsonl would be merged into train"),
 ]
 
 
@@ -379,7 +380,7 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 ROWS: list[tuple[list[Row], dict[str, Any], str]] = [
     ([*vignettes(8), vignette(3)], {}, "a.jsonl, row 9: two rows have the id 'row-3', the other is row 4; fix"),
-    (vignettes(8), {"keep": "answer_idx == 'B'"}, "dataset.keep=\"answer_idx == 'B'\": lets none of 8 rows through"),
+    (vignettes(8), {"keep": "answer_idx == 'B'"}, "dataset.keep=\"answer_idx == 'B'\": is false for all 8 rows"),
     ([*vignettes(8), vignette(8, rationale="")], {}, "a.jsonl, row 9 (row-8): dataset.assistant renders to nothing"),
     ([*vignettes(8), vignette(8, answer_idx="D")], {}, "a.jsonl, row 9 (row-8): target 'D' is not one of A, B"),
     (vignettes(8), {"user": "{{ Question }}"}, "there is no column 'Question'; the rows have id, question, options"),
@@ -388,7 +389,7 @@ ROWS: list[tuple[list[Row], dict[str, Any], str]] = [
         {"split": {"train": 5, "validation": 100, "test": 0}},
         "asks for 105 rows (5 train, 100 validation), and",
     ),
-    (vignettes(8), {"max_rows": 2}, "dataset.max_rows=2: is not even one row for each of"),
+    (vignettes(8), {"max_rows": 2}, "dataset.max_rows=2: is less than one row for each of"),
 ]
 
 
@@ -502,7 +503,7 @@ def test_a_group_that_fills_a_split_is_warned_about_and_the_remedy_works(
         if len(made["validation"]) > 12:
             break
     assert "30 of 40 rows are of group 'unknown': validation has 3" in caplog.text
-    found = re.search(r"write none for it: (\{\{.*\}\})", caplog.text)
+    found = re.search(r"render nothing for it: (\{\{.*\}\})", caplog.text)
     assert found
     caplog.clear()
     assert sizes(examples(path, seed, group_by=found[1].replace("COLUMN", "src"), split=split)) == (24, 8, 8)
@@ -511,7 +512,7 @@ def test_a_group_that_fills_a_split_is_warned_about_and_the_remedy_works(
 
 def test_a_group_by_that_gives_no_row_a_group_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [vignette(number, meta={"case": 1}) for number in range(9)])
-    with pytest.raises(ConfigError, match=r"dataset\.group_by='\{\{ meta\.cse \}\}': gives no row a group"):
+    with pytest.raises(ConfigError, match=r"dataset\.group_by='\{\{ meta\.cse \}\}': renders to nothing for every row"):
         examples(path, group_by="{{ meta.cse }}")
 
 
@@ -587,7 +588,7 @@ def test_as_many_rows_are_generated_as_keep_lets_through() -> None:
     cfg = settings(
         name_or_path="generate:vignettes", split={"train": 20, "validation": 6, "test": 6}, keep="answer_idx == 'A'"
     )
-    made = dataset.examples(cfg, 42)
+    made = render_examples(cfg, 42, None).splits
     assert sizes(made) == (20, 6, 6)
     assert {row.target for rows in made.values() for row in rows} == {"A"}
 
@@ -596,14 +597,15 @@ def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monk
     read: list[Path] = []
     monkeypatch.setattr(dataset.sources, "read_file", lambda file: read.append(file) or formats.read_file(file))
     cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
-    splits = dataset.examples(cfg, 1, column="answer_idx")
-    made = dataset.make(Store(tmp_path / "store"), cfg, 1)
+    store = Store(tmp_path / "store")
+    splits = dataset.load(store, cfg, 1, column="answer_idx")
+    made = dataset.make(store, cfg, 1)
     assert len(read) == 1
     assert dataset.subgroups(cfg, 1, "answer_idx") == {row.id: "A" for row in splits["test"]}
     assert {row.subgroup for row in made.split("test")} == {None}
     assert len(read) == 1
     write_rows(tmp_path / "a.jsonl", vignettes(21))
-    assert sum(sizes(dataset.examples(cfg, 1))) == 21
+    assert sum(sizes(dataset.load(store, cfg, 1))) == 21
     assert len(read) == 2
 
 
@@ -660,7 +662,7 @@ def test_a_mounted_source_without_test_rows_is_refused(tmp_path: Path) -> None:
 def test_the_stage_holds_the_splits_and_is_made_once(tmp_path: Path, hundred: Path) -> None:
     cfg, store = settings(name_or_path=str(hundred)), Store(tmp_path)
     made = dataset.make(store, cfg, 42)
-    assert {name: made.split(name) for name in SPLITS} == dataset.examples(cfg, 42)
+    assert {name: made.split(name) for name in SPLITS} == render_examples(cfg, 42, None).splits
     assert dataset.make(store, cfg, 42).stage.cached
     # Limits on the overlap judge the rows; they do not change them, nor what was trained on them.
     assert dataset.make(store, cfg.model_copy(update={"allow_overlap": True}), 42).stage.cached

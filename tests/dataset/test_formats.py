@@ -276,7 +276,7 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
         json.dumps({"train": ROWS, "test": ROWS}).encode(),
         "several lists of rows (train, test); write each",
     ),
-    "some rows": ("a.json", json.dumps([*ROWS, 3, "x"]).encode(), "a.json, row 4: is 3 and not an object"),
+    "some rows": ("a.json", json.dumps([*ROWS, 3, "x"]).encode(), "a.json, row 4: is 3, not an object"),
     "broken array": (
         "a.jsonl",
         json.dumps(ROWS, indent=1).encode()[:-9],
@@ -285,7 +285,7 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "pretty objects": (
         "a.jsonl",
         "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(),
-        "objects that go over several lines; write one object per line: `jq",
+        "objects that span several lines; write one object per line: `jq",
     ),
     "UTF-16": ("a.jsonl", GOOD.encode("utf-16"), "is UTF-16, not UTF-8"),
     "UTF-16 without a BOM": ("a.csv", table(",").encode("utf-16-le"), "is UTF-16LE, not UTF-8"),
@@ -302,8 +302,8 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     ),
     "no gz": ("a.jsonl.gz", GOOD.encode(), "is not compressed by gzip; rename it to a.jsonl"),
     "no zst": ("a.jsonl.zst", GOOD.encode(), "is not compressed by zstd; rename it to a.jsonl"),
-    "half a gz": ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-30], "is damaged or not whole"),
-    "damaged gz": ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-6] + b"123456", "is damaged or not whole"),
+    "half a gz": ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-30], "is damaged or incomplete"),
+    "damaged gz": ("a.jsonl.gz", gzip.compress(GOOD.encode())[:-6] + b"123456", "is damaged or incomplete"),
     "twice gz": ("a.jsonl.gz", gzip.compress(gzip.compress(GOOD.encode())), "is compressed by gzip; decompress it"),
     "a spreadsheet": ("a.csv", b"PK\x03\x04\x14\x00", "is a ZIP archive or a spreadsheet (.xlsx); convert it"),
     "binary": ("a.jsonl", b"\x01\x02\x00\x03", "is not text; convert it"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sftlab.dataset import overlap
-from sftlab.dataset.overlap import check, describe, normalise
+from sftlab.dataset.overlap import describe, find_overlaps, normalise_question
 from sftlab.records import Example
 
 
@@ -36,7 +36,7 @@ def pair(report: overlap.Report, left: str, right: str) -> overlap.Pair:
 
 
 def grams(text: str, n: int) -> set[tuple[str, ...]]:
-    words = normalise(text).split()
+    words = normalise_question(text).split()
     return {tuple(words[at : at + n]) for at in range(max(len(words) - n, 0) + 1)}
 
 
@@ -48,7 +48,7 @@ def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple
         for question in data[left]:
             own, best = grams(question.user, n), (0.0, False, "")
             for row in data[right]:
-                same = normalise(question.user) == normalise(row.user)
+                same = normalise_question(question.user) == normalise_question(row.user)
                 share = len(own & grams(row.user, n)) / len(own)
                 if (share, same) > best[:2]:
                     best = (share, same, row.id)
@@ -89,7 +89,7 @@ def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytes
     monkeypatch.setattr(overlap, "TABLE", budget)
     monkeypatch.setattr(overlap, "BUDGET", budget)  # of 1: these small splits must look further
     data, n, limit = random_splits(seed), (1, 3, 8)[seed % 3], (0.0, 0.5, 0.8)[seed // 3 % 3]
-    report = check(data, max_overlap=limit, n=n)
+    report = find_overlaps(data, max_overlap=limit, n=n)
     pairs, worst = by_definition(data, limit, n)
     for got, expected in zip(report.pairs, pairs, strict=True):
         assert vars(got) == pytest.approx(vars(expected))
@@ -107,7 +107,7 @@ def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.M
     words, odds = [f"w{rank}" for rank in range(60)], [1 / (rank + 1) for rank in range(60)]
     texts = [" ".join(rng.choices(words, odds, k=12)) for _ in range(500)]
     data = splits(texts[:400], texts[400:450], texts[450:])
-    report = check(data, max_overlap=0.6, n=1)
+    report = find_overlaps(data, max_overlap=0.6, n=1)
     pairs, worst = by_definition(data, 0.6, 1)
     for got, expected in zip(report.pairs, pairs, strict=True):
         assert vars(got) == pytest.approx(vars(expected))
@@ -122,7 +122,9 @@ def test_the_row_with_the_most_rare_words_need_not_hold_the_most(monkeypatch: py
         "d e often1 often2 often3 often4",
         *(f"often1 often2 often3 often4 {x}" for x in extra),
     ]
-    report = check(splits(train, test=["a b c d e often1 often2 often3 often4", " ".join(extra)]), max_overlap=0.5, n=1)
+    report = find_overlaps(
+        splits(train, test=["a b c d e often1 often2 often3 often4", " ".join(extra)]), max_overlap=0.5, n=1
+    )
     assert plain(report.worst)[0] == ("test", "test-0", "train", "train-1", 6 / 9, False)
 
 
@@ -139,13 +141,13 @@ def test_the_row_with_the_most_rare_words_need_not_hold_the_most(monkeypatch: py
     ],
 )
 def test_normalise(raw: str, expected: str) -> None:
-    assert normalise(raw) == expected
-    assert normalise(expected) == expected
+    assert normalise_question(raw) == expected
+    assert normalise_question(expected) == expected
 
 
 @pytest.mark.parametrize("other", ["3 / 5", "3 + 5", "3 * -5", "3.5", "35"])
 def test_two_sums_are_no_duplicates(other: str) -> None:
-    assert normalise("What is 3 * 5?") != normalise(f"What is {other}?")
+    assert normalise_question("What is 3 * 5?") != normalise_question(f"What is {other}?")
 
 
 def test_exact_duplicate_in_other_dress() -> None:
@@ -153,7 +155,7 @@ def test_exact_duplicate_in_other_dress() -> None:
         train=[numbered(0, 30) + " and more", "x", numbered(0, 30)],
         test=[numbered(0, 30).upper().replace(" ", " -\n ") + "?!", numbered(50, 90)],
     )
-    report = check(data, max_overlap=1.0)
+    report = find_overlaps(data, max_overlap=1.0)
     found = pair(report, "test", "train")
     assert (found.examined, found.exact, found.near, found.max) == (2, 1, 0, 1.0)
     (worst,) = report.worst
@@ -164,35 +166,37 @@ def test_exact_duplicate_in_other_dress() -> None:
 
 
 def test_a_contained_question_is_near_but_not_exact() -> None:
-    report = check(splits(train=[numbered(0, 30) + " and more"], validation=[numbered(0, 30)]), max_overlap=0.99)
+    report = find_overlaps(
+        splits(train=[numbered(0, 30) + " and more"], validation=[numbered(0, 30)]), max_overlap=0.99
+    )
     found = pair(report, "validation", "train")
     assert (found.exact, found.near, found.max) == (0, 1, 1.0)
     # The other way round, a long question is not leaked by a short row that is part of it.
-    report = check(splits(train=[numbered(0, 15)], validation=[numbered(0, 107)]), max_overlap=0.5)
+    report = find_overlaps(splits(train=[numbered(0, 15)], validation=[numbered(0, 107)]), max_overlap=0.5)
     assert pair(report, "validation", "train").max == 0.08
     assert report.leaking == 0
 
 
 def test_one_row_counts_not_the_union_of_rows() -> None:
-    report = check(splits(train=[numbered(0, 17), numbered(10, 27)], test=[numbered(0, 27)]), max_overlap=0.5)
+    report = find_overlaps(splits(train=[numbered(0, 17), numbered(10, 27)], test=[numbered(0, 27)]), max_overlap=0.5)
     assert report.worst[0].share == 0.5
     assert report.worst[0].right_id == "train-0"
     assert report.leaking == 0  # the limit itself is not over the limit
-    assert check(splits(train=[numbered(0, 18)], test=[numbered(0, 27)]), max_overlap=0.5).leaking == 1
+    assert find_overlaps(splits(train=[numbered(0, 18)], test=[numbered(0, 27)]), max_overlap=0.5).leaking == 1
 
 
 def test_short_questions_are_found_as_duplicates_only() -> None:
     data = splits(
         train=["one two three", "one two three four five six seven eight nine"], test=["One, two, three!", "two three"]
     )
-    report = check(data, max_overlap=0.1)
+    report = find_overlaps(data, max_overlap=0.1)
     assert [(o.left_id, o.right_id, o.exact) for o in report.worst] == [("test-0", "train-0", True)]
     assert pair(report, "test", "train").near == 0
 
 
 def test_grams_do_not_reach_into_the_next_row() -> None:
     data = splits(train=[numbered(0, 10), numbered(10, 20)], test=[numbered(5, 15)])
-    assert check(data, max_overlap=0.5).worst == ()
+    assert find_overlaps(data, max_overlap=0.5).worst == ()
 
 
 def test_boilerplate_is_measured_and_does_not_explode() -> None:
@@ -205,7 +209,7 @@ def test_boilerplate_is_measured_and_does_not_explode() -> None:
     texts = [templated() for _ in range(6000)]
     data = splits(train=texts[:5000], validation=texts[5000:5500], test=[*texts[5500:], numbered(0, 20)])
     start = time.process_time()
-    report = check(data, max_overlap=0.9)
+    report = find_overlaps(data, max_overlap=0.9)
     assert time.process_time() - start < 30  # a second; a look at each pair of rows that share a gram takes minutes
     for found in report.pairs:
         assert found.examined in (500, 501)
@@ -218,7 +222,7 @@ def test_boilerplate_is_measured_and_does_not_explode() -> None:
 
 def test_empty_and_missing_splits() -> None:
     for data in ({}, splits(), splits(train=["a b"]), {"test": rows("test", ["a b"])}):
-        report = check(data, max_overlap=0.5)
+        report = find_overlaps(data, max_overlap=0.5)
         assert len(report.pairs) == 3
         assert report.worst == ()
         assert report.leaking == 0
@@ -228,14 +232,14 @@ def test_empty_and_missing_splits() -> None:
 
 def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown splits \['dev'\]"):
-        check({"dev": []}, max_overlap=0.5)
+        find_overlaps({"dev": []}, max_overlap=0.5)
     with pytest.raises(ValueError, match="n is 0"):
-        check({}, max_overlap=0.5, n=0)
+        find_overlaps({}, max_overlap=0.5, n=0)
 
 
 def test_worst_are_ten_and_in_order() -> None:
     held = [numbered(100 * row, 100 * row + 20) for row in range(30)]
-    report = check(splits(train=held, test=[text + " tail" for text in held[:-1]] + held[-1:]), max_overlap=0.5)
+    report = find_overlaps(splits(train=held, test=[text + " tail" for text in held[:-1]] + held[-1:]), max_overlap=0.5)
     assert [o.left_id for o in report.worst] == ["test-29", *(f"test-{row}" for row in range(9))]
     assert pair(report, "test", "train").near == 29
 
@@ -243,7 +247,7 @@ def test_worst_are_ten_and_in_order() -> None:
 def test_describe() -> None:
     text = numbered(0, 100)
     lines = describe(
-        check(splits(train=[text], validation=["a\nb"], test=[text.upper(), text + " end"]), max_overlap=0.8)
+        find_overlaps(splits(train=[text], validation=["a\nb"], test=[text.upper(), text + " end"]), max_overlap=0.8)
     )
     assert lines.splitlines()[:3] == [
         "train–validation: of 1 questions 0 are exact duplicates and 0 more overlap by over 80.0% "
@@ -260,7 +264,7 @@ def test_describe() -> None:
 
 def test_same_report_under_any_hash_seed() -> None:
     """Words are told apart by str hashes, which differ from process to process."""
-    code = "from test_overlap import *; print(check(random_splits(5), max_overlap=0.5))"
+    code = "from test_overlap import *; print(find_overlaps(random_splits(5), max_overlap=0.5))"
     reports = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -275,4 +279,4 @@ def test_same_report_under_any_hash_seed() -> None:
         ).stdout
         for seed in ("1", "2")
     }
-    assert reports == {f"{check(random_splits(5), max_overlap=0.5)}\n"}
+    assert reports == {f"{find_overlaps(random_splits(5), max_overlap=0.5)}\n"}

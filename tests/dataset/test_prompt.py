@@ -9,7 +9,8 @@ from conftest import TEMPLATE, vignette, vignettes, write_model
 
 from sftlab.config import DatasetConfig
 from sftlab.dataset import sandbox
-from sftlab.dataset.prompt import Templates, messages, prompt_tokens, tokenize
+from sftlab.dataset.prompt import messages, prompt_tokens, tokenize
+from sftlab.dataset.templates import Templates
 from sftlab.errors import ConfigError
 from sftlab.model.base import Base
 from sftlab.records import Example
@@ -99,8 +100,8 @@ def test_a_template_that_cannot_be(changed: dict[str, str], said: list[str]) -> 
         ({}, {"question": "", "options": {}}, "dataset.user renders to nothing"),
         ({}, {"answer_idx": "C"}, "target 'C' is not one of A, B"),
         ({}, {"answer_idx": ""}, "dataset.target renders to nothing"),
-        ({}, {"options": {"A": "only"}}, "dataset.choices gives one letter, 'A'"),
-        ({"choices": "A, B"}, {}, "dataset.choices gives 'A, B'; write the letters with nothing between them"),
+        ({}, {"options": {"A": "only"}}, "dataset.choices renders to a single letter, 'A'"),
+        ({"choices": "A, B"}, {}, "dataset.choices renders to 'A, B'; write the letters with nothing between them"),
         ({"options": "{{ question }}"}, {}, "dataset.options is not a JSON object of letter → text"),
         ({}, {"options": None}, "dataset.user cannot be rendered"),
         ({"user": "{{ options.C.D }}"}, {}, "dataset.user cannot be rendered"),
@@ -252,7 +253,7 @@ def test_options_and_answers_with_surprises() -> None:
 
 def test_half_a_surrogate_pair_is_refused_by_name() -> None:
     with pytest.raises(
-        ConfigError, match=r"rows, row 1 \(row-3\): dataset\.user holds half of a surrogate pair \(\\ud800\)"
+        ConfigError, match=r"rows, row 1 \(row-3\): dataset\.user has half of a surrogate pair \(\\ud800\)"
     ):
         example(vignette(3, question="half \ud800 pair"))
 

@@ -16,7 +16,7 @@ from conftest import Row, vignette, vignettes, write_rows
 from test_dataset import examples, write_json, write_parquet
 from test_prompt import settings
 
-from sftlab.dataset.prompt import Templates
+from sftlab.dataset.templates import Templates
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 
@@ -288,7 +288,7 @@ def test_a_list_of_texts_is_several_correct_answers() -> None:
 @pytest.mark.parametrize(
     ("target", "changed", "said"),
     [
-        ([], {}, "dataset.target is a list without an answer"),
+        ([], {}, "dataset.target is an empty list"),
         (["a", None], {}, "dataset.target item 1 renders to nothing"),
         (["a", "  "], {}, "dataset.target item 1 renders to nothing"),
         (["a", ["b"]], {}, "is a list and not text: ['b']"),
@@ -473,7 +473,7 @@ def test_the_remedy_for_a_list_of_choices_works() -> None:
 def test_words_as_choices_are_told_to_be_compared_as_texts() -> None:
     row = vignette(1)
     with pytest.raises(
-        ConfigError, match=r"gives 'yes no maybe'; for words set eval\.task=exact dataset\.choices=null"
+        ConfigError, match=r"renders to 'yes no maybe'; for words set eval\.task=exact dataset\.choices=null"
     ):
         Templates(settings(choices="yes no maybe"), "dataset", list(row)).example(row, "x", "rows, row 1")
     changed = {"choices": None, "target": "yes"}
@@ -481,7 +481,7 @@ def test_words_as_choices_are_told_to_be_compared_as_texts() -> None:
 
 
 def test_braces_around_keep_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.keep: is an expression and not a template; write it without \{\{"):
+    with pytest.raises(ConfigError, match=r"dataset\.keep: is an expression, not a template; write it without \{\{"):
         Templates(settings(keep="{{ question }}"), "dataset", list(vignette(1)))
 
 
@@ -603,7 +603,7 @@ def test_every_kind_of_broken_row_in_every_split_is_reported(tmp_path: Path) -> 
         "train row 10: two rows have the id 'row-3', the other is train row 4",
         "train row 11 (row-10): dataset.user writes column options.B, which is a list",
         "train row 12 (row-11): target 'D' is not one of A, B",
-        "test row 2 (row-21): dataset.user holds half of a surrogate pair",
+        "test row 2 (row-21): dataset.user has half of a surrogate pair",
         "test row 3 (row-22): dataset.assistant renders to nothing",
         "test row 3 (row-22): dataset.target renders to nothing",
         "test.jsonl:4: is JSON, but not an object",
@@ -613,9 +613,9 @@ def test_every_kind_of_broken_row_in_every_split_is_reported(tmp_path: Path) -> 
 
 
 def test_a_slow_pattern_does_not_run_over_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sftlab.dataset import stage as dataset
+    from sftlab.dataset import examples as rendering
 
-    monkeypatch.setattr(dataset, "PATIENCE", -1)
+    monkeypatch.setattr(rendering, "PATIENCE", -1)
     write_rows(tmp_path / "a.jsonl", [vignette(number, rationale="") for number in range(90)])
     with pytest.raises(ConfigError, match="20 problems in the rows; the rows after row 20 were not read:"):
         examples(tmp_path / "a.jsonl")

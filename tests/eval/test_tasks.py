@@ -241,29 +241,31 @@ SHARES = "dataset.split={train: 0.8, validation: 0.1, test: 0.1}"
 
 
 def test_slds_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) -> None:
-    from sftlab.dataset import stage as dataset
+    from sftlab.dataset.examples import render_examples
 
     folder = decisions(tmp_path / "slds", train=6, validation=2, test=4)
     cfg = config("+experiment=slds", f"dataset.name_or_path={folder}", *HERE)
     assert (cfg.eval.task, cfg.eval.group_by, cfg.dataset.subset) == ("rouge", "law_area", "fr_de")
-    splits = dataset.examples(cfg.dataset, cfg.seed, column=cfg.eval.group_by)
+    rendered = render_examples(cfg.dataset, cfg.seed, None, column=cfg.eval.group_by)
+    splits, subgroups = rendered.splits, rendered.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "validation": 2, "test": 4}
     one = splits["test"][0]
     assert "headnote of the decision in German" in one.system
     assert one.target == one.assistant == "Art. 9 BV; Rechtsgleichheit für Bürger 9."
-    assert (one.subgroup, one.group) == ("Civil law", "100 Ia 9")
+    assert (subgroups[one.id], one.group) == ("Civil law", "100 Ia 9")
 
 
 def test_text_to_sql_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) -> None:
-    from sftlab.dataset import stage as dataset
+    from sftlab.dataset.examples import render_examples
 
     folder = statements(tmp_path / "sql", train=40, test=4)
     cfg = config("+experiment=text_to_sql", f"dataset.name_or_path={folder}", *HERE)
     assert (cfg.eval.task, cfg.eval.extract, cfg.eval.group_by) == ("exact", "{{ text | sql }}", "sql_complexity")
-    splits = dataset.examples(cfg.dataset, cfg.seed, column=cfg.eval.group_by)
+    rendered = render_examples(cfg.dataset, cfg.seed, None, column=cfg.eval.group_by)
+    splits, subgroups = rendered.splits, rendered.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 38, "validation": 2, "test": 4}
     assert splits["test"][1].target == "SELECT a,\n       b\nFROM test1\nWHERE a=1"
-    assert splits["test"][1].subgroup == "aggregation"
+    assert subgroups[splits["test"][1].id] == "aggregation"
 
 
 def test_a_column_of_the_test_rows_changes_no_stage(tmp_path: Path, config: Callable[..., Any]) -> None:
@@ -298,7 +300,7 @@ BAD = [
     (["eval.group_by=meta_inf"], ["eval.group_by='meta_inf': there is no such column; the test rows have id, quest"]),
     (["eval.pattern='the answer is'"], ["eval.pattern", "has 0 capturing groups", "exactly one must capture"]),
     (["eval.pattern='(a)(b)'"], ["has 2 capturing groups"]),
-    (["dataset.choices=A"], ["dataset.choices gives one letter, 'A'; an answer needs at least two"]),
+    (["dataset.choices=A"], ["dataset.choices renders to a single letter, 'A'; an answer needs at least two"]),
     (["dataset.choices=\"{{ '' }}\""], ["has no letters to choose from", "eval.task=exact"]),
     (["dataset.split={train: 0.9, validation: 0.1, test: 0}"], ["the test split of rows.jsonl has no rows"]),
     (["eval.extract='{{ text }}'"], ["eval.task=choice reads answers by eval.pattern"]),

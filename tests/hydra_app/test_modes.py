@@ -605,11 +605,11 @@ sftlab.pipeline.run_job = run_job
 
 COUNTED = """
 import sftlab.dataset.stage
-read = sftlab.dataset.stage.examples
-def examples(*given, **named):
-    print("READ")
-    return read(*given, **named)
-sftlab.dataset.stage.examples = examples
+render = sftlab.dataset.stage.render_examples
+def render_examples(*given, **named):
+    print("RENDERED")
+    return render(*given, **named)
+sftlab.dataset.stage.render_examples = render_examples
 import sftlab.validation.validate
 check = sftlab.validation.validate.validate
 def validate(composed):
@@ -631,11 +631,11 @@ def test_a_command_composes_validates_and_warns_once(tmp_path: Path) -> None:
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.count("VALIDATED") == 1
     assert alone.stdout.count("COMPOSED") == 1
-    assert alone.stdout.count("READ") == 2  # to validate, and to make the dataset
+    assert alone.stdout.count("RENDERED") == 1  # for validation and for the dataset
     assert (alone.stdout + alone.stderr).count("the study hopes for") == 1
     swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED)
     assert swept.returncode == 0, swept.stderr
-    assert swept.stdout.count("READ") == 2
+    assert swept.stdout.count("RENDERED") == 1
     assert (swept.stdout + swept.stderr).count("the study hopes for") == 1
     assert files(tmp_path) == []
 

@@ -183,7 +183,7 @@ REFUSED = [
         ["model.name_or_path='org/gone': is neither a local path nor a repository", "{hub}/org/gone", "check the name"],
     ),
     (["model.name_or_path=org/tiny", "model.revision=v9"], ["model.name_or_path='org/tiny': has no such revision"]),
-    (["model.name_or_path=org/bare"], ["model.name_or_path='org/bare': has no config.json; give a saved model"]),
+    (["model.name_or_path=org/bare"], ["model.name_or_path='org/bare': has no config.json; name a saved model"]),
     (["model.name_or_path=org/gated-nobody"], ["model.name_or_path='org/gated-nobody': is gated", "`hf auth login`"]),
     (["model.name_or_path=org/pickled"], ["'org/pickled': has no weights as safetensors", "name a model that has"]),
     *(
@@ -233,7 +233,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
         (tmp_path / "work").mkdir()
         message = refused(tmp_path / "work", name)
     assert f"the hub ({os.environ['HF_ENDPOINT']}) cannot be reached and no copy is cached" in message
-    assert "check the network, or give a local folder" in message
+    assert "check the network, or name a local folder" in message
 
 
 SNAPSHOT = """
@@ -290,7 +290,7 @@ from sftlab.runtime.store import Store
 cfg = composed(*json.loads(os.environ["OVERRIDES"]))
 base = models.resolve(cfg.model, Store("store"), cfg.seed)
 cfg = pipeline.pinned(cfg, base)
-rows = dataset.examples(cfg.dataset, cfg.seed)
+rows = dataset.load(Store("store"), cfg.dataset, cfg.seed)
 text = (base.path / "chat_template.jinja").read_text("utf-8")
 print(json.dumps([pipeline.revisions(cfg), text, sorted(row.user for part in rows.values() for row in part)]))
 """
@@ -321,8 +321,9 @@ ROWS = """
 import json, os
 from sftlab.config import DatasetConfig
 from sftlab.dataset import stage as dataset
+from sftlab.runtime.store import Store
 cfg = DatasetConfig.model_validate_json(os.environ["SETTINGS"])
-splits = dataset.examples(cfg, 42)
+splits = dataset.load(Store("store"), cfg, 42)
 ids = {name: [row.id for row in rows] for name, rows in splits.items()}
 print(json.dumps([ids, dataset.inputs(cfg, 42)["source"]]))
 """
@@ -369,6 +370,6 @@ def test_a_full_disk_is_not_taken_for_the_network(tmp_path: Path) -> None:
     from sftlab.errors import StageError
     from sftlab.model.hub import explained
 
-    said = r"cannot be kept in the hub's cache .*No space left.*HF_HOME"
+    said = r"cannot be written to the hub's cache .*No space left.*HF_HOME"
     with pytest.raises(StageError, match=said), explained("org/tiny", "model.name_or_path"):
         Path("/dev/full").write_text("x", "utf-8")

@@ -18,7 +18,8 @@ from sftlab.dataset.prompt import prompt_tokens, tokenize, turn_end
 from sftlab.errors import ConfigError
 from sftlab.eval import stage as evaluate
 from sftlab.model import base as models
-from sftlab.model.base import CHATML, Base, stop_tokens
+from sftlab.model.base import Base, stop_tokens
+from sftlab.model.random import CHATML, save_random_model
 from sftlab.model.reasoning import answered
 from sftlab.records import Example
 from sftlab.report.preview import preview
@@ -557,7 +558,7 @@ def test_a_model_with_code_of_its_own_is_trained_and_evaluated(own: Path) -> Non
     """Its tokenizer is loaded for prompts, generation and forced choice, from the base and from the merged model."""
     folder = own / "model"
     folder.mkdir()
-    models._random("llama", 0, folder)
+    save_random_model("llama", 0, folder)
     (folder / "own_code.py").write_text(REMOTE, "utf-8")
     for name, changed in {
         "tokenizer_config.json": {

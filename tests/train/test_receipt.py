@@ -101,10 +101,11 @@ def tiny(architecture: str, attention: str = "eager") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from sftlab.model.base import _config, beside_text
+    from sftlab.model.base import beside_text
+    from sftlab.model.random import random_config
 
     tokens = SimpleNamespace(bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    config = _config(architecture, 300, tokens)  # type: ignore[arg-type]
+    config = random_config(architecture, 300, tokens)  # type: ignore[arg-type]
     text = config.get_text_config()
     if architecture.startswith("gemma"):
         text.sliding_window, text.layer_types = 8, ["sliding_attention", "full_attention"]

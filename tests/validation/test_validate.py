@@ -208,7 +208,8 @@ def test_rows_in_the_store_are_not_read_again(config: Compose, tmp_path: Path, m
     cfg = config(*overrides)
     dataset.make(Store(cfg.store), cfg.dataset, cfg.seed)
     validate.CHECKED.clear()  # as in another process
-    monkeypatch.setattr(dataset, "examples", lambda *_, **__: pytest.fail("was read again"))
+    dataset._memory.clear()
+    monkeypatch.setattr(dataset, "render_examples", lambda *_, **__: pytest.fail("was rendered again"))
     config(*overrides)
 
 

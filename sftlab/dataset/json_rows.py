@@ -1,0 +1,180 @@
+"""Read rows from JSON lines, a JSON array, or an object around rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sftlab.dataset.rows import Row, Table
+from sftlab.dataset.wording import listing, short
+from sftlab.errors import ConfigError
+
+Object = dict[str, Any]
+"""A JSON object."""
+
+Duplicates = list[tuple[Object, str]]
+"""Objects in which a key occurs twice, each with that key. JSON readers keep the last value."""
+
+WRAPPERS = {"data", "rows", "examples", "instances", "records", "items", "samples", "entries", "questions", "train"}
+"""Keys under which an object stores the rows of a file."""
+
+
+def read_lines(file: Path, text: str) -> Table:
+    """Read a JSON lines file. Files with one JSON value over several lines are read too.
+
+    Raises:
+        ConfigError: the file holds JSON of another structure.
+    """
+    rows: list[Row | None] = []
+    problems: list[str] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line or line.isspace():
+            continue
+        try:
+            row, duplicates = _parse(line)
+        except (ValueError, RecursionError) as error:
+            if not rows and (table := _over_several_lines(file, text, line)):
+                return table
+            problems.append(f"{file}:{number}: is not JSON: {error}; fix or delete the line")
+            row = None
+        else:
+            alone = isinstance(row, list | dict) and not rows and not problems and text.strip() == line.strip()
+            if alone and not (isinstance(row, dict) and _is_row(row)):
+                return _table(file, row, duplicates)  # the only line holds all rows
+            if duplicates:
+                problems.append(f"{file}:{number}: has the key {duplicates[0][1]!r} twice in an object; fix the line")
+                row = None
+            elif not isinstance(row, dict):
+                problems.append(
+                    f"{file}:{number}: is JSON, but not an object of column → value; fix or delete the line"
+                )
+                row = None
+        rows.append(row)
+    return Table(rows, problems)
+
+
+def read_json(file: Path, text: str) -> Table:
+    """Read a JSON file: an array of objects, an object around one, or JSON lines.
+
+    Raises:
+        ConfigError: the file is not JSON, or its structure is ambiguous.
+    """
+    try:
+        value, duplicates = _parse(text)
+    except (ValueError, RecursionError) as error:
+        if "Extra data" in str(error):
+            return read_lines(file, text)
+        raise ConfigError(f"{file}: is not JSON: {error}; fix the file") from error
+    return _table(file, value, duplicates)
+
+
+def _over_several_lines(file: Path, text: str, first: str) -> Table | None:
+    """Read rows of JSON that spans several lines; None if the first line is complete JSON."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError) as error:
+        if first.strip() != "{" and (not first.lstrip().startswith("[") or first.rstrip().endswith("]")):
+            return None
+        raise ConfigError(f"{file}: is JSON over several lines that breaks off: {error}; fix the file") from error
+    if "\n" not in text.lstrip()[:end]:
+        return None
+    if text.lstrip()[end:].strip():
+        raise ConfigError(
+            f"{file}: has JSON objects that span several lines; write one object per line: "
+            f"`jq -c . {file.name} > lines.jsonl`"
+        )
+    return _table(file, *_parse(text))
+
+
+def _parse(text: str) -> tuple[Any, Duplicates]:
+    """Parse JSON; return the value, and its objects in which a key occurs twice."""
+    duplicates: Duplicates = []
+
+    def pairs(items: list[tuple[str, Any]]) -> Object:
+        value = dict(items)
+        if len(value) < len(items):
+            names = [name for name, _ in items]
+            duplicates.append((value, next(name for name in names if names.count(name) > 1)))
+        return value
+
+    return json.loads(text, object_pairs_hook=pairs), duplicates
+
+
+def _table(file: Path, value: Any, duplicates: Duplicates) -> Table:
+    """Return the rows of a JSON array of objects, of an object around one, or of an object of id → row."""
+    if duplicates:
+        part, key = duplicates[0]
+        rows = value if isinstance(value, list) else list(value.values())
+        row = next((f", row {number}" for number, row in enumerate(rows, start=1) if _contains(row, part)), "")
+        raise ConfigError(f"{file}{row}: has the key {key!r} twice in an object; fix the file")
+    if isinstance(value, dict):
+        value = _unwrapped(file, value)
+    if not isinstance(value, list) or (value and not any(isinstance(row, dict) for row in value)):
+        raise ConfigError(
+            f"{file}: is not a list of objects; write a JSON array of rows, or one object per line (.jsonl)"
+        )
+    problems = [
+        f"{file}, row {number}: is {short(json.dumps(row), 40)}, not an object of column → value; fix or delete it"
+        for number, row in enumerate(value, start=1)
+        if not isinstance(row, dict)
+    ]
+    return Table([row if isinstance(row, dict) else None for row in value], problems)
+
+
+def _contains(value: Any, part: Object) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is part or any(_contains(item, part) for item in items)
+
+
+def _is_row(value: Object) -> bool:
+    """Return whether the only object of a JSON lines file is a row, and not an object around rows or of id → row."""
+    objects = [item for item in value.values() if isinstance(item, dict)]
+    if len(objects) == len(value) > 1 and (_common_keys(objects) or all(map(_is_column, objects))):
+        return False
+    lists = {
+        name for name, item in value.items() if isinstance(item, list) and all(isinstance(row, dict) for row in item)
+    }
+    wrapped = {name for name in value if name.lower() in WRAPPERS and isinstance(value[name], dict | list)}
+    return not (lists | {name for name in wrapped if isinstance(value[name], dict)}) & wrapped
+
+
+def _unwrapped(file: Path, value: Object) -> list[Any]:
+    """Return the rows that an object holds.
+
+    Raises:
+        ConfigError: the object has several lists of rows, or columns in place of rows.
+    """
+    lists = {name: item for name, item in value.items() if isinstance(item, list)}
+    tables = [name for name, item in lists.items() if item and all(isinstance(row, dict) for row in item)]
+    objects = [item for item in value.values() if isinstance(item, dict)]
+    if len(lists) == 1 and (tables or lists == value or [] in lists.values()):
+        return next(iter(lists.values()))
+    if len(tables) > 1:
+        raise ConfigError(
+            f"{file}: is an object with several lists of rows ({listing(tables, 5)}); write each list to its own file"
+        )
+    if len(lists) == len(value) > 1 or (len(objects) == len(value) > 1 and all(map(_is_column, objects))):
+        raise ConfigError(
+            f"{file}: is an object of columns ({listing(value, 5)}), as pandas writes by default; write rows: "
+            "to_json(…, orient='records', lines=True)"
+        )
+    if len(objects) == len(value) > 1 and _common_keys(objects):
+        named = any("id" in row for row in objects)
+        return [row if named else {"id": name, **row} for name, row in value.items()]
+    if not lists and len(objects) == 1 and len(inner := objects[0]) > 1:
+        rows = [row for row in inner.values() if isinstance(row, dict)]
+        if len(rows) == len(inner) and _common_keys(rows):
+            return _unwrapped(file, inner)
+    return [value]
+
+
+def _common_keys(objects: Iterable[Mapping[str, Any]]) -> set[str]:
+    return set.intersection(*map(set, objects))
+
+
+def _is_column(values: Mapping[str, Any]) -> bool:
+    """Return whether an object holds the values of a column by row number."""
+    return bool(values) and all(re.fullmatch(r"-?[0-9]+", key) for key in values)

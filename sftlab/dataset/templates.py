@@ -1,0 +1,311 @@
+"""Render the templates of a dataset: a row of its source → an example."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sftlab.config import DatasetConfig
+from sftlab.dataset.rows import Row, TemplateRow, wrap
+from sftlab.dataset.sandbox import count_written, environment, text_of
+from sftlab.dataset.template_errors import (
+    KEEP,
+    bare_column,
+    lone_expression,
+    not_text,
+    null_safe_comparison,
+    template_problems,
+)
+from sftlab.dataset.values import NULL, Conversation, NotTextError
+from sftlab.dataset.wording import listing, short
+from sftlab.errors import ConfigError
+from sftlab.records import Example
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.runtime import Context
+
+TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by")
+"""Keys of a dataset that are templates. ``keep`` is an expression."""
+
+MISSING = {"", "nan", "none", "null", "nat", "<na>", "n/a"}
+"""Texts that pandas and Python write for a missing value, in lower case."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def packages(cfg: DatasetConfig) -> list[str]:
+    """Return the packages that render a dataset's templates: their versions are inputs of the dataset stage.
+
+    A filter may be named anywhere in a template, for example as ``map('sql')``.
+    """
+    sources = " ".join(str(getattr(cfg, name)) for name in (*TEMPLATES, "keep"))
+    used = {"sqlparse": r"\bsql\b", "regex": r"\bsearch\b"}
+    return ["jinja2", *(package for package, word in used.items() if re.search(word, sources))]
+
+
+class Templates:
+    """The templates of a dataset, checked against the columns of its rows."""
+
+    def __init__(self, cfg: DatasetConfig, key: str, columns: Sequence[str]) -> None:
+        """Compile all templates.
+
+        Args:
+            cfg: the dataset.
+            key: its section in the configuration, "dataset" or "eval.dataset".
+            columns: the columns of its rows.
+
+        Raises:
+            ConfigError: a template has a syntax error or names a column that does not exist; lists all problems.
+        """
+        self.key = key
+        self._keep = cfg.keep
+        problems: list[str] = []
+        self._sources = {name: source for name in TEMPLATES if (source := getattr(cfg, name)) is not None}
+        if cfg.keep is not None:
+            self._sources["keep"] = KEEP[0] + cfg.keep + KEEP[1]
+        for name, source in self._sources.items():
+            problems += template_problems(f"{key}.{name}", source, columns, whole="row")
+            if name not in ("choices", "keep"):
+                problems += bare_column(f"{key}.{name}", source, columns)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        jinja = environment()
+        # Reasoning before the answer is neither the target, nor does it decide whether a row is used.
+        of_answers = environment(answers=True)
+        self._compiled = {
+            name: (of_answers if name in ("target", "keep") else jinja).from_string(source)
+            for name, source in self._sources.items()
+        }
+        self._constant = {
+            name: self._compiled[name].render() for name, source in self._sources.items() if "{" not in source
+        }
+        lone = lone_expression(cfg.target)
+        self._target = None if lone is None else of_answers.from_string("{% set _target = (" + lone + ") %}")
+
+    def keeps(self, row: TemplateRow | Row, place: str) -> bool:
+        """Return whether ``keep`` is true for a row. ``place`` names the row in messages."""
+        row = row if isinstance(row, TemplateRow) else wrap(row)
+        try:
+            return self._text("keep", row) != ""
+        except ConfigError as error:
+            raise ConfigError(f"{self.place(row, place)}: {error}") from error
+
+    def example(self, row: TemplateRow | Row, default_id: str, place: str) -> Example:
+        """Render a row.
+
+        Raises:
+            ConfigError: a line for each problem: a template cannot be rendered; the prompt, completion or target is
+                empty; the target is not one of the choices; no template reads some turns of a conversation.
+        """
+        row = row if isinstance(row, TemplateRow) else wrap(row)
+        row.unread()
+        problems: list[str] = []
+        text: dict[str, str | None] = {}
+        for name in ("system", "user", "assistant"):  # a turn has to be read by a template that the model sees
+            text[name] = self._checked(name, row, problems)
+        problems += [self._dropped_turns(*conversation) for conversation in row.dropped()]
+        for name in ("id", "choices", "options"):
+            text[name] = self._checked(name, row, problems)
+        choices = self._choices(text["choices"], problems)
+        targets = self._targets(row, choices, problems)
+        try:
+            group, options = self._group(row), _options(text["options"], f"{self.key}.options")
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            place = self.place(row, place)
+            raise ConfigError("\n".join(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
+        return Example(
+            id=text["id"] if text["id"] is not None else default_id,
+            system=text["system"] or "",
+            user=text["user"] or "",
+            assistant=text["assistant"] or "",
+            target=targets[0],
+            choices=choices,
+            group=group,
+            options=options,
+            targets=targets if len(targets) > 1 else None,
+        )
+
+    def place(self, row: TemplateRow, place: str) -> str:
+        """Return the place of a row, with its id if it has one."""
+        try:
+            name = self._text("id", row) if "id" in self._compiled else row.values.get("id")
+        except ConfigError:
+            name = None
+        known = isinstance(name, str | int) and not isinstance(name, bool) and str(name).strip()
+        return f"{place} ({short(str(name), 40)})" if known else place
+
+    def _text(self, name: str, row: TemplateRow) -> str | None:
+        """Render a template; None if the dataset does not set it."""
+        if name in self._constant or name not in self._compiled:
+            return self._constant.get(name)
+        template = self._compiled[name]
+        try:
+            return "".join(template.root_render_func(_context(template, row)))
+        except Exception as error:  # a template is the user's code, and may raise anything
+            raise self._render_error(name, row, error) from error
+
+    def _render_error(self, name: str, row: TemplateRow, error: Exception) -> ConfigError:
+        source = self._sources[name]
+        if isinstance(error, NotTextError):
+            return ConfigError(f"{self.key}.{name} {not_text(name, source, row, error.value)}")
+        if isinstance(error, TypeError) and "'Null'" in str(error) and (hint := null_safe_comparison(name, source)):
+            return ConfigError(f"{self.key}.{name} compares a value that is null; write `{hint}`")
+        # Jinja names the types of values with their module.
+        message = " ".join((str(error) or type(error).__name__).replace(f"{NotTextError.__module__}.", "").split())
+        return ConfigError(f"{self.key}.{name} cannot be rendered: {message}; fix the row or the template")
+
+    def _checked(self, name: str, row: TemplateRow, problems: list[str]) -> str | None:
+        """Render a template; add a problem if it fails, is not Unicode, or is empty where text is required."""
+        try:
+            text = self._text(name, row)
+        except ConfigError as error:
+            problems.append(str(error))
+            return None
+        if text is None:
+            return None
+        problems += self._surrogates(name, text)
+        if not text.strip() and name in ("user", "assistant"):
+            problems.append(f"{self.key}.{name} renders to nothing; fix the row, or leave it out by {self.key}.keep")
+        elif not text.strip() and name == "id":
+            problems.append(f"{self.key}.id renders to nothing; fix the row, or set {self.key}.id=null")
+        return text
+
+    def _surrogates(self, name: str, text: str) -> list[str]:
+        if text.isascii() or not (half := _SURROGATE.search(text)):
+            return []
+        return [
+            f"{self.key}.{name} has half of a surrogate pair (\\u{ord(half[0]):04x}), which is not a "
+            "character; write the file again as UTF-8"
+        ]
+
+    def _choices(self, text: str | None, problems: list[str]) -> str:
+        choices = "".join(sorted(set(text or "")))
+        if choices and not choices.isalnum():
+            words = any(len(word) > 1 for word in re.findall(r"\w+", text or ""))
+            problems.append(
+                f"{self.key}.choices renders to {short(text or '')!r}; "
+                + (
+                    f"for words set eval.task=exact {self.key}.choices=null"
+                    if words
+                    else "write the letters with nothing between them"
+                )
+            )
+            return ""
+        if len(choices) == 1:
+            problems.append(
+                f"{self.key}.choices renders to a single letter, {choices!r}; an answer needs at least two choices"
+            )
+            return ""
+        return choices
+
+    def _targets(self, row: TemplateRow, choices: str, problems: list[str]) -> list[str]:
+        """Return the correct answers: a single text, or the items of a list that is the template's only expression."""
+        try:
+            value = self._answers(row)
+        except ConfigError as error:
+            problems.append(str(error))
+            return []
+        targets: list[str] = []
+        for number, target in enumerate(value if isinstance(value, list) else [value]):
+            item = f" item {number}" if isinstance(value, list) else ""
+            if not target.strip():
+                problems.append(
+                    f"{self.key}.target{item} renders to nothing; fix the row, or leave it out by {self.key}.keep"
+                )
+            elif choices and target.strip() not in set(choices):
+                problems.append(
+                    f"target {short(target.strip())!r} is not one of {', '.join(choices)}; "
+                    f"fix the row, or set {self.key}.choices"
+                    + (f", or for words set eval.task=exact {self.key}.choices=null" if len(target.strip()) > 1 else "")
+                )
+            else:
+                problems += self._surrogates("target", target)
+                targets.append(target.strip() if choices else target)
+        if not targets and isinstance(value, list) and not value:
+            problems.append(f"{self.key}.target is an empty list; fix the row, or leave it out by {self.key}.keep")
+        return list(dict.fromkeys(targets))
+
+    def _answers(self, row: TemplateRow) -> str | list[str]:
+        if self._target is None:
+            return self._text("target", row) or ""
+        try:
+            context = _context(self._target, row)
+            list(self._target.root_render_func(context))
+            value = context.vars["_target"]
+            if isinstance(value, list | tuple | Iterator):
+                return [str(text_of(item)) for item in value]
+            return str(text_of(value))
+        except Exception as error:
+            raise self._render_error("target", row, error) from error
+
+    def _group(self, row: TemplateRow) -> str | None:
+        """Render ``group_by``; None if it writes a null or an undefined value, or if it writes literal text only.
+
+        "case {{ number }}" of rows without a number is not a group that these rows share.
+        """
+        from jinja2 import UndefinedError
+
+        if "group_by" not in self._sources:
+            return None
+        values = {name: NULL if _is_missing(value) else value for name, value in row.values.items()}
+        written = count_written()
+        try:
+            text = self._text("group_by", TemplateRow(values, row.conversations))
+        except ConfigError as error:
+            if isinstance(error.__cause__, UndefinedError):
+                return None
+            raise
+        return (text or "").strip() or None if written.texts and not written.nulls else None
+
+    def _dropped_turns(self, conversation: Conversation, read: list[int], unread: list[int]) -> str:
+        path, turns = conversation.path, len(conversation.read)
+        only = f"({self._keep}) and " if self._keep else ""
+        if not read:
+            name, keep = f"{turns} earlier turn{'' if turns == 1 else 's'}", f"{only}not {path} | default([])"
+            parts = f"which no template reads: {'it' if turns == 1 else 'they'}"
+        else:
+            name, keep = f"{turns} turns", f"{only}{path} | length <= {turns - len(unread)}"
+            parts = f"and the templates read {_numbers(read)}: {_numbers(unread)}"
+        return (
+            f"{path} has {name}, {parts} would be dropped. Conversations with several turns are not supported; "
+            f"leave such rows out by \"{self.key}.keep='{keep}'\", or write all turns into {self.key}.user by a loop"
+        )
+
+
+def _context(template: Template, row: TemplateRow) -> Context:
+    """Return the names that a template may use. They are built once for all templates of a row."""
+    if row.names is None:
+        row.names = {**template.environment.globals, "row": row.values, **row.values}
+    return template.new_context(row.names, shared=True)
+
+
+def _is_missing(value: object) -> bool:
+    return isinstance(value, str) and value.strip().lower() in MISSING
+
+
+def _numbers(turns: Sequence[int]) -> str:
+    return f"turn {turns[0]}" if len(turns) == 1 else f"turns {listing(turns)}"
+
+
+def _options(text: str | None, key: str) -> dict[str, str] | None:
+    """Parse letter → text of the options, without options that are null.
+
+    ARC's form is accepted too: an object with the lists ``label`` and ``text``.
+    """
+    if not (text or "").strip():
+        return None
+    try:
+        options = json.loads(text or "")
+        if options is None:
+            return None
+        if isinstance(options, Mapping) and all(isinstance(options.get(name), list) for name in ("label", "text")):
+            options = dict(zip(options["label"], options["text"], strict=True))
+        return {str(letter): str(text_of(option)) for letter, option in options.items() if option is not None}
+    except (ValueError, TypeError, AttributeError) as error:
+        remedy = "write {{ column | tojson }}"
+        raise ConfigError(f"{key} is not a JSON object of letter → text: {error}; {remedy}") from error
