@@ -609,6 +609,22 @@ def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monk
     assert len(read) == 2
 
 
+def test_the_files_of_a_finished_stage_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
+    store = Store(tmp_path / "store")
+    rendered = {name: dataset.make(store, cfg, 1).split(name) for name in SPLITS}
+    dataset._memory.clear()  # as in another process
+    read: list[Path] = []
+    load = Example.read
+    monkeypatch.setattr(Example, "read", lambda file: read.append(file) or load(file))
+    assert dataset.load(store, cfg, 1) == rendered
+    made = dataset.make(store, cfg, 1)
+    assert {name: made.split(name) for name in SPLITS} == rendered
+    made.split("test").clear()  # a list of the caller's
+    assert made.split("test") == rendered["test"]
+    assert sorted(file.name for file in read) == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+
+
 def test_own_splits_that_share_a_group_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [vignette(number, group=f"case {number}") for number in range(4)])
     write_rows(tmp_path / "test.jsonl", [vignette(9, group="case 3")])

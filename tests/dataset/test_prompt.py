@@ -164,6 +164,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base("tiny", write_model(tmp_path_factory.mktemp("model")), "identity", False, None)
 
 
+def test_a_tokenizer_is_loaded_once_per_model(base: Base) -> None:
+    assert base.tokenizer() is base.tokenizer()
+    assert Base("tiny", base.path, "identity", False, None).tokenizer() is not base.tokenizer()
+
+
 def test_training_sees_the_prompt_that_evaluation_gives(base: Base) -> None:
     tokenizer = base.tokenizer()
     for row in vignettes(20):

@@ -185,7 +185,10 @@ REFUSED = [
     (["model.name_or_path=org/tiny", "model.revision=v9"], ["model.name_or_path='org/tiny': has no such revision"]),
     (["model.name_or_path=org/bare"], ["model.name_or_path='org/bare': has no config.json; name a saved model"]),
     (["model.name_or_path=org/gated-nobody"], ["model.name_or_path='org/gated-nobody': is gated", "`hf auth login`"]),
-    (["model.name_or_path=org/pickled"], ["'org/pickled': has no weights as safetensors", "name a model with safetensors"]),
+    (
+        ["model.name_or_path=org/pickled"],
+        ["has no weights as safetensors", "name a model with safetensors"],
+    ),
     *(
         ([f"model.name_or_path=status/{status}"], [f"the hub ({{hub}}) answered {status}", "try again later"])
         for status in (429, 500, 503)
