@@ -68,10 +68,10 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Call
     # Rows with three options and rows with two: a Parquet file has a null where a key is missing.
     rows = [vignette(1, options={"A": "this", "B": "that", "C": "both"}), *vignettes(1), vignette(2, question="Größe?")]
     write(tmp_path / name, rows)
-    made = examples(tmp_path / name, mounted=True)["test"]
-    assert [example.id for example in made] == ["row-1", "row-0", "row-2"]
-    assert [example.choices for example in made] == ["ABC", "AB", "AB"]
-    assert made[2].user == "Größe? (A) this (B) that"
+    result = examples(tmp_path / name, mounted=True)["test"]
+    assert [example.id for example in result] == ["row-1", "row-0", "row-2"]
+    assert [example.choices for example in result] == ["ABC", "AB", "AB"]
+    assert result[2].user == "Größe? (A) this (B) that"
 
 
 def flat(**changed: Any) -> dict[str, Any]:
@@ -85,12 +85,12 @@ def test_a_csv_files_cells_stay_text(tmp_path: Path) -> None:
         writer.writerow(["id", "question", "rationale", "answer_idx"])
         writer.writerow(["007", 'Two, "quoted"\nlines?', "NA", "A"])
         writer.writerow(["1e3", "None", "x" * 200_000, "B"])
-    made = examples(tmp_path / "a.csv", mounted=True, **flat())["test"]
-    assert [(row.id, row.user, row.target) for row in made] == [
+    result = examples(tmp_path / "a.csv", mounted=True, **flat())["test"]
+    assert [(row.id, row.user, row.target) for row in result] == [
         ("007", 'Two, "quoted"\nlines?', "A"),
         ("1e3", "None", "B"),
     ]
-    assert made[0].assistant == "NA"
+    assert result[0].assistant == "NA"
 
 
 def test_a_folder_with_its_own_splits_is_used_as_it_is(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_a_folder_with_its_own_splits_is_used_as_it_is(tmp_path: Path) -> None:
     write_rows(tmp_path / "valid.jsonl", rows[20:25])
     write_json(tmp_path / "test.json", rows[25:])
     (tmp_path / "README.md").write_text("about", "utf-8")
-    made = ids(examples(tmp_path))
-    assert made == {
+    result = ids(examples(tmp_path))
+    assert result == {
         "train": [row["id"] for row in rows[:20]],
         "validation": [row["id"] for row in rows[20:25]],
         "test": [row["id"] for row in rows[25:]],
@@ -120,9 +120,9 @@ def test_what_a_folder_lacks_is_cut_from_its_training_rows(tmp_path: Path) -> No
     rows = vignettes(120)
     write_rows(tmp_path / "train.jsonl", rows[:100])
     write_rows(tmp_path / "test.jsonl", rows[100:])
-    made = examples(tmp_path, split={"train": 0.9, "validation": 0.1, "test": 0.5})
-    assert sizes(made) == (90, 10, 20)
-    assert ids(made)["test"] == [row["id"] for row in rows[100:]]
+    result = examples(tmp_path, split={"train": 0.9, "validation": 0.1, "test": 0.5})
+    assert sizes(result) == (90, 10, 20)
+    assert ids(result)["test"] == [row["id"] for row in rows[100:]]
 
 
 def test_a_folder_of_other_names_is_one_source(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_splits_of_the_hub_are_named_by_the_same_rule(
         with pytest.raises(ConfigError, match=expected):
             sources.read_hub("org/rows", splits)
         return
-    made = sources.read_hub("org/rows", splits).splits
-    assert {name: len(rows) for name, rows in made.items()} == expected
+    result = sources.read_hub("org/rows", splits).splits
+    assert {name: len(rows) for name, rows in result.items()} == expected
     assert ("one_shot_examples" in caplog.text) == ("one_shot_examples" in names)
 
 
@@ -188,12 +188,12 @@ FILES: list[tuple[str, Callable[[Path], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "write", "said"), FILES, ids=[f"{case[0]} {case[2]}" for case in FILES])
-def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, write: Callable[[Path], Any], said: str) -> None:
+@pytest.mark.parametrize(("name", "write", "message"), FILES, ids=[f"{case[0]} {case[2]}" for case in FILES])
+def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, write: Callable[[Path], Any], message: str) -> None:
     write(tmp_path / name)
     with pytest.raises(ConfigError) as caught:
         examples(tmp_path / name)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
     assert ";" in str(caught.value)  # a remedy
 
@@ -243,23 +243,23 @@ def test_the_remedy_for_files_without_a_split_works(tmp_path: Path) -> None:
         write_rows(tmp_path / name, [vignette(number * 9 + row) for row in range(9)])
     with pytest.raises(ConfigError, match="name each after its split") as caught:
         examples(tmp_path)
-    found = re.search(r"\((\w+), (\w+) or (\w+)\)", str(caught.value))
-    assert found
-    for number, split in enumerate(found.groups(), start=1):
+    match = re.search(r"\((\w+), (\w+) or (\w+)\)", str(caught.value))
+    assert match
+    for number, split in enumerate(match.groups(), start=1):
         (tmp_path / f"fold{number}.jsonl").rename(tmp_path / f"{split}.jsonl")
     assert sizes(examples(tmp_path)) == (9, 9, 9)
 
 
-@pytest.mark.parametrize(("names", "said"), FOLDERS, ids=[" ".join(case[0]) for case in FOLDERS])
+@pytest.mark.parametrize(("names", "message"), FOLDERS, ids=[" ".join(case[0]) for case in FOLDERS])
 def test_a_folder_of_which_a_part_would_be_ignored_or_mixed_is_refused(
-    tmp_path: Path, names: list[str], said: str
+    tmp_path: Path, names: list[str], message: str
 ) -> None:
     for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         write_rows(tmp_path / name, [vignette(number * 9 + row) for row in range(9)])
     with pytest.raises(ConfigError) as caught:
         examples(tmp_path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert ";" in str(caught.value)
 
 
@@ -312,9 +312,9 @@ def test_shards_with_a_hash_in_their_names_are_shards(tmp_path: Path) -> None:
         name = f"train-0000{number}-of-00003-{code}.jsonl"
         write_rows(tmp_path / name, rows[9 * number : 9 * number + 9])
     write_rows(tmp_path / "test-00000-of-00001-77aa01be5bf5b1f0.jsonl", rows[27:])
-    made = ids(examples(tmp_path, split={"train": 0.9, "validation": 0.1, "test": 0.1}))
-    assert made["test"] == [row["id"] for row in rows[27:]]
-    assert sorted(made["train"] + made["validation"]) == sorted(row["id"] for row in rows[:27])
+    result = ids(examples(tmp_path, split={"train": 0.9, "validation": 0.1, "test": 0.1}))
+    assert result["test"] == [row["id"] for row in rows[27:]]
+    assert sorted(result["train"] + result["validation"]) == sorted(row["id"] for row in rows[:27])
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ def test_usual_names_are_recognised(tmp_path: Path, train: str, validation: str,
     for name, part in parts.items():
         write_rows(tmp_path / name, part)
     (tmp_path / "LICENSE.txt").write_text("free", "utf-8")
-    made = ids(examples(tmp_path))
-    assert made == dict(zip(SPLITS, ([row["id"] for row in part] for part in parts.values()), strict=True))
+    result = ids(examples(tmp_path))
+    assert result == dict(zip(SPLITS, ([row["id"] for row in part] for part in parts.values()), strict=True))
 
 
 def compressed(suffix: str, data: bytes) -> bytes:
@@ -393,11 +393,13 @@ ROWS: list[tuple[list[Row], dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "changed", "said"), ROWS, ids=[case[2] for case in ROWS])
-def test_rows_that_do_not_make_a_dataset(tmp_path: Path, rows: list[Row], changed: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("rows", "changed", "message"), ROWS, ids=[case[2] for case in ROWS])
+def test_rows_that_do_not_make_a_dataset(
+    tmp_path: Path, rows: list[Row], changed: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         examples(write_rows(tmp_path / "a.jsonl", rows), **changed)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # — drawing —
@@ -416,8 +418,8 @@ def test_the_same_seed_draws_the_same_splits_and_another_others(hundred: Path) -
 
 
 def test_no_row_is_in_two_splits_and_none_is_lost(hundred: Path) -> None:
-    made = ids(examples(hundred))
-    assert sorted(row for rows in made.values() for row in rows) == sorted(f"row-{number}" for number in range(100))
+    result = ids(examples(hundred))
+    assert sorted(row for rows in result.values() for row in rows) == sorted(f"row-{number}" for number in range(100))
 
 
 @pytest.mark.parametrize(
@@ -437,19 +439,19 @@ def test_shares_and_numbers_of_rows(hundred: Path, split: dict[str, float], expe
 
 
 def homes(splits: dict[str, list[Example]]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    actual: dict[str, set[str]] = {}
     for name, rows in splits.items():
         for example in rows:
-            found.setdefault(str(example.group), set()).add(name)
-    return found
+            actual.setdefault(str(example.group), set()).add(name)
+    return actual
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_of_a_group_stay_together(hundred: Path, seed: int) -> None:
-    made = examples(hundred, seed, group_by="{{ group }}", split={"train": 0.6, "validation": 0.23, "test": 0.17})
-    assert all(len(splits) == 1 for splits in homes(made).values())
-    assert len(homes(made)) == 20
-    assert sizes(made) == (55, 25, 20)  # whole groups of five
+    result = examples(hundred, seed, group_by="{{ group }}", split={"train": 0.6, "validation": 0.23, "test": 0.17})
+    assert all(len(splits) == 1 for splits in homes(result).values())
+    assert len(homes(result)) == 20
+    assert sizes(result) == (55, 25, 20)  # whole groups of five
 
 
 @pytest.mark.parametrize("group", [None, "", "  ", math.nan, "missing"])
@@ -458,14 +460,14 @@ def test_a_row_without_a_group_is_a_group_of_its_own(tmp_path: Path, group: Any,
     rows = []
     for number in range(40):
         value = f"g{number % 4}" if number < 8 else group
-        found = {"group": value} if value != "missing" else {}
-        rows.append(vignette(number, meta=dict(found), **found))
+        actual = {"group": value} if value != "missing" else {}
+        rows.append(vignette(number, meta=dict(actual), **actual))
     path = write_rows(tmp_path / "a.jsonl", rows)
     split = {"train": 20, "validation": 8, "test": 8}
-    made = examples(path, group_by=template, split=split)
-    assert all(8 <= len(made[name]) <= 9 for name in ("validation", "test"))  # not one group of 32
-    assert sum(row.group is None for rows in made.values() for row in rows) >= 28
-    assert all(len(splits) == 1 for group, splits in homes(made).items() if group != "None")
+    result = examples(path, group_by=template, split=split)
+    assert all(8 <= len(result[name]) <= 9 for name in ("validation", "test"))  # not one group of 32
+    assert sum(row.group is None for rows in result.values() for row in rows) >= 28
+    assert all(len(splits) == 1 for group, splits in homes(result).items() if group != "None")
 
 
 NULLS = [
@@ -480,15 +482,15 @@ NULLS = [
 def test_a_group_id_made_of_a_null_is_no_group(tmp_path: Path, template: str, missing: Any) -> None:
     rows = [vignette(number, site="S", pat=str(number // 2) if number < 8 else missing) for number in range(20)]
     path = write_rows(tmp_path / "a.jsonl", rows)
-    made = examples(path, mounted=True, group_by=template)["test"]
-    assert [row.group is None for row in made] == [number >= 8 for number in range(20)]
-    assert len({row.group for row in made}) == 5
+    result = examples(path, mounted=True, group_by=template)["test"]
+    assert [row.group is None for row in result] == [number >= 8 for number in range(20)]
+    assert len({row.group for row in result}) == 5
 
 
 def test_a_default_in_group_by_is_a_group(tmp_path: Path) -> None:
     rows = [vignette(number, pat=None if number % 2 else f"p{number}") for number in range(6)]
-    made = examples(write_rows(tmp_path / "a.jsonl", rows), mounted=True, group_by="{{ pat or 'other' }}")["test"]
-    assert [row.group for row in made] == ["p0", "other", "p2", "other", "p4", "other"]
+    result = examples(write_rows(tmp_path / "a.jsonl", rows), mounted=True, group_by="{{ pat or 'other' }}")["test"]
+    assert [row.group for row in result] == ["p0", "other", "p2", "other", "p4", "other"]
 
 
 def test_a_group_that_fills_a_split_is_warned_about_and_the_remedy_works(
@@ -499,14 +501,14 @@ def test_a_group_that_fills_a_split_is_warned_about_and_the_remedy_works(
     split = {"train": 0.6, "validation": 0.2, "test": 0.2}
     for seed in range(9):
         caplog.clear()
-        made = examples(path, seed, group_by="{{ src }}", split=split)
-        if len(made["validation"]) > 12:
+        result = examples(path, seed, group_by="{{ src }}", split=split)
+        if len(result["validation"]) > 12:
             break
     assert "30 of 40 rows are of group 'unknown': validation has 3" in caplog.text
-    found = re.search(r"render nothing for it: (\{\{.*\}\})", caplog.text)
-    assert found
+    match = re.search(r"render nothing for it: (\{\{.*\}\})", caplog.text)
+    assert match
     caplog.clear()
-    assert sizes(examples(path, seed, group_by=found[1].replace("COLUMN", "src"), split=split)) == (24, 8, 8)
+    assert sizes(examples(path, seed, group_by=match[1].replace("COLUMN", "src"), split=split)) == (24, 8, 8)
     assert not caplog.text
 
 
@@ -525,11 +527,11 @@ ASKED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "said"), ASKED, ids=[case[1] for case in ASKED])
-def test_splits_that_ask_for_more_rows_than_there_are(hundred: Path, changed: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(("changed", "message"), ASKED, ids=[case[1] for case in ASKED])
+def test_splits_that_ask_for_more_rows_than_there_are(hundred: Path, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         examples(hundred, **changed)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(hundred) in str(caught.value)
 
 
@@ -555,8 +557,8 @@ def test_a_split_of_the_source_with_fewer_rows_than_asked_is_refused_and_the_rem
         assert f"50 train, {10 if validation else 0} validation, 20 test" in str(caught.value)
         remedy = re.search(r"set dataset\.split=(\{.*?\})", str(caught.value))
         assert remedy
-        made = examples(tmp_path, split=yaml.safe_load(remedy[1]))
-        assert sizes(made) == ((50, 10, 20) if validation else (45, 5, 20))
+        result = examples(tmp_path, split=yaml.safe_load(remedy[1]))
+        assert sizes(result) == ((50, 10, 20) if validation else (45, 5, 20))
 
 
 @pytest.mark.parametrize(
@@ -588,9 +590,9 @@ def test_as_many_rows_are_generated_as_keep_lets_through() -> None:
     cfg = settings(
         name_or_path="generate:vignettes", split={"train": 20, "validation": 6, "test": 6}, keep="answer_idx == 'A'"
     )
-    made = render_examples(cfg, 42, None).splits
-    assert sizes(made) == (20, 6, 6)
-    assert {row.target for rows in made.values() for row in rows} == {"A"}
+    result = render_examples(cfg, 42, None).splits
+    assert sizes(result) == (20, 6, 6)
+    assert {row.target for rows in result.values() for row in rows} == {"A"}
 
 
 def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -599,10 +601,10 @@ def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monk
     cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
     store = Store(tmp_path / "store")
     splits = dataset.load(store, cfg, 1, column="answer_idx")
-    made = dataset.make(store, cfg, 1)
+    result = dataset.make(store, cfg, 1)
     assert len(read) == 1
     assert dataset.subgroups(cfg, 1, "answer_idx") == {row.id: "A" for row in splits["test"]}
-    assert {row.subgroup for row in made.split("test")} == {None}
+    assert {row.subgroup for row in result.split("test")} == {None}
     assert len(read) == 1
     write_rows(tmp_path / "a.jsonl", vignettes(21))
     assert sum(sizes(dataset.load(store, cfg, 1))) == 21
@@ -618,10 +620,10 @@ def test_the_files_of_a_finished_stage_are_read_once(tmp_path: Path, monkeypatch
     load = Example.read
     monkeypatch.setattr(Example, "read", lambda file: read.append(file) or load(file))
     assert dataset.load(store, cfg, 1) == rendered
-    made = dataset.make(store, cfg, 1)
-    assert {name: made.split(name) for name in SPLITS} == rendered
-    made.split("test").clear()  # a list of the caller's
-    assert made.split("test") == rendered["test"]
+    result = dataset.make(store, cfg, 1)
+    assert {name: result.split(name) for name in SPLITS} == rendered
+    result.split("test").clear()  # a list of the caller's
+    assert result.split("test") == rendered["test"]
     assert sorted(file.name for file in read) == ["test.jsonl", "train.jsonl", "validation.jsonl"]
 
 
@@ -640,12 +642,12 @@ def test_max_rows_keeps_the_proportions_and_is_a_limit(
     hundred: Path, max_rows: int | None, expected: Sequence[int]
 ) -> None:
     split = {"train": 0.9, "validation": 0.05, "test": 0.05}
-    whole, made = examples(hundred, split=split), examples(hundred, split=split, max_rows=max_rows)
-    assert sum(sizes(made)) == min(max_rows or 100, 100)
-    assert sorted(sizes(made)) == sorted(expected)
+    whole, result = examples(hundred, split=split), examples(hundred, split=split, max_rows=max_rows)
+    assert sum(sizes(result)) == min(max_rows or 100, 100)
+    assert sorted(sizes(result)) == sorted(expected)
     for name in SPLITS:  # drawn from the same split, in its order
         order = [example.id for example in whole[name]]
-        assert [row for row in order if row in set(ids(made)[name])] == ids(made)[name]
+        assert [row for row in order if row in set(ids(result)[name])] == ids(result)[name]
 
 
 # — mounted test sets —
@@ -677,8 +679,8 @@ def test_a_mounted_source_without_test_rows_is_refused(tmp_path: Path) -> None:
 
 def test_the_stage_holds_the_splits_and_is_made_once(tmp_path: Path, hundred: Path) -> None:
     cfg, store = settings(name_or_path=str(hundred)), Store(tmp_path)
-    made = dataset.make(store, cfg, 42)
-    assert {name: made.split(name) for name in SPLITS} == render_examples(cfg, 42, None).splits
+    result = dataset.make(store, cfg, 42)
+    assert {name: result.split(name) for name in SPLITS} == render_examples(cfg, 42, None).splits
     assert dataset.make(store, cfg, 42).stage.cached
     # Limits on the overlap judge the rows; they do not change them, nor what was trained on them.
     assert dataset.make(store, cfg.model_copy(update={"allow_overlap": True}), 42).stage.cached
@@ -700,11 +702,11 @@ def test_the_key_changes_with_each_input(tmp_path: Path, what: str) -> None:
 
 
 def test_a_sample_of_the_test_set_is_drawn_by_seed(tmp_path: Path, hundred: Path) -> None:
-    made = dataset.make(Store(tmp_path), settings(name_or_path=str(hundred)), 42)
-    every = dataset.test_rows(made, None, 1)
-    some = dataset.test_rows(made, 10, 1)
+    result = dataset.make(Store(tmp_path), settings(name_or_path=str(hundred)), 42)
+    every = dataset.test_rows(result, None, 1)
+    some = dataset.test_rows(result, 10, 1)
     assert len(every) == 25
-    assert some == dataset.test_rows(made, 10, 1)
-    assert some != dataset.test_rows(made, 10, 2)
+    assert some == dataset.test_rows(result, 10, 1)
+    assert some != dataset.test_rows(result, 10, 2)
     assert some == [example for example in every if example in some]
-    assert dataset.test_rows(made, 1000, 1) == every
+    assert dataset.test_rows(result, 1000, 1) == every

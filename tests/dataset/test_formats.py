@@ -24,8 +24,8 @@ ROWS = [
 
 
 def read(path: Path, **changed: Any) -> list[tuple[str, str, str, str]]:
-    made = examples(path, mounted=True, **flat(**changed))["test"]
-    return [(row.id, row.user, row.assistant, row.target) for row in made]
+    result = examples(path, mounted=True, **flat(**changed))["test"]
+    return [(row.id, row.user, row.assistant, row.target) for row in result]
 
 
 EXPECTED = [tuple(row.values()) for row in ROWS]
@@ -118,9 +118,9 @@ def test_the_remedy_for_a_cell_of_json_keeps_its_text(tmp_path: Path, cell: str,
         csv.writer(file).writerows([list(ROWS[0]), ["1", cell, "r", "A"], ["2", "", "r", "A"], ["3", cell, "r", "A"]])
     with pytest.raises(ConfigError, match=f"column question, which is a {kind} and not text") as caught:
         read(tmp_path / "a.csv", user="x{{ question }}")
-    found = re.search(remedy, str(caught.value))
-    assert found
-    assert [row[1] for row in read(tmp_path / "a.csv", user=f"x{found[1]}")] == [f"x{cell}", "x", f"x{cell}"]
+    match = re.search(remedy, str(caught.value))
+    assert match
+    assert [row[1] for row in read(tmp_path / "a.csv", user=f"x{match[1]}")] == [f"x{cell}", "x", f"x{cell}"]
 
 
 def test_pythons_notation_in_a_table_is_not_written(tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_numpy_arrays_as_text_are_refused(tmp_path: Path) -> None:
         read(tmp_path / "a.csv")
 
 
-def lines(rows: list[Any], **how: Any) -> str:
-    return "".join(json.dumps(row, **how) + "\n" for row in rows)
+def lines(rows: list[Any], **options: Any) -> str:
+    return "".join(json.dumps(row, **options) + "\n" for row in rows)
 
 
 BY_ID = {row["id"]: {name: value for name, value in row.items() if name != "id"} for row in ROWS}
@@ -311,12 +311,12 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "said"), WRONG.values(), ids=WRONG)
-def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+@pytest.mark.parametrize(("name", "content", "message"), WRONG.values(), ids=WRONG)
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         read(tmp_path / name)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value) or name == "a.json"
 
 

@@ -31,8 +31,8 @@ def numbered(first: int, last: int) -> str:
 
 
 def pair(report: overlap.Report, left: str, right: str) -> overlap.Pair:
-    (found,) = (pair for pair in report.pairs if (pair.left_split, pair.right_split) == (left, right))
-    return found
+    (actual,) = (pair for pair in report.pairs if (pair.left_split, pair.right_split) == (left, right))
+    return actual
 
 
 def grams(text: str, n: int) -> set[tuple[str, ...]]:
@@ -42,7 +42,7 @@ def grams(text: str, n: int) -> set[tuple[str, ...]]:
 
 def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple[list[overlap.Pair], list[tuple]]:
     """The report's pairs and all its overlaps (without texts), written down as plainly as the definition."""
-    pairs, found = [], []
+    pairs, actual = [], []
     for left, right in (("validation", "train"), ("test", "train"), ("test", "validation")):
         shares, exact, near = [], 0, 0
         for question in data[left]:
@@ -56,11 +56,11 @@ def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple
             exact += best[1]
             near += best[0] > limit and not best[1]
             if best[0] > 0:
-                found.append((left, question.id, right, best[2], best[0], best[1]))
+                actual.append((left, question.id, right, best[2], best[0], best[1]))
         p50, p95 = np.percentile(shares, [50, 95]) if shares else (0.0, 0.0)
         mean = float(np.mean(shares)) if shares else 0.0
         pairs.append(overlap.Pair(left, right, len(shares), exact, near, mean, p50, p95, max(shares, default=0.0)))
-    return pairs, sorted(found, key=lambda overlap: (-overlap[4], not overlap[5]))
+    return pairs, sorted(actual, key=lambda overlap: (-overlap[4], not overlap[5]))
 
 
 def plain(worst: Sequence[overlap.Overlap]) -> list[tuple]:
@@ -156,8 +156,8 @@ def test_exact_duplicate_in_other_dress() -> None:
         test=[numbered(0, 30).upper().replace(" ", " -\n ") + "?!", numbered(50, 90)],
     )
     report = find_overlaps(data, max_overlap=1.0)
-    found = pair(report, "test", "train")
-    assert (found.examined, found.exact, found.near, found.max) == (2, 1, 0, 1.0)
+    actual = pair(report, "test", "train")
+    assert (actual.examined, actual.exact, actual.near, actual.max) == (2, 1, 0, 1.0)
     (worst,) = report.worst
     # train-0 holds all of it too and comes first, but the duplicate is what a person wants to see
     assert (worst.left_id, worst.right_id, worst.share, worst.exact) == ("test-0", "train-2", 1.0, True)
@@ -169,8 +169,8 @@ def test_a_contained_question_is_near_but_not_exact() -> None:
     report = find_overlaps(
         splits(train=[numbered(0, 30) + " and more"], validation=[numbered(0, 30)]), max_overlap=0.99
     )
-    found = pair(report, "validation", "train")
-    assert (found.exact, found.near, found.max) == (0, 1, 1.0)
+    actual = pair(report, "validation", "train")
+    assert (actual.exact, actual.near, actual.max) == (0, 1, 1.0)
     # The other way round, a long question is not leaked by a short row that is part of it.
     report = find_overlaps(splits(train=[numbered(0, 15)], validation=[numbered(0, 107)]), max_overlap=0.5)
     assert pair(report, "validation", "train").max == 0.08
@@ -211,9 +211,9 @@ def test_boilerplate_is_measured_and_does_not_explode() -> None:
     start = time.process_time()
     report = find_overlaps(data, max_overlap=0.9)
     assert time.process_time() - start < 30  # a second; a look at each pair of rows that share a gram takes minutes
-    for found in report.pairs:
-        assert found.examined in (500, 501)
-        assert found.p50 >= 52 / 77  # of 77 grams, the boilerplate alone is 13 in each of 4 parts
+    for actual in report.pairs:
+        assert actual.examined in (500, 501)
+        assert actual.p50 >= 52 / 77  # of 77 grams, the boilerplate alone is 13 in each of 4 parts
     assert report.worst[0].share == 1
     holder = {example.id: grams(example.user, 8) for name in data for example in data[name]}
     for worst in report.worst:

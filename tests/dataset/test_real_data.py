@@ -23,8 +23,8 @@ def test_medqa_cot_splits_by_seed_and_shares_nothing(config: Any) -> None:
             assert example.target in example.choices
             assert f"({example.target})" in example.assistant
     assert [row.id for row in render_examples(cfg, 43, None).splits["test"]] != [row.id for row in splits["test"]]
-    found = overlap.find_overlaps(splits, max_overlap=cfg.max_overlap)
-    assert {(pair.left_split, pair.right_split) for pair in found.pairs} == {
+    actual = overlap.find_overlaps(splits, max_overlap=cfg.max_overlap)
+    assert {(pair.left_split, pair.right_split) for pair in actual.pairs} == {
         ("validation", "train"),
         ("test", "train"),
         ("test", "validation"),

@@ -350,14 +350,14 @@ PIECES = (
 
 def test_lenient_never_raises_and_never_invents_a_letter() -> None:
     dice = random.Random(0)
-    found = set()
+    actual = set()
     for _ in range(4000):
         text = dice.choice((" ", "")).join(dice.choices(PIECES, k=dice.randint(0, 14)))
         choices = dice.choice(("AB", "ABCD", "BC"))
         answer = lenient(text, choices, dice.choice((None, OPTIONS, {"A": "+", "B": ""})))
         assert answer is None or (answer in choices and (answer in text.upper() or "Iron deficiency" in text)), text
-        found.add(answer)
-    assert found == {None, "A", "B", "C"}  # so the strings do reach answers
+        actual.add(answer)
+    assert actual == {None, "A", "B", "C"}  # so the strings do reach answers
 
 
 def test_a_commitment_survives_any_prose_in_front_of_it() -> None:
@@ -446,11 +446,11 @@ def test_normalise(text: str, plain: str) -> None:
     ],
 )
 def test_a_letter_is_the_choice_that_it_names(pattern: str, choices: str, text: str, answer: str | None) -> None:
-    found = read(text, compile_pattern(pattern), choices, None)
-    assert found["strict"] == answer
-    assert found["last"] == (answer if choices != "aA" else "A")
+    actual = read(text, compile_pattern(pattern), choices, None)
+    assert actual["strict"] == answer
+    assert actual["last"] == (answer if choices != "aA" else "A")
     if answer is not None and choices != "aA":
-        assert found["lenient"] == answer
+        assert actual["lenient"] == answer
 
 
 @pytest.mark.parametrize(

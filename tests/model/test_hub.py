@@ -77,17 +77,17 @@ class Hub(BaseHTTPRequestHandler):
     def file(self, file: str, files: dict[str, bytes], commit: str) -> None:
         if file not in files:
             return self.answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
-        text, told = files[file], {"X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
-        told["ETag"] = f'"{hashlib.sha1(text).hexdigest()}"'
+        text, reported = files[file], {"X_Repo_Commit": commit, "Accept_Ranges": "bytes"}
+        reported["ETag"] = f'"{hashlib.sha1(text).hexdigest()}"'
         if self.command == "GET" and file in self.cut:
             self.cut.remove(file)
-            self.answer(200, text[:-10], Content_Length=str(len(text)), **told)
+            self.answer(200, text[:-10], Content_Length=str(len(text)), **reported)
             self.close_connection = True
             return None
         if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or ""):
             start, size = int(asked[1]), len(text)
-            return self.answer(206, text[start:], Content_Range=f"bytes {start}-{size - 1}/{size}", **told)
-        return self.answer(200, text, **told)
+            return self.answer(206, text[start:], Content_Range=f"bytes {start}-{size - 1}/{size}", **reported)
+        return self.answer(200, text, **reported)
 
     def at(self, revision: str) -> str:
         """The commit that a revision names, or nothing."""
@@ -217,14 +217,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "said"), REFUSED, ids=[arguments[-1] for arguments, _ in REFUSED])
+@pytest.mark.parametrize(("arguments", "expected"), REFUSED, ids=[arguments[-1] for arguments, _ in REFUSED])
 def test_what_the_hub_refuses(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: type[Hub], arguments: list[str], said: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: type[Hub], arguments: list[str], expected: list[str]
 ) -> None:
     if "stalled" in arguments[-1]:
         monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
     message = refused(tmp_path, *arguments)
-    parts = [part.format(hub=os.environ["HF_ENDPOINT"]) for part in said]
+    parts = [part.format(hub=os.environ["HF_ENDPOINT"]) for part in expected]
     assert [part for part in parts if part not in message] == [], message
 
 
@@ -363,9 +363,9 @@ for fetch in (lambda: dataset_commit("org/rows", None), lambda: model_snapshot("
         said.append(str(error))
 print(json.dumps(said))
 """
-    said = python(code)
-    assert len(said) == 2
-    assert all("cannot be reached and no copy is cached" in text for text in said), said
+    expected = python(code)
+    assert len(expected) == 2
+    assert all("cannot be reached and no copy is cached" in text for text in expected), expected
     assert hub.asked == []
 
 
@@ -373,6 +373,6 @@ def test_a_full_disk_is_not_taken_for_the_network(tmp_path: Path) -> None:
     from sftlab.errors import StageError
     from sftlab.model.hub import explained
 
-    said = r"cannot be written to the hub's cache .*No space left.*HF_HOME"
-    with pytest.raises(StageError, match=said), explained("org/tiny", "model.name_or_path"):
+    expected = r"cannot be written to the hub's cache .*No space left.*HF_HOME"
+    with pytest.raises(StageError, match=expected), explained("org/tiny", "model.name_or_path"):
         Path("/dev/full").write_text("x", "utf-8")

@@ -128,7 +128,7 @@ def keys(cfg: Any) -> dict[str, str]:
         merge.inputs(Path("train/checkpoint-1"), BASE),
         evaluate.inputs(evaluate.Model(Path("model"), "identity", False), prompts, cfg.eval, machine.device, cfg.seed),
     )
-    return {name: key_of(made) for name, made in zip(STAGES, inputs, strict=True)}
+    return {name: key_of(result) for name, result in zip(STAGES, inputs, strict=True)}
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def test_names_of_columns_and_keys_hide_nothing() -> None:
 
 
 def test_a_template_changes_no_column_for_the_next() -> None:
-    made = render("{{ text }}{% set text = 'other' %}", system="{% set text = 'changed' %}{{ text }}")
-    assert made == "words"
+    result = render("{{ text }}{% set text = 'other' %}", system="{% set text = 'changed' %}{{ text }}")
+    assert result == "words"
 
 
 WRONG = ["list", "deep", "deep.a", "flag", "infinite", "bytes", "date", "time", "decimal", "objects"]
@@ -115,13 +115,13 @@ WRONG = ["list", "deep", "deep.a", "flag", "infinite", "bytes", "date", "time", 
 def test_what_is_no_text_is_refused_by_name_and_the_remedy_works(name: str, template: str) -> None:
     with pytest.raises(ConfigError) as caught:
         render(template.replace("X", name))
-    said = str(caught.value)
-    assert said.startswith("rows, row 1 (r7): dataset.user writes column ")
-    assert f"column {name}," in said
-    remedy = said[said.rindex("write {{") + len("write ") :]
-    made = render(remedy)
-    assert made
-    assert "None" not in made
+    message = str(caught.value)
+    assert message.startswith("rows, row 1 (r7): dataset.user writes column ")
+    assert f"column {name}," in message
+    remedy = message[message.rindex("write {{") + len("write ") :]
+    result = render(remedy)
+    assert result
+    assert "None" not in result
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_null_is_the_same_in_every_file(tmp_path: Path, name: str, write: Callab
     write(tmp_path / name, rows)
     own = {"system": "{{ note }}", "user": "{{ question }}{{ note }}", "assistant": "{{ answer }}"}
     own |= {"target": "{{ answer }}", "choices": None, "options": None}
-    made = examples(tmp_path / name, mounted=True, **own)["test"]
-    assert [row.system for row in made] == ["n", "", "n", ""]
-    assert [row.user for row in made] == ["q0n", "q1", "q2n", "q3"]
+    result = examples(tmp_path / name, mounted=True, **own)["test"]
+    assert [row.system for row in result] == ["n", "", "n", ""]
+    assert [row.user for row in result] == ["q0n", "q1", "q2n", "q3"]
     rows[2]["answer"] = None
     write(tmp_path / name, rows)
     with pytest.raises(ConfigError, match=r"row 3 \(r2\): eval\.dataset\.assistant renders to nothing"):
@@ -207,24 +207,24 @@ def test_null_within_objects_is_the_same_in_every_file(
     write(tmp_path / name, rows)
     chat = {"system": "{{ messages[0].content }}", "assistant": "{{ messages[2].content }}", "target": "A"}
     user = "{{ messages[1].content }}{% for letter, text in options.items() %} ({{ letter }}) {{ text }}{% endfor %}"
-    made = examples(tmp_path / name, mounted=True, user=user, **chat)["test"]
-    assert [row.system for row in made] == ["", "s"]
-    assert [row.user for row in made] == ["q (A) x (B) y", "q (A) x (B) y (C) z"]
-    assert [row.choices for row in made] == ["AB", "ABC"]
-    assert made[0].options == {"A": "x", "B": "y"}
+    result = examples(tmp_path / name, mounted=True, user=user, **chat)["test"]
+    assert [row.system for row in result] == ["", "s"]
+    assert [row.user for row in result] == ["q (A) x (B) y", "q (A) x (B) y (C) z"]
+    assert [row.choices for row in result] == ["AB", "ABC"]
+    assert result[0].options == {"A": "x", "B": "y"}
 
 
 def test_whole_numbers_that_pandas_made_floats_are_written_without_a_fraction(tmp_path: Path) -> None:
     rows = [vignette(number, age=float(number), weight=number + 0.5) for number in range(1, 4)]
     rows[1] |= {"age": None, "weight": None}
     write_parquet(tmp_path / "a.parquet", rows)
-    made = examples(tmp_path / "a.parquet", mounted=True, user="{{ id }} {{ age }} {{ weight }}")["test"]
-    assert [row.user for row in made] == ["row-1 1 1.5", "row-2  ", "row-3 3 3.5"]
+    result = examples(tmp_path / "a.parquet", mounted=True, user="{{ id }} {{ age }} {{ weight }}")["test"]
+    assert [row.user for row in result] == ["row-1 1 1.5", "row-2  ", "row-3 3 3.5"]
     write_rows(
         tmp_path / "b.jsonl", [vignette(number, age=float(number)) for number in range(3)]
     )  # floats that are meant
-    made = examples(tmp_path / "b.jsonl", mounted=True, user="{{ id }} {{ age }}")["test"]
-    assert [row.user for row in made] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
+    result = examples(tmp_path / "b.jsonl", mounted=True, user="{{ id }} {{ age }}")["test"]
+    assert [row.user for row in result] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
 
 
 def test_a_text_that_is_no_number_is_not_written_as_0() -> None:
@@ -274,8 +274,8 @@ def several(target: Any, template: str = "{{ answers }}", **changed: Any) -> Exa
 
 
 def test_a_list_of_texts_is_several_correct_answers() -> None:
-    made = several(["Paris", "paris, France", "Paris"])
-    assert (made.target, made.targets) == ("Paris", ["Paris", "paris, France"])
+    result = several(["Paris", "paris, France", "Paris"])
+    assert (result.target, result.targets) == ("Paris", ["Paris", "paris, France"])
     assert (several(["Paris"]).target, several(["Paris"]).targets) == ("Paris", None)
     assert several(["Paris ", 3]).targets == ["Paris ", "3"]
     assert several([" x ", "y"], "{{ answers | map('trim') }}").targets == ["x", "y"]
@@ -286,7 +286,7 @@ def test_a_list_of_texts_is_several_correct_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "changed", "said"),
+    ("target", "changed", "message"),
     [
         ([], {}, "dataset.target is an empty list"),
         (["a", None], {}, "dataset.target item 1 renders to nothing"),
@@ -300,10 +300,10 @@ def test_a_list_of_texts_is_several_correct_answers() -> None:
         (["a", "half \ud800"], {}, "half of a surrogate pair"),
     ],
 )
-def test_a_list_that_is_no_list_of_answers_is_refused(target: Any, changed: dict[str, Any], said: str) -> None:
+def test_a_list_that_is_no_list_of_answers_is_refused(target: Any, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         several(target, **changed)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 # — conversations —
@@ -422,11 +422,11 @@ def test_the_first_exchange_alone_is_refused_in_every_shape(turns: Any, changed:
 @pytest.mark.parametrize(("ask", "answer"), [("user", "assistant"), ("question", "answer")])
 def test_turns_under_numbered_keys_are_a_conversation(name: str, ask: str, answer: str) -> None:
     turns = {name.format(n): {ask: f"u{n}", answer: f"a{n}"} for n in (1, 2)}
-    one = name.format(1)
-    first = {"id": None, "user": f"{{{{ c['{one}'].{ask} }}}}", "assistant": f"{{{{ c['{one}'].{answer} }}}}"}
+    key = name.format(1)
+    first = {"id": None, "user": f"{{{{ c['{key}'].{ask} }}}}", "assistant": f"{{{{ c['{key}'].{answer} }}}}"}
     with pytest.raises(ConfigError, match="c has 2 turns, and the templates read turn 0: turn 1 would be dropped"):
         chat({"c": turns}, **first)
-    assert chat({"c": {one: turns[one]}}, **first).assistant == "a1"
+    assert chat({"c": {key: turns[key]}}, **first).assistant == "a1"
     loop = "{% for turn in c.values() %}{{ turn." + ask + " }} {% endfor %}"
     assert chat({"c": turns}, **{**first, "user": loop, "assistant": "{{ c | tojson }}"}).user == "u1 u2 "
 
@@ -436,9 +436,9 @@ def test_the_name_of_a_column_as_a_fixed_text_is_refused_and_the_remedy_works(na
     row = vignette(1, source="s")
     with pytest.raises(ConfigError, match=f"dataset.{name}='source': is a fixed text, the name of a column") as caught:
         Templates(settings(**{name: "source"}), "dataset", list(row))
-    found = re.search(r"write (.*) for its values", str(caught.value))
-    assert found
-    changed = {name: found[1], "choices": None}
+    match = re.search(r"write (.*) for its values", str(caught.value))
+    assert match
+    changed = {name: match[1], "choices": None}
     example = Templates(settings(**changed), "dataset", list(row)).example(row, "x", "rows, row 1")
     assert getattr(example, name.replace("group_by", "group")) == "s"
 
@@ -448,11 +448,11 @@ def test_a_column_whose_name_is_not_an_identifier_is_read_by_row(name: str) -> N
     row = {**vignette(1), name: "text", "rows": ["x"]}
     with pytest.raises(ConfigError) as caught:
         Templates(settings(user=f"{{{{ {name} }}}}"), "dataset", list(row)).example(row, "x", "rows, row 1")
-    found = re.search(r"write (row\[.*\]) for the column", str(caught.value))
-    assert found
-    templates = Templates(settings(user=f"{{{{ {found[1]} }}}}"), "dataset", list(row))
+    match = re.search(r"write (row\[.*\]) for the column", str(caught.value))
+    assert match
+    templates = Templates(settings(user=f"{{{{ {match[1]} }}}}"), "dataset", list(row))
     assert templates.example(row, "x", "rows, row 1").user == "text"
-    with pytest.raises(ConfigError, match=re.escape(f"writes column {found[1]}, which is a list")) as refused:
+    with pytest.raises(ConfigError, match=re.escape(f"writes column {match[1]}, which is a list")) as refused:
         templates.example({**row, name: ["a", "b"]}, "x", "rows, row 1")
     remedy = re.search(r"write (\{\{.*\}\})", str(refused.value))
     assert remedy
@@ -464,9 +464,9 @@ def test_the_remedy_for_a_list_of_choices_works() -> None:
     row = vignette(1, letters=["A", "B", "C", "D"])
     with pytest.raises(ConfigError, match=r"dataset\.choices writes column letters") as caught:
         Templates(settings(choices="{{ letters }}"), "dataset", list(row)).example(row, "x", "rows, row 1")
-    found = re.search(r"write (\{\{.*\}\})", str(caught.value))
-    assert found
-    example = Templates(settings(choices=found[1]), "dataset", list(row)).example(row, "x", "rows, row 1")
+    match = re.search(r"write (\{\{.*\}\})", str(caught.value))
+    assert match
+    example = Templates(settings(choices=match[1]), "dataset", list(row)).example(row, "x", "rows, row 1")
     assert example.choices == "ABCD"
 
 
@@ -502,13 +502,13 @@ def test_texts_and_pairs_of_texts_in_a_column_named_after_a_conversation(column:
         )
     if pairs:
         loop = f"{{% for q, a in {column} %}}{{{{ q }}}}{{{{ a if not loop.last }}}} {{% endfor %}}"
-        made = chat({column: turns}, id=None, user=loop, assistant=f"{{{{ {column}[-1][1] }}}}")
-        assert (made.user, made.assistant) == ("q1a1 q2 ", "a2")
+        result = chat({column: turns}, id=None, user=loop, assistant=f"{{{{ {column}[-1][1] }}}}")
+        assert (result.user, result.assistant) == ("q1a1 q2 ", "a2")
     else:
-        made = chat(
+        result = chat(
             {column: turns}, id=None, user=f"{{{{ {column}[:3] | join(' ') }}}}", assistant=f"{{{{ {column} | last }}}}"
         )
-        assert (made.user, made.assistant) == ("q1 a1 q2", "a2")
+        assert (result.user, result.assistant) == ("q1 a1 q2", "a2")
     assert chat({column: turns[: 1 if pairs else 2]}, **used).assistant == "a1"
 
 
@@ -579,11 +579,11 @@ def test_broken_rows_are_reported_all_at_once(tmp_path: Path) -> None:
     for mounted in (False, True):
         with pytest.raises(ConfigError) as caught:
             examples(tmp_path / "a.jsonl", mounted=mounted)
-        first, *said, more = str(caught.value).split("\n    ")
+        first, *message, more = str(caught.value).split("\n    ")
         assert first == "34 problems in the rows:"
-        assert len(said) == 20
-        assert "a.jsonl:3: is not JSON" in said[0]
-        assert f"a.jsonl, row 6 (row-5): {'eval.' if mounted else ''}dataset.assistant renders to nothing" in said[1]
+        assert len(message) == 20
+        assert "a.jsonl:3: is not JSON" in message[0]
+        assert f"a.jsonl, row 6 (row-5): {'eval.' if mounted else ''}dataset.assistant renders to nothing" in message[1]
         assert more == "… and 14 more"
 
 
@@ -598,7 +598,7 @@ def test_every_kind_of_broken_row_in_every_split_is_reported(tmp_path: Path) -> 
         file.write("[1]\n")
     with pytest.raises(ConfigError) as caught:
         examples(tmp_path)
-    said = str(caught.value)
+    message = str(caught.value)
     for part in (
         "train row 10: two rows have the id 'row-3', the other is train row 4",
         "train row 11 (row-10): dataset.user writes column options.B, which is a list",
@@ -608,8 +608,8 @@ def test_every_kind_of_broken_row_in_every_split_is_reported(tmp_path: Path) -> 
         "test row 3 (row-22): dataset.target renders to nothing",
         "test.jsonl:4: is JSON, but not an object",
     ):
-        assert part in said, said
-    assert said.startswith("8 problems")
+        assert part in message, message
+    assert message.startswith("8 problems")
 
 
 def test_a_slow_pattern_does_not_run_over_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,9 +657,9 @@ LETTER = "(?i)the answer is\\\\s*\\\\(([A-Z])\\\\)"
     ],
 )
 def test_the_right_answer_is_not_searched_for_in_reasoning(target: str, expected: str) -> None:
-    made = rendered({"text": THOUGHT}, target=target, assistant="{{ text | search('(<think>.*)') }}")
-    assert made.target == expected
-    assert made.assistant == THOUGHT
+    result = rendered({"text": THOUGHT}, target=target, assistant="{{ text | search('(<think>.*)') }}")
+    assert result.target == expected
+    assert result.assistant == THOUGHT
 
 
 SQUAD = {"question": "Where?", "answers": {"text": ["Berne", "Bern"], "answer_start": [3, 9]}}
@@ -670,14 +670,14 @@ def test_the_remedy_for_answers_as_squad_has_them_works(name: str, expected: Any
     templates = {"assistant": "{{ answers.text[0] }}", "target": "{{ answers.text }}"}
     with pytest.raises(ConfigError, match=r"which is a dict and not text.*; write ") as raised:
         rendered(SQUAD, **{**templates, name: "{{ answers }}"})
-    made = rendered(SQUAD, **{**templates, name: str(raised.value).rpartition("; write ")[2]})
-    assert getattr(made, "targets" if name == "target" else name) == expected
+    result = rendered(SQUAD, **{**templates, name: str(raised.value).rpartition("; write ")[2]})
+    assert getattr(result, "targets" if name == "target" else name) == expected
 
 
 def test_options_as_arc_has_them() -> None:
     row = {"choices": {"text": ["ice", "fog"], "label": ["A", "B"]}}
-    made = rendered(row, options="{{ choices | tojson }}", target="A", assistant="A")
-    assert made.options == {"A": "ice", "B": "fog"}
+    result = rendered(row, options="{{ choices | tojson }}", target="A", assistant="A")
+    assert result.options == {"A": "ice", "B": "fog"}
     row["choices"]["label"].append("C")
     with pytest.raises(ConfigError, match="options is not a JSON object"):
         rendered(row, options="{{ choices | tojson }}", target="A", assistant="A")

@@ -19,9 +19,9 @@ def run(folder: Path, *overrides: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("architecture", ["gemma3", "qwen3"])
 def test_a_merged_model_answers_in_vllm(tmp_path: Path, architecture: str) -> None:
-    found = run(tmp_path, f"model.name_or_path=random:{architecture}")
-    assert found["merge"]["changed_tensors"] == 14
-    assert found["evaluation"]["finetuned"]["n"] == 4
+    record = run(tmp_path, f"model.name_or_path=random:{architecture}")
+    assert record["merge"]["changed_tensors"] == 14
+    assert record["evaluation"]["finetuned"]["n"] == 4
     model = json.loads((tmp_path / "run" / "merged" / "config.json").read_text("utf-8"))
     assert model["model_type"] == {"gemma3": "gemma3_text"}.get(architecture, architecture)
 
@@ -31,12 +31,12 @@ def test_of_a_model_that_reads_images_only_the_text_part_is_trained(tmp_path: Pa
     from safetensors.torch import load_file
 
     # vLLM itself wants torchvision for this class, which the CPU lock has not.
-    found = run(tmp_path, "model.name_or_path=random:gemma3_vision", "eval.engine=transformers")
+    record = run(tmp_path, "model.name_or_path=random:gemma3_vision", "eval.engine=transformers")
     folder = tmp_path / "run"
     assert [
         name for name in load_file(folder / "best" / "adapter_model.safetensors") if "language_model" not in name
     ] == []
-    assert found["merge"]["changed_tensors"] == 14
+    assert record["merge"]["changed_tensors"] == 14
     model = json.loads((folder / "merged" / "config.json").read_text("utf-8"))
     assert model["architectures"] == ["Gemma3ForConditionalGeneration"]
     base = load_file(next(tmp_path.glob("outputs/store/model/*/model.safetensors")))

@@ -102,10 +102,10 @@ def test_a_template_that_changes_a_text_is_refused(
     ],
 )
 def test_a_template_that_keeps_the_texts_is_not(folder: Path, written: str, row: Example, completion: str) -> None:
-    made = tokenizer(folder, TEMPLATE.replace(CONTENT, written))
-    text = made.decode(tokenize(made, row).completion)
+    result = tokenizer(folder, TEMPLATE.replace(CONTENT, written))
+    text = result.decode(tokenize(result, row).completion)
     assert text.strip() == f"{completion}</s>".strip()
-    assert turn_end(made, row) == made.eos_token_id
+    assert turn_end(result, row) == result.eos_token_id
 
 
 LAID_OUT = "<think>\nTwo pairs.\n</think>\n\nThe answer is (A)."
@@ -114,15 +114,15 @@ LAID_OUT = "<think>\nTwo pairs.\n</think>\n\nThe answer is (A)."
 @pytest.mark.parametrize("template", [TEMPLATE, BEGUN])
 def test_a_text_that_differs_in_line_breaks_only(folder: Path, template: str) -> None:
     """The message says how to write it, and so written it is accepted."""
-    made = tokenizer(folder, template.replace(CONTENT, THINKING))
+    result = tokenizer(folder, template.replace(CONTENT, THINKING))
     with pytest.raises(ConfigError, match="only white space differs") as caught:
-        tokenize(made, example(THOUGHT))
+        tokenize(result, example(THOUGHT))
     text = THOUGHT
     for mark, layout in re.findall(r"(\S+) as '(\S+)'", str(caught.value)):
         text = re.sub(rf"\s*{mark}\s*", layout.replace("\\n", "\n"), text)
     assert text == LAID_OUT
-    tokens = tokenize(made, example(text))
-    assert (tokens.text + made.decode(tokens.completion)).endswith(f"<assistant>{LAID_OUT}</s>")
+    tokens = tokenize(result, example(text))
+    assert (tokens.text + result.decode(tokens.completion)).endswith(f"<assistant>{LAID_OUT}</s>")
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_a_template_that_moves_the_system_text(folder: Path) -> None:
 
 def test_a_default_system_text_is_no_fault(folder: Path) -> None:
     added = "{% if messages[0]['role'] != 'system' %}<system>You help.</s>{% endif %}" + TEMPLATE
-    made = tokenizer(folder, added)
-    assert tokenize(made, example(system="")).text == "<system>You help.</s><s><user>Which?</s><assistant>"
+    result = tokenizer(folder, added)
+    assert tokenize(result, example(system="")).text == "<system>You help.</s><s><user>Which?</s><assistant>"
 
 
 def test_all_rows_that_a_template_changes_are_reported_at_once(folder: Path, tmp_path: Path, config: Make) -> None:
@@ -239,11 +239,11 @@ def test_a_header_that_the_generation_prompt_lacks_is_refused(folder: Path) -> N
 def test_a_thought_may_begin_in_the_prompt(
     folder: Path, written: str, text: str, completion: str, special: bool
 ) -> None:
-    made = with_marks(folder, BEGUN.replace(CONTENT, written), special=special)
-    tokens = tokenize(made, example(text))
+    result = with_marks(folder, BEGUN.replace(CONTENT, written), special=special)
+    tokens = tokenize(result, example(text))
     assert tokens.text.endswith("<assistant><think>\n")
-    assert made.decode(tokens.completion) == f"{completion}</s>"
-    assert prompt_tokens(made, example(text)) == (tokens.prompt, tokens.text)
+    assert result.decode(tokens.completion) == f"{completion}</s>"
+    assert prompt_tokens(result, example(text)) == (tokens.prompt, tokens.text)
     assert answered(completion, tokens.text).strip() == "A"
 
 
@@ -254,19 +254,19 @@ def test_a_thought_that_the_prompt_begins_and_the_template_drops_is_refused(fold
 
 
 def test_an_answer_within_the_thought_of_the_prompt_is_refused(folder: Path) -> None:
-    made = tokenizer(folder, BEGUN.replace(CONTENT, ASSISTANT + "<think>\n{% endif %}" + CONTENT))
+    result = tokenizer(folder, BEGUN.replace(CONTENT, ASSISTANT + "<think>\n{% endif %}" + CONTENT))
     with pytest.raises(ConfigError, match=r"r0: .* Write </think> before the answer in dataset\.assistant"):
-        tokenize(made, example("A"))
-    assert made.decode(tokenize(made, example("</think>A")).completion) == "</think>A</s>"
+        tokenize(result, example("A"))
+    assert result.decode(tokenize(result, example("</think>A")).completion) == "</think>A</s>"
 
 
 # — reasoning marks that are tokens —
 
 
 def with_marks(folder: Path, template: str, *, special: bool, marks: tuple[str, ...] = ("<think>", "</think>")) -> Any:
-    made = tokenizer(folder, template)
-    made.add_tokens(list(marks), special_tokens=special)
-    return made
+    result = tokenizer(folder, template)
+    result.add_tokens(list(marks), special_tokens=special)
+    return result
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -274,13 +274,13 @@ def with_marks(folder: Path, template: str, *, special: bool, marks: tuple[str, 
     ("written", "text"), [(CONTENT, THOUGHT), (THINKING, "<think>\nTwo.\n</think>\n\nA"), (THINKING, "A")]
 )
 def test_reasoning_marks_in_an_assistant_turn_are_tokens(folder: Path, written: str, text: str, special: bool) -> None:
-    made = with_marks(folder, TEMPLATE.replace(CONTENT, written), special=special)
-    tokens = tokenize(made, example(text, user="What is <think>? </s>"))
-    written_tokens = made.convert_ids_to_tokens(tokens.completion)
+    result = with_marks(folder, TEMPLATE.replace(CONTENT, written), special=special)
+    tokens = tokenize(result, example(text, user="What is <think>? </s>"))
+    written_tokens = result.convert_ids_to_tokens(tokens.completion)
     assert [written_tokens.count(mark) for mark in ("<think>", "</think>")] == [1, 1]
     assert tokens.text.count("<think>") == 1
     if special:  # what a question quotes is plain text
-        assert made.convert_tokens_to_ids("<think>") not in tokens.prompt
+        assert result.convert_tokens_to_ids("<think>") not in tokens.prompt
         assert (
             tokens.completion
             == tokenize(with_marks(folder, TEMPLATE.replace(CONTENT, written), special=False), example(text)).completion
@@ -289,9 +289,9 @@ def test_reasoning_marks_in_an_assistant_turn_are_tokens(folder: Path, written: 
 
 @pytest.mark.parametrize("special", [False, True])
 def test_a_template_that_drops_a_thought_is_refused_whatever_its_marks_are(folder: Path, special: bool) -> None:
-    made = with_marks(folder, TEMPLATE.replace(CONTENT, FORGETFUL), special=special)
+    result = with_marks(folder, TEMPLATE.replace(CONTENT, FORGETFUL), special=special)
     with pytest.raises(ConfigError, match=r"instead of '<think>Two pairs\.</think> '"):
-        tokenize(made, example(THOUGHT))
+        tokenize(result, example(THOUGHT))
 
 
 # — how a turn ends —
@@ -312,18 +312,18 @@ def test_the_end_of_a_turn_is_the_first_special_token_after_the_text(folder: Pat
     channels = TEMPLATE.replace(
         CONTENT, "{% if message['role'] == 'assistant' %}<system>final<user>{% endif %}{{ message['content'] }}\n"
     ).replace("</s>", "<s></s>")
-    made = tokenizer(folder, channels)
-    assert turn_end(made, example()) == made.bos_token_id
+    result = tokenizer(folder, channels)
+    assert turn_end(result, example()) == result.bos_token_id
 
 
 def test_every_token_that_ends_a_completion_is_collected(folder: Path, tmp_path: Path) -> None:
     """From the tokenizer, both configs of the model, and the template; none that the model has no logit for."""
     model = write_model(tmp_path / "model")
-    found = tokenizer(model, TEMPLATE)
-    assert stop_tokens(model, found, []) == [1]
+    actual = tokenizer(model, TEMPLATE)
+    assert stop_tokens(model, actual, []) == [1]
     (model / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 7, "vocab_size": 50}}), "utf-8")
     (model / "generation_config.json").write_text('{"eos_token_id": [1, 9, 60]}', "utf-8")
-    assert stop_tokens(model, found, [4]) == [1, 4, 7, 9]
+    assert stop_tokens(model, actual, [4]) == [1, 4, 7, 9]
 
 
 def test_an_evaluation_warns_of_a_template_without_an_end(
@@ -345,8 +345,8 @@ def test_stop_tokens_are_in_the_key_of_completions(folder: Path, config: Make) -
     keys = []
     for end in ("</s>", "<s></s>"):
         base = Base("tiny", folder, "identity", False, TEMPLATE.replace("</s>", end))
-        given = evaluate.prompts([example(choices="AB")], base, "key", cfg, 0)
-        keys.append(evaluate.inputs(model, given, cfg, "cpu", 0))
+        prompts = evaluate.prompts([example(choices="AB")], base, "key", cfg, 0)
+        keys.append(evaluate.inputs(model, prompts, cfg, "cpu", 0))
     assert [key["stop_token_ids"] for key in keys] == [[1], [0, 1]]
 
 
@@ -362,20 +362,20 @@ def test_the_end_of_a_message_of_gpt_oss_ends_no_completion(folder: Path) -> Non
     marks = ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>"]
 
     def harmony(template: str) -> tuple[Any, dict[str, int]]:
-        made = tokenizer(folder, template)
-        made.add_special_tokens({"additional_special_tokens": marks, "eos_token": "<|return|>"})
-        return made, made.get_added_vocab()
+        result = tokenizer(folder, template)
+        result.add_special_tokens({"additional_special_tokens": marks, "eos_token": "<|return|>"})
+        return result, result.get_added_vocab()
 
-    made, ids = harmony(HARMONY)
+    result, ids = harmony(HARMONY)
     (folder / "config.json").write_text(json.dumps({"eos_token_id": [ids["<|return|>"], ids["<|end|>"]]}), "utf-8")
-    assert turn_end(made, example()) == ids["<|return|>"]
+    assert turn_end(result, example()) == ids["<|return|>"]
     for ends in ([ids["<|return|>"]], [ids["<|end|>"]]):
-        assert stop_tokens(folder, made, ends) == sorted([ids["<|return|>"], ids["<|call|>"]])
-    assert tokenize(made, example()).completion[-1] == ids["<|return|>"]
+        assert stop_tokens(folder, result, ends) == sorted([ids["<|return|>"], ids["<|call|>"]])
+    assert tokenize(result, example()).completion[-1] == ids["<|return|>"]
     # A model that learns to end its answer as it ends a message would never stop.
-    made, ids = harmony(HARMONY.replace("<|return|>", "<|end|>"))
+    result, ids = harmony(HARMONY.replace("<|return|>", "<|end|>"))
     with pytest.raises(ConfigError, match="generation could not stop there"):
-        tokenize(made, example())
+        tokenize(result, example())
 
 
 # — the time —
@@ -429,9 +429,9 @@ def test_a_template_in_the_folder_of_additional_ones_is_given_the_time(tmp_path:
 
 
 def test_the_preview_shows_the_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = tokenizer(folder, CLOCK, "2024-02-03T04:05:06")
+    result = tokenizer(folder, CLOCK, "2024-02-03T04:05:06")
     splits = {"train": [example()], "validation": []}
-    preview(made, splits, max_length=99, folder=tmp_path, seed=0, template_time="2024-02-03T04:05:06")
+    preview(result, splits, max_length=99, folder=tmp_path, seed=0, template_time="2024-02-03T04:05:06")
     out = capsys.readouterr().out
     assert "2024-02-03T04:05:06" in out
     assert "2024-02-03T04:05:06" in (tmp_path / "preview.html").read_text("utf-8")
