@@ -47,7 +47,7 @@ def split_examples(source: Mapping[str, list[Example]], cfg: DatasetConfig, seed
         raise _too_few(asked, splits, cfg)
     if any(len(splits[name]) > count for name, count in asked.items()):
         log.info(
-            "dataset.split={%s}: %s has splits of its own, which are used whole: %s",
+            "dataset.split={%s}: %s has its own splits, which are used whole: %s",
             _sizes(cfg),
             cfg.name_or_path,
             counts_of(splits),
@@ -172,7 +172,7 @@ def _check_counts(counts: Mapping[str, int], splits: Splits, rows: list[Example]
 def _too_few(asked: Mapping[str, int], splits: Mapping[str, list[Example]], cfg: DatasetConfig) -> ConfigError:
     counts = ", ".join(f"{count:,} {name}" for name, count in asked.items())
     return ConfigError(
-        f"dataset.split={{{_sizes(cfg)}}}: asks for {counts} rows, and {cfg.name_or_path} has splits of its own with "
+        f"dataset.split={{{_sizes(cfg)}}}: asks for {counts} rows, and {cfg.name_or_path} has its own splits with "
         f"{counts_of(splits)}{' after keep' if cfg.keep else ''}; set "
         "dataset.split={train: 0.8, validation: 0.1, test: 0.1}: splits of the source are then used whole, and the "
         "others are cut from train"
