@@ -68,7 +68,7 @@ class Templates:
                     + f"{{{{ {column_path(column)} }}}} for its values"
                 )
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError(*problems)
         jinja = environment()
         # What a model thinks before it answers is not the right answer, nor does it decide whether a row has one.
         of_answers = environment(answers=True)
@@ -114,7 +114,7 @@ class Templates:
             problems.append(str(error))
         if problems:
             place = self.place(row, place)
-            raise ConfigError("\n".join(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
+            raise ConfigError(*(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
         return Example(
             id=text["id"] if text["id"] is not None else default_id,
             system=text["system"] or "",
@@ -562,10 +562,10 @@ def packages(cfg: DatasetConfig) -> list[str]:
     return ["jinja2", *(package for package, word in used.items() if re.search(word, sources))]
 
 
-def check(key: str, source: str, columns: Sequence[str], whole: str = "") -> list[str]:
+def check(key: str, source: str, columns: Sequence[str], whole: str = "", noun: str = "column") -> list[str]:
     """What is wrong with a template over these columns; nothing where it can be rendered.
 
-    ``whole`` is the name of the object that holds all of them, if there is one.
+    ``whole`` is the name of the object that holds all of them, if there is one; ``noun`` is what messages call them.
     """
     from jinja2 import TemplateSyntaxError, meta
 
@@ -581,7 +581,8 @@ def check(key: str, source: str, columns: Sequence[str], whole: str = "") -> lis
         hint = hint or odd or "; fix the template"
         return [f"{key}: is not a Jinja template: {error.message} (line {error.lineno}){hint}"]
     unknown = sorted(meta.find_undeclared_variables(tree) - {*columns, whole})
-    return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}{odd}" for name in unknown]
+    there = "the rows have" if noun == "column" else "there is only"
+    return [f"{key}: there is no {noun} {name!r}; {there} {listing(columns)}{odd}" for name in unknown]
 
 
 def _lone(source: str) -> str | None:

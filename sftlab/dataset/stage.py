@@ -256,7 +256,7 @@ def _examples(source: Source, cfg: DatasetConfig, key: str, column: str | None) 
                 problems.append(f"{place}: has lists or objects nested too deeply; fix or delete it")
                 continue
             except ConfigError as error:
-                problems += str(error).split("\n")
+                problems += map(str, error.problems)
                 if len(problems) >= SHOWN and monotonic() - started > PATIENCE:
                     _refuse(problems, f"; the rows after {at} were not read")
                 continue
@@ -284,13 +284,13 @@ def _templates(source: Source, cfg: DatasetConfig, key: str) -> dict[str, Templa
             if any(rows):
                 found[split] = Templates(cfg, key, _columns(rows))
         except ConfigError as error:
-            problems += str(error).split("\n")
+            problems += map(str, error.problems)
     if problems:
         try:
             _refuse(source.problems)
         except ConfigError as error:
-            problems.append(str(error))
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+            problems += map(str, error.problems)
+        raise ConfigError(*problems)
     return found
 
 

@@ -101,7 +101,7 @@ def resolve(cfg: ModelConfig, store: Store, seed: int, *, keep_time: bool = True
     revision = None
     template = Path(cfg.chat_template).read_text("utf-8") if cfg.chat_template else None
     if kind == "wheel":
-        gguf = _wheel_file(rest, name)
+        gguf = wheel_file(rest, name)
         stage = store.stage("model", _inputs(name, seed), lambda folder: _dequantise(gguf, folder))
         path, identity = stage.path, stage.key
     elif kind == "random":
@@ -251,7 +251,7 @@ def _inputs(name: str, seed: int) -> dict[str, Any]:
     kind, _, rest = name.partition(":")
     if kind == "wheel":
         libraries = versions("torch", "transformers", "gguf")
-        return {"version": 1, "gguf": _digest(_wheel_file(rest, name)), "libraries": libraries}
+        return {"version": 1, "gguf": _digest(wheel_file(rest, name)), "libraries": libraries}
     return {"version": 1, "random": rest, "seed": seed, "libraries": versions("torch", "transformers", "tokenizers")}
 
 
@@ -284,7 +284,12 @@ def _digest(file: Path) -> str:
     return made
 
 
-def _wheel_file(rest: str, name: str) -> Path:
+def wheel_file(rest: str, name: str) -> Path:
+    """Return the GGUF file of an installed package, named as ``PACKAGE/FILE.gguf``.
+
+    Raises:
+        ConfigError: the package is not installed, or has no such file.
+    """
     package, _, file = rest.partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
