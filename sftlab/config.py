@@ -29,15 +29,16 @@ def located(path: str) -> str:
     try:
         expanded = str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
-        raise PydanticCustomError(
-            "path", "there is no such user; write the full path, or put ./ before a name that starts with ~"
-        ) from error
+        remedy = "write the full path, or put ./ before a name that starts with ~"
+        raise _path_error("there is no such user", remedy) from error
     if (variable := re.search(r"\$\{?(\w+)\}?", path)) and not Path(path).exists():
         in_full = path.replace(variable[0], f"${{oc.env:{variable[1]}}}")
-        raise PydanticCustomError(
-            "path", "{variable} is not expanded; write {in_full}", {"variable": variable[0], "in_full": in_full}
-        )
+        raise _path_error(f"{variable[0]} is not expanded", f"write {in_full}")
     return expanded
+
+
+def _path_error(message: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError("path", "{message}; {remedy}", {"message": message, "remedy": remedy})
 
 
 def automatic(value: object) -> object:

@@ -16,6 +16,7 @@ from sftlab.errors import Problem, redacted
 from sftlab.validation import overrides
 
 METHODS = {get_args(part.model_fields["method"].annotation)[0]: part for part in (NoPeft, Lora, Qlora)}
+FORMS = {"instance.rdzv_endpoint": "HOST:PORT", "hub.repo_id": "owner/name"}  # of the values that must match a pattern
 
 # Keys whose values would be readable for everybody in job.json and .hydra/.
 SECRET = re.compile(
@@ -107,11 +108,11 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def type_problems(error: ValidationError) -> Iterator[Problem]:
     """Yield the problems of keys and types that pydantic reports."""
-    for details in error.errors():
-        yield _type_problem(dict(details))
+    for number, details in enumerate(error.errors()):
+        yield _type_problem(dict(details), overrides.type_message(error, number))
 
 
-def _type_problem(details: Mapping[str, Any]) -> Problem:
+def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
     location, kind, value = [str(part) for part in details["loc"]], details["type"], details["input"]
     tag = None
     if location[0] == "peft" and len(location) > 2:  # the tag of the union, which is not a part of the key
@@ -123,8 +124,8 @@ def _type_problem(details: Mapping[str, Any]) -> Problem:
         return secret(key)
     fields = {name for part in METHODS.values() for name in part.model_fields}
     if tag and len(location) == 2 and kind in ("missing", "extra_forbidden") and location[1] in fields:
-        message = "the other keys of this method are not set"
-        return Problem("peft.method", tag, message, f"choose peft={tag}, which sets all of them", ("peft",))
+        unset = "the other keys of this method are not set"
+        return Problem("peft.method", tag, unset, f"choose peft={tag}, which sets all of them", ("peft",))
     if location[-1] == "[key]":  # the only dictionary whose keys are restricted
         return Problem(key, None, "no such key", "the splits are train, validation and test")
     if kind == "extra_forbidden":
@@ -132,17 +133,16 @@ def _type_problem(details: Mapping[str, Any]) -> Problem:
     if kind == "missing":
         return Problem(key, None, "is missing", "choose an option of its group, or set it")
     if kind == "union_tag_invalid":
-        message, options = f"should be one of {', '.join(METHODS)}", [f"{key}={method}" for method in METHODS]
-        return Problem(f"{key}.method", shown(details["ctx"]["tag"]), message, f"choose {alternatives(options)}")
+        remedy = f"choose {alternatives([f'{key}={method}' for method in METHODS])}"
+        return Problem(f"{key}.method", shown(details["ctx"]["tag"]), f"should be one of {', '.join(METHODS)}", remedy)
     if key == "name" and kind == "string_pattern_mismatch":
         return invalid_name(value)
-    message = "should be true or false" if kind == "bool_type" else _message(details["msg"])
+    if kind == "path":
+        return Problem(key, shown(value), details["ctx"]["message"], details["ctx"]["remedy"])
+    if kind == "string_pattern_mismatch":
+        message = f"should be {FORMS[key]}"
+    message = "should be true or false" if kind == "bool_type" else message
     return Problem(key, shown(value), message, _remedy(key, kind, value))
-
-
-def _message(text: str) -> str:
-    """Reword pydantic's "Input should be …" or "String should have …", which follow a key in our messages."""
-    return re.sub(r"^\w+ should", "should", text)
 
 
 def _remedy(key: str, kind: str, value: Any) -> str:

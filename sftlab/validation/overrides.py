@@ -72,8 +72,13 @@ def refusal(key: str, value: Any) -> str | None:
     try:
         TypeAdapter(field.rebuild_annotation()).validate_python(value, strict=True)
     except ValidationError as error:
-        return re.sub(r"^\w+ should", "should", error.errors()[0]["msg"])
+        return type_message(error)
     return None
+
+
+def type_message(error: ValidationError, number: int = 0) -> str:
+    """Reword pydantic's "Input should be …" or "String should have …": in our messages it follows a key."""
+    return re.sub(r"^\w+ should", "should", error.errors()[number]["msg"])
 
 
 def wants_list(key: str) -> bool:

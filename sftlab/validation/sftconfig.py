@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, get_type_hints
@@ -16,6 +15,7 @@ from sftlab.errors import Problem
 from sftlab.runtime.processes import RANK_VARIABLES
 from sftlab.validation.keys import shown
 from sftlab.validation.libraries import SFT_FIELDS
+from sftlab.validation.overrides import type_message
 
 # Fields that the pipeline sets, each with the key to use instead, if there is one.
 MANAGED = {
@@ -89,8 +89,7 @@ def _values(extra: Mapping[str, Any]) -> Iterator[Problem]:
             try:
                 TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
             except ValidationError as error:
-                message = re.sub(r"^\w+ should", "should", error.errors()[0]["msg"])
-                yield Problem(f"train.extra.{name}", shown(value), message)
+                yield Problem(f"train.extra.{name}", shown(value), type_message(error))
     # SFTConfig would wait for other ranks if a launcher around this process left its variables.
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if RANK_VARIABLES.fullmatch(name)}
     try:

@@ -145,6 +145,7 @@ TYPES = [
     tiny("eval.alpha=1"),
     tiny("eval.predictions=abc"),
     tiny("eval.predictions=a.jsonl,b.jsonl"),
+    tiny("eval.predictions='a.jsonl,b.jsonl'"),
     tiny("dataset.choices=[A,B,C]"),
     tiny("dataset.split={train=8,validation=4,test=4}"),
     tiny("dataset.split=3"),
