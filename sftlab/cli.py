@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
 import signal
 import sys
@@ -32,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, Terminated, redacted
+from sftlab.errors import SECRET_NAME, ConfigError, SftlabError, StageError, Terminated, redacted, unfixable
 
 if TYPE_CHECKING:
     from sftlab.config import Config
@@ -318,8 +317,8 @@ class StudyCallback(Callback):
         try:
             validate(_without_hydra(first))
         except ConfigError as error:
-            if hopeless := _in_every_job(error, set(looked.varied)):
-                raise ConfigError(hopeless) from error
+            if hopeless := unfixable(error, looked.varied):
+                raise ConfigError(*hopeless) from error
         if STUDY.mode is None:
             raise ConfigError(f"mode={first.mode!r}: should be one of {', '.join(MODES)}")
         _check_names(config.hydra)
@@ -620,27 +619,6 @@ def _all_failed(found: list[Job]) -> int:
     for one in found:
         print(f"sftlab: {f'job {one.number}: ' if STUDY.sweep else ''}{one.error}", file=sys.stderr)
     return 2 if found and all(one.exit_code == 2 for one in found) else 1
-
-
-def _in_every_job(error: ConfigError, swept: set[str]) -> str:
-    """Of a sweep's problems those that no value of a swept key can fix; "" if there is none.
-
-    These are the problems whose message names no key that differs between the jobs.
-    """
-    from sftlab.config import Config
-    from sftlab.validation.validate import known_keys, listed, problems
-
-    known = set(known_keys(Config))
-    hopeless = []
-    for problem in problems(error):
-        place = re.match(r"[\w.]*", problem)
-        words = {word for word in re.findall(r"[\w.]+", problem) if word in known or word.partition(".")[0] in known}
-        mendable = any(
-            word == key or word.startswith(f"{key}.") or key.startswith(f"{word}.") for word in words for key in swept
-        )
-        if place and place[0] in known and not mendable:
-            hopeless.append(problem)
-    return listed(hopeless) if hopeless else ""
 
 
 def _command() -> str:

@@ -1,7 +1,7 @@
-"""Every key of the configuration, typed. ``conf/`` has the same keys with their meaning and unit.
+"""Every key of the configuration with its type. The files in ``conf/`` document the meaning and unit of each key.
 
-Names of Hugging Face fields are unchanged. Values are checked strictly (no string becomes a
-number); ``validate.py`` turns what does not fit into one error.
+Hugging Face field names are unchanged. Types are strict: a string is not converted to a number. The package
+``validation`` reports what does not fit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """A group of keys: no others are allowed, and none changes after validation."""
+    """A section of keys: unknown keys are refused, and values are read-only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -24,27 +24,28 @@ def located(path: str) -> str:
     """Expand ``~`` and ``~user`` at the start of a path; a hub id or ``wheel:…`` stays as it is.
 
     Raises:
-        PydanticCustomError: there is no such user, or an environment variable is named as in a shell.
+        PydanticCustomError: the user does not exist, or the path contains a shell variable (``$NAME``).
     """
     try:
         expanded = str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError as error:
-        raise PydanticCustomError(
-            "path", "there is no such user; write the path in full, or with ./ in front if its name starts with ~"
-        ) from error
+        remedy = "write the full path, or put ./ before a name that starts with ~"
+        raise _path_error("there is no such user", remedy) from error
     if (variable := re.search(r"\$\{?(\w+)\}?", path)) and not Path(path).exists():
         in_full = path.replace(variable[0], f"${{oc.env:{variable[1]}}}")
-        raise PydanticCustomError(
-            "path", "{variable} is not expanded; write {in_full}", {"variable": variable[0], "in_full": in_full}
-        )
+        raise _path_error(f"{variable[0]} is not expanded", f"write {in_full}")
     return expanded
+
+
+def _path_error(message: str, remedy: str) -> PydanticCustomError:
+    return PydanticCustomError("path", "{message}; {remedy}", {"message": message, "remedy": remedy})
 
 
 def automatic(value: object) -> object:
     """Accept true, false and ``auto``.
 
     Raises:
-        PydanticCustomError: anything else; a union would report one error for each of its types.
+        PydanticCustomError: any other value. A union would report an error for each of its types instead.
     """
     if value is True or value is False or value == "auto":
         return value
@@ -69,7 +70,7 @@ class ModelConfig(Section):
 
 
 class DatasetConfig(Section):
-    """Where rows come from, how they are split, and the Jinja templates that make examples of them."""
+    """The source of the rows, their splits, and the Jinja templates that convert rows to examples."""
 
     name_or_path: Location
     subset: str | None
@@ -90,13 +91,13 @@ class DatasetConfig(Section):
 
 
 class NoPeft(Section):
-    """Full fine-tuning: every weight is trained."""
+    """Full fine-tuning: all weights are trained."""
 
     method: Literal["none"]
 
 
 class LoraFields(Section):
-    """The fields of peft's LoraConfig that all low-rank methods share."""
+    """Fields of PEFT's LoraConfig that all low-rank methods share."""
 
     r: PositiveInt
     lora_alpha: PositiveFloat
@@ -108,13 +109,13 @@ class LoraFields(Section):
 
 
 class Lora(LoraFields):
-    """Low-rank adapters on a base in its own precision."""
+    """Low-rank adapters on a base model in its own precision."""
 
     method: Literal["lora"]
 
 
 class Qlora(LoraFields):
-    """Low-rank adapters on a base quantised to 4 bits by bitsandbytes."""
+    """Low-rank adapters on a base model that bitsandbytes quantises to 4 bits."""
 
     method: Literal["qlora"]
     bnb_4bit_quant_type: Literal["nf4", "fp4"]
@@ -125,7 +126,7 @@ PeftConfig = Annotated[NoPeft | Lora | Qlora, Field(discriminator="method")]
 
 
 class TrainConfig(Section):
-    """TRL's SFTConfig: the fields that are set in nearly every study, and ``extra`` for any other."""
+    """TRL's SFTConfig: the fields that most studies set, and ``extra`` for all others."""
 
     num_train_epochs: PositiveInt
     per_device_train_batch_size: PositiveInt
@@ -151,7 +152,7 @@ class TrainConfig(Section):
 
 
 class InstanceConfig(Section):
-    """The machine: what trains on it and how, nothing that changes the meaning of an experiment."""
+    """The machine: devices, processes and precision. Another machine does not change the experiment's meaning."""
 
     name: str
     device: Literal["auto", "cpu", "cuda"]
@@ -172,7 +173,7 @@ class InstanceConfig(Section):
 
 
 class EvalConfig(Section):
-    """How answers are generated and read, and on which test set."""
+    """How answers are generated, extracted and scored, and on which test set."""
 
     engine: Literal["vllm", "transformers"]
     dtype: Literal["auto", "bfloat16", "float32"]
@@ -201,20 +202,20 @@ class EvalConfig(Section):
 
 
 class SelectConfig(Section):
-    """Which checkpoint is kept."""
+    """Which checkpoint is selected."""
 
     metric: Literal["eval_loss", "exact_match"]
     tie: Literal["earliest", "lowest"]
 
 
 class MergeConfig(Section):
-    """How much a merged model may differ from the adapter on its base."""
+    """How far the loss of the merged model may differ from that of the base model with its adapter."""
 
     max_loss_gap: PositiveFloat
 
 
 class TrackingConfig(Section):
-    """Where curves and tables go besides the run's folder."""
+    """Where curves and tables are logged, besides the run's folder."""
 
     backend: Literal["wandb", "none"]
     project: str
@@ -222,20 +223,20 @@ class TrackingConfig(Section):
 
 
 class CleanConfig(Section):
-    """What ``mode=clean`` does with stages that no run refers to."""
+    """What ``mode=clean`` does with stages that no run uses."""
 
     delete: bool
     outputs: Location
 
 
 class PlanConfig(Section):
-    """How ``mode=plan`` finds out what a configuration takes."""
+    """How ``mode=plan`` determines memory and time."""
 
     probe: bool
 
 
 class HubConfig(Section):
-    """Whether the merged model and its card go to the hub."""
+    """Whether the merged model and its model card are pushed to the hub."""
 
     push: bool
     repo_id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
@@ -243,7 +244,7 @@ class HubConfig(Section):
 
 
 class Config(Section):
-    """One experiment."""
+    """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean"]

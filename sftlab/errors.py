@@ -1,26 +1,64 @@
-"""The errors that a user can act on. Anything else that is raised is a bug and keeps its traceback."""
+"""Errors that a user can act on. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-# Names of environment variables that hold what nobody else may read.
+# Names of environment variables whose values are secret.
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _HF_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def redacted(text: str) -> str:
-    """A text without secrets: values of such environment variables become their names, hub tokens ``hf_…``."""
+    """Replace secrets in a text: values of secret environment variables by their names, hub tokens by ``hf_…``."""
     for name, value in os.environ.items():
         if len(value) >= 8 and value in text and SECRET_NAME.search(name):
             text = text.replace(value, f"${name}")
     return _HF_TOKEN.sub("hf_…", text)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One fault of the input: a configuration value, a file or a row.
+
+    Attributes:
+        key: dotted configuration key, or the place in a file (``rows.jsonl, row 41``); "" if the message names it.
+        value: the value as it is written on the command line; None to leave it out.
+        message: what is wrong.
+        remedy: what to do about it; "" if the message says so already.
+        keys: further configuration keys; a change of one of them could fix the problem too.
+    """
+
+    key: str
+    value: str | None
+    message: str
+    remedy: str = ""
+    keys: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        place = self.key if self.value is None else f"{self.key}={self.value}"
+        text = f"{place}: {self.message}" if place else self.message
+        return f"{text}; {self.remedy}" if self.remedy else text
+
+    def depends_on(self, key: str) -> bool:
+        """Whether another value of this configuration key, or of a key in this section, could fix the problem."""
+        own = [name for name in (self.key, *self.keys) if name]
+        return any(name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in own)
+
+    def redacted(self) -> Problem:
+        """Return the problem without secrets."""
+        value = None if self.value is None else redacted(self.value)
+        return replace(
+            self, key=redacted(self.key), value=value, message=redacted(self.message), remedy=redacted(self.remedy)
+        )
+
+
 class SftlabError(Exception):
-    """A failure with a message that names place, value and remedy, and no secret; the run ends with ``exit_code``."""
+    """A failure that ends the command with ``exit_code``. The message has place, value and remedy, and no secret."""
 
     exit_code = 1
 
@@ -29,30 +67,77 @@ class SftlabError(Exception):
 
 
 class ConfigError(SftlabError):
-    """Bad input (configuration, data, files), found before a model was loaded."""
+    """Invalid input (configuration, data, files), detected before a model is loaded.
+
+    ``problems`` are its records. ``str()`` is the text of a single problem, or a list of all of them.
+    """
 
     exit_code = 2
 
+    def __init__(self, *problems: Problem | str) -> None:
+        records = [problem if isinstance(problem, Problem) else Problem("", None, problem) for problem in problems]
+        self.problems = tuple(dict.fromkeys(record.redacted() for record in records))
+        lines = list(dict.fromkeys(map(str, self.problems)))
+        several = f"{len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines)
+        super().__init__(lines[0] if len(lines) == 1 else several)
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[Problem, ...]]:
+        """Pickle the records: a launcher returns an exception of a job from another process."""
+        return type(self), self.problems
+
 
 class StageError(SftlabError):
-    """A stage that was started and could not be finished."""
+    """A stage that started and failed."""
 
 
 class OutOfMemoryError(StageError):
-    """A stage needed more memory than there is."""
+    """A stage that needed more memory than the machine has."""
+
+
+def unfixable(error: ConfigError, swept: Iterable[str]) -> list[Problem]:
+    """Return the problems of a sweep's first job that every other job has too.
+
+    These are the problems that name a configuration key and depend on none of the ``swept`` keys, those that differ
+    between jobs.
+    """
+    varied = list(swept)
+    return [
+        problem
+        for problem in error.problems
+        if (problem.key or problem.keys) and not any(map(problem.depends_on, varied))
+    ]
+
+
+def with_keys(error: ConfigError, *keys: str) -> list[Problem]:
+    """Return the problems of a module that reads no configuration, with the keys whose change could fix them."""
+    return [replace(problem, keys=(*problem.keys, *keys)) for problem in error.problems]
+
+
+def to_json(error: SftlabError) -> dict[str, Any]:
+    """Convert an error to JSON values, for a child process to report it to its parent."""
+    problems = [asdict(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
+    return {"type": type(error).__name__, "message": str(error), "problems": problems}
+
+
+def from_json(values: Mapping[str, Any]) -> SftlabError:
+    """Create the error that ``to_json`` converted; a StageError if its type is not one of this module."""
+    if values["type"] == ConfigError.__name__ and values["problems"]:
+        return ConfigError(*(Problem(**{**record, "keys": tuple(record["keys"])}) for record in values["problems"]))
+    kinds = {kind.__name__: kind for kind in (SftlabError, StageError, OutOfMemoryError)}
+    return kinds.get(values["type"], StageError)(values["message"])
 
 
 def advised(error: Exception, advice: Callable[[], str], otherwise: str) -> StageError:
-    """An error with what to do about it: by ``advice``, or ``otherwise`` where that fails itself."""
+    """Append ``advice()`` to the message of an error, or ``otherwise`` if computing the advice fails."""
     try:
         return StageError(f"{error}\n{advice()}")
-    except Exception as failed:  # whatever it is, the error itself must not be lost for it
-        reason = f"{type(failed).__name__}: {next(iter(str(failed).splitlines()), '')}"
-        return StageError(f"{error}\n{otherwise}\n(how much memory each takes could not be estimated: {reason})")
+    except Exception as failure:  # of any type: it must not hide the error
+        reason = f"{type(failure).__name__}: {next(iter(str(failure).splitlines()), '')}"
+        return StageError(f"{error}\n{otherwise}\n(the memory that each change needs could not be estimated: {reason})")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as SLURM sends it some time before SIGKILL: the run ends as by Ctrl-C, with exit code 143.
+    """SIGTERM, which SLURM sends some time before SIGKILL: the command ends as with Ctrl-C, with exit code 143.
 
-    There is time for a training to save a checkpoint first.
+    Training uses that time to save a checkpoint.
     """

@@ -97,7 +97,7 @@ def test_a_full_disk_stops_a_stage_and_nothing_is_lost(
 @pytest.mark.parametrize(
     ("where", "said"),
     [
-        ("store=../disk/outputs/store", "outputs/store is no folder that you may write to; set store= to one"),
+        ("store=../disk/outputs/store", "outputs/store is not a folder that you can write to"),
         (
             "hydra.run.dir=../disk/run",
             "hydra.run.dir='../disk/run': may not be written to; set it to a folder",

@@ -21,7 +21,8 @@ from sftlab.eval.lenient import lenient
 from sftlab.eval.statistics import compare, compare_scores, wilson
 from sftlab.records import Example
 from sftlab.report import preview
-from sftlab.validation.validate import known_keys, validate
+from sftlab.validation.keys import known_keys
+from sftlab.validation.validate import validate
 
 # The same examples each time: what fails here fails everywhere.
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)

@@ -142,7 +142,7 @@ def _render(
                 problems.append(f"{place}: has lists or objects nested too deeply; fix or delete it")
                 continue
             except ConfigError as error:
-                problems += str(error).split("\n")
+                problems += map(str, error.problems)
                 if len(problems) >= SHOWN and monotonic() - started > PATIENCE:
                     _raise_all(problems, f"; the rows after {at} were not read")
                 continue
@@ -173,13 +173,13 @@ def _templates(source: Source, cfg: DatasetConfig, key: str) -> dict[str, Templa
             if any(rows):
                 compiled[split] = Templates(cfg, key, _columns(rows))
         except ConfigError as error:
-            problems += str(error).split("\n")
+            problems += map(str, error.problems)
     if problems:
         try:
             _raise_all(source.problems)
         except ConfigError as error:
-            problems.append(str(error))
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+            problems += map(str, error.problems)
+        raise ConfigError(*problems)
     return compiled
 
 

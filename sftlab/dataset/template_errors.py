@@ -16,7 +16,9 @@ KEEP = ("{{ 1 if (", ") else '' }}")
 """The template around the expression ``keep``: it renders to nothing where the expression is false."""
 
 
-def template_problems(key: str, source: str, columns: Sequence[str], whole: str = "") -> list[str]:
+def template_problems(
+    key: str, source: str, columns: Sequence[str], whole: str = "", noun: str = "column"
+) -> list[str]:
     """Return what is wrong with a template over these columns; an empty list if it can be rendered.
 
     Args:
@@ -24,6 +26,7 @@ def template_problems(key: str, source: str, columns: Sequence[str], whole: str 
         source: the template.
         columns: names of the columns that a template may read.
         whole: name of the object that holds all columns, if there is one.
+        noun: what messages call a column.
     """
     from jinja2 import TemplateSyntaxError, meta
 
@@ -39,7 +42,8 @@ def template_problems(key: str, source: str, columns: Sequence[str], whole: str 
         hint = hint or odd or "; fix the template"
         return [f"{key}: is not a Jinja template: {error.message} (line {error.lineno}){hint}"]
     unknown = sorted(meta.find_undeclared_variables(tree) - {*columns, whole})
-    return [f"{key}: there is no column {name!r}; the rows have {listing(columns)}{odd}" for name in unknown]
+    there = "the rows have" if noun == "column" else "there is only"
+    return [f"{key}: there is no {noun} {name!r}; {there} {listing(columns)}{odd}" for name in unknown]
 
 
 def bare_column(key: str, source: str, columns: Sequence[str]) -> list[str]:

@@ -71,7 +71,7 @@ class Templates:
             if name not in ("choices", "keep"):
                 problems += bare_column(f"{key}.{name}", source, columns)
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError(*problems)
         jinja = environment()
         # Reasoning before the answer is neither the target, nor does it decide whether a row is used.
         of_answers = environment(answers=True)
@@ -117,7 +117,7 @@ class Templates:
             problems.append(str(error))
         if problems:
             place = self.place(row, place)
-            raise ConfigError("\n".join(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
+            raise ConfigError(*(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
         return Example(
             id=text["id"] if text["id"] is not None else default_id,
             system=text["system"] or "",

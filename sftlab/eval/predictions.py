@@ -73,7 +73,7 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     problems: list[str] = []
     left, right = _read(a, cfg, problems), _read(b, cfg, problems)
     if problems:
-        raise ConfigError(_first(problems))
+        raise ConfigError(*_first(problems))
     pairs = _pairs(a, left, b, right, cfg)
     letters = _letters(a, pairs) if cfg.task == "choice" else ""
     examples = []
@@ -100,7 +100,7 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
             "row of both files"
         )
     if problems := list(unmatched(read, cfg, lambda example: f"{a}:{lines[example.id]}: id {example.id!r}")):
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
     if cfg.group_by is not None and all(example.subgroup is None for example in examples):
         columns = ", ".join(_columns(next(_objects(a, []))[1]))
         raise ConfigError(
@@ -148,10 +148,10 @@ def _unfinished(row: Prediction) -> bool:
     return not answered(row.completion, row.prompt, truncated=truncated).strip()
 
 
-def _first(problems: list[str]) -> str:
-    """The first of many problems, one a line, and how many more there are."""
+def _first(problems: list[str]) -> list[str]:
+    """The first of many problems, and how many more there are."""
     more = [f"… and {len(problems) - SHOWN:,} more broken rows"] if len(problems) > SHOWN else []
-    return "\n".join([*problems[:SHOWN], *more])
+    return [*problems[:SHOWN], *more]
 
 
 def _score(rows: list[_Row], examples: list[Example], cfg: EvalConfig) -> list[Prediction]:
@@ -184,7 +184,7 @@ def _pairs(a: Path, left: dict[str, _Row], b: Path, right: dict[str, _Row], cfg:
                 f"in {b}:{other.line}; give two files about the same questions"
             )
     if problems:
-        raise ConfigError(_first(problems))
+        raise ConfigError(*_first(problems))
     if changed := [row.line for row, other in pairs if "" != row.doc_hash != other.doc_hash != ""]:
         log.warning("%s:%d: %d questions have another doc_hash in %s", a, changed[0], len(changed), b)
     return pairs

@@ -143,7 +143,7 @@ def check(examples: Sequence[Example], cfg: EvalConfig, split: str = "test") -> 
         )
     problems += unmatched(examples, cfg, lambda row: f"{split} row {row.id!r}")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
 
 
 def unmatched(examples: Sequence[Example], cfg: EvalConfig, name: Callable[[Example], str]) -> Iterator[str]:

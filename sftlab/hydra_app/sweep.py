@@ -26,7 +26,7 @@ from sftlab.hydra_app.wording import COMPOSITION
 from sftlab.runtime.job import RUN, conflict, owner
 from sftlab.runtime.modes import MODES, SAME_WEIGHTS, Mode
 from sftlab.runtime.run import LONGEST, not_writable
-from sftlab.validation.validate import known_keys
+from sftlab.validation.keys import known_keys
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 UNREAD = ("train.", "peft.", "select.", "merge.", "plan.")  # sections without an effect where nothing is trained

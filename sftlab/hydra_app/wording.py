@@ -26,9 +26,10 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, Quote
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
 
 from sftlab.config import Config
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.runtime.modes import MODES
 from sftlab.validation.overrides import SUFFIXES, letters, override, parsed, refusal, shown, wants_list, with_home
 
@@ -53,9 +54,7 @@ def options_first(given: Sequence[str], conf: Path) -> list[str]:
         sys.exit(0)
     options, overrides, problems = _sorted(given)
     if problems := [*_commands(overrides, options, conf), *problems]:
-        from sftlab.validation.validate import listed
-
-        raise ConfigError(listed(problems))
+        raise ConfigError(*problems)
     _options([*options, *overrides])
     return [*options, *map(with_home, overrides)]
 
@@ -96,7 +95,7 @@ def _options(given: Sequence[str]) -> Namespace:
 
 def _option(argument: str, after: str | None) -> str:
     """What to write for an option that does not exist, with the word after it."""
-    from sftlab.validation.validate import known_keys, nearest
+    from sftlab.validation.keys import known_keys, nearest
 
     name, equal, value = argument.partition("=")
     key, value = name.strip("-").replace("-", "_"), value if equal else after or "true"
@@ -202,7 +201,7 @@ def _predictions(word: str) -> str:
 
 def _word(word: str, before: str, conf: Path) -> str:
     """What to write for a single word: a key without a value, an option of a group, or part of the value before it."""
-    from sftlab.validation.validate import known_keys
+    from sftlab.validation.keys import known_keys
 
     if word in set(known_keys(Config)):
         switch = refusal(word, True) is None and refusal(word, "x") is not None
@@ -265,7 +264,9 @@ class _Composer:
 
 def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], conf: Path) -> str:
     """Hydra's error about a command line as argument, reason and remedy, together with all else that is wrong."""
-    from sftlab.validation.validate import SECRET, SECRETS, listed, problems, unknown_field, validate
+    from sftlab.validation.keys import SECRET, secret
+    from sftlab.validation.sftconfig import unknown_field
+    from sftlab.validation.validate import validate
 
     options = _options(given)
     if options.config_dir and not Path(options.config_dir).is_dir():
@@ -274,14 +275,14 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
     overrides = {argument: parsed(argument) for argument in options.overrides}
     composer.searched = [argument for argument, read in overrides.items() if read and read.is_hydra_override()]
     sweep = bool(options.multirun) or composer.sweeps(overrides)
-    found: list[str] = []
+    found: list[Problem | str] = []
     fixed: list[str] = []  # the command line with the remedies applied, for what is wrong besides
     unquoted: dict[str, str] = {}  # keys whose values need quotes, if a text is what they take
     doubtful: set[str] = set()  # keys whose meant value is not known, so that nothing is said that depends on them
     for argument, read in overrides.items():
         key = argument.partition("=")[0].lstrip("+~")
         if SECRET.search(key):
-            found.append(f"{key}: {SECRETS}")
+            found.append(secret(key))
             continue
         problem, meant = (
             _unreadable(argument, sweep=sweep) if read is None else _misfit(argument, read, composer, sweep=sweep)
@@ -305,13 +306,12 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
         try:
             validate(composer.compose(fixed))
         except ConfigError as wrong:
-            for problem in problems(wrong):
-                refused = [key for key in absent if problem.startswith((f"{key}:", f"{key}="))]
-                absent = {key: text for key, text in absent.items() if key not in refused}
-                if typed := re.match(r"([\w.]+)=.*?: should ", problem):
-                    unquoted.pop(typed[1], None)
-                if not any(_depends(problem, key) for key in doubtful if key):
-                    found.append(problem)
+            for invalid in wrong.problems:
+                absent.pop(invalid.key, None)
+                if isinstance(wrong.__cause__, ValidationError):  # the value has the wrong type, with quotes or without
+                    unquoted.pop(invalid.key, None)
+                if not any(invalid.depends_on(key) for key in doubtful if key):
+                    found.append(invalid)
         except (HydraException, *COMPOSITION) as wrong:
             twice = re.search(r"An item is already at '([^']+)'", str(wrong))
             if again := next((one for one in fixed if twice and one.partition("=")[0] == f"+{twice[1]}"), None):
@@ -324,8 +324,8 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
                 key = culprit.partition("=")[0]
                 fixed.remove(culprit)
                 if key.startswith("train.extra."):  # its value takes seconds to check
-                    problem = unknown_field(key.removeprefix("train.extra."))
-                    found.append(problem or f"{culprit}: is not set yet; write {shown(f'+{culprit}')}")
+                    unknown = unknown_field(key.removeprefix("train.extra."))
+                    found.append(unknown or f"{culprit}: is not set yet; write {shown(f'+{culprit}')}")
                 elif FREE.match(key):
                     absent[key] = f"{culprit}: is not set yet; write {shown(f'+{culprit}')}"
                     fixed.append(f"+{culprit}")
@@ -344,7 +344,7 @@ def explain(error: Exception, given: Sequence[str], task: Callable[..., Any], co
                 return _hydras(error)
         break
     found = [*unquoted.values(), *found, *absent.values()]
-    return listed(found) if found else _hydras(error)
+    return str(ConfigError(*found)) if found else _hydras(error)
 
 
 def _hydras(error: Exception) -> str:
@@ -353,14 +353,9 @@ def _hydras(error: Exception) -> str:
     return text if ";" in text else f"{text}; `{PROGRAM} --cfg all` lists all keys, with values that fit"
 
 
-def _depends(problem: str, key: str) -> bool:
-    """Whether a problem is about a key, or a key of the group that was chosen by it."""
-    return any(word == key or word.startswith(f"{key}.") for word in re.findall(r"[\w.]+", problem))
-
-
 def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
     """An argument that Hydra's grammar does not take: the problem, and what was meant if that is known."""
-    from sftlab.validation.validate import name_rule, nearest
+    from sftlab.validation.keys import invalid_name, nearest
 
     key, equal, value = argument.partition("=")
     if not key.strip("+ "):
@@ -381,7 +376,7 @@ def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
         value = f"[{value.strip()[1:-1]}]"
     meant = override(key.strip(), value, sweep=sweep)
     if not sweep and not wants_list(plain) and value.strip()[:1] not in ("[", "{") and (no := refusal(plain, value)):
-        return f"{plain}={value!r}: {name_rule(value) if plain == 'name' else no}", None
+        return str(invalid_name(value)) if plain == "name" else f"{plain}={value!r}: {no}", None
     if meant is None:
         return (
             f"{argument}: cannot be read on a command line; write it in a YAML file and add that by --config-dir",
@@ -392,7 +387,7 @@ def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
 
 def _misfit(argument: str, read: Override, composer: _Composer, *, sweep: bool) -> tuple[str | None, str | None]:
     """An argument that Hydra can read: its problem if it has one, and what was meant as far as that is known."""
-    from sftlab.validation.validate import known_keys, nearest
+    from sftlab.validation.keys import closest, nearest
 
     key, value = str(read.key_or_group), read.value()
     if not key:
@@ -429,16 +424,13 @@ def _misfit(argument: str, read: Override, composer: _Composer, *, sweep: bool) 
         return None, argument
     if re.match(r"(eval\.)?dataset\.split\.", key):
         return f"{argument}: no such key; the splits are train, validation and test", None
-    hint = nearest(key)
-    guess = re.fullmatch(r"did you mean (\S+)\?", hint)
-    problem = f"{argument}: no such key; {hint}"
-    if guess and not read.is_sweep_override() and guess[1] in set(known_keys(Config)):
-        return problem, argument.replace(key, guess[1], 1).lstrip("+")
-    return problem, None
+    guess = closest(key)
+    meant = argument.replace(key, guess, 1).lstrip("+") if guess and not read.is_sweep_override() else None
+    return f"{argument}: no such key; {nearest(key)}", meant
 
 
 def _is_key(key: str) -> bool:
-    from sftlab.validation.validate import known_keys
+    from sftlab.validation.keys import known_keys
 
     return key in set(known_keys(Config)) or key.startswith("hydra") or bool(FREE.match(key)) or "@" in key
 

@@ -253,7 +253,7 @@ def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
     if train.optim.startswith("paged_") and machine.device == "cpu":
         problems.append(f"train.optim={train.optim}: pages between GPU and CPU memory; set train.optim=adamw_torch")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
 
 
 def optimizer_package(optim: str) -> str | None:

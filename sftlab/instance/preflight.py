@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sftlab.config import Config
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import PROC, WSL, Machine, nvidia_smi
 from sftlab.runtime.modes import MODES
@@ -32,18 +32,18 @@ def check(machine: Machine, cfg: Config) -> None:
     """Check settings against the machine: what its packages, its driver and its compiler cannot do.
 
     Raises:
-        ConfigError: one message with a line for each problem, and what to do about it.
+        ConfigError: settings that this machine cannot run, all of them.
     """
     mode = MODES[cfg.mode]
     trains = mode.trains or (cfg.mode == "plan" and cfg.plan.probe)
     generates = mode.evaluates or (mode.trains and cfg.select.metric == "exact_match")
     uses_vllm = generates and cfg.eval.engine == "vllm" and cfg.instance.node_rank == 0  # other machines only train
-    problems: list[str] = []
+    problems: list[Problem | str] = []
     if trains:
         try:
             instance.check(machine, cfg.train, cfg.peft)
         except ConfigError as error:
-            problems += str(error).splitlines()
+            problems += error.problems
     if machine.device == "cuda":
         cuda, torch_problem = _torch(machine.name)
         problems += [torch_problem] if torch_problem else _driver(machine.name, cuda)
@@ -55,7 +55,7 @@ def check(machine: Machine, cfg: Config) -> None:
     if uses_vllm:
         problems += _vllm(machine)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
 
 
 def _torch(name: str) -> tuple[int, str | None]:

@@ -1,4 +1,4 @@
-"""Overrides as Hydra's grammar takes them: quotes for values with ``=``, ``,``, ``:``, quotes or ``~``."""
+"""Write overrides in Hydra's grammar: quote values with ``=``, ``,``, ``:``, quotes or ``~``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = re.compile(r"(\+\+?)?[\w./$-]+(@[\w.$:]*)?")
 
 
 def parsed(argument: str) -> Override | None:
-    """An argument as Hydra reads it; None if it cannot."""
+    """Parse an argument as Hydra does; None if Hydra cannot."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -29,29 +29,29 @@ def parsed(argument: str) -> Override | None:
 
 
 def override(key: str, value: str, *, sweep: bool = False) -> str | None:
-    """``KEY=VALUE`` with as many quotes as Hydra's grammar needs; None if it has no way to write the value.
+    """Write ``KEY=VALUE`` with the quotes that Hydra's grammar needs; None if the grammar cannot express the value.
 
-    A value in brackets or braces is a list or a dictionary. In a ``sweep`` commas separate values.
+    A value in brackets or braces is a list or a dictionary. In a ``sweep``, commas separate values.
     """
     value = value.strip()
-    several = wants_list(key)
-    if several and not value.startswith("["):
+    as_list = wants_list(key)
+    if as_list and not value.startswith("["):
         value = f"[{value}]"
     if sweep and not Path(value).exists() and value[:1] not in CLOSING:
-        text = ",".join(_element(item) for item in _items(value, files=several))
+        text = ",".join(_element(item) for item in _items(value, files=as_list))
     else:
-        text = _element(value, files=several)
-    found = parsed(f"{key}={text}") if KEY.fullmatch(key) else None
-    return f"{key}={text}" if found is not None and found.is_sweep_override() <= sweep else None
+        text = _element(value, files=as_list)
+    read = parsed(f"{key}={text}") if KEY.fullmatch(key) else None
+    return f"{key}={text}" if read is not None and read.is_sweep_override() <= sweep else None
 
 
 def shown(argument: str) -> str:
-    """An argument as it is typed in a shell."""
+    """Write an argument as it is typed in a shell."""
     return shlex.quote(argument)
 
 
 def with_home(argument: str) -> str:
-    """Quote an override that is wrong only in its ``~``, which Hydra's grammar lacks; shells leave it in KEY=~."""
+    """Quote an override that Hydra cannot parse because of a ``~``, which shells leave as it is in KEY=~."""
     key, _, value = argument.partition("=")
     if "~" not in value or parsed(argument) is not None or parsed(f"{key}={value.replace('~', 'x')}") is None:
         return argument
@@ -59,7 +59,7 @@ def with_home(argument: str) -> str:
 
 
 def refusal(key: str, value: Any) -> str | None:
-    """Why a key of the configuration does not take a value; None if it does, or if there is no such key."""
+    """Return why a configuration key does not accept a value; None if it does, or if the key does not exist."""
     names = key.lstrip("+").split(".")
     model: Any = Config
     for name in names[:-1]:
@@ -72,24 +72,29 @@ def refusal(key: str, value: Any) -> str | None:
     try:
         TypeAdapter(field.rebuild_annotation()).validate_python(value, strict=True)
     except ValidationError as error:
-        return re.sub(r"^\w+ should", "should", error.errors()[0]["msg"])
+        return type_message(error)
     return None
 
 
+def type_message(error: ValidationError, number: int = 0) -> str:
+    """Reword pydantic's "Input should be …" or "String should have …": in our messages it follows a key."""
+    return re.sub(r"^\w+ should", "should", error.errors()[number]["msg"])
+
+
 def wants_list(key: str) -> bool:
-    """Whether a key takes lists and no single value."""
+    """Whether a key accepts lists only."""
     return refusal(key, "x") is not None and refusal(key, ["x"]) is None
 
 
 def letters(value: Any) -> list[str]:
-    """The letters of dataset.choices where they are written as a list or with commas; [] for anything else."""
+    """Split a value of dataset.choices that is a list or has commas into its letters; [] for any other value."""
     items = value if isinstance(value, list) else str(value).split(",")
-    found = [str(item).strip() for item in items]
-    return found if all(len(item) == 1 and item.isalnum() for item in found) else []
+    names = [str(item).strip() for item in items]
+    return names if all(len(name) == 1 and name.isalnum() for name in names) else []
 
 
 def _element(text: str, *, files: bool = False) -> str:
-    """One value, a list or a dictionary in the grammar."""
+    """Write one value, a list or a dictionary in the grammar."""
     text = text.strip()
     if text[:1] in CLOSING and _end(text) == len(text):
         if text[0] == "[":
@@ -97,9 +102,9 @@ def _element(text: str, *, files: bool = False) -> str:
         pairs = [item.partition(":") for item in _pieces(text[1:-1], keyed=True) if item.strip()]
         if all(colon for _, colon, _ in pairs):
             return "{" + ", ".join(f"{_escaped(key.strip())}: {_element(value)}" for key, _, value in pairs) + "}"
-    found = parsed(f"k={text}") if text else None
-    if found is not None and not found.is_sweep_override() and not text.endswith("\\"):
-        value = found.value()
+    read = parsed(f"k={text}") if text else None
+    if read is not None and not read.is_sweep_override() and not text.endswith("\\"):
+        value = read.value()
         quoted = text[0] in "'\"" and text[-1] == text[0]
         if quoted or not isinstance(value, str) or value == text:
             return text
@@ -107,16 +112,16 @@ def _element(text: str, *, files: bool = False) -> str:
 
 
 def _escaped(key: str) -> str:
-    """A key of a dictionary, which cannot be quoted."""
+    """Escape a key of a dictionary, which the grammar does not allow to quote."""
     return re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)
 
 
 def _items(text: str, *, files: bool) -> list[str]:
-    """What commas separate outside quotes and brackets; a file whose name has commas is one item."""
+    """Split at commas outside quotes and brackets; an existing file whose name has commas is one item."""
     pieces = list(_pieces(text))
     if len(pieces) > 1 and (joined := _existing(pieces)):
         return joined
-    if files and pieces[-1].strip().endswith(SUFFIXES):  # where names of files end in a suffix, they end there
+    if files and pieces[-1].strip().endswith(SUFFIXES):  # each name ends with a suffix
         joined = [""]
         for piece in pieces:
             joined[-1] += piece
@@ -129,7 +134,7 @@ def _items(text: str, *, files: bool) -> list[str]:
 
 
 def _existing(pieces: Sequence[str]) -> list[str]:
-    """The pieces joined to the names of files that are there; [] if no joining gives only such names."""
+    """Join the pieces to names of existing files; [] if that is not possible for all of them."""
     if not pieces:
         return []
     for count in range(len(pieces), 0, -1):
@@ -143,7 +148,7 @@ def _existing(pieces: Sequence[str]) -> list[str]:
 
 
 def _pieces(text: str, *, keyed: bool = False) -> Iterator[str]:
-    """What commas separate; a comma in quotes or brackets counts only where these enclose all of a value."""
+    """Split at commas; quotes and brackets protect a comma only if they enclose a whole value."""
     rest = text
     while True:
         before = re.match(r"[^,:'\"\[{]*:\s*" if keyed else r"\s*", rest)
@@ -159,7 +164,7 @@ def _pieces(text: str, *, keyed: bool = False) -> Iterator[str]:
 
 
 def _end(text: str) -> int | None:
-    """Where the bracket or quote that a text begins with is closed; None if it is not."""
+    """Return the index after the bracket or quote that closes the first character; None if nothing closes it."""
     opening = text[0]
     if opening in "'\"":
         closed = re.match(rf"{opening}(\\.|[^\\{opening}])*{opening}", text, re.DOTALL)

@@ -303,14 +303,14 @@ BAD = [
     (["dataset.choices=A"], ["dataset.choices renders to a single letter, 'A'; an answer needs at least two"]),
     (["dataset.choices=\"{{ '' }}\""], ["has no letters to choose from", "eval.task=exact"]),
     (["dataset.split={train: 0.9, validation: 0.1, test: 0}"], ["the test split of rows.jsonl has no rows"]),
-    (["eval.extract='{{ text }}'"], ["eval.task=choice reads answers by eval.pattern"]),
+    (["eval.extract='{{ text }}'"], ["eval.extract='{{ text }}': eval.task=choice"]),
     (["eval.task=exact", "eval.extract='{{ txt | sql }}'"], ["there is no variable 'txt'; there is only text"]),
     (
         ["eval.task=exact", "eval.extract='{{ text | sqll }}'"],
         ["eval.extract: is not a Jinja template", "search and sql"],
     ),
     (["eval.task=exact", "eval.extract=\"{{ text | search('(9)') }}\""], ["nothing is left to compare"]),
-    (["eval.task=rouge", "select.metric=exact_match"], ["select.metric=exact_match: counts right answers"]),
+    (["eval.task=rouge", "select.metric=exact_match"], ["select.metric=exact_match"]),
     (["eval.task=rouge", "eval.rouge=rougeX"], ["eval.rouge='rougeX'", "rouge1"]),
 ]  # fmt: skip
 

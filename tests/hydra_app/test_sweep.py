@@ -92,19 +92,6 @@ def test_a_decay_longer_than_the_job_is_refused(config: Compose) -> None:
         train.check_schedule(tokens(16), cfg.train, machine)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("train.lr_scheduler_type=warmup_stable_decay", "needs the number of steps at its end"),
-        ("+train.lr_scheduler_kwargs.num_decay_steps=0.5", "num_decay_steps=0.5: warmup_stable_decay needs"),
-        ("+train.lr_scheduler_kwargs.num_stable_steps=5", "follows from train.num_train_epochs"),
-    ],
-)
-def test_a_stable_schedule_that_cannot_be(config: Compose, override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        config("train.lr_scheduler_type=warmup_stable_decay", override)
-
-
 def candidate(job: int, epoch: float, loss: float) -> Candidate:
     return Candidate(loss, epoch, int(epoch), f"job-{job}/checkpoint-{int(epoch)}", job, [], None, 1.0)
 

@@ -107,7 +107,7 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
 
 @pytest.fixture
 def problems(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """The lines of the error of a preflight with these overrides; [] where all is well."""
+    """The problems that a preflight with these overrides reports."""
     monkeypatch.setattr("sftlab.model.hub.check_model", lambda *_: None)
 
     def lines(*overrides: str) -> list[str]:
@@ -115,7 +115,7 @@ def problems(config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Cal
         try:
             preflight.check(instance.find(cfg.instance), cfg)
         except ConfigError as error:
-            return str(error).splitlines()
+            return [str(problem) for problem in error.problems]
         return []
 
     return lines

@@ -1,4 +1,4 @@
-"""The override that is suggested for one that Hydra cannot read is read as the value that was meant."""
+"""Hydra parses a suggested override as the intended value."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ def test_a_value_is_quoted_as_it_was_written(text: str) -> None:
     meant = text.strip()
     if meant[:1] in ("[", "{", "'", '"') or not meant:
         return  # a list, a dictionary, or quotes of the user's
-    found = value("dataset.name_or_path", text)
-    assert found == meant or not isinstance(found, str)  # a number stays one
+    read = value("dataset.name_or_path", text)
+    assert read == meant or not isinstance(read, str)  # a number stays a number
 
 
 @given(st.lists(PLAIN, min_size=1, max_size=4))
 def test_each_item_of_a_list_is_quoted(items: list[str]) -> None:
-    found = value("train.extra.x", f"[{','.join(items)}]")
-    assert isinstance(found, list)
-    assert [item if isinstance(item, str) else known for item, known in zip(found, items, strict=True)] == items
+    read = value("train.extra.x", f"[{','.join(items)}]")
+    assert isinstance(read, list)
+    assert [item if isinstance(item, str) else known for item, known in zip(read, items, strict=True)] == items
 
 
 @given(
     st.dictionaries(st.sampled_from(["a", "b=c", "d e", "f,g"]).filter(lambda key: "," not in key), PLAIN, min_size=1)
 )
 def test_each_value_of_a_dictionary_is_quoted(items: dict[str, str]) -> None:
-    found = value("train.extra.x", "{" + ", ".join(f"{key}: {text}" for key, text in items.items()) + "}")
-    assert isinstance(found, dict)
-    assert {key: text if isinstance(text, str) else items[key] for key, text in found.items()} == items
+    read = value("train.extra.x", "{" + ", ".join(f"{key}: {text}" for key, text in items.items()) + "}")
+    assert isinstance(read, dict)
+    assert {key: text if isinstance(text, str) else items[key] for key, text in read.items()} == items
 
 
 @given(st.text(max_size=30))
-def test_any_text_gets_a_suggestion_that_can_be_read_or_none(text: str) -> None:
+def test_a_suggestion_for_any_text_can_be_parsed(text: str) -> None:
     for key in ("store", "eval.predictions", "train.extra.x"):
         for sweep in (False, True):
             suggested = override(key, text, sweep=sweep)
@@ -74,7 +74,7 @@ def test_files_in_a_list(written: str, meant: list[str]) -> None:
     assert value("eval.predictions", written) == meant
 
 
-def test_files_that_are_there_are_told_apart_by_that(tmp_path: Path) -> None:
+def test_names_of_existing_files_are_split_correctly(tmp_path: Path) -> None:
     names = [str(tmp_path / name) for name in ("x,y=1", "z", "p,q,r=2")]
     for name in names:
         Path(name).write_text("", "utf-8")
@@ -82,7 +82,7 @@ def test_files_that_are_there_are_told_apart_by_that(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("written", ["{ä: 1}", "{'a b': 1, c}"])
-def test_a_dictionary_that_the_grammar_cannot_hold_is_no_text(written: str) -> None:
+def test_a_dictionary_that_the_grammar_cannot_express(written: str) -> None:
     suggested = override("train.extra", written)
     assert suggested is None or parsed(suggested) is not None
 

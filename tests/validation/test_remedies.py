@@ -1,4 +1,4 @@
-"""What a message tells to write is written, and then all is well: the remedy is read out of the message itself."""
+"""Remedies work: each is read from its message, applied to the command line, and the problem is gone."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 from conftest import problem, vignette, vignettes, write_rows
 from test_cli import sftlab
 
-from sftlab.config import Config
+from sftlab.validation.keys import known_keys
 from sftlab.validation.overrides import parsed
-from sftlab.validation.validate import MANAGED, known_keys
+from sftlab.validation.sftconfig import MANAGED
 
 Make = Callable[[Path], Any]
 
 
 def changed(arguments: list[str], *settings: str, drop: str = "") -> list[str]:
-    """A command line with these settings in place of those of the same keys."""
+    """A command line with these settings instead of those of the same keys."""
     keys = [setting.partition("=")[0].lstrip("+~") for setting in settings]
     gone = [text for text in arguments if text.partition("=")[0].lstrip("+~") in (*keys, drop) and "=" in text + "="]
     return [*(text for text in arguments if text not in gone), *settings]
@@ -48,8 +48,8 @@ def pair(*names: str) -> Make:
 
 
 COMMAND = r"write python -m sftlab (?P<command>.*)"
-# Arguments; what is there; the part of the message that is followed: its groups are settings (KEY=VALUE) to be made,
-# as a shell reads them, a key with its new value, or -m.
+# Arguments; a function that writes files; the part of the message that is applied: its groups are settings (KEY=VALUE)
+# as a shell reads them, a key (key_of) with its new value (to), or an option.
 CASES: list[tuple[list[str], Make | None, str]] = [
     # — the command line —
     (["compare", "a.jsonl", "b.jsonl"], pair("a.jsonl", "b.jsonl"), r"write python -m sftlab (?P<command>.*)"),
@@ -74,7 +74,7 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "dataset.choices=A,B,C,D,E"], None, r"write (?P<set>\S+) for one value"),
     ([*TRAIN, "dataset.choices=[A,B,C,D,E]"], None, r"write (?P<set>\S+)"),
     ([*TRAIN, "dry_run"], None, r"write (?P<set>\S+) or"),
-    ([*TRAIN, "dry_run=yes"], None, r"(?P<given>dry_run)=.* should be (?P<to>\w+)"),
+    ([*TRAIN, "dry_run=yes"], None, r"(?P<key_of>dry_run)=.* should be (?P<to>\w+)"),
     ([*TRAIN[1:], "dataset.split={train=8,validation=4,test=4}"], None, r"write (?P<set>.*)"),
     ([*TRAIN, "name='my run'"], None, r"write (?P<set>\S+)"),
     ([*TRAIN, "name=my/run"], None, r"write (?P<set>\S+)"),
@@ -108,17 +108,17 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "dataset.system={a} and b"], None, r"write (?P<set>.*)"),
     ([*TRAIN, "dataset.split={train: 8, validation: 4, test: 4"], None, r"with (?P<end>\}) at the end"),
     ([*TRAIN, "store=~/x,y"], None, r"write (?P<set>.*) for one value"),
-    ([*TRAIN, "store=$HOME/x"], None, r"(?P<given>store)='.*; write (?P<to>.*)"),
+    ([*TRAIN, "store=$HOME/x"], None, r"(?P<key_of>store)='.*; write (?P<to>.*)"),
     # — combinations —
     ([*TRAIN, "peft.method=qlora"], None, r"choose (?P<set>peft=\w+)"),
     ([*TRAIN, "peft.method=none"], None, r"choose (?P<set>peft=\w+)"),
-    ([*TRAIN, "train.use_liger_kernel=true"], None, r"(?P<given>train\S+)=true: .* set it to (?P<to>\w+)"),
-    ([*TRAIN, "instance.attn_implementation=flash_attention_2"], None, r"(?P<given>\S+)=flash.*; set (?P<to>\w+)"),
+    ([*TRAIN, "train.use_liger_kernel=true"], None, r"(?P<key_of>train\S+)=true: .* set it to (?P<to>\w+)"),
+    ([*TRAIN, "instance.attn_implementation=flash_attention_2"], None, r"(?P<key_of>\S+)=f.*; set it to (?P<to>\w+)"),
     ([*TRAIN, "instance=large"], None, r"choose (?P<set>instance=auto)"),
     ([*TRAIN, "instance=large"], None, r"or (?P<set>instance=cpu)"),
     ([*TRAIN, "instance=auto", "instance.device=cuda"], None, r"set (?P<set>instance.device=cpu)"),
     ([*TRAIN, "instance.num_processes=2", "instance.strategy=fsdp"], None, r"set (?P<set>instance\S+)"),
-    ([*TRAIN, "instance.nnodes=2"], None, r"Set (?P<given>\S+) to (?P<to>HOST:PORT)"),
+    ([*TRAIN, "instance.nnodes=2"], None, r"set (?P<key_of>\S+) to (?P<to>HOST:PORT)"),
     ([*TRAIN, "train.optim=paged_adamw_8bit"], None, r"on the CPU|set (?P<set>train.optim=adamw_torch)"),
     ([*TRAIN, "train.optim=galore_adamw"], None, r"set (?P<set>train.optim=\w+)"),
     ([*TRAIN, "train.packing=true", "train.allow_truncated_completion=true"], None, r"set (?P<set>train.allow\S+)"),
@@ -129,31 +129,31 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "train.lr_scheduler_type=linear", f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .*; leave it out"),
     ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay"], None, r"write (?P<set>\S+)"),
     ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay", f"+{FREE}.num_decay_steps=0"], None, r"write (?P<set>\S+)"),  # noqa: E501
-    # Two remedies one after the other, as without letters a pattern is needed that finds the answer.
+    # Two remedies in turn: without letters, the answer has to be extracted.
     ([*BOTH, "dataset.choices=null"], None, r"or set (?P<set>eval.task=exact) >> set (?P<set>'eval.extract=.*)"),
     ([*BOTH, "dataset@eval.dataset=vignettes", "eval.dataset.split={train: 0, validation: 0, test: 4}",
       "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),
     ([*BOTH, "eval.dataset.choices=null", "dataset@eval.dataset=vignettes",
-      "eval.dataset.split={train: 0, validation: 0, test: 4}"], None, r"(?P<given>eval.dataset.choices) is (?P<from>null)"),  # noqa: E501
-    ([*BOTH, "eval.extract=x"], None, r"(?P<given>eval.extract)=.*set it to (?P<to>null)"),
-    ([*BOTH, "eval.extract='{{ text }}'"], None, r"or (?P<given>eval.task) to (?P<to>exact) >> set (?P<set>'eval.extract=.*)"),  # noqa: E501
-    ([*BOTH, "eval.task=rouge", "select.metric=exact_match"], None, r"(?P<given>select.metric)=.*set it to (?P<to>\w+)"),  # noqa: E501
-    ([*BOTH, "eval.tensor_parallel_size=2"], None, r"(?P<given>eval.tensor\S+)=.*set it to (?P<to>1)"),
-    ([*BOTH, "hub.push=true"], None, r"Set (?P<given>hub.repo_id) to (?P<to>\S+)"),
+      "eval.dataset.split={train: 0, validation: 0, test: 4}"], None, r"(?P<key_of>eval.dataset.choices) is (?P<from>null)"),  # noqa: E501
+    ([*BOTH, "eval.extract=x"], None, r"(?P<key_of>eval.extract)=.*set it to (?P<to>null)"),
+    ([*BOTH, "eval.extract='{{ text }}'"], None, r"or set (?P<key_of>eval.task) to (?P<to>exact) >> set (?P<set>'eval.extract=.*)"),  # noqa: E501
+    ([*BOTH, "eval.task=rouge", "select.metric=exact_match"], None, r"(?P<key_of>select.metric)=.*set it to (?P<to>\w+)"),  # noqa: E501
+    ([*BOTH, "eval.tensor_parallel_size=2"], None, r"(?P<key_of>eval.tensor\S+)=.*set it to (?P<to>1)"),
+    ([*BOTH, "hub.push=true"], None, r"set (?P<key_of>hub.repo_id) to (?P<to>\S+)"),
     ([*BOTH, "dataset.split.test=0"], None, r"set (?P<set>mode=train)"),
-    ([*BOTH, "dataset.split.test=0"], None, r"give (?P<some>dataset.split.test) some"),
-    (["mode=compare"], pair("a.jsonl", "b.jsonl"), r"first: (?P<set>'.*')"),
-    ([*TRAIN, "model.name_or_path=random:x"], None, r"use (?P<given>random:) and one of (?P<random>\w+)"),
-    ([*TRAIN, "model.chat_template=none.jinja"], None, r"(?P<given>model\S+)=.*or (?P<to>null)"),
+    ([*BOTH, "dataset.split.test=0"], None, r"set (?P<some>dataset.split.test) to a number"),
+    (["mode=compare"], pair("a.jsonl", "b.jsonl"), r"write (?P<set>'[^']*')"),
+    ([*TRAIN, "model.name_or_path=random:x"], None, r"choose (?P<random>random:\w+)"),
+    ([*TRAIN, "model.chat_template=none.jinja"], None, r"(?P<key_of>model\S+)=.*set it to (?P<to>null)"),
     ([*TRAIN, "dataset.max_rows=1", "dataset.split={train: 8, validation: 4, test: 4}"], None,
-     r"(?P<given>dataset.max_rows)=.*set at least (?P<to>\d+)"),
+     r"(?P<key_of>dataset.max_rows)=.*set at least (?P<to>\d+)"),
     ([*TRAIN, "dataset.name_or_path=two.jsonl", "dataset.split={train: 0.5, validation: 0.5, test: 0}"],
-     lambda folder: write_rows(folder / "two.jsonl", [*vignettes(9), vignette(3)]), r"(?P<given>dataset.id), or set it to (?P<to>null)"),  # noqa: E501
+     lambda folder: write_rows(folder / "two.jsonl", [*vignettes(9), vignette(3)]), r"(?P<key_of>dataset.id), or set it to (?P<to>null)"),  # noqa: E501
 ]  # fmt: skip
 
 
-def followed(arguments: list[str], message: str, pattern: str) -> list[str]:
-    """The command line with the remedy that a message names."""
+def applied(arguments: list[str], message: str, pattern: str) -> list[str]:
+    """The command line after the remedy of a message."""
     match = re.search(pattern, message)
     assert match, message
     part = {name: text for name, text in match.groupdict().items() if text is not None}
@@ -183,8 +183,8 @@ def followed(arguments: list[str], message: str, pattern: str) -> list[str]:
     if "some" in part:
         return changed(arguments, f"{part['some']}=4")
     if "random" in part:
-        return changed(arguments, f"model.name_or_path={part['given']}{part['random']}")
-    return changed(arguments, f"{part['given']}={part.get('to', 'AB').replace('PORT', '29500')}")
+        return changed(arguments, f"model.name_or_path={part['random']}")
+    return changed(arguments, f"{part['key_of']}={part.get('to', 'AB').replace('PORT', '29500')}")
 
 
 @pytest.mark.smoke  # imports trl
@@ -206,23 +206,23 @@ def test_the_remedy_works(
     for remedy in pattern.split(" >> "):
         message = problem(arguments)
         assert message is not None
-        arguments = followed(arguments, message, remedy)
+        arguments = applied(arguments, message, remedy)
     assert problem(arguments) is None, arguments
 
 
-def test_a_remedy_gives_the_value_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remedy_has_the_intended_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     for arguments, key, value in [
         ([*TRAIN, "store=~/x,y"], "store", "~/x,y"),
         ([*TRAIN, "dataset.system=[INST] do"], "dataset.system", "[INST] do"),
     ]:
-        read = parsed(followed(arguments, problem(arguments) or "", r"write (?P<set>.*?)( for one value|$)")[-1])
+        read = parsed(applied(arguments, problem(arguments) or "", r"write (?P<set>.*?)( for one value|$)")[-1])
         assert read is not None
         assert (read.key_or_group, read.value()) == (key, value)
 
 
-def test_what_is_used_instead_of_a_managed_field_exists() -> None:
-    known = {*known_keys(Config), "hydra.run.dir", "mode=plan"}
+def test_the_keys_to_use_instead_of_managed_fields_exist() -> None:
+    known = {*known_keys(), "hydra.run.dir", "mode=plan"}
     assert {own for own in MANAGED.values() if own} <= known
 
 
@@ -242,7 +242,7 @@ def test_no_option_or_word_is_lost(arguments: list[str], command: list[str]) -> 
     assert shlex.split(message.partition("python -m sftlab ")[2]) == command
 
 
-def test_a_file_is_not_joined_to_the_value_before() -> None:
+def test_a_file_is_not_joined_to_the_previous_value() -> None:
     message = problem(["tracking.project=x", "b.jsonl"])
     assert message is not None
     assert "tracking.project=" not in message
@@ -258,7 +258,9 @@ def test_one_file_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("setting", ["hydra.mode=MULTIRUN", "+experiment=own", "-m"])
-def test_a_sweep_is_not_a_fault_beside_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+def test_a_sweep_is_not_reported_beside_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n"
@@ -270,7 +272,7 @@ def test_a_sweep_is_not_a_fault_beside_another(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("word", ["version", "help"])
-def test_what_to_write_for_help_and_version(tmp_path: Path, word: str) -> None:
+def test_the_commands_for_help_and_version(tmp_path: Path, word: str) -> None:
     code, out, message, _ = sftlab(tmp_path, word)
     assert (code, out) == (2, "")
     code, out, _, _ = sftlab(tmp_path, *shlex.split(message.partition("python -m sftlab ")[2]))
@@ -278,7 +280,7 @@ def test_what_to_write_for_help_and_version(tmp_path: Path, word: str) -> None:
     assert ("sftlab 0" in out) == (word == "version")
 
 
-def test_all_of_a_command_line_is_explained_at_once_and_no_problem_follows_from_another(tmp_path: Path) -> None:
+def test_all_problems_of_a_command_line_are_reported_and_no_consequences_of_them(tmp_path: Path) -> None:
     code, _, message, _ = sftlab(
         tmp_path,
         "mode=compare",

@@ -1,0 +1,25 @@
+"""Paths of the configuration: which names are local, and folders that cannot be written to."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from sftlab.dataset.sources import is_data
+from sftlab.errors import Problem
+from sftlab.validation.keys import shown
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is meant as a path: it exists, or it is not a hub id (owner/name)."""
+    return Path(name).exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) or is_data(name)
+
+
+def store_problems(store: str) -> Iterator[Problem]:
+    """Yield the problem of a store that could not be created or written to."""
+    folder = next(path for path in (Path(store).absolute(), *Path(store).absolute().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        message = f"{folder} is not a folder that you can write to"
+        yield Problem("store", shown(store), message, "set it to a folder that you can write to")

@@ -1,0 +1,163 @@
+"""Names and types of configuration keys: unknown keys, wrong types, secrets."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from sftlab.config import Config, Lora, NoPeft, Qlora
+from sftlab.errors import Problem, redacted
+from sftlab.validation import overrides
+
+METHODS = {get_args(part.model_fields["method"].annotation)[0]: part for part in (NoPeft, Lora, Qlora)}
+FORMS = {"instance.rdzv_endpoint": "HOST:PORT", "hub.repo_id": "owner/name"}  # of the values that must match a pattern
+
+# Keys whose values would be readable for everybody in job.json and .hydra/.
+SECRET = re.compile(
+    r"(^|[._])(hf|hub|access|auth|wandb|api)_?(token|key)$|(^|\.)token$|password|secret|credential"
+    r"|(?-i:(^|\.)[A-Z0-9_]+_(TOKEN|KEY)$)",  # an environment variable
+    re.I,
+)
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of the configuration in its order, sections included."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for part in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from known_keys(part, f"{prefix}{name}.")
+
+
+def closest(key: str) -> str | None:
+    """Return the existing key that an unknown key was probably meant to be; None if no key is similar."""
+    section, _, leaf = key.rpartition(".")
+    known = list(known_keys())
+    if section:  # a key of a section is not meant to be a section
+        known = [name for name in known if not any(other.startswith(f"{name}.") for other in known)]
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    for word, names, cutoff in (
+        (leaf, siblings, 0.6),
+        (key, {name: name for name in known}, 0.75),
+        (leaf, by_leaf, 0.75),
+    ):
+        if close := difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff):
+            return names[close[0]]
+    return None
+
+
+def nearest(key: str) -> str:
+    """Return the remedy for an unknown key: the closest key, or the command that lists all keys."""
+    close = closest(key)
+    return f"did you mean {close}?" if close else "`python -m sftlab --cfg job` lists all keys"
+
+
+def shown(value: Any) -> str:
+    """Write a value as on the command line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {shown(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
+def alternatives(options: Sequence[str]) -> str:
+    """Write two or more options as "a, b or c"."""
+    return f"{', '.join(options[:-1])} or {options[-1]}"
+
+
+def invalid_name(value: str) -> Problem:
+    """Return the problem of a value that ``name`` cannot have, with the closest valid one."""
+    valid = re.sub(r"[^\w.-]+", "_", value).strip("_") or "demo"
+    return Problem("name", shown(value), "may contain only letters, digits and . _ -", f"write name={valid}")
+
+
+def secret(key: str) -> Problem:
+    """Return the problem of a key whose value is secret. The value is left out."""
+    return Problem(
+        key,
+        None,
+        "secrets are not allowed in the configuration, which is written to files",
+        "leave it out, and set HF_TOKEN or WANDB_API_KEY in the environment",
+    )
+
+
+def secrets(values: Mapping[Any, Any]) -> Iterator[Problem]:
+    """Yield a problem for each key that holds a secret, by its name or by its value."""
+    for key, value in _leaves(values):
+        if SECRET.search(key) or redacted(str(value)) != str(value):
+            yield secret(key)
+
+
+def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def type_problems(error: ValidationError) -> Iterator[Problem]:
+    """Yield the problems of keys and types that pydantic reports."""
+    for number, details in enumerate(error.errors()):
+        yield _type_problem(dict(details), overrides.type_message(error, number))
+
+
+def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
+    location, kind, value = [str(part) for part in details["loc"]], details["type"], details["input"]
+    tag = None
+    if location[0] == "peft" and len(location) > 2:  # the tag of the union, which is not a part of the key
+        tag = location.pop(1)
+    key = ".".join(location).removesuffix(".[key]")
+    if key.startswith("peft.target_modules"):
+        return Problem("peft.target_modules", shown(value), "should be the name of a layer, or a list of names")
+    if SECRET.search(key):
+        return secret(key)
+    fields = {name for part in METHODS.values() for name in part.model_fields}
+    if tag and len(location) == 2 and kind in ("missing", "extra_forbidden") and location[1] in fields:
+        unset = "the other keys of this method are not set"
+        return Problem("peft.method", tag, unset, f"choose peft={tag}, which sets all of them", ("peft",))
+    if location[-1] == "[key]":  # the only dictionary whose keys are restricted
+        return Problem(key, None, "no such key", "the splits are train, validation and test")
+    if kind == "extra_forbidden":
+        return Problem(key, None, "no such key", nearest(key))
+    if kind == "missing":
+        return Problem(key, None, "is missing", "choose an option of its group, or set it")
+    if kind == "union_tag_invalid":
+        remedy = f"choose {alternatives([f'{key}={method}' for method in METHODS])}"
+        return Problem(f"{key}.method", shown(details["ctx"]["tag"]), f"should be one of {', '.join(METHODS)}", remedy)
+    if key == "name" and kind == "string_pattern_mismatch":
+        return invalid_name(value)
+    if kind == "path":
+        return Problem(key, shown(value), details["ctx"]["message"], details["ctx"]["remedy"])
+    if kind == "string_pattern_mismatch":
+        message = f"should be {FORMS[key]}"
+    message = "should be true or false" if kind == "bool_type" else message
+    return Problem(key, shown(value), message, _remedy(key, kind, value))
+
+
+def _remedy(key: str, kind: str, value: Any) -> str:
+    """Return how to write a value of the wrong type; "" if that is not known."""
+    if key == "eval.predictions" and kind == "list_type" and ("," not in str(value) or os.path.exists(str(value))):
+        return "give two files, the base model's first: 'eval.predictions=[BASE.jsonl,TUNED.jsonl]'"
+    if kind == "string_type" and type(value) is int:
+        quoted = f'{key}="{value}"'
+        return f"write {overrides.shown(quoted)}"
+    if key.endswith("dataset.choices") and (letters := overrides.letters(value)):
+        return f"write {key}={''.join(letters)}"
+    if key.endswith("dataset.split") and kind == "dict_type":
+        form = overrides.override(key, str(value).replace("=", ": "))
+        form = form if form and "{" in form else f"{key}={{train: 0.6, validation: 0.2, test: 0.2}}"
+        return f"write {overrides.shown(form)}"
+    if kind == "list_type" and isinstance(value, str):
+        return f"write {overrides.shown(overrides.override(key, value) or f'{key}=[…]')}"
+    return ""

@@ -1,0 +1,147 @@
+"""The datasets of a run: their splits, every row that is on this machine, and access to the hub."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from sftlab.config import Config, DatasetConfig
+from sftlab.dataset import stage as dataset
+from sftlab.errors import ConfigError, Problem, with_keys
+from sftlab.eval import score
+from sftlab.eval.predictions import load_pair
+from sftlab.model import hub
+from sftlab.records import Example
+from sftlab.runtime.modes import MODES
+from sftlab.runtime.store import Store, key_of
+from sftlab.validation.combinations import evaluation_problems
+from sftlab.validation.files import is_local
+from sftlab.validation.keys import shown
+
+log = logging.getLogger(__name__)
+
+# Keys of the datasets whose rows this process has checked: the jobs of a sweep share them.
+CHECKED: set[str] = set()
+
+MOST_GENERATED = 100_000  # rows; there are few more different questions
+# Keys outside the dataset's section that decide whether its rows can be used.
+JUDGED_BY = ("eval", "select.metric", "mode", "seed")
+
+
+def dataset_problems(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of the dataset, unless a mounted test set replaces it, and of the mounted test set."""
+    if cfg.mode != "evaluate" or cfg.eval.dataset is None:
+        yield from _dataset(cfg, cfg.dataset, mounted=False)
+    if cfg.eval.dataset is not None:
+        yield from _dataset(cfg, cfg.eval.dataset, mounted=True)
+
+
+def prediction_problems(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of the two prediction files of ``mode=compare``."""
+    files = cfg.eval.predictions
+    if len(files) != 2:
+        yield Problem(
+            "eval.predictions",
+            None,
+            f"mode=compare needs two files, and there {'is 1' if len(files) == 1 else f'are {len(files)}'}",
+            "write 'eval.predictions=[a.jsonl,b.jsonl]' with the base model's file first",
+            ("mode",),
+        )
+        return
+    try:
+        load_pair(Path(files[0]), Path(files[1]), cfg.eval)
+    except ConfigError as error:
+        yield from with_keys(error, "eval")
+
+
+def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:
+    """Check the settings of a dataset, then its rows if they are local, unless a completed stage contains them."""
+    section, name = "eval.dataset" if mounted else "dataset", data.name_or_path
+    key, local = f"{section}.name_or_path", is_local(name)
+    problems = list(_split(section, data, mounted=mounted))
+    yield from problems
+    if local and not name.startswith("generate:") and not Path(name).exists():
+        yield Problem(key, shown(name), f"no such file or folder (seen from {Path.cwd()})", "check the path")
+    elif not problems:
+        try:
+            if local:
+                yield from _rows(cfg, data, section, mounted=mounted)
+            else:
+                hub.check_dataset(name, data.revision, key)
+        except ConfigError as error:
+            yield from with_keys(error, section, *JUDGED_BY)
+        except OSError as error:
+            message = f"{error.filename} cannot be read: {error.strerror}"
+            yield Problem(key, shown(name), message, "check its permissions")
+
+
+def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> Iterator[Problem]:
+    """Check every row of a local dataset once per process."""
+    tested = MODES[cfg.mode].reads_test and (mounted or cfg.eval.dataset is None)
+    column = cfg.eval.group_by if tested else None
+    store, inputs = Store(cfg.store), dataset.inputs(data, cfg.seed, mounted=mounted)
+    judged = {"eval": cfg.eval.model_dump(), "select": cfg.select.metric, "mode": cfg.mode}
+    known = key_of({"rows": inputs, "column": column, **judged})
+    if known in CHECKED:
+        return
+    splits = dataset.load(store, data, cfg.seed, mounted=mounted, column=column)
+    if cfg.eval.task != "choice" or data.choices is not None:
+        _check_answers(cfg, splits, mounted=mounted, tested=tested)
+    if not splits["test"] and MODES[cfg.mode].reads_test and cfg.eval.dataset is None:
+        yield Problem(
+            f"{section}.split",
+            shown(data.split),
+            f"the test split of {data.name_or_path} has no rows",
+            f"set {section}.split.test to a number of rows or a share, mount a test set with dataset@eval.dataset=…, "
+            "or set mode=train",
+            (section, *JUDGED_BY),
+        )
+    else:
+        CHECKED.add(known)
+
+
+def _check_answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, tested: bool) -> None:
+    """Check that answers to the rows can be judged, and that the completions trained on would count as correct.
+
+    Raises:
+        ConfigError: targets that no answer can equal, or completions of which none is read as its target.
+    """
+    if any(evaluation_problems(cfg)):
+        return  # reported themselves
+    warnings = []
+    if tested:
+        score.check(splits["test"], cfg.eval)
+    if cfg.mode in ("all", "train") and not mounted:
+        if cfg.select.metric == "exact_match":
+            score.check(splits["validation"], cfg.eval, "validation")
+        if cfg.mode == "all":
+            warnings.append(score.check_completions(splits["train"], cfg.eval))
+    if tested:
+        warnings.append(score.check_completions(splits["test"], cfg.eval, "test"))
+    for warning in filter(None, warnings):
+        log.warning(warning)
+
+
+def _split(section: str, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:
+    """Check the sizes of the splits; generated rows have no end of which a share could be taken."""
+    key, split, keys = f"{section}.split", data.split, (f"{section}.name_or_path",)
+    if not mounted and (not split.get("train") or not split.get("validation")):
+        message = "train and validation need rows: selection compares validation losses"
+        yield Problem(key, shown(split), message, "give both a number of rows, or a share")
+    sizes = [size for size in split.values() if size]
+    if any(size < 1 for size in sizes) and sum(size for size in sizes if size <= 1) > 1 + 1e-9:
+        remedy = "give shares that add up to 1 or less, or numbers of rows"
+        yield Problem(key, shown(split), f"the shares add up to {sum(sizes):g}", remedy)
+    if any(size > 1 and size != int(size) for size in sizes):
+        message = "a number of rows must be whole"
+        yield Problem(key, shown(split), message, "give shares below 1, or whole numbers of rows")
+    if data.name_or_path.startswith("generate:"):
+        if data.name_or_path != "generate:vignettes":
+            yield Problem(keys[0], shown(data.name_or_path), "no such generator", "set it to generate:vignettes")
+        if sum(sizes) > MOST_GENERATED:
+            message = f"asks for too many rows: at most {MOST_GENERATED:,} are generated"
+            yield Problem(key, shown(split), message, "ask for fewer", keys)
+        if any(size < 1 for size in sizes):
+            message = "generated rows have no total of which a share could be taken"
+            yield Problem(key, shown(split), message, "give whole numbers of rows", keys)
