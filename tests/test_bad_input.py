@@ -76,7 +76,7 @@ CONFIG: list[Case] = [
     (
         ["-m", "mode=evaluate", "eval.name_or_path=random:llama", "train.learning_rate=1,2"],
         None,
-        ["train.learning_rate: cannot be swept", "no effect there; leave it out"],
+        ["train.learning_rate: cannot be swept", "no effect there, so leave it out"],
     ),
     (["name=.."], None, ["name='..': outputs would go beside outputs/; give a name with a letter"]),
     (["name=${nope:1}"], None, ["name: Unsupported interpolation type nope; set it to a value"]),
@@ -92,12 +92,20 @@ CONFIG: list[Case] = [
     (["--config-dir=nope"], None, ["config directory", "nope' not found"]),
     (["store="], None, ["store='': should have at least 1 character"]),
     (["store=a/b"], text("a", "x"), ["store='a/b'", "is no folder that you may write to; set store="]),
-    ([f"+{TARGET}=os.getcwd"], None, [f"{TARGET}='os.getcwd': no code is run that a configuration names; leave it"]),
-    (["hydra.launcher._target_=os.getcwd"], None, ["hydra.launcher._target_='os.getcwd': no code is run"]),
-    (["+hydra.job_logging.handlers.x.class=os.system"], None, ["handlers.x.class='os.system': no code is run"]),
+    (
+        [f"+{TARGET}=os.getcwd"],
+        None,
+        [f"{TARGET}='os.getcwd': names code, and a config may not", "; leave it out"],
+    ),
+    (["hydra.launcher._target_=os.getcwd"], None, ["hydra.launcher._target_='os.getcwd': names code"]),
+    (["+hydra.job_logging.handlers.x.class=os.system"], None, ["handlers.x.class='os.system': names code"]),
     (["+hydra.job_logging.handlers.x.()=os.system"], None, ["os.system"]),
-    (["~hydra.callbacks.study"], None, ["hydra.callbacks.study: is what checks a run before it starts; leave it"]),
-    (["+hydra.job.env_set.HF_TOKEN=abc"], None, ["hydra.job.env_set.HF_TOKEN: is written to files; set the variable"]),
+    (["~hydra.callbacks.study"], None, ["Could not delete from config. 'hydra.callbacks.study' does not exist"]),
+    (
+        ["+hydra.job.env_set.HF_TOKEN=abc"],
+        None,
+        ["env_set.HF_TOKEN: would be written to files; set the variable"],
+    ),
 ]
 
 SMALL = ["model=tiny_random", "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"]

@@ -240,18 +240,19 @@ def _impossible(cfg: Config) -> Iterator[str]:
     if cfg.instance.device == "cpu" and cfg.instance.attn_implementation == "flash_attention_2":
         yield "instance.attn_implementation=flash_attention_2: needs a GPU, and instance.device is cpu; set sdpa"
     yield from _machines(cfg.instance)
-    if cfg.mode == "evaluate" and cfg.eval.name_or_path is None:
+    if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         yield "mode=evaluate: which model? Set eval.name_or_path to a folder or hub id"
     if cfg.hub.push and cfg.hub.repo_id is None:
         yield "hub.push=true: where to? Set hub.repo_id to owner/name"
     yield from _writable(cfg.store)
-    if cfg.mode == "compare" and len(cfg.eval.predictions) == 2:
+    compares = MODES[cfg.mode].works_on == "eval.predictions"
+    if compares and len(cfg.eval.predictions) == 2:
         first, second = map(Path, cfg.eval.predictions)
         try:
             load_pair(first, second, cfg.eval)
         except ConfigError as error:
             yield from str(error).splitlines()
-    elif cfg.mode == "compare":
+    elif compares:
         yield (
             f"mode=compare: eval.predictions has {len(cfg.eval.predictions)} files; give two, the base model's first: "
             "'eval.predictions=[a.jsonl,b.jsonl]'"
@@ -285,7 +286,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
     yield from _engines(cfg)
     if not MODES[cfg.mode].reads_data:
         return  # nothing is read but a finished run's files
-    if cfg.mode != "evaluate" or cfg.eval.dataset is None:
+    if MODES[cfg.mode].reads_training_rows or cfg.eval.dataset is None:
         yield from _dataset(cfg, cfg.dataset, mounted=False)
     if cfg.eval.dataset is not None:
         yield from _dataset(cfg, cfg.eval.dataset, mounted=True)
@@ -412,10 +413,10 @@ def _answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, te
     warnings = []
     if tested:
         score.check(splits["test"], cfg.eval)
-    if cfg.mode in ("all", "train") and not mounted:
+    if MODES[cfg.mode].trains and not mounted:
         if cfg.select.metric == "exact_match":
             score.check(splits["validation"], cfg.eval, "validation")
-        if cfg.mode == "all":
+        if MODES[cfg.mode].evaluates:
             warnings.append(score.check_completions(splits["train"], cfg.eval))
     if tested:
         warnings.append(score.check_completions(splits["test"], cfg.eval, "test"))
@@ -535,7 +536,7 @@ def _train(cfg: Config) -> Iterator[str]:
     train = cfg.train
     if train.packing and train.allow_truncated_completion:
         yield "train.packing=true: packing cuts nothing here; set train.allow_truncated_completion=false"
-    if cfg.mode in ("all", "train", "plan"):
+    if MODES[cfg.mode].trains or MODES[cfg.mode].estimates:
         try:  # the machine that there is, also where instance=auto leaves it open; GPUs may be elsewhere (mode=plan)
             instance.find(cfg.instance, elsewhere=True).accumulation(train)
         except ConfigError as error:

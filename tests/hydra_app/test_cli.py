@@ -34,7 +34,7 @@ REPORTED = ("matplotlib.pyplot", "scipy.optimize", "scipy.sparse", "statsmodels.
 @cache
 def server(*modules: str) -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        [sys.executable, "-W", "default", Path(__file__).with_name("commands.py"), *modules],
+        [sys.executable, "-W", "default", Path(__file__).parents[1] / "commands.py", *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -118,7 +118,7 @@ OVERRIDES = [
     (["+experiment=medqqa"], ["experiment=medqqa: no such choice", "medqa"]),
     (["+model=gemma3_4b"], ["write model=gemma3_4b"]),
     (["train.x=[1"], ["train.x=[1: no such key"]),
-    (["eval.predictions=[1"], ["eval.predictions=[1: cannot be read", "KEY=VALUE with ]"]),
+    (["eval.predictions=[1"], ["eval.predictions=[1: cannot be parsed", "KEY=VALUE with ]"]),
     (["train.extra.neftune_noise_alfa=5"], ["SFTConfig has no such field; did you mean neftune_noise_alpha?"]),
     (["peft=none", "peft.r=8"], ["peft.r=8: the chosen peft has no such key", "peft=…"]),
     (["eval.dataset.max_rows=8"], ["eval.dataset.max_rows=8: the chosen dataset@eval.dataset has no such key"]),
@@ -162,12 +162,12 @@ def test_a_plugin_that_is_not_installed(
 
 
 LAUNCHED = [
-    (["hydra/launcher=joblib", "instance=large"], ["hydra/launcher=joblib: a job takes 4 GPUs (instance=large)",
+    (["hydra/launcher=joblib", "instance=large"], ["hydra/launcher=joblib: a job needs 4 GPUs (instance=large)",
                                                    "this machine shows none"]),
-    (["hydra/launcher=ray", "instance=small"], ["a job takes 1 GPU (instance=small)", "hydra.launcher.ray.init.addr"]),
+    (["hydra/launcher=ray", "instance=small"], ["a job needs 1 GPU (instance=small)", "hydra.launcher.ray.init.addr"]),
     (["hydra/launcher=submitit_slurm", "instance=large"], ["none of the 4 GPUs of instance=large", "set mode=train"]),
     (["hydra/launcher=submitit_slurm", "instance=small,large", "mode=train"], ["instance: cannot be swept"]),
-    (["hydra/launcher=ray", "instance=cpu", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], ["gives a job one"]),
+    (["hydra/launcher=ray", "instance=cpu", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], ["a job on one"]),
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_cli import quick
 
-from sftlab.cli import CONF
+from sftlab.hydra_app.compose import CONF
 from sftlab.hydra_app.launchers import RAY_LOOPBACK, claim
 
 pytestmark = pytest.mark.timeout(900)
@@ -316,7 +316,7 @@ def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
     assert process.returncode == 1, out
     run = read(place / "killed" / "run.json")
     assert [job["status"] for job in run["jobs"]] == ["success", "failed"]
-    assert "job 1: ended without a word" in run["error"]
+    assert "job 1: ended without a result" in run["error"]
     assert "hydra/launcher=joblib: TerminatedWorkerError" in run["error"]
     assert run["selection"]["job"] == 0
     assert workers(Path("joblib_store"), "sftlab.train.stage") == []

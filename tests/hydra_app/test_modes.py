@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from conftest import vignettes, write_model, write_rows
 from test_cli import files, quick, refused, sftlab, whole
 
 from sftlab import pipeline
+from sftlab.config import Config
 from sftlab.errors import StageError
+from sftlab.hydra_app.callback import StudyCallback
+from sftlab.hydra_app.study import Study
+from sftlab.hydra_app.task import run_task
 from sftlab.records import read_jsonl
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.modes import MODES
-from sftlab.runtime.run import Run
+from sftlab.runtime.run import Run, hold
+from sftlab.work import WORK, InJobs
 
 TINY = [
     "model=tiny_random", "instance=cpu", "tracking=none", "eval.engine=transformers", "eval.max_tokens=4",
@@ -113,7 +120,8 @@ def test_every_mode_does_what_it_says_or_is_refused(
         return
     written = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
     assert written - {"run.json", ".lock"} == expected - {"run.json", ".lock"}
-    if MODES[mode].records:
+    assert set(MODES[mode].writes) == WRITES[mode][0] - {".hydra", ".lock", "sftlab.log"}
+    if MODES[mode].has_record:
         record = read(tmp_path / "out" / "run.json")
         assert (record["status"], record["mode"], record["error"]) == ("success", mode, None)
     if mode == "evaluate" and sweep:
@@ -128,6 +136,21 @@ def test_every_mode_does_what_it_says_or_is_refused(
         assert first["stages"]["baseline"] == second["stages"]["baseline"] == first["stages"]["finetuned"]
         assert "random:qwen3" in (tmp_path / "out" / "report.html").read_text("utf-8")
         assert out.count("All evaluations on the test set") == 1
+
+
+def test_every_mode_has_its_functions() -> None:
+    assert set(WORK) == set(MODES) == set(get_args(Config.model_fields["mode"].annotation))
+    assert {name for name, work in WORK.items() if isinstance(work, InJobs)} == {
+        name for name, mode in MODES.items() if mode.has_jobs
+    }
+    assert all(mode.result if mode.has_jobs else mode.instead for mode in MODES.values())
+
+
+def test_the_worker_of_a_launcher_gets_an_empty_study(tmp_path: Path) -> None:
+    study = Study(folder=tmp_path, lock=hold(tmp_path))
+    task, callback = pickle.loads(pickle.dumps((partial(run_task, study), StudyCallback(study))))
+    assert task.func is run_task
+    assert task.args[0] == callback.study == Study()
 
 
 # ------------------------------------------------------------------- what a sweep may vary
@@ -160,7 +183,7 @@ REFUSED = [
     (["train.gradient_checkpointing=true,false"], "train.gradient_checkpointing"),
     (["instance.nnodes=2", "instance.rdzv_endpoint=a:1", "instance.node_rank=0,1"], "instance.node_rank"),
     (["mode=evaluate", "eval.name_or_path=random:llama", "eval.stall_min=1,2"], "eval.stall_min"),
-    (["seed=glob(*)"], "seed=glob(*): fits no choice"),
+    (["seed=glob(*)"], "seed=glob(*): matches no choice"),
     (["seed=1,"], "seed=1,: has an empty value between its commas; write seed=1"),
     (["seed=1,,2"], "seed=1,,2: has an empty value between its commas; write seed=1,2"),
     (["seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: no job would run"),
@@ -215,7 +238,7 @@ def test_no_second_command_evaluates_another_split_or_base_than_the_trained_one(
     common = ["-m", *own, "instance=cpu", *([] if in_file else [axis])]
     message = refused(tmp_path, *common, "eval.temperature=0,0.7")
     assert "name_or_path=" not in message
-    assert "one command for each value of eval.temperature" in message
+    assert "run one command for each value of eval.temperature" in message
     if not in_file:
         code, _, errors, _ = sftlab(tmp_path, *common, "eval.temperature=0.7", "eval.sampler=none", "dry_run=true")
         assert "cannot be swept" not in errors
@@ -243,13 +266,13 @@ def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path,
 
 # A job that takes no time: what it would take on its machine is known.
 PLANNED = """
-import sftlab.pipeline
-from dataclasses import asdict
+import sftlab.work
+from dataclasses import asdict, replace
 from sftlab.train.plan import Cell
-def plan_job(cfg, job):
+def plan_job(cfg, job, folder):
     parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
     job.plan = asdict(Cell(dict.fromkeys(parts, 0.1), 1.0, 1.0, 2.0, 1.0, "a test"))
-sftlab.pipeline.plan_job = plan_job
+sftlab.work.WORK["plan"] = replace(sftlab.work.WORK["plan"], job=plan_job)
 """
 
 
@@ -258,18 +281,20 @@ def run(folder: Path, *overrides: str, code: str = PLANNED) -> subprocess.Comple
 
 
 DRY = """
-sftlab.pipeline.dry_run = lambda cfg, folder, scratch: None
+sftlab.work.WORK["plan"] = replace(sftlab.work.WORK["plan"], dry_run=lambda cfg, folder, scratch: None)
 """
 PAGE = """
-import sftlab.pipeline
+import sftlab.work
+from dataclasses import replace
 from sftlab.errors import StageError
 from sftlab.report import terminal as report
 def run_job(cfg, job, folder):
     {body}
 def page(*given):
     raise KeyError("the page")
-sftlab.pipeline.run_job, report.page = run_job, page
-sftlab.pipeline.finish = lambda run, jobs, sweep: None
+report.page = page
+train = sftlab.work.WORK["train"]
+sftlab.work.WORK["train"] = replace(train, job=run_job, finish=lambda run, jobs, is_sweep: None)
 """
 PLAN = ["-m", "mode=plan", "instance=cpu", "hydra.sweep.dir=out"]
 
@@ -310,7 +335,6 @@ def test_optuna_may_not_name_folders_by_values(tmp_path: Path) -> None:
 
 # Hydra has a copy of its own of the launcher's class.
 LAUNCHER = """
-import sftlab.cli
 from hydra.core.plugins import Plugins
 Basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
 launch = Basic.launch
@@ -319,9 +343,9 @@ NOTHING = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx
 ONE = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx: launch(self, job_overrides[:1], 0)\n"
 BUG = """
 import sftlab.hydra_app.sweep
-def look(config):
+def examine(config):
     raise KeyError("a bug")
-sftlab.hydra_app.sweep.look = look
+sftlab.hydra_app.sweep.examine = examine
 """
 FULL = """
 import sftlab.runtime.run
@@ -329,12 +353,13 @@ def write_json(path, value):
     raise OSError(28, "No space left on device", str(path))
 sftlab.runtime.run.write_json = write_json
 """
-SILENT = """
-import sftlab.pipeline
-sftlab.pipeline.plan_job = lambda cfg, job: None
-import sftlab.cli
-sftlab.cli.StudyCallback.on_multirun_start = lambda self, config, **kwargs: None
+SILENT = (
+    PLANNED
+    + """
+from sftlab.hydra_app.callback import StudyCallback
+StudyCallback.on_multirun_start = lambda self, config, **kwargs: None
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -360,13 +385,12 @@ def test_an_error_in_the_callback_is_not_a_warning(tmp_path: Path, fault: str) -
         assert "No space left on device" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["~hydra.callbacks"], ["hydra.callbacks=null"], ["~hydra.callbacks.study"]])
+@pytest.mark.parametrize("override", ["~hydra.callbacks", "hydra.callbacks=null", "hydra.callbacks={}"])
 @pytest.mark.parametrize("sweep", [False, True])
-def test_without_the_callback_nothing_runs(tmp_path: Path, arguments: list[str], sweep: bool) -> None:
-    code, _, message, _ = sftlab(tmp_path, *(["-m"] if sweep else []), *FIXED, *arguments)
-    assert code != 0
-    assert "Traceback" not in message
-    assert not list(tmp_path.rglob("run.json"))
+def test_no_override_disables_the_checks(tmp_path: Path, override: str, sweep: bool) -> None:
+    settings = ["-m", *FIXED, "seed=1,2"] if sweep else FIXED
+    message = refused(tmp_path, *settings, override, "dataset.max_rows=-3")
+    assert ("dataset.max_rows=-3: should be greater" in message) == (override == "hydra.callbacks={}")
 
 
 def test_a_sweeps_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -516,7 +540,7 @@ STAGES = {
     "model": "sftlab.pipeline.models.resolve",
     "tokens": "sftlab.pipeline.tokenize.make",
     "training": "sftlab.pipeline.train.make",
-    "folder": "sftlab.cli._go_where_the_sweep_was_started",
+    "folder": "sftlab.hydra_app.task._enter_folder",
 }
 FAILS = """
 import {module}
@@ -571,7 +595,7 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
         assert "Traceback" not in done.stderr + done.stdout
 
 
-BASE = "__import__('sftlab.model.base').models.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
+BASE = "__import__('sftlab.model.base').model.base.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
 TOKENS = """
 sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts": {"train": {"rows": 8}}})()
 """
@@ -582,16 +606,17 @@ def test_a_job_without_a_checkpoint_is_named_by_the_decision(tmp_path: Path, con
     job = Job(3, [], config().model_dump(), status="success", folder=tmp_path)
     failed = Job(4, [], {"seed": "${nothing}"}, status="failed", error="the disk is gone")
     with pytest.raises(StageError, match="job 3: reports success and no checkpoint"):
-        pipeline.finish(record, [failed, job], sweep=True)
+        pipeline.finish_training(record, [failed, job], True)
 
 
 def test_a_failing_decision_does_not_hide_why_a_job_failed(tmp_path: Path) -> None:
     code = """
-import sftlab.pipeline
+import sftlab.work
+from dataclasses import replace
 def run_job(cfg, job, folder):
     if cfg.seed == 1:
         raise RuntimeError("the first reason")
-sftlab.pipeline.run_job = run_job
+sftlab.work.WORK["train"] = replace(sftlab.work.WORK["train"], job=run_job)
 """
     done = run(tmp_path, "-m", *TINY, "mode=train", "seed=1,2", "hydra.sweep.dir=out", code=code)
     assert done.returncode == 1

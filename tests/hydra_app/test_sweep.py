@@ -424,10 +424,12 @@ def test_a_value_that_the_sweep_mends_does_not_stop_it(tmp_path: Path) -> None:
 
 
 FAULTS = """
-import sftlab.pipeline
+import sftlab.work
+from dataclasses import replace
 def run_job(cfg, job, folder):
     raise KeyError("a bug")
-sftlab.pipeline.run_job = run_job
+for mode in ("all", "train"):
+    sftlab.work.WORK[mode] = replace(sftlab.work.WORK[mode], job=run_job)
 """
 
 

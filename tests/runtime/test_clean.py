@@ -153,7 +153,7 @@ def test_a_run_on_another_machine_that_is_not_seen_from_here_stops_it(store: Pat
     Store(store).register(outputs / "gone")
     (entry,) = (store / ".runs").iterdir()
     entry.write_text(json.dumps({"folder": "/scratch/run", "host": "another"}), "utf-8")
-    with pytest.raises(ConfigError, match=r"names a run on another that is not seen from here; .* delete this file"):
+    with pytest.raises(ConfigError, match=r"names a run on another that this machine cannot see; .* delete this file"):
         clean(store, outputs, delete=True)
     entry.unlink()
     assert found(store, outputs) == names(made)
@@ -233,7 +233,7 @@ def test_while_a_run_goes_on_what_was_used_of_late_is_kept(
     with caplog.at_level("INFO"):
         run = record(outputs / "goes-on", status="running")
         assert found(store, outputs) == names(old, "merged", "generations")
-    assert f"{run.folder} goes on (or was killed)" in caplog.text
+    assert f"{run.folder} is running (or was killed)" in caplog.text
     run.update(status="success")
     assert found(store, outputs) == names(old) | {("dataset", dataset.key), ("merged", merged.key)}
 
@@ -335,7 +335,7 @@ def test_a_stage_that_another_process_uses_since_it_was_listed_is_left(
     interfere(monkeypatch, act)
     clean(store, outputs, delete=True)
     processes[0].communicate(timeout=900)
-    assert "0 deleted, 1 left" in said(capsys)
+    assert "0 deleted, 1 retained" in said(capsys)
     assert stage(store, "dataset", {"seed": 1}).cached
 
 
@@ -352,7 +352,7 @@ def test_nothing_is_deleted_unless_it_is_asked_for(
     for kind, key in names(lost):
         assert any(kind in line and key in line for line in out.splitlines()), out
     assert time.strftime("%Y-%m-%d", time.localtime(OLD)) in out
-    assert "7 folders, 2.5 MB: nothing was deleted; to delete them, add clean.delete=true" in " ".join(out.split())
+    assert "7 folders, 2.5 MB: nothing was deleted; add clean.delete=true to delete them" in " ".join(out.split())
     assert kept["train"].key not in out
 
 
@@ -372,7 +372,7 @@ def test_deleting_leaves_what_runs_refer_to_and_no_stale_locks(
     assert sorted(path.name for path in store.iterdir() if path.name != ".in-use") == sorted(kept)
     assert not Store(store).has("train", {"tokens": lost["tokens"].key, "base": lost["model"].key, "seed": 2})
     clean(store, outputs, delete=True)
-    assert "runs refer to all of it" in said(capsys)
+    assert "runs refer to all stages" in said(capsys)
 
 
 def interfere(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
@@ -396,7 +396,7 @@ def test_a_stage_that_is_used_after_it_was_listed_is_left(
     clean(store, outputs, delete=True)
     assert (first.path / "result").is_file()
     assert not second.path.exists()
-    assert "1 deleted, 1 left, which are in use" in said(capsys)
+    assert "1 deleted, 1 retained, which are in use" in said(capsys)
 
 
 def test_a_stage_that_is_locked_or_gone_by_then_is_left(
@@ -419,7 +419,7 @@ def test_a_stage_that_is_locked_or_gone_by_then_is_left(
     lock.release()
     assert (held.path / "result").is_file()
     assert (partial.path / "result").is_file()
-    assert "0 deleted, 3 left" in said(capsys)
+    assert "0 deleted, 3 retained" in said(capsys)
 
 
 def test_whoever_waits_for_the_lock_of_a_deleted_stage_builds_it_again(store: Path, outputs: Path) -> None:
@@ -500,7 +500,7 @@ def test_without_any_run_nothing_is_deleted(store: Path, outputs: Path, capsys: 
     made = chain(store, 1)
     for dry_run in (True, False):
         with pytest.raises(
-            ConfigError, match=r"no run was found below .*outputs .* all of .*store would be deleted; set store="
+            ConfigError, match=r"there is no run below .*outputs .* all of .*store would be deleted; set store="
         ):
             clean(store, outputs, delete=True, dry_run=dry_run)
     assert all(one.path.is_dir() for one in made.values())
@@ -511,12 +511,12 @@ def test_without_any_run_nothing_is_deleted(store: Path, outputs: Path, capsys: 
 
 @pytest.mark.parametrize("delete", [False, True])
 def test_no_store_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], delete: bool) -> None:
-    with pytest.raises(ConfigError, match=r"store='.*none': no such folder .*; name the store of your runs"):
+    with pytest.raises(ConfigError, match=r"store='.*none': no such folder in .*; set it to the store of your runs"):
         clean(tmp_path / "none", tmp_path / "outputs", delete=delete)
     assert not (tmp_path / "none").exists()
     (tmp_path / "empty").mkdir()
     clean(tmp_path / "empty", tmp_path / "outputs", delete=delete)
-    assert "runs refer to all of it" in said(capsys)
+    assert "runs refer to all stages" in said(capsys)
 
 
 def test_a_folder_of_runs_that_is_not_there_stops_the_deletion(store: Path, tmp_path: Path) -> None:

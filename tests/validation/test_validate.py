@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from conftest import vignettes, write_model, write_rows
 
-from sftlab.cli import CONF
 from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError
+from sftlab.hydra_app.compose import CONF
 from sftlab.runtime.store import Store
 from sftlab.validation import validate
 
