@@ -152,7 +152,7 @@ def _dataset(cfg: Config, store: Store, temporary: Store) -> dataset.Dataset:
 def _model(name: str, model: ModelConfig, store: Store, seed: int) -> Base | None:
     """The model if it is on this machine."""
     base = models.cached(model, store, seed)
-    place = "on this machine" if base is not None else "will be downloaded or made"
+    place = "on this machine" if base is not None else "will be downloaded or generated"
     log.info("%-9s %s: %s", name, model.name_or_path, place)
     return base
 

@@ -40,7 +40,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         diagnosis.check_argument(argument, read, sweep=sweep)
     diagnosis.check_plugin(error)
     diagnosis.check_config()
-    problems = diagnosis.problems()
+    problems = diagnosis.all_problems()
     return listed(problems) if problems else _in_one_line(error)
 
 
@@ -52,7 +52,7 @@ class _Diagnosis:
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer
-        self.found: list[str] = []
+        self.problems: list[str] = []
         self.fixed: list[str] = []
         self.unquoted: dict[str, str] = {}
         """Problems of keys whose values need quotes, if the key accepts text."""
@@ -61,9 +61,9 @@ class _Diagnosis:
         self.uncertain: set[str] = set()
         """Keys whose intended value is unknown. Problems that follow from it are not reported."""
 
-    def problems(self) -> list[str]:
+    def all_problems(self) -> list[str]:
         """All problems, those of the grammar first."""
-        return [*self.unquoted.values(), *self.found, *self.absent.values()]
+        return [*self.unquoted.values(), *self.problems, *self.absent.values()]
 
     def check_argument(self, argument: str, read: Override | None, *, sweep: bool) -> None:
         """Check one argument; ``read`` is the override as Hydra parses it, None if it cannot."""
@@ -71,7 +71,7 @@ class _Diagnosis:
 
         key = argument.partition("=")[0].lstrip("+~")
         if SECRET.search(key):
-            self.found.append(f"{key}: {SECRETS}")
+            self.problems.append(f"{key}: {SECRETS}")
             return
         problem, intended = (
             _unreadable(argument, sweep=sweep) if read is None else _unfit(argument, read, self.composer, sweep=sweep)
@@ -79,7 +79,7 @@ class _Diagnosis:
         if problem and read is None and intended is not None:
             self.unquoted[key] = problem
         elif problem:
-            self.found.append(problem)
+            self.problems.append(problem)
         if intended is None or (problem and read is not None) or (read and read.is_sweep_override()):
             self.uncertain.update((key.partition("@")[2] or key, (intended or "").partition("=")[0].lstrip("+")))
         if intended is not None and not (read and read.is_sweep_override()):
@@ -91,7 +91,7 @@ class _Diagnosis:
         if plugin:
             group, name, kind = plugin.groups()
             extra = name.replace("submitit", "slurm")
-            self.found.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
+            self.problems.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
             self.fixed = [argument for argument in self.fixed if not argument.startswith(f"{group}=")]
 
     def check_config(self) -> None:
@@ -118,7 +118,7 @@ class _Diagnosis:
             if typed := re.match(r"([\w.]+)=.*?: should ", problem):
                 self.unquoted.pop(typed[1], None)
             if not any(_concerns(problem, key) for key in self.uncertain if key):
-                self.found.append(problem)
+                self.problems.append(problem)
 
     def _fix(self, message: str) -> bool:
         """Fix the argument that Hydra's message names. False if it names none."""
@@ -126,7 +126,7 @@ class _Diagnosis:
 
         added = re.search(r"An item is already at '([^']+)'", message)
         if added and (argument := self._argument(f"+{added[1]}")):
-            self.found.append(f"{argument}: is set already; write {shown(argument[1:])}")
+            self.problems.append(f"{argument}: is set already; write {shown(argument[1:])}")
             self.fixed[self.fixed.index(argument)] = argument[1:]
             return True
         missing = re.search(r"Could not override '([^']+)'", message)
@@ -137,16 +137,16 @@ class _Diagnosis:
         self.fixed.remove(argument)
         if key.startswith("train.extra."):  # its value takes seconds to check
             problem = unknown_field(key.removeprefix("train.extra."))
-            self.found.append(problem or f"{argument}: is not set yet; write {shown(f'+{argument}')}")
+            self.problems.append(problem or f"{argument}: is not set yet; write {shown(f'+{argument}')}")
         elif FREE_KEYS.match(key):
             self.absent[key] = f"{argument}: is not set yet; write {shown(f'+{argument}')}"
             self.fixed.append(f"+{argument}")
         elif key.startswith("hydra."):
             unknown = f"no such key; `{PROGRAM} --cfg hydra` lists Hydra's keys"
-            self.found.append(f"{argument}: {REMEDY_FOR_CODE if key.endswith('._target_') else unknown}")
+            self.problems.append(f"{argument}: {REMEDY_FOR_CODE if key.endswith('._target_') else unknown}")
         else:
             section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
-            self.found.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
+            self.problems.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
             self.uncertain.add(key)
         return True
 
