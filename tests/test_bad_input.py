@@ -1,4 +1,4 @@
-"""What a user may get wrong: place, value and remedy, nothing written, and nothing heavy imported.
+"""Bad input: the message has place, value and remedy, nothing is written, and nothing heavy is imported.
 
 Of each kind the first goes through the real command line, and what Hydra or a mode itself checks: exit code 2.
 """
@@ -22,7 +22,7 @@ from sftlab.model import base as models
 from sftlab.runtime.store import Store
 
 Make = Callable[[Path], Any]
-Case = tuple[list[str], Make | None, list[str]]  # arguments; what is there; what is said
+Case = tuple[list[str], Make | None, list[str]]  # arguments; function that writes the input; parts of the message
 
 
 def text(name: str, content: str | bytes) -> Make:
@@ -255,20 +255,20 @@ CASES = [
 ]
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_at_least_100_cases() -> None:
     assert len(CASES) >= 100
 
 
 FIRST = [cases[0] for cases in (CONFIG, DATA, TEMPLATES, MODELS, PREDICTIONS)]
 
 
-@pytest.mark.parametrize(("arguments", "make", "said"), CASES)
+@pytest.mark.parametrize(("arguments", "make", "parts"), CASES)
 def test_bad_input_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], make: Make | None, said: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], make: Make | None, parts: list[str]
 ) -> None:
     if make:
         make(tmp_path)
-    if (arguments, make, said) in FIRST or any("hydra." in text or text.startswith("-") for text in arguments):
+    if (arguments, make, parts) in FIRST or any("hydra." in text or text.startswith("-") for text in arguments):
         message = refused(tmp_path, *arguments)
     else:
         monkeypatch.chdir(tmp_path)
@@ -284,10 +284,10 @@ def test_bad_input_is_refused(
         message = problem(arguments) or ""
         assert files(tmp_path) == before
         assert not imported & HEAVY
-    assert [part for part in said if part not in message] == [], message
+    assert [part for part in parts if part not in message] == [], message
 
 
-def test_a_traceback_is_there_for_those_who_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_full_error_prints_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     code, _, message, _ = sftlab(tmp_path, "train.lerning_rate=1")
     assert code == 2
@@ -328,13 +328,13 @@ def test_a_secret_in_a_command_is_refused_and_not_repeated(
 
 def test_an_error_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "abcdefgh1234")
-    said = StageError("GET https://hub/?key=abcdefgh1234 with hf_" + "x" * 34 + " failed")
-    assert str(said) == "GET https://hub/?key=$SOME_API_KEY with hf_… failed"
-    monkeypatch.setenv("SHORT_KEY", "GET")  # too short to be told from a word
+    error = StageError("GET https://hub/?key=abcdefgh1234 with hf_" + "x" * 34 + " failed")
+    assert str(error) == "GET https://hub/?key=$SOME_API_KEY with hf_… failed"
+    monkeypatch.setenv("SHORT_KEY", "GET")  # too short to tell from a word
     assert str(ConfigError("GET failed")) == "GET failed"
 
 
-def test_trusting_a_models_code_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_trusting_the_code_of_a_model_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_model(tmp_path / "m")
     for trusted in (False, True):
         caplog.clear()

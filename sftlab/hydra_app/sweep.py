@@ -116,8 +116,8 @@ def check_sweep(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
     """
     if not mode.has_jobs:
         raise ConfigError(
-            f"mode={mode.name} cannot be swept: {mode.instead}. Run one command for each value, without -m and with "
-            "one value per key (and with hydra.mode=RUN if an experiment file sweeps)"
+            f"mode={mode.name}: cannot be swept, because {mode.instead}; run one command for each value, without -m and "
+            "with one value per key (and with hydra.mode=RUN if an experiment file sweeps)"
         )
     if sweep.jobs is None and not mode.trains:
         raise ConfigError(
@@ -243,8 +243,8 @@ def _folders(sweep: Sweep, config: DictConfig) -> list[PurePath]:
     """The folders of the jobs. Refuse those that jobs would share, or that are not below the sweep's folder."""
     raw = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
     remedy = "set it to a folder that differs between jobs, such as '${hydra.job.num}'"
-    own = any(NUMBERED.fullmatch(part) for part in raw.split("/"))
-    if sweep.jobs is None and not own:
+    is_numbered = any(NUMBERED.fullmatch(part) for part in raw.split("/"))
+    if sweep.jobs is None and not is_numbered:
         raise ConfigError(f"hydra.sweep.subdir={raw!r}: may be the same in two jobs; {remedy}")
     trials = OmegaConf.select(config, "hydra.sweeper.n_trials") or 1
     jobs = sweep.jobs or [[axis.first for axis in sweep.axes]] * trials

@@ -106,7 +106,7 @@ MODES = {
             writes=(*TRAINED, "merged", "predictions", "model_card.md"),
             varies=TRAINING,
             ignores=(*RESERVATION, *SAME_WEIGHTS),
-            result="training",
+            result="the trained weights",
         ),
         Mode(
             "train",
@@ -115,7 +115,7 @@ MODES = {
             writes=TRAINED,
             varies=TRAINING,
             ignores=(*RESERVATION, *SAME_WEIGHTS),
-            result="training",
+            result="the trained weights",
         ),
         Mode(
             "evaluate",
@@ -125,7 +125,7 @@ MODES = {
             writes=("run.json", "job.json", "predictions", "report.html"),
             varies=("model", "dataset", "eval", "instance", "seed"),
             ignores=("eval.predictions", "eval.hoped_difference", "eval.stall_min", *RESERVATION),
-            result="answers",
+            result="the answers",
         ),
         Mode(
             "plan",

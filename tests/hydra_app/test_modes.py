@@ -1,4 +1,4 @@
-"""Every mode, alone and under -m, run and dry run: exit code and written files; what cannot be swept is refused."""
+"""Every mode as a single run and a sweep, run and dry run: exit code, written files, and refused sweeps."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RECORD = {".hydra", ".lock", "run.json", "sftlab.log"}
 TRAINED = {"job.json", "best", "loss.png", "metrics.jsonl", "sweep.csv", "report.html"}
 EVALUATED = {"merged", "predictions", "model_card.md"}
 SWEPT = {".lock", "run.json", "multirun.yaml", "0", "1"}
-# What each mode adds to a run's folder; None where it is refused.
+# What each mode writes into a run's folder, single and swept; None if it cannot be swept.
 WRITES: dict[str, tuple[set[str], set[str] | None]] = {
     "all": (RECORD | TRAINED | EVALUATED, SWEPT | TRAINED - {"job.json"} | EVALUATED),
     "train": (RECORD | TRAINED, SWEPT | TRAINED - {"job.json"}),
@@ -81,12 +81,12 @@ def cases() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the whole runs, so that each stage is made once."""
+    """Shared by all tests with a model, so that each stage is built once."""
     return tmp_path_factory.mktemp("shared") / "store"
 
 
 @pytest.mark.parametrize(("mode", "sweep", "dry"), cases())
-def test_every_mode_does_what_it_says_or_is_refused(
+def test_every_mode_writes_its_files_or_is_refused(
     tmp_path: Path, store: Path, mode: str, sweep: bool, dry: bool
 ) -> None:
     settings = [f"mode={mode}", f"dry_run={str(dry).lower()}", f"store={store}"]
@@ -105,7 +105,7 @@ def test_every_mode_does_what_it_says_or_is_refused(
         settings += ["hydra.run.dir=out"] + (["eval.name_or_path=random:qwen3"] if mode == "evaluate" else [])
     expected = WRITES[mode][sweep]
     if expected is None:
-        assert f"mode={mode} cannot be swept" in refused(tmp_path, *settings)
+        assert f"mode={mode}: cannot be swept" in refused(tmp_path, *settings)
         return
     before = files(tmp_path), files(store)
     done = (quick if mode in LIGHT else whole)(tmp_path, *settings)
@@ -131,7 +131,7 @@ def test_every_mode_does_what_it_says_or_is_refused(
             assert row["evaluation"]["finetuned"]["n"] == 6
             assert row["evaluation"]["comparison"]["p_value"] <= row["p_adjusted"]
             assert {"predictions", "report.html"} <= {path.name for path in job.folder.iterdir()}
-        # The base is evaluated once for all, and is the first model itself.
+        # The base is evaluated once for both jobs. It is the model of the first job.
         first, second = record["evaluations"]
         assert first["stages"]["baseline"] == second["stages"]["baseline"] == first["stages"]["finetuned"]
         assert "random:qwen3" in (tmp_path / "out" / "report.html").read_text("utf-8")
@@ -203,7 +203,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "key"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
-def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: list[str], key: str) -> None:
+def test_a_sweep_over_a_key_without_effect_is_refused(tmp_path: Path, arguments: list[str], key: str) -> None:
     if "own" in arguments:
         (tmp_path / "own" / "experiment").mkdir(parents=True)
         params = {"eval.temperature": "0,1", "train.num_train_epochs": "1,2"}
@@ -213,7 +213,7 @@ def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: li
     assert key in message
 
 
-def test_an_experiment_that_sweeps_says_how_to_show_its_rows(tmp_path: Path) -> None:
+def test_the_refusal_to_preview_a_sweep_names_hydra_mode(tmp_path: Path) -> None:
     message = refused(tmp_path, "+experiment=demo_sweep", "mode=preview", *FIXED)
     assert "hydra.mode=RUN" in message
     code, _, errors, _ = sftlab(
@@ -227,7 +227,7 @@ def test_an_experiment_that_sweeps_says_how_to_show_its_rows(tmp_path: Path) -> 
 def test_no_second_command_evaluates_another_split_or_base_than_the_trained_one(
     tmp_path: Path, axis: str, in_file: bool
 ) -> None:
-    """Which seed, dataset or base the selected model has is not known before the training."""
+    """The seed, dataset and base of the selected model are unknown before the training."""
     own = []
     if in_file:
         (tmp_path / "own" / "experiment").mkdir(parents=True)
@@ -264,7 +264,7 @@ def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path,
 
 # ------------------------------------------------------------------- no exit code 0 without success
 
-# A job that takes no time: what it would take on its machine is known.
+# A job of mode=plan that takes no time.
 PLANNED = """
 import sftlab.work
 from dataclasses import asdict, replace
@@ -328,12 +328,12 @@ def test_folders_that_jobs_would_share_are_refused(tmp_path: Path, subdir: str, 
     assert "hydra.sweep.subdir" in message
 
 
-def test_optuna_may_not_name_folders_by_values(tmp_path: Path) -> None:
+def test_optuna_with_folders_named_by_values_is_refused(tmp_path: Path) -> None:
     settings = ["-m", *FIXED, "hydra/sweeper=optuna", "seed=1,2"]
     assert "hydra.sweep.subdir" in refused(tmp_path, *settings, "hydra.sweep.subdir=${seed}")
 
 
-# Hydra has a copy of its own of the launcher's class.
+# Hydra imports its launcher a second time, so the class in its list of plugins is patched.
 LAUNCHER = """
 from hydra.core.plugins import Plugins
 Basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
@@ -414,12 +414,12 @@ def test_a_jobs_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         ("hydra.output_subdir=/x", "hydra.output_subdir='/x'"),
     ],
 )
-def test_names_of_hydra_that_lead_nowhere_are_refused(tmp_path: Path, override: str, message: str) -> None:
+def test_invalid_names_in_hydras_section_are_refused(tmp_path: Path, override: str, message: str) -> None:
     assert message in refused(tmp_path, "mode=preview", *FIXED, override)
 
 
 def test_a_run_without_jobs_that_the_store_cannot_register_fails(tmp_path: Path) -> None:
-    """``mode=clean`` would not find it, and delete what it refers to."""
+    """Otherwise ``mode=clean`` would miss the run and delete its stages."""
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / ".runs").write_text("")
     code, _, errors, _ = sftlab(tmp_path, "mode=compare", predictions(tmp_path), "store=store", "hydra.run.dir=out")
@@ -430,7 +430,7 @@ def test_a_run_without_jobs_that_the_store_cannot_register_fails(tmp_path: Path)
 
 
 @pytest.mark.parametrize("dry", ["false", "true"])
-def test_a_sweep_of_which_one_job_is_bad_input_exits_as_its_dry_run(tmp_path: Path, dry: str) -> None:
+def test_a_sweep_with_an_invalid_job_exits_like_its_dry_run(tmp_path: Path, dry: str) -> None:
     done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,-1", f"dry_run={dry}", code=PLANNED + DRY)
     assert done.returncode == 1, done.stderr
     assert "job 1: seed=-1: should be greater" in done.stdout + done.stderr
@@ -457,7 +457,7 @@ SPLIT = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
 @pytest.mark.parametrize("mode", ["all", "train"])
 @pytest.mark.parametrize("sweep", [False, True])
 @pytest.mark.parametrize("dry", [False, True])
-def test_leakage_is_found_before_the_model_is_made(tmp_path: Path, mode: str, sweep: bool, dry: bool) -> None:
+def test_leakage_is_refused_before_the_model_is_loaded(tmp_path: Path, mode: str, sweep: bool, dry: bool) -> None:
     rows = vignettes(12)
     write_rows(tmp_path / "twice.jsonl", [*rows, *({**row, "id": f"again-{row['id']}"} for row in rows)])
     settings = [*LEAK, f"mode={mode}", SPLIT, f"dry_run={str(dry).lower()}"]
@@ -484,7 +484,7 @@ def test_a_dry_run_describes_the_work_of_its_mode(tmp_path: Path) -> None:
     assert "train" not in compared.stdout
     (tmp_path / "b.jsonl").unlink()
     assert "b.jsonl" in refused(tmp_path, "mode=compare", "eval.predictions=[a.jsonl,b.jsonl]", "dry_run=true")
-    # Neither split.train nor the training's settings matter to an evaluation.
+    # The training split and settings do not matter to an evaluation.
     write_rows(tmp_path / "test.jsonl", vignettes(7))
     mounted = ["dataset@eval.dataset=vignettes", "eval.dataset.name_or_path=test.jsonl", "dataset.name_or_path=gone"]
     evaluated = ["mode=evaluate", "eval.name_or_path=random:qwen3", *TINY[:6], *mounted, "dry_run=true"]
@@ -517,7 +517,7 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
         assert "clean.outputs=" in errors
 
 
-def test_the_dry_run_of_a_report_reads_and_writes_nothing(tmp_path: Path) -> None:
+def test_the_dry_run_of_a_report_reads_the_run_and_writes_nothing(tmp_path: Path) -> None:
     Run.start(tmp_path / "a", name="a", mode="train", seed=1, command="").update(selection={"candidates": 3})
     message = refused_late(tmp_path, "mode=report", "hydra.run.dir=a", "dry_run=true")
     assert "its files are not as a run writes them" in message
@@ -532,7 +532,7 @@ def refused_late(folder: Path, *arguments: str) -> str:
     return message
 
 
-# ------------------------------------------------------------------- a job's own reason
+# ------------------------------------------------------------------- jobs that fail
 
 STAGES = {
     "data": "sftlab.pipeline.dataset.make",
@@ -562,7 +562,7 @@ GONE, BUGGY = "StageError('the disk of the store is gone')", "KeyError('a bug')"
 
 @pytest.mark.parametrize(
     ("stage", "error", "sweep"),
-    # Every stage with an error of each kind: alone one kind, swept the other.
+    # Each stage fails once with each kind of error, in a single run or in a sweep.
     [(stage, error, (error == GONE) == (number % 2 == 0)) for number, stage in enumerate(sorted(STAGES))
      for error in (GONE, BUGGY)],
 )  # fmt: skip
@@ -570,7 +570,7 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
     name = STAGES[stage]
     module = name.rpartition(".")[0].removesuffix(".dataset").removesuffix(".models").removesuffix(".tokenize")
     code = FAILS.format(module=module.removesuffix(".train"), name=name, error=error, always=True)
-    # No model is needed up to the training.
+    # No model is needed before the training.
     code += "import sftlab.model.base\n" + (
         "" if stage in ("model", "folder") else "sftlab.model.base.resolve = lambda *a: " + BASE
     )
@@ -601,7 +601,7 @@ sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts
 """
 
 
-def test_a_job_without_a_checkpoint_is_named_by_the_decision(tmp_path: Path, config: Any) -> None:
+def test_a_job_without_a_checkpoint_is_reported(tmp_path: Path, config: Any) -> None:
     record = Run.start(tmp_path, name="a", mode="train", seed=1, command="")
     job = Job(3, [], config().model_dump(), status="success", folder=tmp_path)
     failed = Job(4, [], {"seed": "${nothing}"}, status="failed", error="the disk is gone")
@@ -609,7 +609,7 @@ def test_a_job_without_a_checkpoint_is_named_by_the_decision(tmp_path: Path, con
         pipeline.finish_training(record, [failed, job], True)
 
 
-def test_a_failing_decision_does_not_hide_why_a_job_failed(tmp_path: Path) -> None:
+def test_an_error_after_the_jobs_does_not_hide_why_a_job_failed(tmp_path: Path) -> None:
     code = """
 import sftlab.work
 from dataclasses import replace
