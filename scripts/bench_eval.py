@@ -20,9 +20,9 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from sftlab.cli import CONF
 from sftlab.dataset import stage as dataset
 from sftlab.eval import stage as evaluate
+from sftlab.hydra_app.compose import CONF
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.runtime.store import Store

@@ -32,8 +32,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from sftlab.cli import CONF
 from sftlab.config import Config
+from sftlab.hydra_app.compose import CONF
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.runtime.processes import NEEDED, QUIET

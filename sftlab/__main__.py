@@ -1,4 +1,4 @@
-"""``python -m sftlab``."""
+"""The entry of ``python -m sftlab``."""
 
 from sftlab.cli import main
 

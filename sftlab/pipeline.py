@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.eval import score
 from sftlab.eval import stage as evaluate
 from sftlab.eval.predictions import load_pair, unjudgeable
-from sftlab.eval.statistics import compare, detectable_mean_difference, holm, minimal_detectable_difference
+from sftlab.eval.statistics import compare, holm, minimal_detectable_difference
 from sftlab.eval.subgroups import subgroups
 from sftlab.instance import machine as instance
 from sftlab.instance import precision, preflight
@@ -27,11 +26,10 @@ from sftlab.model.base import Base
 from sftlab.records import Candidate, Example, Prediction, read_jsonl
 from sftlab.report import terminal as report
 from sftlab.report.card import card, push
-from sftlab.report.preview import preview
-from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, trained_as
+from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run
-from sftlab.runtime.store import ScratchStore, Stage, Store, key_of, write_json
+from sftlab.runtime.store import Stage, Store, key_of, write_json
 from sftlab.tracking import wandb as tracking
 from sftlab.train import plan, select
 from sftlab.train import stage as train
@@ -48,17 +46,12 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = test_data(cfg, store, data)
     job.overlap, checked = gate(cfg, store, data, test)  # before the model is downloaded
-    if cfg.select.metric == "exact_match":
-        score.check(data.split("validation"), cfg.eval, "validation")
+    check_rows(cfg, data)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config = cfg.model_dump()
     job.precision = precision.record(measured, cfg.train, cfg.eval)
-    if cfg.mode == "all":
-        if warning := score.check_completions(data.split("train"), cfg.eval):
-            log.warning(warning)
-        evaluate.check_engine(base, cfg.eval)
-        test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
+    check_generation(cfg, base, test)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     train.check_schedule(tokens, cfg.train, machine)
     cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
@@ -113,7 +106,7 @@ def pinned_data(cfg: Config) -> Config:
         return data.model_copy(update={"revision": dataset.revision(data) or data.revision})
 
     evaluation = cfg.eval.model_copy(update={"dataset": cfg.eval.dataset and pin(cfg.eval.dataset)})
-    read = cfg.mode != "evaluate" or cfg.eval.dataset is None
+    read = MODES[cfg.mode].reads_training_rows or cfg.eval.dataset is None
     return cfg.model_copy(update={"dataset": pin(cfg.dataset) if read else cfg.dataset, "eval": evaluation})
 
 
@@ -146,17 +139,22 @@ def revisions(cfg: Config) -> dict[str, str]:
     return {key: commit for key, commit in found.items() if commit}
 
 
-def finish(run: Run, jobs: Sequence[Job], *, sweep: bool) -> None:
-    """What a run does when its jobs are done, of which at least one succeeded: once, from their files only."""
-    if run.values["mode"] == "plan":
-        tell_plan(run, jobs)
-    elif run.values["mode"] == "evaluate":
-        tell_evaluations(run, jobs) if sweep else tell_evaluation(run, jobs[0])
-    elif (cfg := next(job for job in jobs if job.status == "success").settings()).instance.node_rank > 0:
+def finish_training(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
+    """After training jobs, of which at least one succeeded: decide, on the first machine of several."""
+    cfg = next(job for job in jobs if job.status == "success").settings()
+    if cfg.instance.node_rank > 0:
         rank, nodes = cfg.instance.node_rank, cfg.instance.nnodes
         log.info("machine %d of %d: trained; machine 0 has the checkpoints", rank, nodes)
     else:
         decide(run, jobs)
+
+
+def finish_evaluation(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
+    """After evaluation jobs, of which at least one succeeded: record their results."""
+    if is_sweep:
+        tell_evaluations(run, jobs)
+    else:
+        tell_evaluation(run, jobs[0])
 
 
 def decide(run: Run, jobs: Sequence[Job]) -> None:
@@ -215,7 +213,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     report.sweep_csv(run.folder / "sweep.csv", selection, done)
     report.metrics(run, jobs)
     report.loss_curve(run.folder / "loss.png", run.values, jobs)
-    if cfg.mode == "all":
+    if MODES[cfg.mode].evaluates:
         store = Store(cfg.store)
         machine = instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)
@@ -330,7 +328,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
     job.config = cfg.model_dump()
     job.precision = precision.record(measured, cfg.train, cfg.eval)
-    named = models.resolve(_evaluated(cfg), store, cfg.seed)
+    named = models.resolve(evaluated_model(cfg), store, cfg.seed)
     evaluate.check_engine(named, cfg.eval)
     finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
     job.evaluation, job.stages, job.times = judge(cfg, store, base, finetuned, named, test, folder)
@@ -339,7 +337,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     report.page(Run(folder, {"experiment": cfg.name, "seed": cfg.seed, **_evaluation(job)}))
 
 
-def _evaluated(cfg: Config) -> ModelConfig:
+def evaluated_model(cfg: Config) -> ModelConfig:
     """The model that ``mode=evaluate`` compares with the base."""
     return cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None})
 
@@ -382,70 +380,6 @@ def tell_evaluations(run: Run, jobs: Sequence[Job]) -> None:
     report.evaluations(rows)
 
 
-def show(cfg: Config, folder: Path) -> Path:
-    """``mode=preview``: what would be trained on, token by token. Returns the page."""
-    store = Store(cfg.store)
-    base = models.resolve(cfg.model, store, cfg.seed)
-    data = dataset.make(store, cfg.dataset, cfg.seed)
-    splits = {name: data.split(name) for name in ("train", "validation")}
-    preview(
-        base.tokenizer(),
-        splits,
-        max_length=cfg.train.max_length,
-        folder=folder,
-        seed=cfg.seed,
-        template_time=base.template_time,
-    )
-    return folder / "preview.html"
-
-
-def plan_job(cfg: Config, job: Job) -> None:
-    """``mode=plan``: what a job would take on its machine goes into ``job``; nothing is trained."""
-    store = Store(cfg.store)
-    machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
-    if cfg.plan.probe:
-        preflight.check(machine, cfg)
-    base = models.resolve(cfg.model, store, cfg.seed)
-    cfg, measured = with_precision(cfg, base, store, machine)
-    job.config = cfg.model_dump()
-    if measured is not None:
-        job.stages["precision"] = str(measured.path)
-    data = dataset.make(store, cfg.dataset, cfg.seed)
-    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
-    job.config = cfg.model_dump()
-    if memory is not None:
-        job.stages["memory"] = str(memory.path)
-    probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
-    log.info("plan: %s, %s, on %s", base.name, cfg.peft.method, machine.name)
-    job.plan = asdict(plan.cell(cfg, base, tokens, machine, probe))
-
-
-def tell_plan(run: Run, jobs: Sequence[Job]) -> None:
-    """The plans of all jobs, in the terminal and in ``run.json``."""
-    cells = [(job, plan.Cell(**job.plan)) for job in jobs if job.plan is not None]
-    shared = set.intersection(*(set(job.overrides) for job, _ in cells)) if len(cells) > 1 else set()
-    # Of many cells only what tells them apart.
-    names = [" ".join([str(job.number), *(word for word in job.overrides if word not in shared)]) for job, _ in cells]
-    plan.table(list(zip(names, (cell for _, cell in cells), strict=True)))
-    values = [{"job": job.number, "overrides": job.overrides, **asdict(cell), "fits": cell.fits} for job, cell in cells]
-    run.update(plan=values)
-    if len(cells) == 1 and cells[0][1].fits is False:
-        cfg = cells[0][0].settings()
-        store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
-        base = models.resolve(cfg.model, store, cfg.seed)
-        data = dataset.make(store, cfg.dataset, cfg.seed)
-        tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-        log.warning(
-            "%s",
-            advised(
-                StageError("plan: this does not fit"),
-                lambda: plan.advice(cfg, base, tokens, machine),
-                otherwise=plan.changes(cfg, machine),
-            ),
-        )
-
-
 def compare_files(run: Run, cfg: Config) -> Path:
     """``mode=compare``: the verdict for two prediction files, whoever made them. Returns the page."""
     first, second = map(Path, cfg.eval.predictions)
@@ -476,178 +410,6 @@ def evaluation_of(rows: list[Prediction], folder: Path, name: str, cfg: Config) 
         "readings": score.readings_table(rows),
         "letters": score.letters(rows),
     }
-
-
-def render_again(folder: Path, to: Path | None = None) -> None:
-    """``mode=report``: table, figure and page anew from a run's files, into its folder or into another."""
-    run = Run.read(folder)
-    try:
-        _render(run, to or folder)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: its files are not as a run writes them: {type(error).__name__}: {error}; run its command again"
-        ) from error
-    log.info("%s: %s", "done" if to is None else "would write", folder / "report.html")
-
-
-def _render(run: Run, to: Path) -> None:
-    from sftlab.runtime.job import jobs
-
-    if "selection" in run.values:
-        report.loss_curve(to / "loss.png", run.values, jobs(run.folder))
-    if "evaluation" in run.values:
-        report.table(run.values["evaluation"])
-    if "evaluations" in run.values:
-        report.evaluations(run.values["evaluations"])
-    report.page(run, to)
-
-
-def dry_run(cfg: Config, folder: Path, scratch: Path) -> None:
-    """``dry_run=true``: check what the run would check, and report what it would do. Only ``scratch`` is written.
-
-    Raises:
-        ConfigError: what the run itself would refuse; of a model that is not on this machine only its name is checked.
-    """
-    if cfg.mode == "clean":
-        clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete, dry_run=True)
-    elif cfg.mode == "report":
-        render_again(folder, scratch)
-    elif cfg.mode == "compare":
-        first, second = map(Path, cfg.eval.predictions)
-        rows, _ = load_pair(first, second, cfg.eval)
-        log.info("compare: %d rows that %s and %s have in common", len(rows), first, second)
-        _tell_power(cfg, [row.group for row in rows])
-    else:
-        store = Store(cfg.store)
-        work = {"evaluate": _dry_evaluation, "plan": _dry_tokens, "preview": _dry_tokens}.get(cfg.mode, _dry_training)
-        work(cfg, store, ScratchStore(scratch, store))
-
-
-def _dry_tokens(cfg: Config, store: Store, scratch: Store) -> None:
-    """What ``mode=plan`` and ``mode=preview`` would do."""
-    if cfg.mode == "plan":
-        machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
-        if cfg.plan.probe:
-            preflight.check(machine, cfg)
-        log.info("machine: %s, %d process(es)", machine.device, machine.num_processes)
-    data = _dry_dataset(cfg, store, scratch)
-    base = _dry_model("model", cfg.model, store, cfg.seed)
-    if cfg.mode == "preview":
-        log.info("preview   will be written: preview.html")
-        return
-    if base is not None:
-        _tell("tokens", store.has("tokens", _tokens(cfg, data, base)))
-        tokenize.make(scratch, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-    log.info("plan      memory and time of a step will be %s", "measured" if cfg.plan.probe else "estimated")
-
-
-def _dry_training(cfg: Config, store: Store, scratch: Store) -> None:
-    """What ``mode=all`` and ``mode=train`` would do, with the memory and time of training where the model is here."""
-    machine = instance.find(cfg.instance)
-    preflight.check(machine, cfg)
-    batch = machine.effective_batch(cfg.train)
-    log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
-    data = _dry_dataset(cfg, store, scratch)
-    test = test_data(cfg, scratch, data)
-    gate(cfg, scratch, data, test)
-    base = _dry_model("model", cfg.model, store, cfg.seed)
-    trained = False
-    if base is None:
-        _tell("tokens", False)
-        _tell("train", False)
-        log.info("memory and time: mode=plan estimates them, and downloads the model for it")
-    else:
-        cfg, _ = with_precision(cfg, base, scratch, machine)
-        if cfg.mode == "all":
-            evaluate.check_engine(base, cfg.eval)
-            test_prompts(cfg, base, test)
-        inputs = _tokens(cfg, data, base)
-        _tell("tokens", store.has("tokens", inputs))
-        token_key = store.path("tokens", inputs).name
-        trained = store.has("train", train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed))
-        _tell("train", trained)
-        tokens = tokenize.make(scratch, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-        train.check_schedule(tokens, cfg.train, machine)
-        cfg, _ = plan.with_checkpointing(cfg, base, tokens, machine, scratch)
-        plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
-    if cfg.mode == "all":
-        log.info("select, merge, evaluate, report: %s", "from the cached training" if trained else "will run")
-        _tell_power(cfg, [row.group for row in test[0]])
-
-
-def _dry_evaluation(cfg: Config, store: Store, scratch: Store) -> None:
-    """What ``mode=evaluate`` would do: which answers are in the store already."""
-    machine = instance.find(cfg.instance)
-    preflight.check(machine, cfg)
-    data = _dry_dataset(cfg, store, scratch) if cfg.eval.dataset is None else None
-    test = test_data(cfg, scratch, data)
-    log.info("test set: %d rows; engine: %s on %s", len(test[0]), cfg.eval.engine, machine.device)
-    for name, model in {"baseline": cfg.model, "finetuned": _evaluated(cfg)}.items():
-        base = _dry_model(name, model, store, cfg.seed)
-        if base is None:
-            continue
-        cfg, _ = with_precision(cfg, base, scratch, machine)  # by the first of the two, as in the run
-        if name == "baseline" and not cfg.eval.baseline:
-            continue
-        if name == "finetuned":
-            evaluate.check_engine(base, cfg.eval)
-        contender = evaluate.Model(base.path, base.identity, base.trust_remote_code)
-        there = evaluate.cached(store, contender, test_prompts(cfg, base, test), cfg.eval, machine, cfg.seed)
-        _tell("answers", there)
-    _tell_power(cfg, [row.group for row in test[0]])
-
-
-def _dry_dataset(cfg: Config, store: Store, scratch: Store) -> dataset.Dataset:
-    _tell("dataset", store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))
-    data = dataset.make(scratch, cfg.dataset, cfg.seed)
-    if data.stage.cached:  # making it logs the same
-        log.info("dataset: %s", data.counts())
-    return data
-
-
-def _dry_model(name: str, model: ModelConfig, store: Store, seed: int) -> Base | None:
-    base = models.cached(model, store, seed)
-    there = "on this machine" if base is not None else "will be downloaded or made"
-    log.info("%-9s %s: %s", name, model.name_or_path, there)
-    return base
-
-
-def _tokens(cfg: Config, data: dataset.Dataset, base: Base) -> dict[str, Any]:
-    return tokenize.inputs(data.stage.key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-
-
-def _tell(stage: str, cached: bool) -> None:
-    log.info("%-8s %s", stage, "cached" if cached else "will run")
-
-
-def _tell_power(cfg: Config, groups: Sequence[str | None]) -> None:
-    """How small a difference the test set can show. Rows of one group are gained and lost together."""
-    n = len({group or number for number, group in enumerate(groups)})
-    if cfg.eval.task == "rouge":
-        visible = detectable_mean_difference(0.1, n, alpha=cfg.eval.alpha)
-        log.info(
-            "test set: %d texts can show %.1f points of %s or more if the models' scores differ from text to text by a "
-            "standard deviation of 10 points (80 %% power; the report says it for the spread that was found, and "
-            "eval.hoped_difference is for accuracies)",
-            n,
-            100 * visible,
-            score.METRICS[cfg.eval.rouge],
-        )
-        return
-    visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha)
-    shown = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
-    log.info(
-        "test set: %d %s can show %s (80 %% power, if a fifth of the answers change, or more where the "
-        "difference needs more)",
-        n,
-        "questions" if n == len(groups) else "groups of questions, each counted once,",
-        shown,
-    )
-    if visible > cfg.eval.hoped_difference:
-        log.warning(
-            "the study hopes for %.1f points (eval.hoped_difference): this test set is too small to show them",
-            100 * cfg.eval.hoped_difference,
-        )
 
 
 def judge(
@@ -776,7 +538,7 @@ def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[
         data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
     assert data is not None
     rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
-    if cfg.mode != "train":
+    if MODES[cfg.mode].reads_test:
         score.check(rows, cfg.eval)
         if warning := score.check_completions(rows, cfg.eval, "test"):
             log.warning(warning)
@@ -785,6 +547,29 @@ def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[
             values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
             rows = [replace(row, subgroup=values[row.id]) for row in rows]
     return rows, data.stage.key
+
+
+def check_rows(cfg: Config, data: dataset.Dataset) -> None:
+    """Check the answers in the rows of a training job.
+
+    Raises:
+        ConfigError: checkpoints are ranked by answers, and those to validation rows cannot be scored.
+    """
+    if cfg.select.metric == "exact_match":
+        score.check(data.split("validation"), cfg.eval, "validation")
+    if MODES[cfg.mode].evaluates and (warning := score.check_completions(data.split("train"), cfg.eval)):
+        log.warning(warning)
+
+
+def check_generation(cfg: Config, base: Base, test: tuple[list[Example], str]) -> None:
+    """Check before training that the model can answer the test set.
+
+    Raises:
+        ConfigError: the engine does not run the model, or a prompt leaves no room for an answer.
+    """
+    if MODES[cfg.mode].evaluates:
+        evaluate.check_engine(base, cfg.eval)
+        test_prompts(cfg, base, test)
 
 
 def test_prompts(cfg: Config, base: Base, test: tuple[list[Example], str]) -> evaluate.Prompts:

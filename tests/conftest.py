@@ -68,7 +68,7 @@ def compose(*overrides: str) -> Any:
 
 @cache
 def _is_group(key: str) -> bool:
-    from sftlab.cli import CONF
+    from sftlab.hydra_app.compose import CONF
 
     return key.startswith("hydra") or (CONF / key.partition("@")[0]).is_dir()
 
@@ -77,7 +77,7 @@ def _is_group(key: str) -> bool:
 def _chosen(*choices: str) -> Any:
     from hydra import compose, initialize_config_dir
 
-    from sftlab.cli import CONF
+    from sftlab.hydra_app.compose import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(choices))
@@ -90,28 +90,30 @@ def config() -> Callable[..., Any]:
 
 
 def problem(arguments: list[str]) -> str | None:
-    """What is said of a command line before anything runs; None if all is well."""
+    """The message for a command line that is refused before anything runs; None if it is accepted."""
     from hydra.errors import HydraException
 
-    from sftlab.cli import CONF, job
     from sftlab.errors import ConfigError
-    from sftlab.hydra_app.wording import _Composer, _options, explain, options_first
+    from sftlab.hydra_app.arguments import options_first, parse_options
+    from sftlab.hydra_app.compose import Composer
+    from sftlab.hydra_app.wording import explain
     from sftlab.instance import machine as instance
     from sftlab.instance import preflight
+    from sftlab.runtime.modes import MODES
     from sftlab.validation.validate import validate
 
     try:
-        arguments = options_first(arguments, CONF)
-        options = _options(arguments)
-        composer = _Composer(options, job, CONF)
+        arguments = options_first(arguments)
+        options = parse_options(arguments)
+        composer = Composer(options, [])
         overrides = [first(text) if options.multirun else text for text in options.overrides]
         cfg = validate(composer.compose(overrides) if options.config_dir else compose(*overrides))
-        if cfg.mode in ("all", "train", "evaluate"):
+        if MODES[cfg.mode].trains or MODES[cfg.mode].evaluates:
             preflight.check(instance.find(cfg.instance), cfg)
     except ConfigError as error:
         return str(error)
     except (HydraException, TypeError, ValueError) as error:
-        return explain(error, arguments, job, CONF)
+        return explain(error, arguments)
     return None
 
 

@@ -20,6 +20,8 @@ LAYERS = [
     {"train", "eval"},
     {"report"},
     {"pipeline", "validation"},
+    {"dry_run"},
+    {"work"},
     {"hydra_app"},
     {"cli"},
 ]
@@ -128,4 +130,5 @@ def test_nothing_heavy_is_imported_before_it_is_needed(name: str) -> None:
 
 
 def test_the_command_line_is_light_until_it_runs_something() -> None:
-    assert below("sftlab.cli") <= {"sftlab", "sftlab.errors"}
+    hydra_app = {f"sftlab.hydra_app.{name}" for name in ("callback", "compose", "study", "task")}
+    assert below("sftlab.cli") <= {"sftlab", "sftlab.errors", "sftlab.runtime.console", *hydra_app}

@@ -1,6 +1,6 @@
-"""Hydra's launchers: what is checked before one starts its jobs, and the GPUs that a job may use under it.
+"""Hydra's launchers: checks before one starts its jobs, and the GPUs that a job may use under it.
 
-Nothing of the process that started the sweep is known in a job but its composed configuration.
+A job under a launcher depends on nothing but its composed config: its process may be on another machine.
 """
 
 from __future__ import annotations
@@ -17,57 +17,71 @@ from omegaconf import DictConfig
 
 from sftlab.errors import ConfigError
 from sftlab.instance.machine import gpus_per_job, visible_gpus
+from sftlab.runtime.modes import Mode
 
 log = logging.getLogger(__name__)
 
 PARALLEL = ("joblib", "ray", "submitit_local", "submitit_slurm")
-# What makes a Ray that is started for a sweep listen on 127.0.0.1 only: the name is Ray's.
+# Ray's own variable. A Ray started for one sweep then listens on 127.0.0.1 only.
 RAY_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
-def at_once(device: str, num_processes: int | None) -> int:
-    """How many jobs run side by side on this machine: one for each set of GPUs, or one per core (-1, joblib's word)."""
+def parallel_jobs(device: str, num_processes: int | None) -> int:
+    """How many jobs joblib runs in parallel: one per set of GPUs; -1, which is one per core, on a CPU."""
     gpus = gpus_per_job(device, num_processes)
     return max(len(visible_gpus()) // gpus, 1) if gpus else -1
 
 
-def prepare(config: DictConfig, swept: set[str]) -> None:
-    """Look at a sweep's launcher before anything is written; ``swept`` are the keys that differ between jobs.
+def starter(config: DictConfig) -> str:
+    """The launcher, or else the sweeper, that starts a sweep's jobs, as an override."""
+    choices = config.hydra.runtime.choices
+    group = "hydra/launcher" if choices["hydra/launcher"] in PARALLEL else "hydra/sweeper"
+    return f"{group}={choices[group]}"
 
-    The sweep's folder becomes absolute: jobs of Ray may start in another folder than the sweep.
+
+def prepare(config: DictConfig, varied: set[str], mode: Mode) -> None:
+    """Check a sweep's launcher before anything is written, and make the sweep's folder absolute.
+
+    Jobs under Ray may start in another folder than the command.
+
+    Args:
+        config: of the sweep.
+        varied: keys that differ between jobs.
+        mode: of all jobs.
 
     Raises:
-        ConfigError: its jobs could never start, or their decision could not be made.
+        ConfigError: a job could never start, or the models could not be evaluated after the jobs.
     """
     name = str(config.hydra.runtime.choices["hydra/launcher"])
     if name not in PARALLEL:
         return
-    if keys := sorted(key for key in swept if key.partition(".")[0] == "instance"):
+    if keys := sorted(key for key in varied if key.partition(".")[0] == "instance"):
         key = keys[0] if len(keys) == 1 else "instance"
         raise ConfigError(
-            f"{key}: cannot be swept with hydra/launcher={name}, which reserves the same for every job; "
-            "run one sweep for each value"
+            f"{key}: cannot be swept with hydra/launcher={name}, which reserves the same resources for every job; run "
+            "one sweep for each value"
         )
     if name == "joblib" and config.hydra.launcher.n_jobs == 0:
         raise ConfigError("hydra.launcher.n_jobs=0: no job would run; set it to 1 or more, or to -1 for one per core")
     if config.instance.nnodes > 1:
         raise ConfigError(
-            f"instance.nnodes={config.instance.nnodes}: hydra/launcher={name} gives a job one machine; train on "
-            "several without a launcher"
+            f"instance.nnodes={config.instance.nnodes}: hydra/launcher={name} runs a job on one machine; leave out "
+            "the launcher to train on several machines"
         )
     cluster = name == "submitit_slurm" or (name == "ray" and config.hydra.launcher.ray.init.address != "local")
-    gpus, shown = gpus_per_job(config.instance.device, config.instance.num_processes), len(visible_gpus())
-    if gpus > shown and not cluster:
+    gpus, visible = gpus_per_job(config.instance.device, config.instance.num_processes), len(visible_gpus())
+    if gpus > visible and not cluster:
         raise ConfigError(
-            f"hydra/launcher={name}: a job takes {gpus} GPU{'s' if gpus > 1 else ''} (instance={config.instance.name}) "
-            f"and this machine shows {shown or 'none'}; choose instance=auto or instance=cpu"
+            f"hydra/launcher={name}: a job needs {gpus} GPU{'s' if gpus > 1 else ''} (instance={config.instance.name}) "
+            f"and this machine shows {visible or 'none'}; set instance=auto or instance=cpu"
             + (", or name a cluster with hydra.launcher.ray.init.address" if name == "ray" else "")
         )
-    if gpus > shown and config.mode == "all":
+    if gpus > visible and mode.evaluates_after_jobs:
         raise ConfigError(
-            f"hydra/launcher={name}: the models are compared where this command runs, and it shows {shown or 'none'} "
-            f"of the {gpus} GPUs of instance={config.instance.name}; set mode=train, and then run the sweep once more "
-            "without the launcher on a machine that has them: it finds what was trained"
+            f"hydra/launcher={name}: this command evaluates the models itself after the jobs, and this machine shows "
+            f"{visible or 'none'} of the {gpus} GPUs of instance={config.instance.name}; set mode=train. Then run the "
+            "same sweep without the launcher and without mode=train on a machine with these GPUs: it reuses the "
+            "trained models"
         )
     if name == "ray" and not cluster:
         os.environ.update(RAY_LOOPBACK)
@@ -75,13 +89,13 @@ def prepare(config: DictConfig, swept: set[str]) -> None:
 
 
 @contextmanager
-def devices(name: str, device: str, num_processes: int | None) -> Iterator[None]:
-    """Show a job of this launcher the GPUs that are its own, for as long as it runs; wait until there are enough."""
-    if name == "joblib" and (gpus := gpus_per_job(device, num_processes)):
-        with claim(gpus, visible_gpus()) as claimed, _shown(claimed):
+def devices(launcher: str, device: str, num_processes: int | None) -> Iterator[None]:
+    """Restrict a job to its own GPUs while it runs. Under joblib, wait until enough of them are free."""
+    if launcher == "joblib" and (gpus := gpus_per_job(device, num_processes)):
+        with claim(gpus, visible_gpus()) as claimed, _visible(claimed):
             yield
-    elif name == "ray":
-        with _shown(_reserved_by_ray()):  # a worker to which Ray gave none would see all
+    elif launcher == "ray":
+        with _visible(_reserved_by_ray()):  # a worker without reserved GPUs would see all of them
             yield
     else:
         yield
@@ -89,16 +103,16 @@ def devices(name: str, device: str, num_processes: int | None) -> Iterator[None]
 
 @contextmanager
 def claim(count: int, gpus: Sequence[str]) -> Iterator[list[str]]:
-    """Hold this many of these GPUs, against every other process of this user on this machine that asks here.
+    """Lock ``count`` of these GPUs against other processes of this user on this machine that call this function.
 
-    A lock ends with its process, however that ends. Who waits, waits in a line: so two that have half of what they
+    A lock ends with its process, however that ends. Processes wait in a queue, so that two that hold half of what they
     need cannot wait for each other.
     """
     from filelock import FileLock, Timeout
 
     folder = Path(tempfile.gettempdir()) / f"sftlab-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         claimed: list[str] = []
         with FileLock(folder / "line.lock"):
             while len(claimed) < count:
@@ -106,7 +120,7 @@ def claim(count: int, gpus: Sequence[str]) -> Iterator[list[str]]:
                     if gpu in claimed or len(claimed) == count:
                         continue
                     try:
-                        held.enter_context(FileLock(folder / f"{gpu}.lock").acquire(timeout=0))
+                        locks.enter_context(FileLock(folder / f"{gpu}.lock").acquire(timeout=0))
                     except Timeout:
                         continue
                     claimed.append(gpu)
@@ -116,13 +130,13 @@ def claim(count: int, gpus: Sequence[str]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _shown(gpus: Sequence[str]) -> Iterator[None]:
+def _visible(gpus: Sequence[str]) -> Iterator[None]:
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     log.info("gpus: %s", ", ".join(gpus) or "none")
     try:
         yield
-    finally:  # a worker runs one job after the other
+    finally:  # a worker runs several jobs, one after the other
         if before is None:
             del os.environ["CUDA_VISIBLE_DEVICES"]
         else:

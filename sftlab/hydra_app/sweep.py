@@ -1,4 +1,4 @@
-"""What a sweep varies, found out and checked before its first job: every value must change the result of its job."""
+"""Find what a sweep varies, and check before the first job that every value changes the result of its job."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError
-from sftlab.hydra_app.wording import COMPOSITION
+from sftlab.hydra_app.compose import COMPOSITION_ERRORS, without_hydra
 from sftlab.runtime.job import RUN, conflict, owner
 from sftlab.runtime.modes import MODES, SAME_WEIGHTS, Mode
 from sftlab.runtime.run import LONGEST, not_writable
 from sftlab.validation.keys import known_keys
 
-BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-UNREAD = ("train.", "peft.", "select.", "merge.", "plan.")  # sections without an effect where nothing is trained
-RUN_WIDE = ("mode", "dry_run")  # what a run does at all
-# A part of a path that differs between any two jobs.
+GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+UNREAD = ("train.", "peft.", "select.", "merge.", "plan.")  # sections without an effect in modes that do not train
+RUN_WIDE = ("mode", "dry_run")  # the same for all jobs of a sweep
+# A component of a path that differs between any two jobs.
 NUMBERED = re.compile(r"[^$/{}]*\$\{hydra[.:]job\.num\}[^$/{}]*")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One override with several values, as given on the command line, or ``in_file`` (hydra.sweeper.params)."""
+    """One override with several values."""
 
     key: str  # as in the override: train.learning_rate, +experiment, dataset@eval.dataset
-    text: str
+    text: str  # the override
     values: list[str]
-    in_file: bool
+    in_file: bool  # from hydra.sweeper.params, and not from the command line
 
     @property
     def first(self) -> str:
@@ -52,33 +52,29 @@ class Axis:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep before it starts. ``jobs`` has the overrides of each job; None where a sweeper chooses them later.
+    """A sweep before it starts."""
 
-    ``first`` is the composed configuration of the first job; ``varied`` has the keys that differ between jobs, each
-    with the axis that makes it differ.
-    """
-
-    first: DictConfig
+    first: DictConfig  # composed config of the first job
     axes: list[Axis]
-    varied: dict[str, Axis]
-    jobs: list[list[str]] | None
+    varied: dict[str, Axis]  # keys that differ between jobs, each with the axis that varies it
+    jobs: list[list[str]] | None  # overrides of each job; None if the sweeper chooses them while it runs
 
 
-def look(config: DictConfig) -> Sweep:
-    """Find out what a sweep varies; ``config`` is the one that Hydra composed for the sweep as a whole.
+def examine(config: DictConfig) -> Sweep:
+    """Find what a sweep varies, from the config that Hydra composed for the sweep as a whole.
 
-    A group's choices are composed, since a file can set any key.
+    The choices of a swept group are composed, because a file can set any key.
 
     Raises:
-        HydraException: a value or choice that cannot be composed.
-        ConfigError: a choice of a swept group asks for another sweep.
+        HydraException: a value or choice cannot be composed.
+        ConfigError: a choice of a swept group sets another sweeper.
     """
     params = OmegaConf.to_container(config.hydra.sweeper, resolve=True).get("params") or {}  # type: ignore[union-attr]
     in_file = [f"{key}={value}" for key, value in params.items()]
-    given = [str(override) for override in config.hydra.overrides.task]
+    typed = [str(override) for override in config.hydra.overrides.task]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    # As sweepers do: an override on the command line replaces one of the file.
-    parsed = {override.get_key_element(): override for override in parser.parse_overrides([*in_file, *given])}
+    # As in Hydra's sweepers, an override on the command line replaces one in the file.
+    parsed = {override.get_key_element(): override for override in parser.parse_overrides([*in_file, *typed])}
     axes = [_axis(override, in_file) for override in parsed.values() if override.is_sweep_override()]
     fixed = {key: override for key, override in parsed.items() if not override.is_sweep_override()}
     chosen = {key: f"{key}={override.get_value_element_as_str()}" for key, override in fixed.items()}
@@ -96,36 +92,37 @@ def look(config: DictConfig) -> Sweep:
             other = _composed(config, [*(chosen | {axis.key: f"{axis.key}={value}"}).values()])
             if other.hydra.sweeper != config.hydra.sweeper:
                 raise ConfigError(
-                    f"{axis.key}={value}: sets hydra.sweeper, which has no effect within a sweep over "
-                    f"{name}. Run it by itself: python -m sftlab {axis.key}={value}"
+                    f"{axis.key}={value}: sets hydra.sweeper, which has no effect within a sweep over {name}; run it "
+                    f"separately: python -m sftlab {axis.key}={value}"
                 )
             after = _flat(other)
             varied |= {key: axis for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     for key in OmegaConf.select(config, "hydra.sweeper.search_space") or {}:
         varied[str(key)] = Axis(str(key), str(key), [], in_file=True)
     jobs = None
-    if config.hydra.sweeper._target_ == BASIC:
+    if config.hydra.sweeper._target_ == GRID:
         (jobs,) = BasicSweeper.split_arguments(list(parsed.values()), None)
     return Sweep(first, axes, varied, jobs)
 
 
-def check(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
-    """Refuse a sweep that would leave out a part of what it is asked for.
+def check_sweep(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
+    """Refuse a sweep in which a value would have no effect.
 
-    Returns the folders of its jobs within the sweep's folder.
+    Returns:
+        The folders of the jobs, relative to the sweep's folder.
 
     Raises:
         ConfigError: the mode cannot be swept, a varied key changes no job's result, or jobs would share a folder.
     """
     if not mode.has_jobs:
         raise ConfigError(
-            f"mode={mode.name} cannot be swept: {mode.instead}. Run one command for each value, without -m and with "
-            "one value per key (and with hydra.mode=RUN if an experiment file sweeps)"
+            f"mode={mode.name}: cannot be swept, because {mode.instead}; run one command for each value, without -m "
+            "and with one value per key (and with hydra.mode=RUN if an experiment file sweeps)"
         )
     if sweep.jobs is None and not mode.trains:
         raise ConfigError(
-            f"mode={mode.name}: a sweeper that searches needs a validation loss, and only mode=all and mode=train have "
-            "one. Give the values in a plain sweep: hydra/sweeper=basic"
+            f"mode={mode.name}: has no validation loss, which a searching sweeper needs; set mode=all or mode=train, "
+            "or list the values in a plain sweep with hydra/sweeper=basic"
         )
     _check_sweeper(sweep, config.hydra.sweeper)
     refused = _refused(sweep, mode)
@@ -135,7 +132,7 @@ def check(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
 
 
 def _check_sweeper(sweep: Sweep, sweeper: DictConfig) -> None:
-    """Refuse settings of a sweeper with which no job would run, or the worst one would be searched for."""
+    """Refuse settings of a sweeper that run no job, or search for the worst one."""
     for key in ("max_batch_size", "n_trials", "n_jobs"):
         value = OmegaConf.select(sweeper, key)
         if value is not None and value < 1:
@@ -145,29 +142,29 @@ def _check_sweeper(sweep: Sweep, sweeper: DictConfig) -> None:
     names = [str(getattr(direction, "name", direction)) for direction in several]
     if len(names) != 1 or names[0] not in ("minimize", "None"):
         raise ConfigError(
-            f"hydra.sweeper.direction={','.join(names)}: a job has one validation loss, and the lowest is searched "
-            "for; set it to minimize"
+            f"hydra.sweeper.direction={','.join(names)}: a job returns one validation loss, and a lower one is better; "
+            "set it to minimize"
         )
     if sweep.jobs is None and not sweep.varied:
         raise ConfigError(
-            "hydra/sweeper: nothing to search. Give a key several values or a range, such as "
+            "hydra/sweeper: has nothing to search; give a key several values or a range, such as "
             "'train.learning_rate=interval(1e-4,1e-2)', or leave out the sweeper"
         )
 
 
-def check_jobs(folder: Path, jobs: list[PurePath]) -> None:
+def check_job_folders(folder: Path, jobs: list[PurePath]) -> None:
     """Refuse a sweep whose jobs could not write their records, or would replace those of other runs.
 
     Raises:
-        ConfigError: the folder of a job cannot be made or written to, or belongs to another run.
+        ConfigError: the folder of a job cannot be created or written, or belongs to another run.
     """
-    before = owner(folder / RUN)  # whose jobs are deleted when this sweep takes the folder
+    previous = owner(folder / RUN)  # this sweep deletes the jobs of the run that was in its folder before
     for number, job in enumerate(jobs):
         if reason := not_writable((folder / job).absolute()):
             raise ConfigError(
                 f"hydra.sweep.dir={str(folder)!r}: the folder {job} of job {number} {reason}; set it to an empty folder"
             )
-        if reason := conflict(folder / job, folder, (before,)):
+        if reason := conflict(folder / job, folder, (previous,)):
             raise ConfigError(
                 f"hydra.sweep.dir={str(folder)!r}: job {number} would replace a record: {reason}; set it to an empty "
                 "folder"
@@ -175,7 +172,7 @@ def check_jobs(folder: Path, jobs: list[PurePath]) -> None:
 
 
 def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
-    """For each axis that asks for more than its jobs do, the keys that no job's result depends on."""
+    """For each axis with values that would have no effect, the keys that no job's result depends on."""
     by_axis: defaultdict[str, list[str]] = defaultdict(list)
     for key, axis in sorted(sweep.varied.items()):
         by_axis[axis.key].append(key)
@@ -187,7 +184,7 @@ def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
     refused: dict[str, list[str]] = {}
     for name, keys in by_axis.items():
         unused = [key for key in keys if not used(key)]
-        if keys != [name]:  # a file, which sets other keys besides: its name, and those that this mode does not read
+        if keys != [name]:  # a group, whose files may also set keys that this mode does not read
             harmless = [key for key in keys if key not in RUN_WIDE]
             if mode.trains:
                 harmless = [key for key in harmless if key in ("name", *SAME_WEIGHTS) or key.startswith("instance.")]
@@ -200,57 +197,55 @@ def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
 def _refusal(sweep: Sweep, config: DictConfig, mode: Mode, refused: Mapping[str, list[str]]) -> str:
     keys = [key for some in refused.values() for key in some]
     shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-    through = sorted(axis for axis, found in refused.items() if found != [axis])
+    through = sorted(axis for axis, unused in refused.items() if unused != [axis])
     by = f" (varied by {', '.join(through)})" if through else ""
-    what = {"evaluate": "answers do not depend on it", "plan": "memory and time do not depend on it"}.get(
-        mode.name, "training does not depend on it"
-    )
-    why = "" if set(keys) & set(RUN_WIDE) else f" in mode={mode.name}, since {what}"
+    why = "" if set(keys) & set(RUN_WIDE) else f" in mode={mode.name}, because it does not affect {mode.result}"
     problem = f"{shown}{by}: cannot be swept{why}"
     evaluated = MODES["evaluate"].depends_on
     once = {key for axis in sweep.axes if axis.key in refused for key, of in sweep.varied.items() if of == axis}
-    # The second of two commands evaluates one model, so it could not tell the winner's seed, dataset or base.
+    # A second command would evaluate one model, without knowing the seed, dataset or base of the selected job.
     carried = any(evaluated(key) for key, axis in sweep.varied.items() if axis.key not in refused)
     if not mode.trains or carried or not all(map(evaluated, keys)) or any(map(mode.depends_on, once)):
-        one = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
+        single = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
         if not mode.trains and all(key.startswith(UNREAD) for key in keys):
-            rest = f"give it one value: {' '.join(one)}" if one else "leave it out"
-            return f"{problem}. It has no effect there; {rest}"
-        each = f"Run one command for each value of {', '.join(sorted(refused))}"
-        return f"{problem}. {each}; finished stages are reused from the store" + (
-            f" (here with {' '.join(one)})" if one else ""
+            rest = f"give it one value: {' '.join(single)}" if single else "leave it out"
+            return f"{problem}; it has no effect there, so {rest}"
+        each = f"run one command for each value of {', '.join(sorted(refused))}"
+        return f"{problem}; {each}. Finished stages are reused from the store" + (
+            f" (here with {' '.join(single)})" if single else ""
         )
-    steps = (shlex.join(["python", "-m", "sftlab", *words]) for words in _in_two_steps(sweep, config, set(refused)))
+    commands = _in_two_steps(sweep, config, mode, set(refused))
+    steps = (shlex.join(["python", "-m", "sftlab", *words]) for words in commands)
     return (
-        "\n  ".join([f"{problem}. Train once, then evaluate the trained model with every value:", *steps])
-        + "\nwhere RUN is the folder that the first command writes"
+        "\n  ".join([f"{problem}; train once, then evaluate the trained model with every value:", *steps])
+        + "\nRUN is the folder that the first command writes"
     )
 
 
-def _in_two_steps(sweep: Sweep, config: DictConfig, refused: set[str]) -> list[list[str]]:
-    """The arguments of two commands that do what a refused sweep asked for."""
+def _in_two_steps(sweep: Sweep, config: DictConfig, mode: Mode, refused: set[str]) -> list[list[str]]:
+    """The arguments of two commands that do together what a refused sweep asked for."""
     swept = {axis.text for axis in sweep.axes if not axis.in_file}
     fixed = [word for word in config.hydra.overrides.task if word not in swept and not word.startswith("mode=")]
     own = get_args_parser().parse_args(sys.argv[1:]).config_dir
     hydra = ["--config-dir", own] if own else []
     hydra += [word for word in config.hydra.overrides.hydra if not word.startswith(("hydra.mode", "hydra.sweep.", "+"))]
     trained = [axis for axis in sweep.axes if axis.key not in refused]
-    ours = [axis.text for axis in trained if not axis.in_file]
-    one = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
-    mode = ["mode=all"] if sweep.first.mode != "all" else []
-    first = [*(["-m"] if trained else []), *hydra, *fixed, *ours, *one, *mode]
+    typed = [axis.text for axis in trained if not axis.in_file]
+    single = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
+    evaluated = [] if mode.evaluates else ["mode=all"]
+    first = [*(["-m"] if trained else []), *hydra, *fixed, *typed, *single, *evaluated]
     wanted = [axis.text for axis in sweep.axes if axis.key in refused and not axis.in_file]
-    still = [axis.first for axis in trained if axis.in_file]
-    return [first, ["-m", *hydra, *fixed, *still, *wanted, "mode=evaluate", "eval.name_or_path=RUN/merged"]]
+    rest = [axis.first for axis in trained if axis.in_file]
+    return [first, ["-m", *hydra, *fixed, *rest, *wanted, "mode=evaluate", "eval.name_or_path=RUN/merged"]]
 
 
 def _folders(sweep: Sweep, config: DictConfig) -> list[PurePath]:
-    """The folders of the jobs; refuses those that two jobs would share, or that are not below the sweep's folder."""
+    """The folders of the jobs. Refuse those that jobs would share, or that are not below the sweep's folder."""
     raw = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
-    use = "set it to one that each job has for itself, such as '${hydra.job.num}'"
-    own = any(NUMBERED.fullmatch(part) for part in raw.split("/"))
-    if sweep.jobs is None and not own:
-        raise ConfigError(f"hydra.sweep.subdir={raw!r}: may be the same in two jobs; {use}")
+    remedy = "set it to a folder that differs between jobs, such as '${hydra.job.num}'"
+    is_numbered = any(NUMBERED.fullmatch(part) for part in raw.split("/"))
+    if sweep.jobs is None and not is_numbered:
+        raise ConfigError(f"hydra.sweep.subdir={raw!r}: may be the same in two jobs; {remedy}")
     trials = OmegaConf.select(config, "hydra.sweeper.n_trials") or 1
     jobs = sweep.jobs or [[axis.first for axis in sweep.axes]] * trials
     if raw == "${hydra.job.num}":
@@ -261,14 +256,14 @@ def _folders(sweep: Sweep, config: DictConfig) -> list[PurePath]:
         try:
             folder = PurePath(str(composed.hydra.sweep.subdir))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"hydra.sweep.subdir={raw!r}: {str(error).splitlines()[0]}; {use}") from error
-        place = f"hydra.sweep.subdir={raw!r}: is {str(folder)!r} for job {number}"
+            raise ConfigError(f"hydra.sweep.subdir={raw!r}: {str(error).splitlines()[0]}; {remedy}") from error
+        problem = f"hydra.sweep.subdir={raw!r}: is {str(folder)!r} for job {number}"
         if folder.is_absolute() or ".." in folder.parts or not folder.parts:
-            raise ConfigError(f"{place}, which is not below the sweep's folder; {use}")
+            raise ConfigError(f"{problem}, which is not below the sweep's folder; {remedy}")
         if any(len(part.encode()) > LONGEST for part in folder.parts):
-            raise ConfigError(f"{place}, which is too long for a file system; {use}")
+            raise ConfigError(f"{problem}, which is too long for a file system; {remedy}")
         if seen.setdefault(folder, number) != number:
-            raise ConfigError(f"{place} and for job {seen[folder]}; {use}")
+            raise ConfigError(f"{problem} and for job {seen[folder]}; {remedy}")
     return list(seen)
 
 
@@ -278,7 +273,7 @@ def _axis(override: Override, in_file: list[str]) -> Axis:
     else:
         values = [str(override.value().start)]  # type: ignore[union-attr]
     if not values:
-        raise ConfigError(f"{override.input_line}: fits no choice; write KEY=VALUE1,VALUE2 with values that there are")
+        raise ConfigError(f"{override.input_line}: matches no choice; write KEY=VALUE1,VALUE2 with existing values")
     text = str(override.input_line)
     return Axis(override.get_key_element(), text, values, text in in_file)
 
@@ -286,7 +281,7 @@ def _axis(override: Override, in_file: list[str]) -> Axis:
 def _composed(config: DictConfig, overrides: list[str], number: int = 0) -> DictConfig:
     try:
         composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-    except COMPOSITION as error:
+    except COMPOSITION_ERRORS as error:
         fixed = {_plain(word) for word in config.hydra.overrides.task}
         own = [word for word in overrides if _plain(word) not in fixed]
         reason = str(error).splitlines()[0]
@@ -298,16 +293,16 @@ def _composed(config: DictConfig, overrides: list[str], number: int = 0) -> Dict
 
 
 def _plain(override: str) -> str:
-    """An override without what Hydra's grammar writes differently when it writes it again."""
+    """Remove what Hydra changes in an override when it prints it again."""
     return override.replace("\\", "").lower()
 
 
 def _flat(config: DictConfig) -> dict[str, Any]:
-    """The values of a configuration by dotted key, without Hydra's own."""
-    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    """The values of a config by dotted key, without Hydra's section."""
+    own = without_hydra(config)
     try:
         values = OmegaConf.to_container(own, resolve=True)
-    except OmegaConfBaseException:  # validation tells
+    except OmegaConfBaseException:  # validation reports it
         values = OmegaConf.to_container(own, resolve=False)
     flat: dict[str, Any] = {}
 

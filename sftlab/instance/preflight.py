@@ -35,7 +35,7 @@ def check(machine: Machine, cfg: Config) -> None:
         ConfigError: settings that this machine cannot run, all of them.
     """
     mode = MODES[cfg.mode]
-    trains = mode.trains or (cfg.mode == "plan" and cfg.plan.probe)
+    trains = mode.trains or (mode.estimates and cfg.plan.probe)
     generates = mode.evaluates or (mode.trains and cfg.select.metric == "exact_match")
     uses_vllm = generates and cfg.eval.engine == "vllm" and cfg.instance.node_rank == 0  # other machines only train
     problems: list[Problem | str] = []

@@ -1,9 +1,9 @@
-"""Stages that no run refers to any more: what they take, and how they are deleted.
+"""List and delete the stages that no run refers to.
 
-A stage is referred to if a ``run.json`` or ``job.json`` has its key anywhere, or if a stage that is referred to was
-made from it. Keys are hashes, so looking for them in the text errs on the side of keeping: records of other versions,
-of a store that was moved, and truncated records count too. Records are read from the folders
-that the store has registered and from those below ``clean.outputs``. Stages that a living process uses are retained.
+A run refers to a stage if its ``run.json`` or ``job.json`` contains the stage's key anywhere, or if the stage is an
+input of another one that a run refers to. Keys are hashes, and any text that contains one counts: records of other
+versions, of a store that was moved, and truncated records protect their stages too. Records are read from the folders
+that the store has registered and from all folders below ``clean.outputs``. Stages in use by a process are retained.
 """
 
 from __future__ import annotations
@@ -31,39 +31,43 @@ log = logging.getLogger(__name__)
 PARTIAL, KEY = ".partial", re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 KIND, STAGE = re.compile(r"\w+"), re.compile(r"[0-9a-f]{16}(\.partial)?")
 TRASH, RUNNING = re.compile(r"\.trash-\w+-[0-9a-f]{16}(\.partial)?-\d+"), re.compile(r'"status":\s*"running"')
-# A job names its stages when it ends, and holds no lock between two of them. So while a run goes on, what was used
-# of late may be its own. There is a limit because a run that was killed says forever that it goes on.
+# A job records its stages when it ends, and holds no lock between two stages. So while a run is running, any stage that
+# was used recently may belong to it. The limit is for runs that were killed: their record says "running" forever.
 RECENT = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A folder of the store that no run refers to. ``bytes`` counts hard links in the first folder of a list only."""
+    """A folder of the store that no run refers to."""
 
     path: Path
     kind: str
-    bytes: int
+    bytes: int  # hard links count in the first folder of a list only
     last_used: float  # seconds since the epoch
 
 
 def unreferenced(store: Path, outputs: Path) -> list[Unused]:
-    """What no run below ``outputs`` or known to the store refers to, the longest unused first. Nothing is changed.
+    """List the stages that no run refers to, the longest unused first. Nothing is changed.
 
-    Unfinished stages (``.partial``) are among it unless a process works on them.
+    Unfinished stages (``.partial``) are included unless a process works on them.
+
+    Args:
+        store: folder of the stages.
+        outputs: folder that contains runs, besides those that the store has registered.
 
     Raises:
-        ConfigError: a folder or record cannot be read, so that it is not known what is referred to.
+        ConfigError: a folder or record cannot be read, and may refer to stages.
     """
     root = store.resolve()
-    stages = dict(_stages(root))  # before the records: a run that begins in between uses them after they were listed
+    stages = dict(_stages(root))  # before the records: a run that starts in between is younger than this list
     records = _records(root, outputs)
     held = {path for path in stages if path.suffix == PARTIAL and not _with_lock(path, lambda: True)}
     keys = ({path.stem for path in held} | in_use(root)).union(*(KEY.findall(text) for text in records.values()))
     recent = {path.name for path, used in stages.items() if used > time.time() - RECENT}
-    going = [path.parent for path, text in records.items() if RUNNING.search(text)]
-    if going and recent - keys:
+    running = [path.parent for path, text in records.items() if RUNNING.search(text)]
+    if running and recent - keys:
         keys |= recent
-        log.info("clean: %s goes on (or was killed), so what was used within a day is kept", going[0])
+        log.info("clean: %s is running (or was killed), so stages used within a day are retained", running[0])
     made_from: defaultdict[str, set[str]] = defaultdict(set)
     for file in [path / name for path in stages for name in (MANIFEST, INPUTS)]:
         with suppress(FileNotFoundError):
@@ -73,54 +77,55 @@ def unreferenced(store: Path, outputs: Path) -> list[Unused]:
         new = made_from[todo.pop()] - keys
         keys |= new
         todo += new
-    # A key names the finished stage. Nobody needs an unfinished one that nobody works on.
+    # A key refers to the finished stage. An unfinished one that no process works on is not needed.
     left = [(used, path) for path, used in stages.items() if path not in held and path.name not in keys]
     seen: set[tuple[int, int]] = set()
     return [Unused(path, path.parent.name, _bytes(path, seen), used) for used, path in sorted(left)]
 
 
 def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) -> None:
-    """Print what no run refers to, and delete it if ``delete`` is true and this is not a dry run.
+    """Print the stages that no run refers to, and delete them if ``delete`` is true and this is not a dry run.
 
     Raises:
-        ConfigError: it cannot be told which runs there are, so that too much might be deleted.
+        ConfigError: not all runs may be known, so that stages in use could be deleted.
         StageError: the store cannot be written.
     """
     from rich.filesize import decimal
     from rich.table import Table
 
     if not store.is_dir():
-        raise ConfigError(f"store={str(store)!r}: no such folder (seen from {Path.cwd()}); name the store of your runs")
+        raise ConfigError(f"store={str(store)!r}: no such folder in {Path.cwd()}; set it to the store of your runs")
     unused, root = unreferenced(store, outputs), store.resolve()
-    table = Table("kind", "key", "size", "last used", title="Not referred to by any run", title_justify="left")
+    table = Table("kind", "key", "size", "last used", title="Stages that no run refers to", title_justify="left")
     for item in unused:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.last_used))
         table.add_row(item.kind, item.path.name, decimal(item.bytes), used)
-    say(table if unused else f"{store}: runs refer to all of it")
+    say(table if unused else f"{store}: runs refer to all stages")
     total = f"{store}: {len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
     reason = _refusal(store, outputs, unused)
     if delete and reason:
         raise ConfigError(f"clean.delete=true: {reason}")
     if delete and not dry_run:
-        gone = sum(_delete(root, item) for item in unused)
-        _sweep(root)
-        say(f"{total}: {gone} deleted" + f", {len(unused) - gone} left, which are in use" * (gone < len(unused)))
+        deleted = sum(_delete(root, item) for item in unused)
+        _delete_remains(root)
+        in_use = len(unused) - deleted
+        say(f"{total}: {deleted} deleted" + f", {in_use} retained, which are in use" * bool(in_use))
     elif delete:
         say(f"{total}: would be deleted")
     elif reason:
-        say(f"{total}: nothing was deleted, and clean.delete=true is refused: {reason}")
+        say(f"{total}: nothing was deleted, and clean.delete=true would be refused: {reason}")
     elif unused:
-        say(f"{total}: nothing was deleted; to delete them, add clean.delete=true")
+        say(f"{total}: nothing was deleted; add clean.delete=true to delete them")
 
 
 def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
-    """Why unused stages may not be deleted: runs that nobody can find may refer to them."""
+    """Why unused stages must not be deleted: unknown runs may refer to them. None if they may be deleted."""
     root = store.resolve()
     if unused and not outputs.is_dir():
-        return f"clean.outputs={str(outputs)!r}: no such folder; name the folder that contains your runs"
+        return f"clean.outputs={str(outputs)!r}: no such folder; set it to the folder that contains your runs"
     if unused and not _records(root, outputs):
         return (
-            f"no run was found below {outputs} or is registered in the store, so all of {store} would be deleted; "
+            f"there is no run below {outputs} and none is registered in the store, so all of {store} would be deleted; "
             "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself"
         )
     if any(path.is_relative_to(outputs.absolute()) for path in (root, store.absolute())):
@@ -136,15 +141,15 @@ def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
 
 
 def _folders(folder: Path, name: re.Pattern[str]) -> list[Path]:
-    """The folders in a folder whose names fit. Links are none."""
+    """The folders in a folder whose names match, without symbolic links."""
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in inside if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
 
 
 def _stages(root: Path) -> Iterator[tuple[Path, float]]:
-    """Every stage of the store, finished or not, and when it was last of use."""
+    """Every stage of the store, finished or not, and when it was last used."""
     for path in [path for kind in _folders(root, KIND) for path in _folders(kind, STAGE)]:
-        with suppress(FileNotFoundError):  # no stage, since it has no manifest; or finished or deleted just now
+        with suppress(FileNotFoundError):  # no manifest, so not a stage; or finished or deleted just now
             yield path, _last_used(path)
 
 
@@ -157,8 +162,10 @@ def _records(root: Path, outputs: Path) -> dict[Path, str]:
 
     def unreadable(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # deleted just now
-            what = "and may tell of a run that refers to stages; make it readable, or clean as a user who may read it"
-            raise ConfigError(f"{error.filename}: cannot be read ({error.strerror}), {what}") from error
+            remedy = "make it readable, or clean as a user who may read it"
+            raise ConfigError(
+                f"{error.filename}: cannot be read ({error.strerror}), and may belong to a run; {remedy}"
+            ) from error
 
     files: set[Path] = set()
     for folder, below, names in os.walk(outputs.resolve(), onerror=unreadable):
@@ -170,8 +177,8 @@ def _records(root: Path, outputs: Path) -> dict[Path, str]:
             inside = _registered(entry)
             if not inside and (host := json.loads(entry.read_text("utf-8"))["host"]) != os.uname().nodename:
                 raise ConfigError(
-                    f"{entry}: names a run on {host} that is not seen from here; clean there, or delete this file if "
-                    "the run was deleted"
+                    f"{entry}: names a run on {host} that this machine cannot see; clean there, or delete this file "
+                    "if the run was deleted"
                 )
             files.update(inside)
         for path in sorted(files):
@@ -183,7 +190,7 @@ def _records(root: Path, outputs: Path) -> dict[Path, str]:
 
 
 def _registered(entry: Path) -> list[Path]:
-    """The records in a folder that the store has registered; none where the run was deleted."""
+    """The records in a folder that the store has registered; empty if the run was deleted."""
     try:
         folder = Path(json.loads(entry.read_text("utf-8"))["folder"])
     except (ValueError, TypeError, KeyError) as error:
@@ -207,7 +214,7 @@ def _with_lock(path: Path, act: Callable[[], object]) -> bool:
 
     try:
         held = FileLock(path.with_suffix(".lock")).acquire(timeout=0)
-    except (Timeout, OSError):  # what may not be locked may not be deleted
+    except (Timeout, OSError):  # no permission to lock means no permission to delete
         return False
     with held:
         act()
@@ -218,29 +225,29 @@ def _delete(root: Path, item: Unused) -> bool:
     """Delete a folder, unless a process works on it or has used it since it was listed."""
     trash: list[Path] = []
 
-    def away() -> None:
-        with suppress(FileNotFoundError):  # finished or deleted meanwhile
+    def move_to_trash() -> None:
+        with suppress(FileNotFoundError):  # finished or deleted since it was listed
             if not item.path.is_symlink() and _last_used(item.path) == item.last_used:
                 trash.extend(filter(None, [withdraw(root, item.path)]))
 
     try:
-        if not _with_lock(item.path, away) or not trash:
+        if not _with_lock(item.path, move_to_trash) or not trash:
             return False
-        with suppress(FileNotFoundError):  # another process sweeps
+        with suppress(FileNotFoundError):  # another process deletes it
             shutil.rmtree(trash[0])
     except OSError as error:
         raise StageError(f"clean: cannot delete {error.filename}: {error.strerror}") from error
     return True
 
 
-def _sweep(root: Path) -> None:
-    """Delete the remains of an interrupted deletion, notes of deleted runs, and locks of deleted stages."""
+def _delete_remains(root: Path) -> None:
+    """Delete what an interrupted deletion left, registrations of deleted runs, and locks of deleted stages."""
     for path in _folders(root, TRASH):
-        shutil.rmtree(path, ignore_errors=True)  # perhaps another process deletes it now
+        shutil.rmtree(path, ignore_errors=True)  # another process may delete it too
     for entry in (root / RUNS).glob("*.json"):
         if not _registered(entry):
             entry.unlink(missing_ok=True)
     for path in [path for kind in _folders(root, KIND) for path in kind.glob("*.lock")]:
         if STAGE.fullmatch(path.stem) and not any(path.with_suffix(suffix).exists() for suffix in ("", PARTIAL)):
             with suppress(OSError):
-                _with_lock(path, path.unlink)  # while it is held: whoever waits for it notices, and makes another
+                _with_lock(path, path.unlink)  # a process that waits for this lock notices, and makes a new one

@@ -1,4 +1,7 @@
-"""The modes of a run: what each of them works on, what it writes, and what a sweep of it may vary."""
+"""The table of modes: what each value of the key ``mode`` needs, what it writes, and what a sweep may vary.
+
+The functions that carry out a mode are bound in ``sftlab.work``, which has one entry per row of this table.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ GENERATION = tuple(
     f"eval.{key}"
     for key in ("engine", "max_tokens", "batch_size", "tensor_parallel_size", "gpu_memory_utilization", "kv_cache_gib")
 )
-# How machines find each other, wait and are reserved: no result depends on it.
-RESERVED = tuple(
+# How machines are reserved, find each other and wait. No result depends on these keys.
+RESERVATION = tuple(
     f"instance.{key}"
     for key in (
         "name",
@@ -23,7 +26,7 @@ RESERVED = tuple(
         "grace_seconds",
     )
 )
-# What training takes, and not what comes of it.
+# These keys change the memory and time of training, but not the trained weights.
 SAME_WEIGHTS = ("train.gradient_checkpointing",)
 
 
@@ -31,27 +34,57 @@ SAME_WEIGHTS = ("train.gradient_checkpointing",)
 class Mode:
     """One value of ``mode``.
 
-    ``varies`` names the sections and keys that a job's result depends on, without those in ``ignores``: a sweep may
-    vary these and no others. A mode without any cannot be swept, and ``instead`` says what to do.
+    A mode with ``varies`` runs as jobs, which a launcher may start on other machines, and can be swept over the
+    sections and keys in ``varies`` except those in ``ignores``. A mode without ``varies`` runs once in the process of
+    the command; ``instead`` explains why it cannot be swept.
     """
 
     name: str
-    varies: tuple[str, ...] = ()
-    ignores: tuple[str, ...] = ()
-    instead: str = ""
+
+    # What it needs.
+    reads_training_rows: bool = False  # training and validation rows, and a model to tokenize them
+    reads_test: bool = False  # rows that answers are compared with, and a model to tokenize them
     trains: bool = False
     evaluates: bool = False  # loads a generation engine
-    reads_data: bool = False  # a dataset and a model, and not only the files of finished runs
-    reads_test: bool = False  # and the targets of its test rows
-    records: bool = True  # writes run.json
+    estimates: bool = False  # memory and time of training and generation
+    works_on: str = ""  # key that names existing files or folders
+
+    # What it writes into the run's folder, besides the logs. Nothing for a mode that only prints.
+    writes: tuple[str, ...] = ()
+
+    # What a sweep may vary.
+    varies: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
+    result: str = ""  # what a job computes, for messages
+    instead: str = ""
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it reads a dataset and loads a tokenizer, as opposed to the files of finished runs."""
+        return self.reads_training_rows or self.reads_test
+
+    @property
+    def evaluates_after_jobs(self) -> bool:
+        """Whether the command generates answers itself when its jobs are done."""
+        return self.trains and self.evaluates
 
     @property
     def has_jobs(self) -> bool:
-        """Whether the work is done in jobs, which a launcher may start elsewhere."""
+        """Whether it runs as jobs."""
         return bool(self.varies)
 
+    @property
+    def has_record(self) -> bool:
+        """Whether the run has a ``run.json``."""
+        return "run.json" in self.writes
+
+    @property
+    def has_page(self) -> bool:
+        """Whether the run has a ``report.html``."""
+        return "report.html" in self.writes
+
     def depends_on(self, key: str) -> bool:
-        """Whether the result of a job depends on a key of the configuration."""
+        """Whether the result of a job depends on a config key."""
 
         def within(sections: tuple[str, ...]) -> bool:
             return any(key == section or key.startswith(f"{section}.") for section in sections)
@@ -59,36 +92,69 @@ class Mode:
         return within(self.varies) and not within(self.ignores)
 
 
+TRAINED = ("run.json", "job.json", "best", "loss.png", "metrics.jsonl", "sweep.csv", "report.html")
+
 MODES = {
     mode.name: mode
     for mode in (
         Mode(
             "all",
-            TRAINING,
-            ignores=(*RESERVED, *SAME_WEIGHTS),
+            reads_training_rows=True,
+            reads_test=True,
             trains=True,
             evaluates=True,
-            reads_data=True,
-            reads_test=True,
+            writes=(*TRAINED, "merged", "predictions", "model_card.md"),
+            varies=TRAINING,
+            ignores=(*RESERVATION, *SAME_WEIGHTS),
+            result="the trained weights",
         ),
-        Mode("train", TRAINING, ignores=(*RESERVED, *SAME_WEIGHTS), trains=True, reads_data=True),
+        Mode(
+            "train",
+            reads_training_rows=True,
+            trains=True,
+            writes=TRAINED,
+            varies=TRAINING,
+            ignores=(*RESERVATION, *SAME_WEIGHTS),
+            result="the trained weights",
+        ),
         Mode(
             "evaluate",
-            ("model", "dataset", "eval", "instance", "seed"),
-            ignores=("eval.predictions", "eval.hoped_difference", "eval.stall_min", *RESERVED),
-            evaluates=True,
-            reads_data=True,
             reads_test=True,
+            evaluates=True,
+            works_on="eval.name_or_path",
+            writes=("run.json", "job.json", "predictions", "report.html"),
+            varies=("model", "dataset", "eval", "instance", "seed"),
+            ignores=("eval.predictions", "eval.hoped_difference", "eval.stall_min", *RESERVATION),
+            result="the answers",
         ),
-        Mode("plan", (*TRAINING, *GENERATION, "plan"), ignores=RESERVED, reads_data=True),
+        Mode(
+            "plan",
+            reads_training_rows=True,
+            estimates=True,
+            writes=("run.json", "job.json"),
+            varies=(*TRAINING, *GENERATION, "plan"),
+            ignores=RESERVATION,
+            result="memory and time",
+        ),
         Mode(
             "preview",
-            instead="it shows the rows of one dataset",
-            reads_data=True,
+            reads_training_rows=True,
             reads_test=True,
+            writes=("run.json", "preview.html"),
+            instead="it shows the rows of one dataset",
         ),
-        Mode("compare", instead="it compares the two files of eval.predictions"),
-        Mode("report", instead="it renders the run in hydra.run.dir, a sweep's folder too", records=False),
-        Mode("clean", instead="it looks at one store", records=False),
+        Mode(
+            "compare",
+            works_on="eval.predictions",
+            writes=("run.json", "predictions", "report.html"),
+            instead="it compares the two files of eval.predictions",
+        ),
+        Mode(
+            "report",
+            works_on="hydra.run.dir",
+            writes=("report.html",),
+            instead="it renders the run in hydra.run.dir, which may be a sweep",
+        ),
+        Mode("clean", instead="it examines one store"),
     )
 }

@@ -19,6 +19,7 @@ from sftlab.dataset.tokenize import Tokenized
 from sftlab.errors import OutOfMemoryError
 from sftlab.instance.machine import Machine, nvidia_smi, peak_flops
 from sftlab.model.base import Base
+from sftlab.runtime.modes import MODES
 from sftlab.runtime.processes import child
 from sftlab.runtime.store import Stage, Store, versions, write_json
 from sftlab.train.trace import Batch, Shape, Traced, traced
@@ -283,7 +284,8 @@ def _generation(cfg: Config, found: Traced, longest: Batch, machine: Machine, ca
 
     vLLM takes all of ``eval.gpu_memory_utilization`` of a GPU; what it needs is a cache for the longest answer.
     """
-    if cfg.mode == "train":
+    mode = MODES[cfg.mode]
+    if mode.trains and not mode.evaluates:
         return 0.0
     split = cfg.eval.tensor_parallel_size if machine.device == "cuda" else 1
     weights = found.merged_bytes / split / GIB

@@ -17,7 +17,7 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     """Yield the problems of the run's own keys: its name, its mode, the hub."""
     if set(cfg.name) == {"."}:
         yield Problem("name", shown(cfg.name), "outputs would be written outside outputs/", "give a name with a letter")
-    if cfg.mode == "evaluate" and cfg.eval.name_or_path is None:
+    if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
     if cfg.hub.push and cfg.hub.repo_id is None:
@@ -35,7 +35,7 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
             "set train.allow_truncated_completion=false",
             ("train.allow_truncated_completion",),
         )
-    if cfg.mode in ("all", "train", "plan"):
+    if MODES[cfg.mode].trains or MODES[cfg.mode].estimates:
         try:  # for mode=plan, and for a launcher, the GPUs may be in another machine
             machine.find(cfg.instance, elsewhere=True).accumulation(train)
         except ConfigError as error:

@@ -31,7 +31,7 @@ JUDGED_BY = ("eval", "select.metric", "mode", "seed")
 
 def dataset_problems(cfg: Config) -> Iterator[Problem]:
     """Yield the problems of the dataset, unless a mounted test set replaces it, and of the mounted test set."""
-    if cfg.mode != "evaluate" or cfg.eval.dataset is None:
+    if MODES[cfg.mode].reads_training_rows or cfg.eval.dataset is None:
         yield from _dataset(cfg, cfg.dataset, mounted=False)
     if cfg.eval.dataset is not None:
         yield from _dataset(cfg, cfg.eval.dataset, mounted=True)
@@ -112,10 +112,10 @@ def _check_answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bo
     warnings = []
     if tested:
         score.check(splits["test"], cfg.eval)
-    if cfg.mode in ("all", "train") and not mounted:
+    if MODES[cfg.mode].trains and not mounted:
         if cfg.select.metric == "exact_match":
             score.check(splits["validation"], cfg.eval, "validation")
-        if cfg.mode == "all":
+        if MODES[cfg.mode].evaluates:
             warnings.append(score.check_completions(splits["train"], cfg.eval))
     if tested:
         warnings.append(score.check_completions(splits["test"], cfg.eval, "test"))

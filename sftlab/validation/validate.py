@@ -51,7 +51,7 @@ def _problems(cfg: Config) -> Iterator[Problem]:
     yield from instance_problems(cfg)
     yield from store_problems(cfg.store)
     yield from evaluation_problems(cfg)
-    if cfg.mode == "compare":
+    if MODES[cfg.mode].works_on == "eval.predictions":
         yield from prediction_problems(cfg)
     if MODES[cfg.mode].reads_data:  # other modes read the files of finished runs only
         yield from dataset_problems(cfg)

@@ -1,4 +1,4 @@
-"""Bad input, as a user meets it: one message, exit code 2, nothing written, nothing heavy loaded."""
+"""Bad input on the command line: one message, exit code 2, nothing written, nothing heavy imported."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HEAVY = {
 }  # fmt: skip
 
 
-# What takes a whole run and its stages seconds to import.
+# Modules that take a run and its stages seconds to import.
 WHOLE = ("torch", "transformers.models.auto.tokenization_auto", "datasets", "matplotlib.pyplot", "scipy.stats", "peft",
          "transformers.models.llama.modeling_llama", "sftlab.train.trainer")  # fmt: skip
 
 
-# What a run without a model imports to compare, plot and report.
+# Modules that a run without a model imports to compare, plot and report.
 REPORTED = ("matplotlib.pyplot", "scipy.optimize", "scipy.sparse", "statsmodels.stats.multitest",
             "statsmodels.stats.proportion")  # fmt: skip
 
@@ -38,7 +38,7 @@ def server(*modules: str) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # A process that is forked while OpenMP has threads waits for them for ever: they are not in it.
+        # A process forked while OpenMP has threads waits forever for them: a fork does not copy threads.
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert server.stdin is not None
@@ -52,7 +52,10 @@ def server(*modules: str) -> subprocess.Popen[str]:
 def sftlab(
     folder: Path, *arguments: str, limit: float = inf, modules: tuple[str, ...] = (), code: str = ""
 ) -> tuple[int, str, str, str]:
-    """Exit code, standard output, standard error, and the heavy modules that were imported, within CPU seconds."""
+    """Run a command: exit code, standard output, standard error, and the heavy modules that it imported.
+
+    ``limit`` is in CPU seconds.
+    """
     skip_without_plugins(arguments)
     process = server(*modules)
     assert process.stdin is not None
@@ -69,13 +72,13 @@ def sftlab(
 
 
 def whole(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A whole run. Its stages are processes of their own, most of them forked from it (``commands.start``)."""
+    """Run a command with a model. Its stages run in child processes, most of them forked (``commands.start``)."""
     code, out, errors, _ = sftlab(folder, *arguments, modules=WHOLE)
     return subprocess.CompletedProcess(arguments, code, out, errors)
 
 
 def quick(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    """A run without a model, or with a part replaced by ``code``."""
+    """Run a command without a model, or with a part replaced by ``code``."""
     status, out, errors, _ = sftlab(folder, *arguments, modules=REPORTED, code=code)
     return subprocess.CompletedProcess(arguments, status, out, errors)
 
@@ -130,8 +133,7 @@ MISSING = [("hydra/sweeper=optuna", "optuna"), ("hydra/launcher=submitit_slurm",
 def test_a_plugin_that_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, extra: str
 ) -> None:
-    # As if none were: the namespace that they are found in cannot be imported. In a process of its own, as they are
-    # looked for once.
+    # The namespace of the plugins cannot be imported. In a new process, because Hydra searches for plugins once.
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     (tmp_path / "hydra_plugins.py").write_text("raise ImportError", "utf-8")
     command = [sys.executable, "-m", "sftlab", "-m", choice, "train.lerning_rate=1,2"]
@@ -144,22 +146,22 @@ def test_a_plugin_that_is_not_installed(
 
 
 LAUNCHED = [
-    (["hydra/launcher=joblib", "instance=large"], ["hydra/launcher=joblib: a job takes 4 GPUs (instance=large)",
+    (["hydra/launcher=joblib", "instance=large"], ["hydra/launcher=joblib: a job needs 4 GPUs (instance=large)",
                                                    "this machine shows none"]),
-    (["hydra/launcher=ray", "instance=small"], ["a job takes 1 GPU (instance=small)", "hydra.launcher.ray.init.addr"]),
+    (["hydra/launcher=ray", "instance=small"], ["a job needs 1 GPU (instance=small)", "hydra.launcher.ray.init.addr"]),
     (["hydra/launcher=submitit_slurm", "instance=large"], ["none of the 4 GPUs of instance=large", "set mode=train"]),
     (["hydra/launcher=submitit_slurm", "instance=small,large", "mode=train"], ["instance: cannot be swept"]),
-    (["hydra/launcher=ray", "instance=cpu", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], ["gives a job one"]),
+    (["hydra/launcher=ray", "instance=cpu", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], ["a job on one"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "said"), LAUNCHED, ids=[" ".join(arguments) for arguments, _ in LAUNCHED])
-def test_a_launcher_whose_jobs_could_not_start_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: list[str]
+@pytest.mark.parametrize(("arguments", "parts"), LAUNCHED, ids=[" ".join(arguments) for arguments, _ in LAUNCHED])
+def test_a_launcher_that_could_not_start_a_job_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], parts: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     message = refused(tmp_path, "-m", *arguments, "model=tiny_random", "train.learning_rate=1e-3,2e-3")
-    assert [part for part in said if part not in message] == [], message
+    assert [part for part in parts if part not in message] == [], message
 
 
 @pytest.mark.parametrize("override", ["+hf_token=abc123", "hf_token=abc123", "++train.extra.hub_token=abc123"])
@@ -169,13 +171,13 @@ def test_a_secret_is_refused_and_not_repeated(tmp_path: Path, override: str) -> 
     assert "abc123" not in message
 
 
-def test_bad_rows_are_found_before_anything_is_written(tmp_path: Path) -> None:
+def test_bad_rows_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [*vignettes(40), vignette(40, answer_idx="E")])
     message = refused(tmp_path, "dataset.name_or_path=rows.jsonl", "model=tiny_random")
     assert "rows.jsonl, row 41 (row-40): target 'E' is not one of A, B" in message
 
 
-def test_bad_csv_and_parquet_load_nothing_heavy_either(tmp_path: Path) -> None:
+def test_bad_csv_and_parquet_import_nothing_heavy(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("question\nWhat?\n", "utf-8")
     (tmp_path / "rows.parquet").write_text("no parquet", "utf-8")
     message = refused(
@@ -187,7 +189,7 @@ def test_bad_csv_and_parquet_load_nothing_heavy_either(tmp_path: Path) -> None:
 
 
 @pytest.mark.smoke  # libraries that take seconds to import
-def test_a_prompt_that_max_length_cuts_ends_with_2_and_leaves_no_stage(tmp_path: Path) -> None:
+def test_a_prompt_longer_than_max_length_exits_with_2_and_leaves_no_stage(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", vignettes(40))
     write_model(tmp_path / "model")
     code, _, message, _ = sftlab(

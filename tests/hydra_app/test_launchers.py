@@ -1,4 +1,4 @@
-"""Launchers and sweepers as they are: jobs in workers of joblib, Ray and submitit, trials of Optuna; one decision."""
+"""Real launchers and sweepers: jobs in workers of joblib, Ray and submitit, and trials of Optuna."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_cli import quick
 
-from sftlab.cli import CONF
+from sftlab.hydra_app.compose import CONF
 from sftlab.hydra_app.launchers import RAY_LOOPBACK, claim
 
 pytestmark = pytest.mark.timeout(900)
@@ -71,7 +71,7 @@ def test_joblib_runs_as_many_jobs_as_there_are_gpus_for(monkeypatch: pytest.Monk
     assert reserved("hydra/launcher=joblib", "instance=cpu")["n_jobs"] == -1
 
 
-# ------------------------------------------------------------------- GPUs of one's own
+# ------------------------------------------------------------------- GPUs of a job
 
 HOLDER = """
 import json, sys, time
@@ -92,7 +92,7 @@ def gpu_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def holder(count: int) -> subprocess.Popen[str]:
-    """A process that claims so many GPUs, says so, and holds them until it is given a line or the end of its input."""
+    """A process that claims GPUs, prints them, and holds them until it reads a line or the end of its input."""
     command = [sys.executable, "-c", HOLDER, str(count)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -202,7 +202,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("launcher", ["joblib", "ray", "submitit_local"])
-def test_jobs_run_in_workers_a_failing_one_takes_none_along_and_one_decision_is_made(
+def test_jobs_run_in_workers_a_failed_job_stops_no_other_and_one_checkpoint_is_selected(
     place: Path, launcher: str
 ) -> None:
     done = sftlab(
@@ -220,7 +220,7 @@ def test_jobs_run_in_workers_a_failing_one_takes_none_along_and_one_decision_is_
     assert [row["job"] for row in candidates] == [0, 2]
     assert run["selection"]["eval_loss"] == min(row["eval_loss"] for row in candidates)
     assert (place / launcher / "best" / "adapter_model.safetensors").is_file()
-    # In a process of its own each, and its log beside it.
+    # Each job ran in its own process, and has its own log.
     assert "train: random:llama" in (place / launcher / "0" / "sftlab.log").read_text("utf-8")
     assert list((place / f"{launcher}_store").glob("train/*/manifest.json"))
 
@@ -235,7 +235,7 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray that another process started in another folder, that says it has four GPUs; it ends with its input."""
+    """A Ray cluster with four fictitious GPUs, started by another process in another folder."""
     skip_without_plugins(["hydra/launcher=ray"])
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     with subprocess.Popen(
@@ -249,13 +249,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.smoke
-def test_on_a_ray_cluster_paths_mean_the_same_and_gpus_are_those_that_ray_gave(place: Path, cluster: str) -> None:
+def test_jobs_on_a_ray_cluster_share_paths_and_see_their_reserved_gpus(place: Path, cluster: str) -> None:
     done = sftlab(
         place, "-m", *TINY, "hydra/launcher=ray", "instance=medium", "store=ray_store", "train.learning_rate=1e-3,2e-3",
         "train.use_liger_kernel=false", "hydra.sweep.dir=on_cluster",
         f"hydra.launcher.ray.init.address={cluster}", RAY_AUTH_MODE="token", **RAY_LOOPBACK,
     )  # fmt: skip
-    # Stopped after the jobs had their GPUs, which do not exist, and before they would have used them.
+    # The jobs fail when they look for their GPUs, which do not exist.
     assert done.returncode == 2, done.stdout + done.stderr
     given = []
     for number in (0, 1):
@@ -266,7 +266,7 @@ def test_on_a_ray_cluster_paths_mean_the_same_and_gpus_are_those_that_ray_gave(p
 
 
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a SLURM")
-def test_a_launcher_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_a_launcher_that_cannot_start_is_reported(tmp_path: Path) -> None:
     done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "hydra.sweep.dir=swept")
     assert done.returncode == 1, done.stderr
     assert 'sftlab: hydra/launcher=submitit_slurm: RuntimeError: Could not detect "srun"' in done.stderr
@@ -274,7 +274,7 @@ def test_a_launcher_that_cannot_start_says_why(tmp_path: Path) -> None:
     assert read(tmp_path / "swept" / "run.json")["status"] == "failed"
 
 
-def test_a_dry_run_starts_no_job_anywhere(tmp_path: Path) -> None:
+def test_a_dry_run_uses_no_launcher(tmp_path: Path) -> None:
     done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "seed=1,2", "dry_run=true")
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("train    will run") == 2
@@ -282,7 +282,7 @@ def test_a_dry_run_starts_no_job_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.smoke
-def test_a_job_that_slurm_puts_back_goes_on_from_its_last_checkpoint(place: Path) -> None:
+def test_a_requeued_slurm_job_resumes_from_its_last_checkpoint(place: Path) -> None:
     process = subprocess.Popen(
         command("-m", *TINY, "hydra/launcher=submitit_local", "instance=cpu", "store=requeue_store",
                 "train.num_train_epochs=8", "hydra.sweep.dir=requeued"),
@@ -301,7 +301,7 @@ def test_a_job_that_slurm_puts_back_goes_on_from_its_last_checkpoint(place: Path
 
 @pytest.mark.smoke
 def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
-    # The first job finds what another test trained; the second is killed in its training.
+    # The first job reuses the training of another test. The second is killed while it trains.
     process = subprocess.Popen(
         command("-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "instance=cpu", "store=joblib_store",
                 "train.per_device_train_batch_size=8", "train.learning_rate=1e-3", "train.num_train_epochs=1,50",
@@ -316,7 +316,7 @@ def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
     assert process.returncode == 1, out
     run = read(place / "killed" / "run.json")
     assert [job["status"] for job in run["jobs"]] == ["success", "failed"]
-    assert "job 1: ended without a word" in run["error"]
+    assert "job 1: ended without a result" in run["error"]
     assert "hydra/launcher=joblib: TerminatedWorkerError" in run["error"]
     assert run["selection"]["job"] == 0
     assert workers(Path("joblib_store"), "sftlab.train.stage") == []

@@ -1,25 +1,32 @@
-"""Every mode, alone and under -m, run and dry run: exit code and written files; what cannot be swept is refused."""
+"""Every mode as a single run and a sweep, run and dry run: exit code, written files, and refused sweeps."""
 
 from __future__ import annotations
 
 import json
+import pickle
 import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from conftest import vignettes, write_model, write_rows
 from test_cli import files, quick, refused, sftlab, whole
 
 from sftlab import pipeline
+from sftlab.config import Config
 from sftlab.errors import StageError
+from sftlab.hydra_app.callback import StudyCallback
+from sftlab.hydra_app.study import Study
+from sftlab.hydra_app.task import run_task
 from sftlab.records import read_jsonl
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.modes import MODES
-from sftlab.runtime.run import Run
+from sftlab.runtime.run import Run, hold
+from sftlab.work import WORK, InJobs
 
 TINY = [
     "model=tiny_random", "instance=cpu", "tracking=none", "eval.engine=transformers", "eval.max_tokens=4",
@@ -45,7 +52,7 @@ RECORD = {".hydra", ".lock", "run.json", "sftlab.log"}
 TRAINED = {"job.json", "best", "loss.png", "metrics.jsonl", "sweep.csv", "report.html"}
 EVALUATED = {"merged", "predictions", "model_card.md"}
 SWEPT = {".lock", "run.json", "multirun.yaml", "0", "1"}
-# What each mode adds to a run's folder; None where it is refused.
+# What each mode writes into a run's folder, single and swept; None if it cannot be swept.
 WRITES: dict[str, tuple[set[str], set[str] | None]] = {
     "all": (RECORD | TRAINED | EVALUATED, SWEPT | TRAINED - {"job.json"} | EVALUATED),
     "train": (RECORD | TRAINED, SWEPT | TRAINED - {"job.json"}),
@@ -74,12 +81,12 @@ def cases() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the whole runs, so that each stage is made once."""
+    """Shared by all tests with a model, so that each stage is built once."""
     return tmp_path_factory.mktemp("shared") / "store"
 
 
 @pytest.mark.parametrize(("mode", "sweep", "dry"), cases())
-def test_every_mode_does_what_it_says_or_is_refused(
+def test_every_mode_writes_its_files_or_is_refused(
     tmp_path: Path, store: Path, mode: str, sweep: bool, dry: bool
 ) -> None:
     settings = [f"mode={mode}", f"dry_run={str(dry).lower()}", f"store={store}"]
@@ -98,7 +105,7 @@ def test_every_mode_does_what_it_says_or_is_refused(
         settings += ["hydra.run.dir=out"] + (["eval.name_or_path=random:qwen3"] if mode == "evaluate" else [])
     expected = WRITES[mode][sweep]
     if expected is None:
-        assert f"mode={mode} cannot be swept" in refused(tmp_path, *settings)
+        assert f"mode={mode}: cannot be swept" in refused(tmp_path, *settings)
         return
     before = files(tmp_path), files(store)
     done = (quick if mode in LIGHT else whole)(tmp_path, *settings)
@@ -113,7 +120,8 @@ def test_every_mode_does_what_it_says_or_is_refused(
         return
     written = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
     assert written - {"run.json", ".lock"} == expected - {"run.json", ".lock"}
-    if MODES[mode].records:
+    assert set(MODES[mode].writes) == WRITES[mode][0] - {".hydra", ".lock", "sftlab.log"}
+    if MODES[mode].has_record:
         record = read(tmp_path / "out" / "run.json")
         assert (record["status"], record["mode"], record["error"]) == ("success", mode, None)
     if mode == "evaluate" and sweep:
@@ -123,11 +131,26 @@ def test_every_mode_does_what_it_says_or_is_refused(
             assert row["evaluation"]["finetuned"]["n"] == 6
             assert row["evaluation"]["comparison"]["p_value"] <= row["p_adjusted"]
             assert {"predictions", "report.html"} <= {path.name for path in job.folder.iterdir()}
-        # The base is evaluated once for all, and is the first model itself.
+        # The base is evaluated once for both jobs. It is the model of the first job.
         first, second = record["evaluations"]
         assert first["stages"]["baseline"] == second["stages"]["baseline"] == first["stages"]["finetuned"]
         assert "random:qwen3" in (tmp_path / "out" / "report.html").read_text("utf-8")
         assert out.count("All evaluations on the test set") == 1
+
+
+def test_every_mode_has_its_functions() -> None:
+    assert set(WORK) == set(MODES) == set(get_args(Config.model_fields["mode"].annotation))
+    assert {name for name, work in WORK.items() if isinstance(work, InJobs)} == {
+        name for name, mode in MODES.items() if mode.has_jobs
+    }
+    assert all(mode.result if mode.has_jobs else mode.instead for mode in MODES.values())
+
+
+def test_the_worker_of_a_launcher_gets_an_empty_study(tmp_path: Path) -> None:
+    study = Study(folder=tmp_path, lock=hold(tmp_path))
+    task, callback = pickle.loads(pickle.dumps((partial(run_task, study), StudyCallback(study))))
+    assert task.func is run_task
+    assert task.args[0] == callback.study == Study()
 
 
 # ------------------------------------------------------------------- what a sweep may vary
@@ -160,7 +183,7 @@ REFUSED = [
     (["train.gradient_checkpointing=true,false"], "train.gradient_checkpointing"),
     (["instance.nnodes=2", "instance.rdzv_endpoint=a:1", "instance.node_rank=0,1"], "instance.node_rank"),
     (["mode=evaluate", "eval.name_or_path=random:llama", "eval.stall_min=1,2"], "eval.stall_min"),
-    (["seed=glob(*)"], "seed=glob(*): fits no choice"),
+    (["seed=glob(*)"], "seed=glob(*): matches no choice"),
     (["seed=1,"], "seed=1,: has an empty value between its commas; write seed=1"),
     (["seed=1,,2"], "seed=1,,2: has an empty value between its commas; write seed=1,2"),
     (["seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0: no job would run"),
@@ -180,7 +203,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "key"), REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
-def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: list[str], key: str) -> None:
+def test_a_sweep_over_a_key_without_effect_is_refused(tmp_path: Path, arguments: list[str], key: str) -> None:
     if "own" in arguments:
         (tmp_path / "own" / "experiment").mkdir(parents=True)
         params = {"eval.temperature": "0,1", "train.num_train_epochs": "1,2"}
@@ -190,7 +213,7 @@ def test_a_value_that_would_be_left_out_is_refused(tmp_path: Path, arguments: li
     assert key in message
 
 
-def test_an_experiment_that_sweeps_says_how_to_show_its_rows(tmp_path: Path) -> None:
+def test_the_refusal_to_preview_a_sweep_names_hydra_mode(tmp_path: Path) -> None:
     message = refused(tmp_path, "+experiment=demo_sweep", "mode=preview", *FIXED)
     assert "hydra.mode=RUN" in message
     code, _, errors, _ = sftlab(
@@ -204,7 +227,7 @@ def test_an_experiment_that_sweeps_says_how_to_show_its_rows(tmp_path: Path) -> 
 def test_no_second_command_evaluates_another_split_or_base_than_the_trained_one(
     tmp_path: Path, axis: str, in_file: bool
 ) -> None:
-    """Which seed, dataset or base the selected model has is not known before the training."""
+    """The seed, dataset and base of the selected model are unknown before the training."""
     own = []
     if in_file:
         (tmp_path / "own" / "experiment").mkdir(parents=True)
@@ -215,7 +238,7 @@ def test_no_second_command_evaluates_another_split_or_base_than_the_trained_one(
     common = ["-m", *own, "instance=cpu", *([] if in_file else [axis])]
     message = refused(tmp_path, *common, "eval.temperature=0,0.7")
     assert "name_or_path=" not in message
-    assert "one command for each value of eval.temperature" in message
+    assert "run one command for each value of eval.temperature" in message
     if not in_file:
         code, _, errors, _ = sftlab(tmp_path, *common, "eval.temperature=0.7", "eval.sampler=none", "dry_run=true")
         assert "cannot be swept" not in errors
@@ -241,15 +264,15 @@ def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path,
 
 # ------------------------------------------------------------------- no exit code 0 without success
 
-# A job that takes no time: what it would take on its machine is known.
+# A job of mode=plan that takes no time.
 PLANNED = """
-import sftlab.pipeline
-from dataclasses import asdict
+import sftlab.work
+from dataclasses import asdict, replace
 from sftlab.train.plan import Cell
-def plan_job(cfg, job):
+def plan_job(cfg, job, folder):
     parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
     job.plan = asdict(Cell(dict.fromkeys(parts, 0.1), 1.0, 1.0, 2.0, 1.0, "a test"))
-sftlab.pipeline.plan_job = plan_job
+sftlab.work.WORK["plan"] = replace(sftlab.work.WORK["plan"], job=plan_job)
 """
 
 
@@ -258,18 +281,20 @@ def run(folder: Path, *overrides: str, code: str = PLANNED) -> subprocess.Comple
 
 
 DRY = """
-sftlab.pipeline.dry_run = lambda cfg, folder, scratch: None
+sftlab.work.WORK["plan"] = replace(sftlab.work.WORK["plan"], dry_run=lambda cfg, folder, scratch: None)
 """
 PAGE = """
-import sftlab.pipeline
+import sftlab.work
+from dataclasses import replace
 from sftlab.errors import StageError
 from sftlab.report import terminal as report
 def run_job(cfg, job, folder):
     {body}
 def page(*given):
     raise KeyError("the page")
-sftlab.pipeline.run_job, report.page = run_job, page
-sftlab.pipeline.finish = lambda run, jobs, sweep: None
+report.page = page
+train = sftlab.work.WORK["train"]
+sftlab.work.WORK["train"] = replace(train, job=run_job, finish=lambda run, jobs, is_sweep: None)
 """
 PLAN = ["-m", "mode=plan", "instance=cpu", "hydra.sweep.dir=out"]
 
@@ -303,14 +328,13 @@ def test_folders_that_jobs_would_share_are_refused(tmp_path: Path, subdir: str, 
     assert "hydra.sweep.subdir" in message
 
 
-def test_optuna_may_not_name_folders_by_values(tmp_path: Path) -> None:
+def test_optuna_with_folders_named_by_values_is_refused(tmp_path: Path) -> None:
     settings = ["-m", *FIXED, "hydra/sweeper=optuna", "seed=1,2"]
     assert "hydra.sweep.subdir" in refused(tmp_path, *settings, "hydra.sweep.subdir=${seed}")
 
 
-# Hydra has a copy of its own of the launcher's class.
+# Hydra imports its launcher a second time, so the class in its list of plugins is patched.
 LAUNCHER = """
-import sftlab.cli
 from hydra.core.plugins import Plugins
 Basic = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
 launch = Basic.launch
@@ -319,9 +343,9 @@ NOTHING = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx
 ONE = LAUNCHER + "Basic.launch = lambda self, job_overrides, initial_job_idx: launch(self, job_overrides[:1], 0)\n"
 BUG = """
 import sftlab.hydra_app.sweep
-def look(config):
+def examine(config):
     raise KeyError("a bug")
-sftlab.hydra_app.sweep.look = look
+sftlab.hydra_app.sweep.examine = examine
 """
 FULL = """
 import sftlab.runtime.run
@@ -329,12 +353,13 @@ def write_json(path, value):
     raise OSError(28, "No space left on device", str(path))
 sftlab.runtime.run.write_json = write_json
 """
-SILENT = """
-import sftlab.pipeline
-sftlab.pipeline.plan_job = lambda cfg, job: None
-import sftlab.cli
-sftlab.cli.StudyCallback.on_multirun_start = lambda self, config, **kwargs: None
+SILENT = (
+    PLANNED
+    + """
+from sftlab.hydra_app.callback import StudyCallback
+StudyCallback.on_multirun_start = lambda self, config, **kwargs: None
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -360,13 +385,12 @@ def test_an_error_in_the_callback_is_not_a_warning(tmp_path: Path, fault: str) -
         assert "No space left on device" in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["~hydra.callbacks"], ["hydra.callbacks=null"], ["~hydra.callbacks.study"]])
+@pytest.mark.parametrize("override", ["~hydra.callbacks", "hydra.callbacks=null", "hydra.callbacks={}"])
 @pytest.mark.parametrize("sweep", [False, True])
-def test_without_the_callback_nothing_runs(tmp_path: Path, arguments: list[str], sweep: bool) -> None:
-    code, _, message, _ = sftlab(tmp_path, *(["-m"] if sweep else []), *FIXED, *arguments)
-    assert code != 0
-    assert "Traceback" not in message
-    assert not list(tmp_path.rglob("run.json"))
+def test_no_override_disables_the_checks(tmp_path: Path, override: str, sweep: bool) -> None:
+    settings = ["-m", *FIXED, "seed=1,2"] if sweep else FIXED
+    message = refused(tmp_path, *settings, override, "dataset.max_rows=-3")
+    assert ("dataset.max_rows=-3: should be greater" in message) == (override == "hydra.callbacks={}")
 
 
 def test_a_sweeps_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -390,12 +414,12 @@ def test_a_jobs_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         ("hydra.output_subdir=/x", "hydra.output_subdir='/x'"),
     ],
 )
-def test_names_of_hydra_that_lead_nowhere_are_refused(tmp_path: Path, override: str, message: str) -> None:
+def test_invalid_names_in_hydras_section_are_refused(tmp_path: Path, override: str, message: str) -> None:
     assert message in refused(tmp_path, "mode=preview", *FIXED, override)
 
 
 def test_a_run_without_jobs_that_the_store_cannot_register_fails(tmp_path: Path) -> None:
-    """``mode=clean`` would not find it, and delete what it refers to."""
+    """Otherwise ``mode=clean`` would miss the run and delete its stages."""
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / ".runs").write_text("")
     code, _, errors, _ = sftlab(tmp_path, "mode=compare", predictions(tmp_path), "store=store", "hydra.run.dir=out")
@@ -406,7 +430,7 @@ def test_a_run_without_jobs_that_the_store_cannot_register_fails(tmp_path: Path)
 
 
 @pytest.mark.parametrize("dry", ["false", "true"])
-def test_a_sweep_of_which_one_job_is_bad_input_exits_as_its_dry_run(tmp_path: Path, dry: str) -> None:
+def test_a_sweep_with_an_invalid_job_exits_like_its_dry_run(tmp_path: Path, dry: str) -> None:
     done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,-1", f"dry_run={dry}", code=PLANNED + DRY)
     assert done.returncode == 1, done.stderr
     assert "job 1: seed=-1: should be greater" in done.stdout + done.stderr
@@ -433,7 +457,7 @@ SPLIT = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
 @pytest.mark.parametrize("mode", ["all", "train"])
 @pytest.mark.parametrize("sweep", [False, True])
 @pytest.mark.parametrize("dry", [False, True])
-def test_leakage_is_found_before_the_model_is_made(tmp_path: Path, mode: str, sweep: bool, dry: bool) -> None:
+def test_leakage_is_refused_before_the_model_is_loaded(tmp_path: Path, mode: str, sweep: bool, dry: bool) -> None:
     rows = vignettes(12)
     write_rows(tmp_path / "twice.jsonl", [*rows, *({**row, "id": f"again-{row['id']}"} for row in rows)])
     settings = [*LEAK, f"mode={mode}", SPLIT, f"dry_run={str(dry).lower()}"]
@@ -460,7 +484,7 @@ def test_a_dry_run_describes_the_work_of_its_mode(tmp_path: Path) -> None:
     assert "train" not in compared.stdout
     (tmp_path / "b.jsonl").unlink()
     assert "b.jsonl" in refused(tmp_path, "mode=compare", "eval.predictions=[a.jsonl,b.jsonl]", "dry_run=true")
-    # Neither split.train nor the training's settings matter to an evaluation.
+    # The training split and settings do not matter to an evaluation.
     write_rows(tmp_path / "test.jsonl", vignettes(7))
     mounted = ["dataset@eval.dataset=vignettes", "eval.dataset.name_or_path=test.jsonl", "dataset.name_or_path=gone"]
     evaluated = ["mode=evaluate", "eval.name_or_path=random:qwen3", *TINY[:6], *mounted, "dry_run=true"]
@@ -493,7 +517,7 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
         assert "clean.outputs=" in errors
 
 
-def test_the_dry_run_of_a_report_reads_and_writes_nothing(tmp_path: Path) -> None:
+def test_the_dry_run_of_a_report_reads_the_run_and_writes_nothing(tmp_path: Path) -> None:
     Run.start(tmp_path / "a", name="a", mode="train", seed=1, command="").update(selection={"candidates": 3})
     message = refused_late(tmp_path, "mode=report", "hydra.run.dir=a", "dry_run=true")
     assert "its files are not as a run writes them" in message
@@ -508,7 +532,7 @@ def refused_late(folder: Path, *arguments: str) -> str:
     return message
 
 
-# ------------------------------------------------------------------- a job's own reason
+# ------------------------------------------------------------------- jobs that fail
 
 STAGES = {
     "data": "sftlab.pipeline.dataset.make",
@@ -516,7 +540,7 @@ STAGES = {
     "model": "sftlab.pipeline.models.resolve",
     "tokens": "sftlab.pipeline.tokenize.make",
     "training": "sftlab.pipeline.train.make",
-    "folder": "sftlab.cli._go_where_the_sweep_was_started",
+    "folder": "sftlab.hydra_app.task._enter_folder",
 }
 FAILS = """
 import {module}
@@ -538,7 +562,7 @@ GONE, BUGGY = "StageError('the disk of the store is gone')", "KeyError('a bug')"
 
 @pytest.mark.parametrize(
     ("stage", "error", "sweep"),
-    # Every stage with an error of each kind: alone one kind, swept the other.
+    # Each stage fails once with each kind of error, in a single run or in a sweep.
     [(stage, error, (error == GONE) == (number % 2 == 0)) for number, stage in enumerate(sorted(STAGES))
      for error in (GONE, BUGGY)],
 )  # fmt: skip
@@ -546,7 +570,7 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
     name = STAGES[stage]
     module = name.rpartition(".")[0].removesuffix(".dataset").removesuffix(".models").removesuffix(".tokenize")
     code = FAILS.format(module=module.removesuffix(".train"), name=name, error=error, always=True)
-    # No model is needed up to the training.
+    # No model is needed before the training.
     code += "import sftlab.model.base\n" + (
         "" if stage in ("model", "folder") else "sftlab.model.base.resolve = lambda *a: " + BASE
     )
@@ -577,21 +601,22 @@ sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts
 """
 
 
-def test_a_job_without_a_checkpoint_is_named_by_the_decision(tmp_path: Path, config: Any) -> None:
+def test_a_job_without_a_checkpoint_is_reported(tmp_path: Path, config: Any) -> None:
     record = Run.start(tmp_path, name="a", mode="train", seed=1, command="")
     job = Job(3, [], config().model_dump(), status="success", folder=tmp_path)
     failed = Job(4, [], {"seed": "${nothing}"}, status="failed", error="the disk is gone")
     with pytest.raises(StageError, match="job 3: reports success and no checkpoint"):
-        pipeline.finish(record, [failed, job], sweep=True)
+        pipeline.finish_training(record, [failed, job], True)
 
 
-def test_a_failing_decision_does_not_hide_why_a_job_failed(tmp_path: Path) -> None:
+def test_an_error_after_the_jobs_does_not_hide_why_a_job_failed(tmp_path: Path) -> None:
     code = """
-import sftlab.pipeline
+import sftlab.work
+from dataclasses import replace
 def run_job(cfg, job, folder):
     if cfg.seed == 1:
         raise RuntimeError("the first reason")
-sftlab.pipeline.run_job = run_job
+sftlab.work.WORK["train"] = replace(sftlab.work.WORK["train"], job=run_job)
 """
     done = run(tmp_path, "-m", *TINY, "mode=train", "seed=1,2", "hydra.sweep.dir=out", code=code)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What the jobs of a sweep share, how they are ranked, and what is said of those that fail."""
+"""Jobs of a sweep: what they share, how they are ranked, how failed ones are reported, and which folders they use."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def job(number: int, cfg: Config, family: str | None, status: str = "success") -
     return Job(number, [], cfg.model_dump(), status=status, family=family)
 
 
-def test_the_table_says_what_stands_behind_a_job(config: Compose) -> None:
+def test_the_table_shows_which_jobs_share_steps(config: Compose) -> None:
     def epochs(count: int, *more: str) -> Config:
         return config(f"train.num_train_epochs={count}", *more)
 
@@ -106,7 +106,7 @@ def test_answers_rank_before_the_loss() -> None:
     assert len(chosen.ties) == 2
 
 
-def test_what_cannot_be_ranked_together_is_named_with_a_remedy(
+def test_jobs_that_cannot_be_ranked_together_are_reported_with_a_remedy(
     config: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     cfg = config()
@@ -160,7 +160,7 @@ def checkpoint(folder: Path, step: int, *, evaluated: bool = True) -> None:
     write_json(path / train.COMPLETE, {"eval_loss": 1.0 if evaluated else None})
 
 
-def test_a_decided_sweep_keeps_only_what_can_be_chosen(tmp_path: Path) -> None:
+def test_after_selection_only_candidates_are_retained(tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         checkpoint(folder, 5, evaluated=False)
         checkpoint(folder, 8)
@@ -221,7 +221,7 @@ def test_a_training_that_diverges_at_once_has_nothing_to_keep(
 def test_a_kill_after_the_last_step_trains_nothing_again(
     config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However far the rest had come: the receipt and every checkpoint are as they were."""
+    """Receipt and checkpoints stay unchanged, wherever the kill happens."""
     receipt = {"diverged_at_step": None, "train_seconds": 9.5}
     trained = []
 
@@ -264,14 +264,14 @@ def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:
 
 
 def start(folder: Path) -> str:
-    """The id of a run that begins in a folder."""
+    """Start a run in a folder, and return its id."""
     lock = hold(folder)
     run = Run.start(folder, name="x", mode="train", seed=1, command="sftlab")
     lock.release()
     return str(run.values["id"])
 
 
-def test_jobs_of_an_earlier_sweep_take_no_part(config: Compose, tmp_path: Path) -> None:
+def test_jobs_of_an_earlier_sweep_are_ignored(config: Compose, tmp_path: Path) -> None:
     earlier = start(tmp_path)
     for number in (0, 1, 7):
         replace(job(number, config(), None), run=earlier).write(tmp_path / str(number))
@@ -281,7 +281,7 @@ def test_jobs_of_an_earlier_sweep_take_no_part(config: Compose, tmp_path: Path) 
     assert list(tmp_path.rglob("job.json")) == []
 
 
-def test_jobs_of_other_runs_below_take_no_part_and_stay(config: Compose, tmp_path: Path) -> None:
+def test_jobs_of_other_runs_in_subfolders_are_ignored_and_retained(config: Compose, tmp_path: Path) -> None:
     single, sweep = start(tmp_path / "demo" / "single"), start(tmp_path / "demo" / "sweep")
     replace(job(0, config(), None), run=single).write(tmp_path / "demo" / "single")
     replace(job(1, config(), None), run=sweep).write(tmp_path / "demo" / "sweep" / "1")
@@ -347,7 +347,7 @@ def test_a_copy_of_a_run_below_it_is_neither_counted_nor_deleted(config: Compose
         ),
     ],
 )
-def test_a_folder_that_a_run_may_not_have_is_refused_at_once(
+def test_an_invalid_folder_of_a_run_is_refused_before_it_starts(
     tmp_path: Path, config: Compose, arguments: list[str], message: str, dry: bool
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -371,7 +371,7 @@ def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_folder_named_after_a_swept_key_stays_one(tmp_path: Path) -> None:
+def test_a_folder_named_after_a_swept_key_is_the_same_for_all_jobs(tmp_path: Path) -> None:
     done = quick(tmp_path, "-m", "mode=train", "instance=cpu", "seed=1,2", "hydra.sweep.dir=out/${seed}", code=FAULTS)
     assert done.returncode == 1
     (folder,) = (file.parent for file in tmp_path.rglob("run.json"))
@@ -393,15 +393,15 @@ def test_a_second_run_waits_for_the_folder(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def test_a_sweep_that_cannot_have_a_valid_job_writes_nothing(tmp_path: Path) -> None:
+def test_a_sweep_without_a_valid_job_writes_nothing(tmp_path: Path) -> None:
     done = quick(tmp_path, "-m", "train.num_train_epochs=1,2", "dataset.max_rows=-3")
     assert done.returncode == 2
     assert done.stderr == "sftlab: dataset.max_rows=-3: should be greater than 0\n"
     assert not os.listdir(tmp_path)
 
 
-def test_a_value_that_the_sweep_mends_does_not_stop_it(tmp_path: Path) -> None:
-    # The composed default is impossible on the CPU; one of the two cells is not.
+def test_a_problem_that_only_some_jobs_have_does_not_stop_the_sweep(tmp_path: Path) -> None:
+    # Liger needs a GPU, so one of the two jobs is invalid on the CPU.
     settings = ["-m", "instance=cpu", "train.use_liger_kernel=true,false", "instance.attn_implementation=sdpa"]
     done = quick(tmp_path, *settings, "hydra.sweep.dir=swept", "mode=train", code=FAULTS)
     assert done.returncode == 1
@@ -411,10 +411,12 @@ def test_a_value_that_the_sweep_mends_does_not_stop_it(tmp_path: Path) -> None:
 
 
 FAULTS = """
-import sftlab.pipeline
+import sftlab.work
+from dataclasses import replace
 def run_job(cfg, job, folder):
     raise KeyError("a bug")
-sftlab.pipeline.run_job = run_job
+for mode in ("all", "train"):
+    sftlab.work.WORK[mode] = replace(sftlab.work.WORK[mode], job=run_job)
 """
 
 
@@ -429,8 +431,8 @@ def test_a_bug_ends_its_job_and_not_the_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epochs", ["1,2", "1,0"])
-def test_the_dry_run_of_a_sweep_tells_of_every_job_and_writes_nothing(tmp_path: Path, epochs: str) -> None:
-    # Only the model's folder, which takes no time to make, says whether a stage is cached.
+def test_the_dry_run_of_a_sweep_reports_every_job_and_writes_nothing(tmp_path: Path, epochs: str) -> None:
+    # Without a model in the store, the dry run tokenizes nothing and takes seconds.
     settings = ["-m", "+experiment=demo_sweep", "dry_run=true", "train.gradient_accumulation_steps=2"]
     done = quick(tmp_path, *settings, f"train.num_train_epochs={epochs}")
     told = done.stdout + done.stderr
@@ -445,7 +447,7 @@ def test_the_dry_run_of_a_sweep_tells_of_every_job_and_writes_nothing(tmp_path: 
     assert not os.listdir(tmp_path)
 
 
-def test_a_value_on_the_command_line_collapses_an_axis_of_an_experiment(tmp_path: Path) -> None:
+def test_a_value_on_the_command_line_replaces_an_axis_of_an_experiment(tmp_path: Path) -> None:
     settings = ["+experiment=demo_sweep", "dry_run=true", "train.num_train_epochs=7"]
     told = quick(tmp_path, *settings)
     assert told.returncode == 0, told.stderr

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from test_cli import refused
 
-from sftlab import pipeline
 from sftlab.errors import ConfigError
 from sftlab.instance import machine as instance
 from sftlab.instance import preflight
 from sftlab.runtime.job import Job
 from sftlab.train import plan
+from sftlab.work import WORK, InJobs
 
 # The first lines of /proc/driver/nvidia/version: of the proprietary and of the open kernel module.
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc 12.3.0\n"
@@ -283,11 +283,12 @@ def test_nothing_is_downloaded_before(
     monkeypatch.setattr("sftlab.model.base.resolve", lambda *_, **__: pytest.fail("the model was asked for"))
     monkeypatch.setattr("sftlab.dataset.stage.make", lambda *_, **__: pytest.fail("the dataset was asked for"))
     cfg = config(*STUDY, *overrides, f"store={tmp_path / 'store'}")
-    run: Callable[..., None] = pipeline.evaluate_job if cfg.mode == "evaluate" else pipeline.run_job
+    work = WORK[cfg.mode]
+    assert isinstance(work, InJobs)
     with pytest.raises(ConfigError, match="neither gcc nor clang"):
-        run(cfg, Job(0, [], {}), tmp_path)
+        work.job(cfg, Job(0, [], {}), tmp_path)
     with pytest.raises(ConfigError, match="neither gcc nor clang"):
-        pipeline.dry_run(cfg, tmp_path, tmp_path / "scratch")
+        work.dry_run(cfg, tmp_path, tmp_path / "scratch")
     assert not (tmp_path / "store").exists()
 
 

@@ -1,4 +1,4 @@
-"""What no run refers to is found and deleted, and nothing else ever is."""
+"""mode=clean lists and deletes the stages that no run refers to, and nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stage(store: Path, kind: str, inputs: dict[str, Any], content: bytes = b"mad
 
 
 def chain(store: Path, seed: int) -> dict[str, Stage]:
-    """The stages of one run, each naming in its inputs what it was made from, as those of the pipeline do."""
+    """The stages of one run. As in the pipeline, the inputs of a stage name the stages it was built from."""
     made = {"model": stage(store, "model", {"random": "llama", "seed": seed})}
     made["dataset"] = stage(store, "dataset", {"seed": seed, "source": {"rows.py": "ab" * 32}})
     base, data = made["model"].key, made["dataset"].key
@@ -51,12 +51,12 @@ def record(folder: Path, status: str = "success", **values: Any) -> Run:
     return run
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed, wherever its lines were broken."""
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    """The printed text in one line."""
     return " ".join(capsys.readouterr().out.split())
 
 
-def found(store: Path, outputs: Path) -> set[tuple[str, str]]:
+def listed(store: Path, outputs: Path) -> set[tuple[str, str]]:
     return {(item.kind, item.path.name) for item in unreferenced(store, outputs)}
 
 
@@ -74,30 +74,30 @@ def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
-def test_only_what_no_run_refers_to_is_found(store: Path, outputs: Path) -> None:
+def test_only_stages_without_a_run_are_listed(store: Path, outputs: Path) -> None:
     kept, lost = chain(store, 1), chain(store, 2)
     record(outputs / "demo" / "2026", stages={kind: str(one.path) for kind, one in kept.items()})
-    assert found(store, outputs) == names(lost)
+    assert listed(store, outputs) == names(lost)
     (item,) = [item for item in unreferenced(store, outputs) if item.kind == "train"]
     assert item.path == lost["train"].path
     assert item.last_used == pytest.approx(OLD, abs=1)
     assert item.bytes == sum(file.stat().st_size for file in item.path.iterdir()) > 4
 
 
-def test_what_a_stage_was_made_from_is_kept_with_it(store: Path, outputs: Path) -> None:
+def test_the_inputs_of_a_used_stage_are_retained(store: Path, outputs: Path) -> None:
     kept, lost = chain(store, 1), chain(store, 2)
     record(outputs / "a", stages={"finetuned": str(kept["generations"].path)})
     record(outputs / "b", stages={"merged": str(lost["merged"].path)})
-    assert found(store, outputs) == names(lost, "generations")
+    assert listed(store, outputs) == names(lost, "generations")
 
 
-def test_a_model_that_only_the_inputs_of_a_process_name_is_kept(store: Path, outputs: Path) -> None:
+def test_a_model_named_only_in_the_inputs_of_a_child_process_is_retained(store: Path, outputs: Path) -> None:
     model = stage(store, "model", {"random": "llama"})
-    # With a chat template of the user's own the identity of a model is not its key.
+    # With a custom chat template, the identity of a model differs from its key.
     train = stage(store, "train", {"base": "0" * 16})
     write_json(train.path / "inputs.json", {"base": str(model.path.resolve())})
     record(outputs / "a", stages={"train": str(train.path)})
-    assert found(store, outputs) == set()
+    assert listed(store, outputs) == set()
 
 
 @pytest.mark.parametrize("where", ["demo/2026/3", "somewhere/else/below"])
@@ -109,7 +109,7 @@ def test_jobs_and_checkpoints_count(store: Path, outputs: Path, where: str) -> N
     job.config = {"eval": {"name_or_path": str(third["merged"].path)}}
     job.status = "success"
     job.write(outputs / where)
-    assert found(store, outputs) == (
+    assert listed(store, outputs) == (
         names(first, "train", "merged", "generations")
         | names(second, "merged", "generations")
         | names(third, "generations")
@@ -125,38 +125,38 @@ def test_runs_that_the_store_has_registered_count_and_other_texts_do_not(tmp_pat
     for folder in ("x", "x/3", "x/3"):
         Store(store).register(tmp_path / "elsewhere" / folder)
     (tmp_path / "shared" / "notes.json").write_text(str(lost["generations"].path), "utf-8")
-    assert found(store, tmp_path / "outputs") == names(lost)
-    # The path of a store that was moved is another one, and its keys are the same.
+    assert listed(store, tmp_path / "outputs") == names(lost)
+    # A moved store has another path and the same keys.
     record(tmp_path / "outputs", stages={"all": f"/gone/store/generations/{lost['generations'].key}"})
-    assert found(store, tmp_path / "outputs") == set()
+    assert listed(store, tmp_path / "outputs") == set()
     shutil.rmtree(tmp_path / "elsewhere")
-    assert found(store, tmp_path / "outputs") == names(kept) | names(single)
+    assert listed(store, tmp_path / "outputs") == names(kept) | names(single)
     clean(store, tmp_path / "outputs", delete=True)
     assert list((store / ".runs").iterdir()) == []
 
 
-def test_nothing_beside_the_store_is_looked_at(tmp_path: Path) -> None:
+def test_only_the_store_and_the_outputs_are_read(tmp_path: Path) -> None:
     store, outputs = tmp_path / "store", tmp_path / "outputs"
     lost = chain(store, 1)
     record(outputs / "a")
     Store(store).register(outputs / "a")
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "run.json").symlink_to("run.json")  # whoever reads it gets an error
-    assert found(store, outputs) == names(lost)
+    assert listed(store, outputs) == names(lost)
     with pytest.raises(ConfigError, match=r"run.json: cannot be read"):
         unreferenced(store, tmp_path)
 
 
-def test_a_run_on_another_machine_that_is_not_seen_from_here_stops_it(store: Path, outputs: Path) -> None:
+def test_a_run_on_an_unreachable_machine_stops_the_command(store: Path, outputs: Path) -> None:
     made = chain(store, 1)
     record(outputs / "a")
     Store(store).register(outputs / "gone")
     (entry,) = (store / ".runs").iterdir()
     entry.write_text(json.dumps({"folder": "/scratch/run", "host": "another"}), "utf-8")
-    with pytest.raises(ConfigError, match=r"names a run on another that is not seen from here; .* delete this file"):
+    with pytest.raises(ConfigError, match=r"names a run on another that this machine cannot see; .* delete this file"):
         clean(store, outputs, delete=True)
     entry.unlink()
-    assert found(store, outputs) == names(made)
+    assert listed(store, outputs) == names(made)
 
 
 def test_a_store_of_an_earlier_version_whose_runs_may_be_anywhere(tmp_path: Path) -> None:
@@ -190,24 +190,24 @@ def test_a_first_run_of_this_version_does_not_release_the_stages_of_earlier_ones
     assert new.is_dir()
     capsys.readouterr()
     clean(store, outputs, delete=False)
-    assert "add clean.delete=true" not in said(capsys)
+    assert "add clean.delete=true" not in printed(capsys)
     clean(store, tmp_path, delete=True)
     assert not old.exists()
     assert not new.exists()
-    # What is deleted needs no guard any more.
+    # A deleted stage is no longer listed as unregistered.
     stage(store, "train", {"seed": 3})
     clean(store, outputs, delete=True)
     assert not list(store.glob("train/*"))
 
 
-def test_a_record_that_was_cut_off_still_counts(store: Path, outputs: Path) -> None:
+def test_a_truncated_record_still_counts(store: Path, outputs: Path) -> None:
     kept = chain(store, 1)
     (outputs / "broken").mkdir(parents=True)
     (outputs / "broken" / "run.json").write_bytes(b'\xff{"stages": {"a": "x/' + kept["generations"].key.encode() + b'"')
-    assert found(store, outputs) == set()
+    assert listed(store, outputs) == set()
 
 
-def test_a_record_that_cannot_be_read_stops_it(store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_record_stops_the_command(store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain(store, 1)
     record(outputs / "secret")
     real = Path.read_text
@@ -224,7 +224,7 @@ def test_a_record_that_cannot_be_read_stops_it(store: Path, outputs: Path, monke
     assert (store / "train").is_dir()
 
 
-def test_while_a_run_goes_on_what_was_used_of_late_is_kept(
+def test_while_a_run_is_running_recently_used_stages_are_retained(
     store: Path, outputs: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = chain(store, 1)
@@ -232,10 +232,10 @@ def test_while_a_run_goes_on_what_was_used_of_late_is_kept(
     merged = stage(store, "merged", {"train": old["train"].key}, age=time.time() - 60)
     with caplog.at_level("INFO"):
         run = record(outputs / "goes-on", status="running")
-        assert found(store, outputs) == names(old, "merged", "generations")
-    assert f"{run.folder} goes on (or was killed)" in caplog.text
+        assert listed(store, outputs) == names(old, "merged", "generations")
+    assert f"{run.folder} is running (or was killed)" in caplog.text
     run.update(status="success")
-    assert found(store, outputs) == names(old) | {("dataset", dataset.key), ("merged", merged.key)}
+    assert listed(store, outputs) == names(old) | {("dataset", dataset.key), ("merged", merged.key)}
 
 
 HOLDER = """
@@ -258,7 +258,7 @@ def holder(store: Path, tokens: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_stage_that_is_being_made_is_left_with_all_that_it_reads(
+def test_a_stage_under_construction_is_retained_with_its_inputs(
     store: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = chain(store, 1)
@@ -266,16 +266,16 @@ def test_a_stage_that_is_being_made_is_left_with_all_that_it_reads(
     process = holder(store, made["tokens"].path)
     partial = Store(store).path("train", {"seed": 9}).name + ".partial"
     try:
-        assert found(store, outputs) == names(made, "train", "merged", "generations")
+        assert listed(store, outputs) == names(made, "train", "merged", "generations")
         clean(store, outputs, delete=True)
         assert (store / "train" / partial / "inputs.json").is_file()
         assert (store / "train" / partial).with_suffix(".lock").is_file()
     finally:
         process.kill()
         process.communicate(timeout=900)
-    assert "3 deleted" in said(capsys)
-    # The process is gone: nobody holds the lock, and what it left is of no use to any run.
-    assert ("train", partial) in found(store, outputs)
+    assert "3 deleted" in printed(capsys)
+    # The process has ended, so the unfinished stage is unlocked, and no run needs it.
+    assert ("train", partial) in listed(store, outputs)
     clean(store, outputs, delete=True)
     assert list((store / "train").iterdir()) == []
 
@@ -290,7 +290,7 @@ sys.stdin.readline()
 
 
 def user(store: Path) -> subprocess.Popen[str]:
-    """A process that uses a finished stage, as long as it lives."""
+    """A process that uses a finished stage until it ends."""
     command = [sys.executable, "-c", USER, str(store)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -306,7 +306,7 @@ def test_a_stage_that_another_process_uses_is_not_deleted(
     record(outputs / "a")
     process = user(store)
     try:
-        assert found(store, outputs) == {("dataset", other.key)}
+        assert listed(store, outputs) == {("dataset", other.key)}
         assert not Store(store).remove(used)
         assert (used.path / "result").read_bytes() == b"made"
         assert stage(store, "dataset", {"seed": 1}).cached
@@ -314,14 +314,14 @@ def test_a_stage_that_another_process_uses_is_not_deleted(
         if end:
             end(process)
         process.communicate(timeout=900)
-    assert ("dataset", used.key) in found(store, outputs)
+    assert ("dataset", used.key) in listed(store, outputs)
     assert Store(store).remove(used)
     assert not used.path.exists()
     assert not Store(store).remove(used)
     assert len(list((store / ".in-use").glob("*.lock"))) <= 1  # that of this process
 
 
-def test_a_stage_that_another_process_uses_since_it_was_listed_is_left(
+def test_a_stage_that_another_process_starts_to_use_after_the_listing_is_retained(
     store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     used = stage(store, "dataset", {"seed": 1})
@@ -335,11 +335,11 @@ def test_a_stage_that_another_process_uses_since_it_was_listed_is_left(
     interfere(monkeypatch, act)
     clean(store, outputs, delete=True)
     processes[0].communicate(timeout=900)
-    assert "0 deleted, 1 left" in said(capsys)
+    assert "0 deleted, 1 retained" in printed(capsys)
     assert stage(store, "dataset", {"seed": 1}).cached
 
 
-def test_nothing_is_deleted_unless_it_is_asked_for(
+def test_nothing_is_deleted_without_clean_delete(
     store: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept, lost = chain(store, 1), chain(store, 2)
@@ -352,11 +352,11 @@ def test_nothing_is_deleted_unless_it_is_asked_for(
     for kind, key in names(lost):
         assert any(kind in line and key in line for line in out.splitlines()), out
     assert time.strftime("%Y-%m-%d", time.localtime(OLD)) in out
-    assert "7 folders, 2.5 MB: nothing was deleted; to delete them, add clean.delete=true" in " ".join(out.split())
+    assert "7 folders, 2.5 MB: nothing was deleted; add clean.delete=true to delete them" in " ".join(out.split())
     assert kept["train"].key not in out
 
 
-def test_deleting_leaves_what_runs_refer_to_and_no_stale_locks(
+def test_deletion_retains_the_stages_of_runs_and_removes_stale_locks(
     store: Path, outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept, lost = chain(store, 1), chain(store, 2)
@@ -366,17 +366,17 @@ def test_deleting_leaves_what_runs_refer_to_and_no_stale_locks(
     (store / f".trash-train-{'f' * 16}-77" / "half").write_text("left by a deletion that was killed", "utf-8")
     files = {file: file.read_bytes() for one in kept.values() for file in one.path.iterdir()}
     clean(store, outputs, delete=True)
-    assert "6 deleted" in said(capsys)
+    assert "6 deleted" in printed(capsys)
     assert {file: file.read_bytes() for file in files} == files
     assert {path.stem for path in store.glob("[!.]*/*")} == {one.key for one in kept.values()}
     assert sorted(path.name for path in store.iterdir() if path.name != ".in-use") == sorted(kept)
     assert not Store(store).has("train", {"tokens": lost["tokens"].key, "base": lost["model"].key, "seed": 2})
     clean(store, outputs, delete=True)
-    assert "runs refer to all of it" in said(capsys)
+    assert "runs refer to all stages" in printed(capsys)
 
 
 def interfere(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Let something happen between the listing and the deletion."""
+    """Call a function between the listing and the deletion."""
     listed = module.unreferenced
 
     def then(store: Path, outputs: Path) -> Any:
@@ -387,7 +387,7 @@ def interfere(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> Non
     monkeypatch.setattr(module, "unreferenced", then)
 
 
-def test_a_stage_that_is_used_after_it_was_listed_is_left(
+def test_a_stage_used_after_the_listing_is_retained(
     store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = stage(store, "dataset", {"seed": 1}), stage(store, "dataset", {"seed": 2})
@@ -396,10 +396,10 @@ def test_a_stage_that_is_used_after_it_was_listed_is_left(
     clean(store, outputs, delete=True)
     assert (first.path / "result").is_file()
     assert not second.path.exists()
-    assert "1 deleted, 1 left, which are in use" in said(capsys)
+    assert "1 deleted, 1 retained, which are in use" in printed(capsys)
 
 
-def test_a_stage_that_is_locked_or_gone_by_then_is_left(
+def test_a_stage_locked_or_deleted_after_the_listing_is_skipped(
     store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from filelock import FileLock
@@ -419,10 +419,10 @@ def test_a_stage_that_is_locked_or_gone_by_then_is_left(
     lock.release()
     assert (held.path / "result").is_file()
     assert (partial.path / "result").is_file()
-    assert "0 deleted, 3 left" in said(capsys)
+    assert "0 deleted, 3 retained" in printed(capsys)
 
 
-def test_whoever_waits_for_the_lock_of_a_deleted_stage_builds_it_again(store: Path, outputs: Path) -> None:
+def test_a_process_that_waits_for_a_deleted_stage_builds_it_again(store: Path, outputs: Path) -> None:
     made = stage(store, "dataset", {"seed": 1})
     record(outputs / "a")
     clean(store, outputs, delete=True)
@@ -465,7 +465,7 @@ def test_a_stage_that_becomes_a_link_is_not_followed(
     assert (elsewhere / "result").is_file()
 
 
-def test_what_the_store_did_not_make_is_left(store: Path, outputs: Path) -> None:
+def test_files_that_are_not_stages_are_retained(store: Path, outputs: Path) -> None:
     chain(store, 1)
     record(outputs / "a")
     mine = [store / "notes.txt", store / "train" / "mine" / "file", store / "train" / ("a" * 16) / "no-manifest"]
@@ -478,7 +478,7 @@ def test_what_the_store_did_not_make_is_left(store: Path, outputs: Path) -> None
     assert (outputs / "a" / "run.json").is_file()
 
 
-def test_a_store_that_is_a_link_is_the_store_that_it_links_to(store: Path, outputs: Path, tmp_path: Path) -> None:
+def test_a_store_may_be_a_symbolic_link(store: Path, outputs: Path, tmp_path: Path) -> None:
     kept, lost = chain(tmp_path / "disk" / "store", 1), chain(tmp_path / "disk" / "store", 2)
     outputs.mkdir()
     store.symlink_to(tmp_path / "disk" / "store")
@@ -500,27 +500,27 @@ def test_without_any_run_nothing_is_deleted(store: Path, outputs: Path, capsys: 
     made = chain(store, 1)
     for dry_run in (True, False):
         with pytest.raises(
-            ConfigError, match=r"no run was found below .*outputs .* all of .*store would be deleted; set store="
+            ConfigError, match=r"there is no run below .*outputs .* all of .*store would be deleted; set store="
         ):
             clean(store, outputs, delete=True, dry_run=dry_run)
     assert all(one.path.is_dir() for one in made.values())
-    assert "deleted" not in said(capsys)
+    assert "deleted" not in printed(capsys)
     clean(store, outputs, delete=False)
-    assert "add clean.delete=true" not in said(capsys)
+    assert "add clean.delete=true" not in printed(capsys)
 
 
 @pytest.mark.parametrize("delete", [False, True])
-def test_no_store_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], delete: bool) -> None:
-    with pytest.raises(ConfigError, match=r"store='.*none': no such folder .*; name the store of your runs"):
+def test_a_missing_and_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixture[str], delete: bool) -> None:
+    with pytest.raises(ConfigError, match=r"store='.*none': no such folder in .*; set it to the store of your runs"):
         clean(tmp_path / "none", tmp_path / "outputs", delete=delete)
     assert not (tmp_path / "none").exists()
     (tmp_path / "empty").mkdir()
     clean(tmp_path / "empty", tmp_path / "outputs", delete=delete)
-    assert "runs refer to all of it" in said(capsys)
+    assert "runs refer to all stages" in printed(capsys)
 
 
-def test_a_folder_of_runs_that_is_not_there_stops_the_deletion(store: Path, tmp_path: Path) -> None:
-    """A word mistyped in clean.outputs must not make the runs that were moved there look as if they were gone."""
+def test_a_missing_folder_of_runs_stops_the_deletion(store: Path, tmp_path: Path) -> None:
+    """A typo in clean.outputs must not make runs look deleted."""
     made, moved = chain(store, 1), chain(store, 2)
     record(tmp_path / "here", stages=made["train"].key)
     Store(store).register(tmp_path / "here")
@@ -529,7 +529,7 @@ def test_a_folder_of_runs_that_is_not_there_stops_the_deletion(store: Path, tmp_
     assert all(one.path.is_dir() for one in [*made.values(), *moved.values()])
 
 
-def test_a_store_that_may_not_be_written_says_so(store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_store_is_reported(store: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = stage(store, "dataset", {"seed": 1})
     record(outputs / "a")
     real = Path.rename

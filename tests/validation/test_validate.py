@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import vignettes, write_model, write_rows
 
-from sftlab.cli import CONF
+from sftlab.hydra_app.compose import CONF
 from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem

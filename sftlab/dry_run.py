@@ -1,0 +1,195 @@
+"""``dry_run=true``: check what a run checks, with the same functions, and log what it would do.
+
+Every function takes the config, the run's folder and a temporary folder, which is all that is written. Finished stages
+are read from the store.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+from sftlab.config import Config, ModelConfig
+from sftlab.dataset import stage as dataset
+from sftlab.dataset import tokenize
+from sftlab.eval import score
+from sftlab.eval import stage as evaluate
+from sftlab.eval.predictions import load_pair
+from sftlab.eval.statistics import detectable_mean_difference, minimal_detectable_difference
+from sftlab.instance import machine as instance
+from sftlab.instance import preflight
+from sftlab.model import base as models
+from sftlab.model.base import Base
+from sftlab.pipeline import (
+    check_generation,
+    check_rows,
+    evaluated_model,
+    gate,
+    test_data,
+    test_prompts,
+    with_precision,
+)
+from sftlab.runtime.modes import MODES
+from sftlab.runtime.store import ScratchStore, Store
+from sftlab.train import plan
+from sftlab.train import stage as train
+
+log = logging.getLogger(__name__)
+
+
+def training(cfg: Config, folder: Path, scratch: Path) -> None:
+    """Check a training and log its stages, with memory and time if the model is on this machine.
+
+    Raises:
+        ConfigError: what the run would refuse. Of a model that would be downloaded only the name is checked.
+    """
+    store, temporary = _stores(cfg, scratch)
+    machine = instance.find(cfg.instance)
+    preflight.check(machine, cfg)
+    batch = machine.effective_batch(cfg.train)
+    log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
+    data = _dataset(cfg, store, temporary)
+    test = test_data(cfg, temporary, data)
+    gate(cfg, temporary, data, test)
+    check_rows(cfg, data)
+    base = _model("model", cfg.model, store, cfg.seed)
+    is_trained = False
+    if base is None:
+        _log_stage("tokens", is_cached=False)
+        _log_stage("train", is_cached=False)
+        log.info("memory and time: mode=plan estimates them, and downloads the model for it")
+    else:
+        cfg, _ = with_precision(cfg, base, temporary, machine)
+        check_generation(cfg, base, test)
+        inputs = _token_inputs(cfg, data, base)
+        _log_stage("tokens", is_cached=store.has("tokens", inputs))
+        token_key = store.path("tokens", inputs).name
+        is_trained = store.has("train", train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed))
+        _log_stage("train", is_cached=is_trained)
+        tokens = tokenize.make(temporary, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        train.check_schedule(tokens, cfg.train, machine)
+        cfg, _ = plan.with_checkpointing(cfg, base, tokens, machine, temporary)
+        plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
+    if MODES[cfg.mode].evaluates:
+        log.info("select, merge, evaluate, report: %s", "from the cached training" if is_trained else "will run")
+        _log_power(cfg, [row.group for row in test[0]])
+
+
+def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
+    """Check an evaluation and log which answers are in the store.
+
+    Raises:
+        ConfigError: what the run would refuse. Of a model that would be downloaded only the name is checked.
+    """
+    store, temporary = _stores(cfg, scratch)
+    machine = instance.find(cfg.instance)
+    preflight.check(machine, cfg)
+    data = _dataset(cfg, store, temporary) if cfg.eval.dataset is None else None
+    test = test_data(cfg, temporary, data)
+    log.info("test set: %d rows; engine: %s on %s", len(test[0]), cfg.eval.engine, machine.device)
+    for name, model in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
+        base = _model(name, model, store, cfg.seed)
+        if base is None:
+            continue
+        cfg, _ = with_precision(cfg, base, temporary, machine)  # the first model decides, as in the run
+        if name == "baseline" and not cfg.eval.baseline:
+            continue
+        if name == "finetuned":
+            evaluate.check_engine(base, cfg.eval)
+        contender = evaluate.Model(base.path, base.identity, base.trust_remote_code)
+        prompts = test_prompts(cfg, base, test)
+        _log_stage("answers", is_cached=evaluate.cached(store, contender, prompts, cfg.eval, machine, cfg.seed))
+    _log_power(cfg, [row.group for row in test[0]])
+
+
+def planning(cfg: Config, folder: Path, scratch: Path) -> None:
+    """Check a plan and log whether its rows are tokenized. Nothing is estimated or measured."""
+    store, temporary = _stores(cfg, scratch)
+    machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
+    if cfg.plan.probe:
+        preflight.check(machine, cfg)
+    log.info("machine: %s, %d process(es)", machine.device, machine.num_processes)
+    data = _dataset(cfg, store, temporary)
+    base = _model("model", cfg.model, store, cfg.seed)
+    if base is not None:
+        _log_stage("tokens", is_cached=store.has("tokens", _token_inputs(cfg, data, base)))
+        tokenize.make(temporary, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    log.info("plan      memory and time of a step will be %s", "measured" if cfg.plan.probe else "estimated")
+
+
+def preview(cfg: Config, folder: Path, scratch: Path) -> None:
+    """Check the rows of a preview."""
+    store, temporary = _stores(cfg, scratch)
+    _dataset(cfg, store, temporary)
+    _model("model", cfg.model, store, cfg.seed)
+    log.info("preview   will be written: preview.html")
+
+
+def comparison(cfg: Config, folder: Path, scratch: Path) -> None:
+    """Check two files of predictions and log how small a difference they can show."""
+    first, second = map(Path, cfg.eval.predictions)
+    rows, _ = load_pair(first, second, cfg.eval)
+    log.info("compare: %d rows in both %s and %s", len(rows), first, second)
+    _log_power(cfg, [row.group for row in rows])
+
+
+def _stores(cfg: Config, scratch: Path) -> tuple[Store, Store]:
+    """The store, and one that reads from it and writes to the temporary folder."""
+    store = Store(cfg.store)
+    return store, ScratchStore(scratch, store)
+
+
+def _dataset(cfg: Config, store: Store, temporary: Store) -> dataset.Dataset:
+    _log_stage("dataset", is_cached=store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))
+    data = dataset.make(temporary, cfg.dataset, cfg.seed)
+    if data.stage.cached:  # otherwise `make` has logged this
+        log.info("dataset: %s", data.counts())
+    return data
+
+
+def _model(name: str, model: ModelConfig, store: Store, seed: int) -> Base | None:
+    """The model if it is on this machine."""
+    base = models.cached(model, store, seed)
+    place = "on this machine" if base is not None else "will be downloaded or generated"
+    log.info("%-9s %s: %s", name, model.name_or_path, place)
+    return base
+
+
+def _token_inputs(cfg: Config, data: dataset.Dataset, base: Base) -> Mapping[str, object]:
+    return tokenize.inputs(data.stage.key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+
+
+def _log_stage(stage: str, *, is_cached: bool) -> None:
+    log.info("%-8s %s", stage, "cached" if is_cached else "will run")
+
+
+def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
+    """Log the minimum detectable effect of a test set. Rows of a group count once: they are right or wrong together."""
+    n = len({group or number for number, group in enumerate(groups)})
+    if cfg.eval.task == "rouge":
+        visible = detectable_mean_difference(0.1, n, alpha=cfg.eval.alpha)
+        log.info(
+            "test set: %d texts can show %.1f points of %s or more if the scores of the two models differ with a "
+            "standard deviation of 10 points between texts (80 %% power). The report uses the measured deviation. "
+            "eval.hoped_difference is for accuracies only",
+            n,
+            100 * visible,
+            score.METRICS[cfg.eval.rouge],
+        )
+        return
+    visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha)
+    effect = f"{100 * visible:.1f} points or more" if isfinite(visible) else "no difference, however large"
+    log.info(
+        "test set: %d %s can show %s (80 %% power, if a fifth of the answers change, or more where the difference "
+        "needs more)",
+        n,
+        "questions" if n == len(groups) else "groups of questions, each counted once,",
+        effect,
+    )
+    if visible > cfg.eval.hoped_difference:
+        log.warning(
+            "the study hopes for %.1f points (eval.hoped_difference), and this test set is too small to show them",
+            100 * cfg.eval.hoped_difference,
+        )

@@ -1,0 +1,114 @@
+"""The task function: Hydra calls it for each job, in the process of the command or in a worker of a launcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from sftlab.errors import ConfigError, SftlabError, StageError
+from sftlab.hydra_app.compose import without_hydra
+from sftlab.hydra_app.study import RUN_ID, Study
+from sftlab.runtime.console import drop_repeated_warnings
+
+if TYPE_CHECKING:
+    from sftlab.runtime.job import Job
+
+log = logging.getLogger(__name__)
+
+
+def run_task(study: Study, composed: DictConfig) -> float:
+    """Run one job and write its ``job.json``.
+
+    Errors of the job are recorded and not raised, because some launchers stop all jobs at an exception.
+
+    Returns:
+        The lowest validation loss of the job, for a sweeper that searches; 0 for a dry run, infinity if it failed.
+    """
+    from sftlab.runtime.job import Job, conflict
+
+    set_environment()
+    drop_repeated_warnings()
+    if study.mode is not None and study.config is not None and (study.config.dry_run or not study.mode.has_jobs):
+        return 0.0  # done by `finish` in the process of the command
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    is_sweep = hydra_config.mode == RunMode.MULTIRUN
+    values = OmegaConf.to_container(without_hydra(composed), resolve=False)
+    assert isinstance(values, dict)
+    record = Job(
+        int(hydra_config.job.num) if is_sweep else 0,
+        list(hydra_config.overrides.task),
+        {str(key): value for key, value in values.items()},
+        run=hydra_config.job.env_set.get(RUN_ID),
+    )
+    # The callback checked this for all jobs. Another run may have started since.
+    around = Path(hydra_config.sweep.dir).absolute() if is_sweep else folder
+    if is_sweep and record.run and (reason := conflict(folder, around, (record.run,))):
+        raise ConfigError(
+            f"job {record.number} would replace a record: {reason}; set hydra.sweep.dir to an empty folder"
+        )
+    try:
+        _run(study, composed, record, folder)
+        record.status = "success"
+    except SftlabError as error:
+        record.status, record.error, record.exit_code = "failed", str(error), error.exit_code
+        log.error("job %d: %s", record.number, error)
+    except Exception as error:  # a bug of sftlab or of a library; the other jobs continue
+        record.status, record.error, record.exit_code = "failed", f"{type(error).__name__}: {error}", 1
+        log.exception("job %d failed with an unexpected error; please report it", record.number)
+    record.write(folder)
+    if record.status == "success" and record.config["dry_run"]:
+        return 0.0
+    return min((candidate.eval_loss for candidate in record.candidates), default=float("inf"))
+
+
+def _run(study: Study, composed: DictConfig, record: Job, folder: Path) -> None:
+    """Validate the job's config and do the work of its mode."""
+    from sftlab.hydra_app import launchers
+    from sftlab.runtime.store import Store
+    from sftlab.validation.validate import validate
+    from sftlab.work import WORK, InJobs
+
+    hydra_config = HydraConfig.get()
+    _enter_folder(hydra_config.runtime.cwd)
+    cfg = study.config or validate(without_hydra(composed))  # the callback validated the config of a single run
+    record.config = cfg.model_dump()
+    work = WORK[cfg.mode]
+    if cfg.dry_run:
+        log.info("job %d: %s", record.number, " ".join(record.overrides))
+        work.dry_run(cfg, folder, Path(hydra_config.sweep.dir, ".store"))
+        return
+    assert isinstance(work, InJobs)
+    for place in {folder, Path(hydra_config.sweep.dir)} if hydra_config.mode == RunMode.MULTIRUN else {folder}:
+        Store(cfg.store).register(place)
+    record.write(folder)
+    launcher = str(hydra_config.runtime.choices["hydra/launcher"])
+    with launchers.devices(launcher, cfg.instance.device, cfg.instance.num_processes):
+        work.job(cfg, record, folder)
+
+
+def set_environment() -> None:
+    """Disable telemetry and progress bars, in this process and in workers that do not inherit its environment."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "VLLM_NO_USAGE_STATS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _enter_folder(folder: str) -> None:
+    """Change to the folder of the command: relative paths mean the same in every worker of a launcher."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise StageError(
+            f"{folder}: cannot be entered on {os.uname().nodename}: {error.strerror}; all machines of a launcher must "
+            "share the folder that the command is started in"
+        ) from error

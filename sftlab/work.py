@@ -1,0 +1,170 @@
+"""The functions that carry out each mode: one entry per row of ``runtime.modes.MODES``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from sftlab import dry_run, pipeline
+from sftlab.config import Config
+from sftlab.dataset import stage as dataset
+from sftlab.dataset import tokenize
+from sftlab.errors import ConfigError, StageError, advised
+from sftlab.instance import machine as instance
+from sftlab.instance import preflight
+from sftlab.model import base as models
+from sftlab.report import terminal as report
+from sftlab.report.preview import preview
+from sftlab.runtime.clean import clean
+from sftlab.runtime.job import Job, jobs
+from sftlab.runtime.run import Run
+from sftlab.runtime.store import Store
+from sftlab.train import plan
+
+log = logging.getLogger(__name__)
+
+DryRun = Callable[[Config, Path, Path], None]  # config, run's folder, temporary folder
+
+
+@dataclass(frozen=True)
+class InJobs:
+    """A mode that runs as jobs, which a launcher may start on other machines."""
+
+    job: Callable[[Config, Job, Path], None]
+    """The work of one job. Fills in the job's record; the path is the job's folder."""
+    finish: Callable[[Run, Sequence[Job], bool], None]
+    """What follows when all jobs have ended and at least one succeeded; the flag says whether this is a sweep."""
+    dry_run: DryRun
+
+
+@dataclass(frozen=True)
+class WithoutJobs:
+    """A mode that runs once, in the process of the command."""
+
+    run: Callable[[Config, Path, Run | None], Path | None]
+    """The work. Takes the run's folder, and the record of modes that have one; returns the page it leads to."""
+    dry_run: DryRun
+
+
+# ------------------------------------------------------------------- mode=plan
+
+
+def plan_job(cfg: Config, job: Job, folder: Path) -> None:
+    """Estimate or measure the memory and time of one configuration on its machine. Nothing is trained."""
+    store = Store(cfg.store)
+    machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
+    if cfg.plan.probe:
+        preflight.check(machine, cfg)
+    base = models.resolve(cfg.model, store, cfg.seed)
+    cfg, measured = pipeline.with_precision(cfg, base, store, machine)
+    job.config = cfg.model_dump()
+    if measured is not None:
+        job.stages["precision"] = str(measured.path)
+    data = dataset.make(store, cfg.dataset, cfg.seed)
+    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
+    job.config = cfg.model_dump()
+    if memory is not None:
+        job.stages["memory"] = str(memory.path)
+    probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
+    log.info("plan: %s, %s, on %s", base.name, cfg.peft.method, machine.name)
+    job.plan = asdict(plan.cell(cfg, base, tokens, machine, probe))
+
+
+def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
+    """Print and record the plans of all jobs. If there is one that does not fit, list what needs less memory."""
+    cells = [(job, plan.Cell(**job.plan)) for job in records if job.plan is not None]
+    shared = set.intersection(*(set(job.overrides) for job, _ in cells)) if len(cells) > 1 else set()
+    names = [" ".join([str(job.number), *(word for word in job.overrides if word not in shared)]) for job, _ in cells]
+    plan.table(list(zip(names, (cell for _, cell in cells), strict=True)))
+    values = [{"job": job.number, "overrides": job.overrides, **asdict(cell), "fits": cell.fits} for job, cell in cells]
+    run.update(plan=values)
+    if len(cells) == 1 and cells[0][1].fits is False:
+        cfg = cells[0][0].settings()
+        store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
+        base = models.resolve(cfg.model, store, cfg.seed)
+        data = dataset.make(store, cfg.dataset, cfg.seed)
+        tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        log.warning(
+            "%s",
+            advised(
+                StageError("plan: this does not fit"),
+                lambda: plan.advice(cfg, base, tokens, machine),
+                otherwise=plan.changes(cfg, machine),
+            ),
+        )
+
+
+# ------------------------------------------------------------------- modes without jobs
+
+
+def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
+    """``mode=preview``: show the rows that would be trained on, token by token. Returns the page."""
+    store = Store(cfg.store)
+    base = models.resolve(cfg.model, store, cfg.seed)
+    data = dataset.make(store, cfg.dataset, cfg.seed)
+    preview(
+        base.tokenizer(),
+        {name: data.split(name) for name in ("train", "validation")},
+        max_length=cfg.train.max_length,
+        folder=folder,
+        seed=cfg.seed,
+        template_time=base.template_time,
+    )
+    return folder / "preview.html"
+
+
+def compare_files(cfg: Config, folder: Path, run: Run | None) -> Path:
+    """``mode=compare``: compare two files of predictions. Returns the page."""
+    assert run is not None
+    return pipeline.compare_files(run, cfg)
+
+
+def render_again(folder: Path, destination: Path) -> Path:
+    """``mode=report``: write table, figure and page of a finished run, from its files. Returns the page.
+
+    Raises:
+        ConfigError: the folder has no ``run.json``, or its files were changed.
+    """
+    run = Run.read(folder)
+    try:
+        if "selection" in run.values:
+            report.loss_curve(destination / "loss.png", run.values, jobs(run.folder))
+        if "evaluation" in run.values:
+            report.table(run.values["evaluation"])
+        if "evaluations" in run.values:
+            report.evaluations(run.values["evaluations"])
+        report.page(run, destination)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: its files are not as a run writes them: {type(error).__name__}: {error}; run its command again"
+        ) from error
+    return destination / "report.html"
+
+
+def _render_dry(cfg: Config, folder: Path, scratch: Path) -> None:
+    render_again(folder, scratch)
+    log.info("would write: %s", folder / "report.html")
+
+
+def clean_store(cfg: Config, *, dry_run: bool) -> None:
+    """``mode=clean``: list the stages that no run refers to, and delete them with ``clean.delete=true``."""
+    clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete, dry_run=dry_run)
+
+
+WORK: dict[str, InJobs | WithoutJobs] = {
+    "all": InJobs(pipeline.run_job, pipeline.finish_training, dry_run.training),
+    "train": InJobs(pipeline.run_job, pipeline.finish_training, dry_run.training),
+    "evaluate": InJobs(pipeline.evaluate_job, pipeline.finish_evaluation, dry_run.evaluation),
+    "plan": InJobs(plan_job, finish_plan, dry_run.planning),
+    "preview": WithoutJobs(show_rows, dry_run.preview),
+    "compare": WithoutJobs(compare_files, dry_run.comparison),
+    "report": WithoutJobs(lambda cfg, folder, run: render_again(folder, folder), _render_dry),
+    "clean": WithoutJobs(
+        lambda cfg, folder, run: clean_store(cfg, dry_run=False),
+        lambda cfg, folder, scratch: clean_store(cfg, dry_run=True),
+    ),
+}
