@@ -119,4 +119,4 @@ def test_trusting_a_models_code_is_said_loudly(tmp_path: Path, caplog: pytest.Lo
         )
         assert models.resolve(cfg, Store(tmp_path / "store"), 1).trust_remote_code is trusted
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert [f"Python code that comes with {folder} will be run" in text for text in warned] == [True] * trusted
+        assert [f"Python code of {folder} will run" in text for text in warned] == [True] * trusted

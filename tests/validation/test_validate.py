@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from conftest import vignettes, write_model, write_rows
 
-from sftlab.hydra_app.compose import CONF
 from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem
+from sftlab.hydra_app.compose import CONF
 from sftlab.runtime.store import Store
 from sftlab.validation import rows as checked_rows
 from sftlab.validation.keys import SECRET, closest, nearest
