@@ -70,11 +70,11 @@ class Study:
         assert self.folder is not None
         self.held = hold(self.folder)
         self.run = Run.start(self.folder, name=str(composed.name), mode=mode, seed=seed, command=_command())
-        _for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.values["id"])
+        _for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.record.id)
 
     def fail(self, reason: str) -> None:
         """Write into ``run.json`` that the run did not end well, unless it has a reason already."""
-        if self.run is not None and self.run.values["status"] != "failed":
+        if self.run is not None and self.run.record.status != "failed":
             with suppress(OSError):  # what cannot be written must not hide the reason
                 self.run.finish("failed", redacted(reason))
 
@@ -373,8 +373,12 @@ def job(composed: DictConfig) -> float:
     number = int(hydra_config.job.num) if hydra_config.mode == RunMode.MULTIRUN else 0
     values = OmegaConf.to_container(_without_hydra(composed), resolve=False)
     assert isinstance(values, dict)
-    record = Job(number, list(hydra_config.overrides.task), {str(key): value for key, value in values.items()})
-    record.run = hydra_config.job.env_set.get(RUN_ID)
+    record = Job(
+        number=number,
+        overrides=list(hydra_config.overrides.task),
+        config={str(key): value for key, value in values.items()},
+        run=hydra_config.job.env_set.get(RUN_ID),
+    )
     # Known beforehand, unless the other run began in the meantime.
     around = Path(hydra_config.sweep.dir).absolute() if hydra_config.mode == RunMode.MULTIRUN else None
     if around and record.run and (reason := conflict(folder, around, (record.run,))):
@@ -435,7 +439,7 @@ def main() -> None:
             code = _only_printed(sys.argv[1:])
         else:
             code = _finish(STUDY)
-            if code == 0 and STUDY.run is not None and STUDY.run.values["status"] != "success":
+            if code == 0 and STUDY.run is not None and STUDY.run.record.status != "success":
                 code = 1
     except HydraException as error:
         STUDY.fail(str(error))
@@ -539,7 +543,7 @@ def _go_where_the_sweep_was_started(folder: str) -> None:
 def _finish(study: Study) -> int:
     """After the jobs: the decision, or what the mode asks for instead. Returns the exit code."""
     from sftlab import pipeline
-    from sftlab.report import terminal as report
+    from sftlab.report import page
     from sftlab.runtime.job import jobs
 
     assert study.folder is not None
@@ -577,7 +581,7 @@ def _finish(study: Study) -> int:
     run.finish("failed" if reasons else "success", "; ".join(reasons) or None)
     if mode.name != "plan":
         try:
-            report.page(run)
+            page.write(run)
         except Exception as error:
             if not reasons:
                 raise
@@ -609,9 +613,9 @@ def _alone(study: Study, cfg: Config) -> int:
         page = pipeline.show(cfg, study.folder) if cfg.mode == "preview" else pipeline.compare_files(study.run, cfg)
         study.run.finish("success")
         if cfg.mode == "compare":
-            from sftlab.report import terminal as report
+            from sftlab.report import page as report
 
-            report.page(study.run)
+            report.write(study.run)
         log.info("done: %s", page)
     return 0
 

@@ -102,10 +102,10 @@ def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None
 
 def run(case: dict[str, Any]) -> int:
     from sftlab.cli import main
-    from sftlab.runtime import processes as launch
+    from sftlab.runtime import processes
 
     if "sftlab.train.trainer" in sys.modules:
-        launch.subprocess = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
+        processes.subprocess = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
 
     output = Path(case["output"])
     for number, name in ((1, "out"), (2, "err")):

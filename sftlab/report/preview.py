@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sftlab.dataset.prompt import Tokens, tokenize, tokenize_all
 from sftlab.records import Example
-from sftlab.report.page import count, percent, sha256
+from sftlab.report.text import count, percent, sha256
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 HEADER = ("Tokens", *(f"{share} %" for share in PERCENTILES[:-1]), "Longest")

@@ -25,9 +25,9 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset.prompt import check
 from sftlab.dataset.sources import is_data
 from sftlab.errors import ConfigError, redacted
-from sftlab.eval import score
 from sftlab.eval.extract import probe
 from sftlab.eval.predictions import load_pair
+from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.records import Example
@@ -256,7 +256,7 @@ def _impossible(cfg: Config) -> Iterator[str]:
             f"mode=compare: eval.predictions has {len(cfg.eval.predictions)} files; give two, the base model's first: "
             "'eval.predictions=[a.jsonl,b.jsonl]'"
         )
-    if cfg.eval.task == "choice":
+    if scorer(cfg.eval).lettered:
         try:
             probe(cfg.eval.pattern)
         except ConfigError as error:
@@ -277,11 +277,14 @@ def _impossible(cfg: Config) -> Iterator[str]:
             f"eval.reading={cfg.eval.reading}: eval.task={cfg.eval.task} has no several ways of reading an answer; set "
             "it to strict"
         )
-    if cfg.eval.task != "choice" and cfg.eval.extract is not None:
+    if not scorer(cfg.eval).lettered and cfg.eval.extract is not None:
         for problem in check("eval.extract", cfg.eval.extract, ["text"]):
             yield problem.replace("column", "variable").replace("the rows have", "there is only")
-    if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
-        yield "select.metric=exact_match: counts right answers, and eval.task=rouge has none; set it to eval_loss"
+    if not scorer(cfg.eval).view.graded and cfg.select.metric == "exact_match":
+        yield (
+            f"select.metric=exact_match: counts right answers, and eval.task={cfg.eval.task} has none; set it to "
+            "eval_loss"
+        )
     yield from _engines(cfg)
     if not MODES[cfg.mode].reads_data:
         return  # nothing is read but a finished run's files
@@ -385,7 +388,7 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
             splits = dataset.read(store, inputs)
         else:
             splits = dataset.examples(data, cfg.seed, mounted=mounted, column=column)
-        if cfg.eval.task != "choice" or data.choices is not None:
+        if not scorer(cfg.eval).lettered or data.choices is not None:
             _answers(cfg, splits, mounted=mounted, tested=tested)
     except ConfigError as error:
         yield from re.split(r"\n(?! )", str(error))  # a problem may go over several lines
@@ -404,21 +407,22 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[str
 
 def _answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, tested: bool) -> None:
     """Whether answers to the rows that are evaluated could be judged, and what is trained would be counted as right."""
-    if cfg.eval.task == "choice":
+    score = scorer(cfg.eval)
+    if score.lettered:
         try:
             probe(cfg.eval.pattern)
         except ConfigError:
             return  # which is reported as the pattern's own problem
     warnings = []
     if tested:
-        score.check(splits["test"], cfg.eval)
+        score.check(splits["test"])
     if cfg.mode in ("all", "train") and not mounted:
         if cfg.select.metric == "exact_match":
-            score.check(splits["validation"], cfg.eval, "validation")
+            score.check(splits["validation"], "validation")
         if cfg.mode == "all":
-            warnings.append(score.check_completions(splits["train"], cfg.eval))
+            warnings.append(score.check_completions(splits["train"]))
     if tested:
-        warnings.append(score.check_completions(splits["test"], cfg.eval, "test"))
+        warnings.append(score.check_completions(splits["test"], "test"))
     for warning in filter(None, warnings):
         log.warning(warning)
 

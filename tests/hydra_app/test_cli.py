@@ -34,7 +34,7 @@ REPORTED = ("matplotlib.pyplot", "scipy.optimize", "scipy.sparse", "statsmodels.
 @cache
 def server(*modules: str) -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        [sys.executable, "-W", "default", Path(__file__).with_name("commands.py"), *modules],
+        [sys.executable, "-W", "default", Path(__file__).parents[1] / "commands.py", *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -17,6 +17,7 @@ from test_cli import files, quick, refused, sftlab, whole
 from sftlab import pipeline
 from sftlab.errors import StageError
 from sftlab.records import read_jsonl
+from sftlab.results import Evaluation
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run
@@ -119,7 +120,7 @@ def test_every_mode_does_what_it_says_or_is_refused(
     if mode == "evaluate" and sweep:
         assert [row["model"] for row in record["evaluations"]] == ["random:llama", "random:qwen3"]
         for row, job in zip(record["evaluations"], jobs(tmp_path / "out"), strict=True):
-            assert row["evaluation"] == job.evaluation
+            assert Evaluation.model_validate(row["evaluation"]) == job.evaluation
             assert row["evaluation"]["finetuned"]["n"] == 6
             assert row["evaluation"]["comparison"]["p_value"] <= row["p_adjusted"]
             assert {"predictions", "report.html"} <= {path.name for path in job.folder.iterdir()}
@@ -244,11 +245,11 @@ def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path,
 # A job that takes no time: what it would take on its machine is known.
 PLANNED = """
 import sftlab.pipeline
-from dataclasses import asdict
-from sftlab.train.plan import Cell
+from sftlab.results import PlanCell
 def plan_job(cfg, job):
     parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
-    job.plan = asdict(Cell(dict.fromkeys(parts, 0.1), 1.0, 1.0, 2.0, 1.0, "a test"))
+    job.plan = PlanCell(memory=dict.fromkeys(parts, 0.1), training_gib=1.0, generation_gib=1.0, capacity_gib=2.0,
+                        seconds_per_epoch=1.0, timed_by="a test")
 sftlab.pipeline.plan_job = plan_job
 """
 
@@ -263,12 +264,12 @@ sftlab.pipeline.dry_run = lambda cfg, folder, scratch: None
 PAGE = """
 import sftlab.pipeline
 from sftlab.errors import StageError
-from sftlab.report import terminal as report
+from sftlab.report import page as report
 def run_job(cfg, job, folder):
     {body}
 def page(*given):
     raise KeyError("the page")
-sftlab.pipeline.run_job, report.page = run_job, page
+sftlab.pipeline.run_job, report.write = run_job, page
 sftlab.pipeline.finish = lambda run, jobs, sweep: None
 """
 PLAN = ["-m", "mode=plan", "instance=cpu", "hydra.sweep.dir=out"]
@@ -571,7 +572,7 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
         assert "Traceback" not in done.stderr + done.stdout
 
 
-BASE = "__import__('sftlab.model.base').models.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
+BASE = "__import__('sftlab.model.base').model.base.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
 TOKENS = """
 sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts": {"train": {"rows": 8}}})()
 """
@@ -579,8 +580,8 @@ sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts
 
 def test_a_job_without_a_checkpoint_is_named_by_the_decision(tmp_path: Path, config: Any) -> None:
     record = Run.start(tmp_path, name="a", mode="train", seed=1, command="")
-    job = Job(3, [], config().model_dump(), status="success", folder=tmp_path)
-    failed = Job(4, [], {"seed": "${nothing}"}, status="failed", error="the disk is gone")
+    job = Job(number=3, overrides=[], config=config().model_dump(), status="success")
+    failed = Job(number=4, overrides=[], config={"seed": "${nothing}"}, status="failed", error="the disk is gone")
     with pytest.raises(StageError, match="job 3: reports success and no checkpoint"):
         pipeline.finish(record, [failed, job], sweep=True)
 
@@ -632,11 +633,11 @@ def test_a_command_composes_validates_and_warns_once(tmp_path: Path) -> None:
     assert alone.stdout.count("VALIDATED") == 1
     assert alone.stdout.count("COMPOSED") == 1
     assert alone.stdout.count("READ") == 2  # to validate, and to make the dataset
-    assert (alone.stdout + alone.stderr).count("the study hopes for") == 1
+    assert (alone.stdout + alone.stderr).count("eval.hoped_difference=0.01: this test set is too small") == 1
     swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED)
     assert swept.returncode == 0, swept.stderr
     assert swept.stdout.count("READ") == 2
-    assert (swept.stdout + swept.stderr).count("the study hopes for") == 1
+    assert (swept.stdout + swept.stderr).count("eval.hoped_difference=0.01: this test set is too small") == 1
     assert files(tmp_path) == []
 
 

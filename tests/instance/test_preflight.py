@@ -285,7 +285,7 @@ def test_nothing_is_downloaded_before(
     cfg = config(*STUDY, *overrides, f"store={tmp_path / 'store'}")
     run: Callable[..., None] = pipeline.evaluate_job if cfg.mode == "evaluate" else pipeline.run_job
     with pytest.raises(ConfigError, match="neither gcc nor clang"):
-        run(cfg, Job(0, [], {}), tmp_path)
+        run(cfg, Job(number=0, overrides=[], config={}), tmp_path)
     with pytest.raises(ConfigError, match="neither gcc nor clang"):
         pipeline.dry_run(cfg, tmp_path, tmp_path / "scratch")
     assert not (tmp_path / "store").exists()

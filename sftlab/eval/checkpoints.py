@@ -1,0 +1,49 @@
+"""Validation answers of checkpoints, by which select.metric=exact_match ranks them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sftlab.dataset import stage as dataset
+from sftlab.eval import stage as evaluate
+from sftlab.eval.scorers import scorer
+from sftlab.instance import machine as instance
+from sftlab.model import base as models
+from sftlab.model import merge
+from sftlab.records import Candidate
+from sftlab.runtime.job import Job
+from sftlab.runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def validation_answers(candidates: Sequence[Candidate], jobs: Sequence[Job]) -> list[list[bool]]:
+    """For each checkpoint, which validation questions it answers rightly, scored as on the test set.
+
+    Each checkpoint is merged for this, and its merged model deleted afterwards: those of a long sweep would fill a
+    disk.
+    """
+    right = []
+    for number, candidate in enumerate(candidates, 1):
+        job = next(job for job in jobs if job.number == candidate.job)
+        cfg = job.settings()
+        log.info("select: validation answers of checkpoint %d of %d", number, len(candidates))
+        store, machine = Store(cfg.store), instance.find(cfg.instance)
+        base = models.resolve(cfg.model, store, cfg.seed)
+        data = dataset.make(store, cfg.dataset, cfg.seed)
+        settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
+        examples = data.split("validation")
+        prompts = evaluate.prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
+        folder = store.path("merged", merge.inputs(Path(candidate.checkpoint), base))
+        model = evaluate.Model(folder, folder.name, base.trust_remote_code)
+        stage = None
+        if not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
+            tokens = Path(job.stages["tokens"])
+            stage = merge.make(store, Path(candidate.checkpoint), base, tokens, machine, cfg.merge).stage
+        generated = evaluate.make(store, model, prompts, settings, machine, cfg.seed)
+        if stage is not None and not stage.cached:
+            store.remove(stage)
+        right.append([row.correct for row in scorer(settings).predictions(generated.rows(), examples)])
+    return right
