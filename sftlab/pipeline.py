@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sftlab.config import Config, DatasetConfig, ModelConfig, NoPeft
+from sftlab.config import Config, ModelConfig, NoPeft
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
+from sftlab.dataset.pinning import pinned, pinned_data
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.eval import contenders, decision
 from sftlab.eval import stage as evaluate
@@ -29,21 +30,18 @@ from sftlab.report import figures, files, page, terminal
 from sftlab.report.preview import preview
 from sftlab.report.publish import publish, track
 from sftlab.results import (
-    EvaluationRow,
-    JobSummary,
     MergeCheck,
     PlanCell,
     PlanRow,
     Precision,
     Receipt,
     RunRecord,
-    Scalar,
     TokenCounts,
 )
 from sftlab.runtime.clean import clean
-from sftlab.runtime.job import Job, trained_as
+from sftlab.runtime.job import Job, summary
 from sftlab.runtime.run import Run, link
-from sftlab.runtime.store import ScratchStore, Stage, Store, key_of
+from sftlab.runtime.store import ScratchStore, Stage, Store
 from sftlab.tracking import wandb as tracking
 from sftlab.train import plan, ranking, select
 from sftlab.train import stage as train
@@ -99,55 +97,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.receipt = Receipt.model_validate(trained.receipt)
     job.family = train.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
-    job.comparable = comparable(cfg, data, TokenCounts.model_validate(tokens.counts), job.receipt)
-
-
-def comparable(cfg: Config, data: dataset.Dataset, counts: TokenCounts, receipt: Receipt) -> dict[str, Scalar]:
-    """What must be equal in two jobs for their checkpoints to be ranked together."""
-    if cfg.select.metric == "exact_match":
-        questions = key_of({"rows": [[row.id, row.accepted] for row in data.split("validation")]})
-        keys = {"engine", "max_tokens", "temperature", "task", "pattern", "reading", "extract", "dtype"}
-        return {"validation questions": questions, **cfg.eval.model_dump(include=keys)}
-    return {
-        # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
-        "validation tokens": counts.validation.content,
-        "base precision": receipt.base_dtype,
-        "quantised layers": receipt.quantized_layers,
-        "autocast": receipt.autocast,
-    }
-
-
-def pinned_data(cfg: Config) -> Config:
-    """Pin the commits of the datasets: a branch or tag of the hub may move during a run."""
-
-    def pin(data: DatasetConfig) -> DatasetConfig:
-        return data.model_copy(update={"revision": dataset.revision(data) or data.revision})
-
-    evaluation = cfg.eval.model_copy(update={"dataset": cfg.eval.dataset and pin(cfg.eval.dataset)})
-    read = cfg.mode != "evaluate" or cfg.eval.dataset is None
-    return cfg.model_copy(update={"dataset": pin(cfg.dataset) if read else cfg.dataset, "eval": evaluation})
-
-
-def pinned(cfg: Config, base: Base) -> Config:
-    """Pin the commits of the model and the datasets, and the time that the chat template prints."""
-    model = cfg.model.model_copy(
-        update={
-            "revision": base.revision or cfg.model.revision,
-            "template_time": base.template_time or cfg.model.template_time,
-        }
-    )
-    return pinned_data(cfg).model_copy(update={"model": model})
-
-
-def revisions(cfg: Config) -> dict[str, str]:
-    """The commits of a pinned configuration, by the keys that reproduce them on the command line."""
-    test = cfg.eval.dataset
-    commits = {
-        "model.revision": cfg.model.revision,
-        "dataset.revision": cfg.dataset.revision,
-        "eval.dataset.revision": test and test.revision,
-    }
-    return {key: commit for key, commit in commits.items() if commit}
+    counts = TokenCounts.model_validate(tokens.counts)
+    job.comparable = ranking.requirements(cfg, data.split("validation"), counts, job.receipt)
 
 
 def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Machine) -> tuple[Config, Stage | None]:
@@ -167,7 +118,7 @@ def finish(run: Run, jobs: Sequence[Job], *, sweep: bool) -> None:
     if run.record.mode == "plan":
         tell_plan(run, jobs)
     elif run.record.mode == "evaluate":
-        decide_evaluations(run, jobs) if sweep else run.update(**_evaluated_job(jobs[0]))
+        decide_evaluations(run, jobs) if sweep else run.update(**jobs[0].origin(), evaluation=jobs[0].evaluation)
     elif (cfg := next(job for job in jobs if job.status == "success").settings()).instance.node_rank > 0:
         rank, nodes = cfg.instance.node_rank, cfg.instance.nnodes
         log.info("machine %d of %d: trained; machine 0 has the checkpoints", rank, nodes)
@@ -198,10 +149,10 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked)
     run.update(
-        **_made_from(winner),
+        **winner.origin(),
         receipt=winner.receipt,
         overlap=winner.overlap,
-        jobs=[_summary(job, ranked=job in ranked, among=done) for job in jobs],
+        jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
         selection=selection,
     )
     checkpoint = Path(selection.checkpoint)
@@ -229,29 +180,6 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
         for job in jobs:
             train.release(Store(cfg.store), Path(job.stages["train"]))
-
-
-def _made_from(job: Job) -> dict[str, object]:
-    """The fields of a run's record that say what a job's result was made from."""
-    cfg = job.settings()
-    return {
-        "revisions": revisions(cfg),
-        "template_time": cfg.model.template_time,
-        "precision": job.precision,
-        "stages": job.stages,
-        "times": job.times,
-    }
-
-
-def _summary(job: Job, *, ranked: bool, among: Sequence[Job]) -> JobSummary:
-    return JobSummary(
-        job=job.number,
-        overrides=job.overrides,
-        status=job.status,
-        error=job.error,
-        ranked=ranked,
-        trained_as=trained_as(job, among),
-    )
 
 
 def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
@@ -283,31 +211,13 @@ def evaluated(cfg: Config) -> ModelConfig:
 def _of_job(cfg: Config, job: Job) -> RunRecord:
     """A job's evaluation as the record of a run, for its page."""
     fields = {"id": job.run or "", "status": "success", "experiment": cfg.name, "mode": cfg.mode, "seed": cfg.seed}
-    return RunRecord.model_validate({**fields, "command": "", "started": "", **_evaluated_job(job)})
-
-
-def _evaluated_job(job: Job) -> dict[str, object]:
-    return {**_made_from(job), "evaluation": job.evaluation}
+    values = {**fields, "command": "", "started": "", **job.origin(), "evaluation": job.evaluation}
+    return RunRecord.model_validate(values)
 
 
 def decide_evaluations(run: Run, jobs: Sequence[Job]) -> None:
     """Compare the evaluations of all jobs, with p-values adjusted for their number."""
-    rows, alphas = [], []
-    for job in jobs:
-        values: dict[str, object] = {
-            "job": job.number,
-            "overrides": job.overrides,
-            "status": job.status,
-            "error": job.error,
-        }
-        alpha = 0.05
-        if job.status == "success":
-            cfg = job.settings()
-            alpha = cfg.eval.alpha
-            values |= {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, **_evaluated_job(job)}
-        rows.append(EvaluationRow.model_validate(values))
-        alphas.append(alpha)
-    run.update(evaluations=decision.adjusted(rows, alphas))
+    run.update(evaluations=decision.adjusted(jobs))
     terminal.evaluations(run.record.evaluations)
 
 

@@ -152,8 +152,10 @@ def test_a_plan(tmp_path: Path) -> None:
         assert new.model_dump(exclude={*machine, "memory", "training_gib", "generation_gib"}) == old.model_dump(
             exclude={*machine, "memory", "training_gib", "generation_gib"}
         )
-        assert new.memory == pytest.approx(old.memory, rel=1e-6)
-        assert (new.training_gib, new.generation_gib) == pytest.approx((old.training_gib, old.generation_gib), rel=1e-6)
+        # The memory of loaded libraries is measured.
+        assert {**new.memory, "libraries": 0} == pytest.approx({**old.memory, "libraries": 0}, rel=1e-6)
+        for part in ("training_gib", "generation_gib"):
+            assert getattr(new, part) == pytest.approx(getattr(old, part), abs=0.3)
 
 
 @pytest.mark.parametrize("name", ["compare", "compare_rouge"])

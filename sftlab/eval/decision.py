@@ -11,7 +11,8 @@ from sftlab.eval.statistics import holm
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
-from sftlab.results import Evaluation, EvaluationRow, Verdict
+from sftlab.results import Comparison, Evaluation, EvaluationRow, Verdict
+from sftlab.runtime.job import Job
 
 
 def decide(
@@ -62,25 +63,30 @@ def decide(
     )
 
 
-def adjusted(rows: Sequence[EvaluationRow], alphas: Sequence[float]) -> list[EvaluationRow]:
-    """Adjust the p-values of all comparisons of a sweep by Holm's method; verdicts follow the adjusted p.
+def adjusted(jobs: Sequence[Job]) -> list[EvaluationRow]:
+    """The evaluations of a sweep, with p-values adjusted by Holm's method; verdicts follow the adjusted p."""
+    compared = [job for job in jobs if _comparison(job) is not None]
+    p_values = [result.p_value for job in compared if (result := _comparison(job)) is not None]
+    p_of = dict(zip((job.number for job in compared), holm(p_values), strict=True))
+    return [_row(job, p_of.get(job.number), len(compared)) for job in jobs]
 
-    ``alphas`` has eval.alpha of each row's job.
-    """
-    results = [row.evaluation.comparison if row.evaluation is not None else None for row in rows]
-    compared = [result for result in results if result is not None]
-    p_values = iter(holm([result.p_value for result in compared]))
-    judged = []
-    for row, result, alpha in zip(rows, results, alphas, strict=True):
-        if result is None:
-            judged.append(row)
-            continue
-        p, verdict = next(p_values), result.verdict
-        if verdict.outcome != "inconclusive" and p >= alpha:
-            note = f"among {len(compared)} comparisons p is {p:.2g} by Holm's method"
+
+def _comparison(job: Job) -> Comparison | None:
+    return job.evaluation.comparison if job.status == "success" and job.evaluation is not None else None
+
+
+def _row(job: Job, p: float | None, comparisons: int) -> EvaluationRow:
+    values = {"job": job.number, "overrides": job.overrides, "status": job.status, "error": job.error}
+    if job.status != "success":
+        return EvaluationRow.model_validate(values)
+    cfg, result, verdict = job.settings(), _comparison(job), None
+    if result is not None and p is not None:
+        verdict = result.verdict
+        if verdict.outcome != "inconclusive" and p >= cfg.eval.alpha:
+            note = f"among {comparisons} comparisons p is {p:.2g} by Holm's method"
             verdict = verdict.model_copy(update={"outcome": "inconclusive", "notes": [*verdict.notes, note]})
-        judged.append(row.model_copy(update={"p_adjusted": p, "verdict": verdict}))
-    return judged
+    models = {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, "evaluation": job.evaluation}
+    return EvaluationRow.model_validate({**values, **models, **job.origin(), "p_adjusted": p, "verdict": verdict})
 
 
 def unjudgeable(named: Mapping[str, list[Prediction]], *, every: bool = False) -> str | None:

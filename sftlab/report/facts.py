@@ -75,13 +75,8 @@ def _text(name: str, value: Value) -> str:
     if isinstance(value, str):
         return value.replace("torch.", "") if name.endswith("dtype") else value
     if isinstance(value, int | float):
-        return (
-            seconds(value)
-            if name.endswith("seconds")
-            else percent(value)
-            if name in ("supervised_share", "mfu")
-            else count(value)
-        )
+        form = seconds if name.endswith("seconds") else percent if name in ("supervised_share", "mfu") else count
+        return form(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_text(key, part)}" for key, part in value.items())
     return "; ".join(_text(name, part) for part in value)

@@ -9,6 +9,7 @@ LEVEL = 0.95
 """Confidence level of the intervals, which version 1 did not record."""
 
 Values = dict[str, Any]
+RECORDS = ("overlap", "precision", "receipt")
 OUTCOMES = ("better", "worse", "inconclusive")
 
 
@@ -32,8 +33,8 @@ def job(values: Values) -> Values:
 
 
 def _present(values: Values) -> Values:
-    """The values that are not empty or null: version 1 wrote {} for a missing record."""
-    return {name: value for name, value in values.items() if value not in (None, {})}
+    """The values that are not null. Version 1 wrote {} for a missing record."""
+    return {name: value for name, value in values.items() if value is not None and (value or name not in RECORDS)}
 
 
 def _converted(values: Values, **converters: Any) -> Values:

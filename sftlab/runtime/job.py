@@ -12,7 +12,7 @@ from pydantic import ConfigDict, PrivateAttr, ValidationError
 
 from sftlab.config import Config
 from sftlab.errors import StageError
-from sftlab.results import JobRecord
+from sftlab.results import JobRecord, JobSummary
 from sftlab.runtime import earlier
 from sftlab.runtime.store import write_json
 
@@ -36,6 +36,17 @@ class Job(JobRecord):
         """Its configuration, validated again from the file."""
         return Config.model_validate(self.config)
 
+    def origin(self) -> dict[str, object]:
+        """The fields of a run's record that say what the job's result was made from."""
+        cfg = self.settings()
+        return {
+            "revisions": revisions(cfg),
+            "template_time": cfg.model.template_time,
+            "precision": self.precision,
+            "stages": self.stages,
+            "times": self.times,
+        }
+
     def write(self, folder: Path) -> None:
         """Replace ``job.json`` in the job's folder."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,9 +64,42 @@ class Job(JobRecord):
         try:
             job = cls.model_validate(values if "schema_version" in values else earlier.job(values))
         except (ValidationError, AttributeError, LookupError, TypeError) as error:
-            raise StageError(f"{path}: is not the record of a job: {error}; run the command again") from error
+            raise StageError(
+                f"{path}: is not the record of a job: {first_problem(error)}; run the command again"
+            ) from error
         job._folder = path.parent
         return job
+
+
+def revisions(cfg: Config) -> dict[str, str]:
+    """The commits of a pinned configuration, by the keys that reproduce them on the command line."""
+    test = cfg.eval.dataset
+    commits = {
+        "model.revision": cfg.model.revision,
+        "dataset.revision": cfg.dataset.revision,
+        "eval.dataset.revision": test and test.revision,
+    }
+    return {key: commit for key, commit in commits.items() if commit}
+
+
+def summary(job: Job, *, ranked: bool, among: Sequence[Job]) -> JobSummary:
+    """A job as an entry of ``run.json``; ``among`` has the jobs that it may share steps with."""
+    return JobSummary(
+        job=job.number,
+        overrides=job.overrides,
+        status=job.status,
+        error=job.error,
+        ranked=ranked,
+        trained_as=trained_as(job, among),
+    )
+
+
+def first_problem(error: Exception) -> str:
+    """The first problem of an error in reading a record, with the field that has it."""
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    return f"{type(error).__name__}: {error}"
 
 
 def trained_as(job: Job, among: Sequence[Job]) -> str:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from sftlab.errors import ConfigError, StageError
 from sftlab.results import SCHEMA_VERSION, RunRecord, Status
 from sftlab.runtime import earlier
-from sftlab.runtime.job import JOB, RUN, job_files, owner
+from sftlab.runtime.job import JOB, RUN, first_problem, job_files, owner
 from sftlab.runtime.store import write_json
 
 if TYPE_CHECKING:
@@ -121,15 +121,9 @@ def read_record(path: Path, values: object) -> RunRecord:
     try:
         return RunRecord.model_validate(earlier.run(values) if version == earlier.SCHEMA_VERSION else values)
     except (ValidationError, AttributeError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: is not the record of a run: {_first(error)}; run the command again") from error
-
-
-def _first(error: Exception) -> str:
-    """The first problem of an error, with the field that has it."""
-    if isinstance(error, ValidationError):
-        problem = error.errors()[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-    return f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{path}: is not the record of a run: {first_problem(error)}; run the command again"
+        ) from error
 
 
 def link(path: Path, target: Path) -> None:

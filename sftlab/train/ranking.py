@@ -5,9 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from sftlab.config import Config
+from sftlab.records import Example
+from sftlab.results import Receipt, Scalar, TokenCounts
 from sftlab.runtime.job import Job
+from sftlab.runtime.store import key_of
 
 log = logging.getLogger(__name__)
+
+
+def requirements(
+    cfg: Config, validation: Sequence[Example], counts: TokenCounts, receipt: Receipt
+) -> dict[str, Scalar]:
+    """What must be equal in two jobs for their checkpoints to be ranked together."""
+    if cfg.select.metric == "exact_match":
+        questions = key_of({"rows": [[row.id, row.accepted] for row in validation]})
+        keys = {"engine", "max_tokens", "temperature", "task", "pattern", "reading", "extract", "dtype"}
+        return {"validation questions": questions, **cfg.eval.model_dump(include=keys)}
+    return {
+        # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
+        "validation tokens": counts.validation.content,
+        "base precision": receipt.base_dtype,
+        "quantised layers": receipt.quantized_layers,
+        "autocast": receipt.autocast,
+    }
 
 
 def comparable(jobs: Sequence[Job]) -> list[list[Job]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from sftlab.config import EvalConfig
 from sftlab.dataset.sandbox import environment
@@ -20,6 +20,15 @@ from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
 
 Answer = tuple[str | None, dict[str, str | None]]
 """An extracted answer, and the answer by each way of reading if the task has several."""
+
+
+class Counts(TypedDict):
+    """The fields of a ModelResult that every task counts alike."""
+
+    n: int
+    unparsed: int
+    truncated: int | None
+    finish_reasons: int
 
 
 @dataclass(frozen=True)
@@ -220,8 +229,8 @@ class Scorer(ABC):
         )
 
 
-def counts(rows: Sequence[Prediction]) -> dict[str, Any]:
-    """The fields of a ModelResult that every task counts alike."""
+def counts(rows: Sequence[Prediction]) -> Counts:
+    """Count rows, rows without an answer, and truncated completions."""
     reasons = [row.finish_reason for row in rows if row.finish_reason != "unknown"]
     return {
         "n": len(rows),
