@@ -203,13 +203,13 @@ CHECKPOINTS: list[Case] = [
         model(lambda folder: (folder / "config.json").rename(folder / "adapter_config.json")),
         ["eval.name_or_path='m': has no config.json; it is an adapter: name its base, or merge it"],
     ),
-    (REPORT, None, ["r: holds no run.json", "name a run's folder with hydra.run.dir="]),
+    (REPORT, None, ["r: has no run.json", "set hydra.run.dir to the folder of a run"]),
     (REPORT, text("r/run.json", "{"), ["r/run.json: is not JSON", "name another run, or run the command again"]),
-    (REPORT, text("r/run.json", "[]"), ["r/run.json: has schema_version None, and 1 is read here; run the command"]),
+    (REPORT, text("r/run.json", "[]"), ["r/run.json: schema_version=None is not supported", "run the command again"]),
     (
         REPORT,
         text("r/run.json", '{"schema_version": 1, "evaluation": 3}'),
-        ["r: its files are not as a run writes them: AttributeError", "run its command again"],
+        ["r/run.json: is not the record of a run: AttributeError", "run the command again"],
     ),
 ]
 

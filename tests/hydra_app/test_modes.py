@@ -495,9 +495,11 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_dry_run_of_a_report_reads_and_writes_nothing(tmp_path: Path) -> None:
-    Run.start(tmp_path / "a", name="a", mode="train", seed=1, command="").update(selection={"candidates": 3})
+    Run.start(tmp_path / "a", name="a", mode="train", seed=1, command="").finish("success")
+    (tmp_path / "a" / "predictions").mkdir()
+    (tmp_path / "a" / "predictions" / "baseline.jsonl").write_text('{"id": 1}\n')
     message = refused_late(tmp_path, "mode=report", "hydra.run.dir=a", "dry_run=true")
-    assert "its files are not as a run writes them" in message
+    assert "its files are not those of a run" in message
     assert refused_late(tmp_path, "mode=report", "hydra.run.dir=b", "dry_run=true")
 
 
