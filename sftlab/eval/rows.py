@@ -161,7 +161,7 @@ def _targets(plain: dict[str, Any], place: str) -> list[str | int | float]:
                 'nor a number; write the right answer, or a list of them as in ["Berne", "Bern"]'
             )
     if not targets:
-        raise ConfigError(f"{place}: target [] holds no answer; write at least one")
+        raise ConfigError(f"{place}: target [] has no answer; write at least one")
     # Data frames turn 7 into 7.0.
     whole = [int(target) for target in targets if isinstance(target, float) and target.is_integer()]
     return [*whole, *targets]

@@ -94,9 +94,9 @@ def _short(name: str) -> str:
 
 def _settings(prefix: str, values: Section | Record) -> dict[str, str]:
     """The values of a section or record, as they are written on the command line."""
-    found = {prefix + key: value for key, value in values.model_dump().items() if value not in (None, {}, [])}
+    filled = {prefix + key: value for key, value in values.model_dump().items() if value not in (None, {}, [])}
     return {
-        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in found.items()
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in filled.items()
     }
 
 

@@ -61,24 +61,24 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
         )
 
 
-def evaluation(found: Evaluation) -> None:
+def evaluation(judged: Evaluation) -> None:
     """Print the models, their difference, the verdict, and the same by subgroup."""
-    view = scorers.view(found.task)
-    reading = found.finetuned.reading
+    view = scorers.view(judged.task)
+    reading = judged.finetuned.reading
     title = "On the test set" + (f", by eval.reading={reading}" if reading not in (None, "strict") else "")
-    say(_printed(title, tables.results(found)))
-    for _, name, result in tables.models(found):
+    say(_printed(title, tables.results(judged)))
+    for _, name, result in tables.models(judged):
         if repeats := result.repeats:
             say(
                 f"Run-to-run noise, {name.lower()}: {', '.join(map(view.number, repeats.values))} in "
                 f"{len(repeats.values)} generations, each in another order; {plural(repeats.changed, 'answer')} changed"
             )
-    if compared := found.comparison:
+    if compared := judged.comparison:
         say(f"Verdict: {compared.verdict}")
         if compared.forced is not None:
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
-    if by := found.subgroups:
-        table = tables.subgroups(found)
+    if by := judged.subgroups:
+        table = tables.subgroups(judged)
         shown = tables.Table(table.header, table.rows[:SHOWN], table.text)
         say(_printed(f"By subgroup, with {level(by.level)} intervals", shown))
         if len(table.rows) > SHOWN:

@@ -1,4 +1,4 @@
-"""Which checkpoint is kept: the best on validation over every checkpoint of every job."""
+"""Select a checkpoint: the best on validation over every checkpoint of every job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sftlab.records import Candidate
 
 @dataclass(frozen=True)
 class Selection:
-    """The checkpoint that is kept, those that validation cannot tell from the best one (``ties``), and all."""
+    """The selected checkpoint, those within the noise of the best one on validation (``ties``), and all."""
 
     chosen: Candidate
     best: Candidate

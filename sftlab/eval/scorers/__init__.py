@@ -21,5 +21,5 @@ def view(task: str) -> View:
 
 
 def _class(task: str) -> type[Scorer]:
-    found: type[Scorer] = getattr(import_module(f"{__name__}.{task}"), task.capitalize())
-    return found
+    cls: type[Scorer] = getattr(import_module(f"{__name__}.{task}"), task.capitalize())
+    return cls
