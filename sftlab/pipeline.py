@@ -29,15 +29,7 @@ from sftlab.model.base import Base
 from sftlab.report import figures, files, page, terminal
 from sftlab.report.preview import preview
 from sftlab.report.publish import publish, track
-from sftlab.results import (
-    MergeCheck,
-    PlanCell,
-    PlanRow,
-    Precision,
-    Receipt,
-    RunRecord,
-    TokenCounts,
-)
+from sftlab.results import MergeCheck, PlanCell, PlanRow, Precision, Receipt, RunRecord, TokenCounts
 from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, summary
 from sftlab.runtime.run import Run, link

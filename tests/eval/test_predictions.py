@@ -401,7 +401,7 @@ FAULTS: list[tuple[str, Rows | bytes, Rows | bytes, EvalConfig, list[str]]] = [
     *(
         (f"target {target}", [row(1, "A", target)], TWO, EXACT, ["a.jsonl:1: target", said])
         for target, said in [
-            ([], "[] holds no answer"),
+            ([], "[] has no answer"),
             (["a", None], "'nothing'"),
             (["a", ""], "'nothing'"),
             (["a", ["b"]], '["b"]'),

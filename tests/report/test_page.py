@@ -465,6 +465,11 @@ MINIMAL: dict[str, Any] = {
 def test_nothing_at_all(tmp_path: Path) -> None:
     save(tmp_path, MINIMAL)
     assert "No results yet." in read(tmp_path).text
+    save(tmp_path, MINIMAL | {"command": "", "started": ""})  # as for the page of a job
+    text = read(tmp_path).text
+    assert "–" not in text
+    assert "Command" not in text
+    assert "Versions" not in text
 
 
 def test_train_only(tmp_path: Path) -> None:
