@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 
 from sftlab.config import Config, ModelConfig
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
-from sftlab.eval import score
+from sftlab.dataset.leakage import gate
+from sftlab.dataset.pinning import pinned_data
+from sftlab.eval import contenders
 from sftlab.eval import stage as evaluate
+from sftlab.eval.contenders import Contender
 from sftlab.eval.predictions import load_pair
-from sftlab.eval.statistics import detectable_mean_difference, minimal_detectable_difference
+from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.pipeline import (
-    check_generation,
-    check_rows,
-    evaluated_model,
-    gate,
-    test_data,
-    test_prompts,
-    with_precision,
-)
+from sftlab.pipeline import check_generation, check_rows, evaluated_model, with_precision
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import ScratchStore, Store
 from sftlab.train import plan
@@ -46,13 +40,14 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         ConfigError: what the run would refuse. Of a model that would be downloaded only the name is checked.
     """
     store, temporary = _stores(cfg, scratch)
+    cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance)
     preflight.check(machine, cfg)
     batch = machine.effective_batch(cfg.train)
     log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
     data = _dataset(cfg, store, temporary)
-    test = test_data(cfg, temporary, data)
-    gate(cfg, temporary, data, test)
+    test = contenders.read_test(cfg, temporary, data)
+    gate(cfg, temporary, data, test.examples, test.key)
     check_rows(cfg, data)
     base = _model("model", cfg.model, store, cfg.seed)
     is_trained = False
@@ -74,7 +69,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if MODES[cfg.mode].evaluates:
         log.info("select, merge, evaluate, report: %s", "from the cached training" if is_trained else "will run")
-        _log_power(cfg, [row.group for row in test[0]])
+        _log_power(cfg, [row.group for row in test.examples])
 
 
 def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -84,13 +79,14 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
         ConfigError: what the run would refuse. Of a model that would be downloaded only the name is checked.
     """
     store, temporary = _stores(cfg, scratch)
+    cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance)
     preflight.check(machine, cfg)
     data = _dataset(cfg, store, temporary) if cfg.eval.dataset is None else None
-    test = test_data(cfg, temporary, data)
-    log.info("test set: %d rows; engine: %s on %s", len(test[0]), cfg.eval.engine, machine.device)
-    for name, model in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
-        base = _model(name, model, store, cfg.seed)
+    test = contenders.read_test(cfg, temporary, data)
+    log.info("test set: %d rows; engine: %s on %s", len(test.examples), cfg.eval.engine, machine.device)
+    for name, section in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
+        base = _model(name, section, store, cfg.seed)
         if base is None:
             continue
         cfg, _ = with_precision(cfg, base, temporary, machine)  # the first model decides, as in the run
@@ -98,15 +94,15 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
             continue
         if name == "finetuned":
             evaluate.check_engine(base, cfg.eval)
-        contender = evaluate.Model(base.path, base.identity, base.trust_remote_code)
-        prompts = test_prompts(cfg, base, test)
-        _log_stage("answers", is_cached=evaluate.cached(store, contender, prompts, cfg.eval, machine, cfg.seed))
-    _log_power(cfg, [row.group for row in test[0]])
+        model, prompts = Contender.of(base).model, contenders.prompts(cfg, base, test)
+        _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
+    _log_power(cfg, [row.group for row in test.examples])
 
 
 def planning(cfg: Config, folder: Path, scratch: Path) -> None:
     """Check a plan and log whether its rows are tokenized. Nothing is estimated or measured."""
     store, temporary = _stores(cfg, scratch)
+    cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
     if cfg.plan.probe:
         preflight.check(machine, cfg)
@@ -122,6 +118,7 @@ def planning(cfg: Config, folder: Path, scratch: Path) -> None:
 def preview(cfg: Config, folder: Path, scratch: Path) -> None:
     """Check the rows of a preview."""
     store, temporary = _stores(cfg, scratch)
+    cfg = pinned_data(cfg)
     _dataset(cfg, store, temporary)
     _model("model", cfg.model, store, cfg.seed)
     log.info("preview   will be written: preview.html")
@@ -166,30 +163,6 @@ def _log_stage(stage: str, *, is_cached: bool) -> None:
 
 
 def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
-    """Log the minimum detectable effect of a test set. Rows of a group count once: they are right or wrong together."""
-    n = len({group or number for number, group in enumerate(groups)})
-    if cfg.eval.task == "rouge":
-        visible = detectable_mean_difference(0.1, n, alpha=cfg.eval.alpha)
-        log.info(
-            "test set: %d texts can show %.1f points of %s or more if the scores of the two models differ with a "
-            "standard deviation of 10 points between texts (80 %% power). The report uses the measured deviation. "
-            "eval.hoped_difference is for accuracies only",
-            n,
-            100 * visible,
-            score.METRICS[cfg.eval.rouge],
-        )
-        return
-    visible = minimal_detectable_difference(n, alpha=cfg.eval.alpha)
-    effect = f"{100 * visible:.1f} points or more" if isfinite(visible) else "no difference, however large"
-    log.info(
-        "test set: %d %s can show %s (80 %% power, if a fifth of the answers change, or more where the difference "
-        "needs more)",
-        n,
-        "questions" if n == len(groups) else "groups of questions, each counted once,",
-        effect,
-    )
-    if visible > cfg.eval.hoped_difference:
-        log.warning(
-            "the study hopes for %.1f points (eval.hoped_difference), and this test set is too small to show them",
-            100 * cfg.eval.hoped_difference,
-        )
+    """Log the minimum detectable effect of a test set."""
+    for level, message in scorer(cfg.eval).power(groups):
+        log.log(level, "%s", message)

@@ -1,56 +1,54 @@
-"""The experiment, from top to bottom: every job trains, then one decision is made over all of them."""
+"""The experiment, from top to bottom: each job trains, then one checkpoint of all jobs is selected and evaluated."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from math import isfinite
 from pathlib import Path
-from typing import Any
 
-from sftlab.config import Config, DatasetConfig, ModelConfig, NoPeft
-from sftlab.dataset import overlap, tokenize
+from sftlab.config import Config, ModelConfig, NoPeft
 from sftlab.dataset import stage as dataset
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
-from sftlab.eval import score
+from sftlab.dataset import tokenize
+from sftlab.dataset.leakage import gate
+from sftlab.dataset.pinning import pinned, pinned_data
+from sftlab.errors import OutOfMemoryError, StageError, advised
+from sftlab.eval import contenders, decision
 from sftlab.eval import stage as evaluate
-from sftlab.eval.predictions import load_pair, unjudgeable
-from sftlab.eval.statistics import compare, holm, minimal_detectable_difference
-from sftlab.eval.subgroups import subgroups
+from sftlab.eval.checkpoints import validation_answers
+from sftlab.eval.contenders import Contender, EvalSet
+from sftlab.eval.predictions import load_pair
+from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.instance import precision, preflight
 from sftlab.model import base as models
 from sftlab.model import merge
 from sftlab.model.base import Base
-from sftlab.records import Candidate, Example, Prediction, read_jsonl
-from sftlab.report import terminal as report
-from sftlab.report.card import card, push
-from sftlab.runtime.job import Job, trained_as
+from sftlab.report import figures, files, page, terminal
+from sftlab.report.publish import publish, track
+from sftlab.results import MergeCheck, Precision, Receipt, RunRecord, TokenCounts
+from sftlab.runtime.job import Job, summary
 from sftlab.runtime.modes import MODES
-from sftlab.runtime.run import Run
-from sftlab.runtime.store import Stage, Store, key_of, write_json
+from sftlab.runtime.run import Run, link
+from sftlab.runtime.store import Stage, Store
 from sftlab.tracking import wandb as tracking
-from sftlab.train import plan, select
+from sftlab.train import plan, ranking, select
 from sftlab.train import stage as train
 
 log = logging.getLogger(__name__)
 
 
 def run_job(cfg: Config, job: Job, folder: Path) -> None:
-    """Dataset → tokens → training: what it found goes into ``job`` and its file."""
-    store = Store(cfg.store)
-    machine = instance.find(cfg.instance)
+    """Dataset → tokens → train. The results are set in ``job``."""
+    store, machine = Store(cfg.store), instance.find(cfg.instance)
     preflight.check(machine, cfg)
     cfg = pinned_data(cfg)
     data = dataset.make(store, cfg.dataset, cfg.seed)
-    test = test_data(cfg, store, data)
-    job.overlap, checked = gate(cfg, store, data, test)  # before the model is downloaded
+    test = contenders.read_test(cfg, store, data)
+    job.overlap, examined = gate(cfg, store, data, test.examples, test.key)  # before the model is downloaded
     check_rows(cfg, data)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
-    job.config = cfg.model_dump()
-    job.precision = precision.record(measured, cfg.train, cfg.eval)
+    job.config, job.precision = cfg.model_dump(), _precision(measured, cfg)
     check_generation(cfg, base, test)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     train.check_schedule(tokens, cfg.train, machine)
@@ -66,7 +64,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         machine.accumulation(cfg.train),
         cfg.train.num_train_epochs,
     )
-    variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{job.number}", _run_id(folder, job))
+    variables = tracking.of_job(cfg, job, folder)
     tracking.announce(cfg.tracking, folder)
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
@@ -75,72 +73,31 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
             error, lambda: plan.advice(cfg, base, tokens, machine), otherwise=plan.changes(cfg, machine)
         ) from error
     if trained is None:
-        return  # another machine has what was trained
-    stages = [data.stage, checked, tokens.stage, trained.stage, *(stage for stage in (measured, memory) if stage)]
+        return  # the first machine of several has the checkpoints
+    stages = [data.stage, examined, tokens.stage, trained.stage, *(stage for stage in (measured, memory) if stage)]
     job.stages = {stage.name: str(stage.path) for stage in stages}
     job.times = {stage.name: round(stage.seconds, 1) for stage in stages}
-    job.receipt = trained.receipt
+    job.receipt = Receipt.model_validate(trained.receipt)
     job.family = train.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
-    if cfg.select.metric == "exact_match":
-        job.comparable = {
-            "validation questions": key_of({"rows": [[row.id, row.accepted] for row in data.split("validation")]}),
-            **cfg.eval.model_dump(
-                include={"engine", "max_tokens", "temperature", "task", "pattern", "reading", "extract", "dtype"}
-            ),
-        }
-    else:
-        job.comparable = {
-            # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
-            "validation tokens": tokens.counts["validation"]["content"],
-            "base precision": trained.receipt["base_dtype"],
-            "quantised layers": trained.receipt["quantized_layers"],
-            "autocast": trained.receipt["autocast"],
-        }
-
-
-def pinned_data(cfg: Config) -> Config:
-    """The configuration with the commits of its datasets: a branch or tag of the hub may move during a run."""
-
-    def pin(data: DatasetConfig) -> DatasetConfig:
-        return data.model_copy(update={"revision": dataset.revision(data) or data.revision})
-
-    evaluation = cfg.eval.model_copy(update={"dataset": cfg.eval.dataset and pin(cfg.eval.dataset)})
-    read = MODES[cfg.mode].reads_training_rows or cfg.eval.dataset is None
-    return cfg.model_copy(update={"dataset": pin(cfg.dataset) if read else cfg.dataset, "eval": evaluation})
-
-
-def pinned(cfg: Config, base: Base) -> Config:
-    """The configuration with the commit of its model, and the time that its chat template is given, too."""
-    model = cfg.model.model_copy(
-        update={
-            "revision": base.revision or cfg.model.revision,
-            "template_time": base.template_time or cfg.model.template_time,
-        }
-    )
-    return pinned_data(cfg).model_copy(update={"model": model})
+    counts = TokenCounts.model_validate(tokens.counts)
+    job.comparable = ranking.requirements(cfg, data.split("validation"), counts, job.receipt)
 
 
 def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Machine) -> tuple[Config, Stage | None]:
-    """The configuration with a number format in the place of ``auto``, and the stage with the measurement if any."""
+    """Replace ``auto`` by a number format; with the stage that measured it, if it had to be measured."""
     whole = isinstance(cfg.peft, NoPeft)
     trained, evaluation, stage = precision.chosen(store, base, cfg.train, cfg.eval, machine, whole=whole)
     return cfg.model_copy(update={"train": trained, "eval": evaluation}), stage
 
 
-def revisions(cfg: Config) -> dict[str, str]:
-    """The commits of a pinned configuration, by the keys with which the same command gets the same bytes again."""
-    test = cfg.eval.dataset
-    found = {
-        "model.revision": cfg.model.revision,
-        "dataset.revision": cfg.dataset.revision,
-        "eval.dataset.revision": test and test.revision,
-    }
-    return {key: commit for key, commit in found.items() if commit}
+def _precision(measured: Stage | None, cfg: Config) -> Precision:
+    values = precision.record(measured, cfg.train, cfg.eval)
+    return Precision(bf16=values["train.bf16"], dtype=values["eval.dtype"], measured=values["measured"])
 
 
 def finish_training(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
-    """After training jobs, of which at least one succeeded: decide, on the first machine of several."""
+    """After training jobs, of which at least one succeeded: select and evaluate, on the first machine of several."""
     cfg = next(job for job in jobs if job.status == "success").settings()
     if cfg.instance.node_rank > 0:
         rank, nodes = cfg.instance.node_rank, cfg.instance.nnodes
@@ -152,455 +109,131 @@ def finish_training(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
 def finish_evaluation(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
     """After evaluation jobs, of which at least one succeeded: record their results."""
     if is_sweep:
-        tell_evaluations(run, jobs)
+        run.update(evaluations=decision.adjusted(jobs))
+        terminal.evaluations(run.record.evaluations)
     else:
-        tell_evaluation(run, jobs[0])
+        run.update(**jobs[0].origin(), evaluation=jobs[0].evaluation)
 
 
 def decide(run: Run, jobs: Sequence[Job]) -> None:
-    """Select over all jobs, merge, evaluate both models, report: once, after the jobs, from files only.
+    """Select → merge → evaluate → report: once, after all jobs, from their files only.
 
     Raises:
-        StageError: no job has a checkpoint to select from.
+        StageError: No job has a checkpoint to select from.
     """
     for job in jobs:
         if job.status == "success" and not (job.candidates and {"tokens", "train"} <= job.stages.keys()):
             raise StageError(
                 f"job {job.number}: reports success and no checkpoint, as if {job.folder / 'job.json'} had been "
-                "changed. Run the same command again; finished stages are reused"
+                "changed. Run the same command again; completed stages are reused"
             )
     done = [job for job in jobs if job.status == "success"]
-    groups = comparable(done)
-    _warn_of_batches(done)
-    ranked = max(groups, key=len)  # of equally large ones the first
+    ranking.warn_of_batches(done)
+    ranked = max(ranking.comparable(done), key=len)  # the first of equally large groups
     candidates = [candidate for job in ranked for candidate in job.candidates]
-    how = ranked[0].settings().select
-    answers = validation_answers(candidates, ranked) if how.metric == "exact_match" else None
-    selection = select.select(candidates, how.tie, run.values["seed"], answers)
+    settings = ranked[0].settings().select
+    answers = validation_answers(ranked) if settings.metric == "exact_match" else None
+    selected = select.select(candidates, settings.tie, run.record.seed, answers)
+    winner = next(job for job in done if job.number == selected.chosen.job)
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
-    winner = next(job for job in done if job.number == selection.chosen.job)
-    cfg = winner.settings()
+    cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked)
     run.update(
-        revisions=revisions(cfg),
-        template_time=cfg.model.template_time,
-        precision=winner.precision,
+        **winner.origin(),
         receipt=winner.receipt,
         overlap=winner.overlap,
-        stages=winner.stages,
-        times=winner.times,
-        jobs=[
-            {
-                "job": job.number,
-                "overrides": job.overrides,
-                "status": job.status,
-                "error": job.error,
-                "ranked": job in ranked,
-                "trained_as": trained_as(job, done),
-            }
-            for job in jobs
-        ],
-        selection={
-            **asdict(selection.chosen),
-            "metric": how.metric,
-            "lowest_eval_loss": min(candidate.eval_loss for candidate in candidates),
-            "best": selection.best.checkpoint,
-            "ties": [candidate.checkpoint for candidate in selection.ties],
-            "candidates": [asdict(candidate) for candidate in [*selection.candidates, *unranked]],
-        },
+        jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
+        selection=selection,
     )
-    _link(run.folder / "best", Path(selection.chosen.checkpoint))
-    report.ranking(selection, jobs)
-    report.sweep_csv(run.folder / "sweep.csv", selection, done)
-    report.metrics(run, jobs)
-    report.loss_curve(run.folder / "loss.png", run.values, jobs)
+    checkpoint = Path(selection.checkpoint)
+    link(run.folder / "best", checkpoint)
+    terminal.ranking(selected, jobs)
+    files.sweep_csv(run.folder / "sweep.csv", selected, done)
+    files.metrics(run.folder, jobs)
+    figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
     if MODES[cfg.mode].evaluates:
-        store = Store(cfg.store)
-        machine = instance.find(cfg.instance)
+        store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)
-        checkpoint = Path(selection.chosen.checkpoint)
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
-        _link(run.folder / "merged", merged.stage.path)
-        run.update(merge=merged.check, stages={**run.values["stages"], "merged": str(merged.stage.path)})
-        data = dataset.make(store, cfg.dataset, cfg.seed)
-        finetuned = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
-        test = test_data(cfg, store, data)
-        evaluation, stages, times = judge(cfg, store, base, finetuned, base, test, run.folder)
-        run.update(
-            evaluation=evaluation, stages={**run.values["stages"], **stages}, times={**run.values["times"], **times}
-        )
-    _track(run, cfg, winner)
+        link(run.folder / "merged", merged.stage.path)
+        stages = {**winner.stages, "merged": str(merged.stage.path)}
+        run.update(merge=MergeCheck.model_validate(merged.check), stages=stages)
+        test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset, cfg.seed))
+        finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
+        both = {"baseline": Contender.of(base), "finetuned": finetuned}
+        judged = contenders.judge(cfg, store, both, test, run.folder)
+        times = {**winner.times, **judged.times}
+        run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
+        terminal.evaluation(judged.evaluation)
+    track(run, cfg, winner)
     publish(run, cfg)
-    if len(done) == len(jobs):  # nothing is left that might go on from their checkpoints
+    if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
         for job in jobs:
             train.release(Store(cfg.store), Path(job.stages["train"]))
 
 
-def validation_answers(candidates: Sequence[Candidate], jobs: Sequence[Job]) -> list[list[bool]]:
-    """For each checkpoint, which validation questions it answers rightly, by the same reading as on the test set.
-
-    Each is merged for that, and its merged model deleted again: of a long sweep's they would fill a disk.
-    """
-    right = []
-    for number, candidate in enumerate(candidates, 1):
-        job = next(job for job in jobs if job.number == candidate.job)
-        cfg = job.settings()
-        log.info("select: validation answers of checkpoint %d of %d", number, len(candidates))
-        store, machine = Store(cfg.store), instance.find(cfg.instance)
-        base = models.resolve(cfg.model, store, cfg.seed)
-        data = dataset.make(store, cfg.dataset, cfg.seed)
-        settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
-        examples = data.split("validation")
-        prompts = evaluate.prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
-        merged = store.path("merged", merge.inputs(Path(candidate.checkpoint), base))
-        model = evaluate.Model(merged, merged.name, base.trust_remote_code)
-        made = None
-        if not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
-            made = merge.make(
-                store, Path(candidate.checkpoint), base, Path(job.stages["tokens"]), machine, cfg.merge
-            ).stage
-        generated = evaluate.make(store, model, prompts, settings, machine, cfg.seed)
-        if made is not None and not made.cached:
-            store.remove(made)
-        right.append([row.correct for row in score.predictions(generated.rows(), examples, settings)])
-    return right
-
-
-def publish(run: Run, cfg: Config) -> None:
-    """The model card beside the merged model, and both to the hub if the config asks for it."""
-    if "evaluation" not in run.values:
-        return
-    text = card(run.values, cfg.model_dump())
-    (run.folder / "model_card.md").write_text(text, encoding="utf-8")
-    if cfg.hub.push:
-        assert cfg.hub.repo_id is not None
-        log.info(
-            "hub: pushed to %s", push(run.folder / "merged", cfg.hub.repo_id, private=cfg.hub.private, readme=text)
-        )
-
-
-def comparable(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs in groups whose validation losses can be ranked together, with a warning if there are several."""
-    groups: list[list[Job]] = []
-    for job in jobs:
-        same = next((group for group in groups if group[0].comparable == job.comparable), None)
-        if same is None:
-            groups.append([job])
-        else:
-            same.append(job)
-    for other in groups[1:]:
-        first = groups[0][0]
-        names = dict.fromkeys([*first.comparable, *other[0].comparable])
-        differs = [name for name in names if other[0].comparable.get(name) != first.comparable.get(name)]
-        log.warning(
-            "select: jobs %s and jobs %s cannot be ranked together: %s differ. Only the largest group is ranked; %s",
-            ", ".join(str(job.number) for job in groups[0]),
-            ", ".join(str(job.number) for job in other),
-            " and ".join(differs),
-            "make them equal, or compare the groups' best by mode=evaluate on one test set"
-            if first.settings().select.metric == "exact_match"
-            else "select.metric=exact_match ranks by answers on validation instead",
-        )
-    return groups
-
-
-def _warn_of_batches(jobs: Sequence[Job]) -> None:
-    """Say so when the machine, which should change nothing, changed how many rows there are in a step."""
-    batches = {job.receipt["effective_batch"] for job in jobs}
-    machines = {(job.receipt["device"], job.receipt["num_processes"]) for job in jobs}
-    if len(batches) > 1 and len(machines) > 1:
-        each = ", ".join(f"job {job.number}: {job.receipt['effective_batch']}" for job in jobs)
-        log.warning(
-            "select: the jobs ran on different machines with different effective batches (%s), and differ by these "
-            "too; set train.global_batch_size to have the same on each",
-            each,
-        )
-
-
 def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
-    """``mode=evaluate``: any model against the base, on the test set; the result goes into ``job`` and its page."""
+    """``mode=evaluate``: compare a model with the base on the test set. The result is set in ``job``."""
     preflight.check(instance.find(cfg.instance), cfg)
-    store = Store(cfg.store)
-    assert cfg.eval.name_or_path is not None
-    cfg = pinned_data(cfg)
+    store, cfg = Store(cfg.store), pinned_data(cfg)
     data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
-    test = test_data(cfg, store, data)
+    test = contenders.read_test(cfg, store, data)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
-    job.config = cfg.model_dump()
-    job.precision = precision.record(measured, cfg.train, cfg.eval)
-    named = models.resolve(evaluated_model(cfg), store, cfg.seed)
-    evaluate.check_engine(named, cfg.eval)
-    finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
-    job.evaluation, job.stages, job.times = judge(cfg, store, base, finetuned, named, test, folder)
+    job.config, job.precision = cfg.model_dump(), _precision(measured, cfg)
+    model = models.resolve(evaluated_model(cfg), store, cfg.seed)
+    evaluate.check_engine(model, cfg.eval)
+    both = {"baseline": Contender.of(base), "finetuned": Contender.of(model)}
+    judged = contenders.judge(cfg, store, both, test, folder)
+    job.evaluation, job.stages, job.times = judged.evaluation, judged.stages, judged.times
     if measured is not None:
-        job.stages["precision"] = str(measured.path)
-    report.page(Run(folder, {"experiment": cfg.name, "seed": cfg.seed, **_evaluation(job)}))
+        job.stages = {**job.stages, "precision": str(measured.path)}
+    terminal.evaluation(judged.evaluation)
+    page.write(Run(folder, _of_job(cfg, job)))
 
 
 def evaluated_model(cfg: Config) -> ModelConfig:
     """The model that ``mode=evaluate`` compares with the base."""
+    assert cfg.eval.name_or_path is not None
     return cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None})
 
 
-def _evaluation(job: Job) -> dict[str, Any]:
-    return {
-        "revisions": revisions(job.settings()),
-        "template_time": job.settings().model.template_time,
-        "precision": job.precision,
-        "evaluation": job.evaluation,
-        "stages": job.stages,
-        "times": job.times,
-    }
-
-
-def tell_evaluation(run: Run, job: Job) -> None:
-    """The evaluation of a single run, in ``run.json``."""
-    run.update(**_evaluation(job))
-
-
-def tell_evaluations(run: Run, jobs: Sequence[Job]) -> None:
-    """The evaluations of all jobs, in the terminal and in ``run.json``, with p-values adjusted for their number."""
-    rows: list[dict[str, Any]] = []
-    for job in jobs:
-        row: dict[str, Any] = {"job": job.number, "overrides": job.overrides, "status": job.status, "error": job.error}
-        if job.status == "success":
-            cfg = job.settings()
-            row |= {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, **_evaluation(job)}
-        rows.append(row)
-    compared = [row for row in rows if "comparison" in row.get("evaluation", {})]
-    results = [row["evaluation"]["comparison"] for row in compared]
-    for row, result, p in zip(compared, results, holm([result["p_value"] for result in results]), strict=True):
-        alpha = next(job for job in jobs if job.number == row["job"]).settings().eval.alpha
-        row |= {"p_adjusted": p, "verdict": result["verdict"]}
-        word, _, reason = str(result["verdict"]).partition(": ")
-        if word != "inconclusive" and p >= alpha:
-            many = f"among {len(compared)} comparisons p is {p:.2g} by Holm's method"
-            row["verdict"] = f"inconclusive: {reason}; {many}"
-    run.update(evaluations=rows)
-    report.evaluations(rows)
+def _of_job(cfg: Config, job: Job) -> RunRecord:
+    """A job's evaluation as the record of a run, for its page."""
+    fields = {"id": job.run or "", "status": "success", "experiment": cfg.name, "mode": cfg.mode, "seed": cfg.seed}
+    values = {**fields, "command": "", "started": "", **job.origin(), "evaluation": job.evaluation}
+    return RunRecord.model_validate(values)
 
 
 def compare_files(run: Run, cfg: Config) -> Path:
-    """``mode=compare``: the verdict for two prediction files, whoever made them. Returns the page."""
+    """``mode=compare``: compare two files of predictions, of any origin. Returns the page."""
     first, second = map(Path, cfg.eval.predictions)
-    pair = [score.scored(rows, cfg.eval) for rows in load_pair(first, second, cfg.eval)]
-    names = ("baseline", "finetuned")
-    rows = dict(zip(names, pair, strict=True))
-    result: dict[str, Any] = {}
-    for name in names:
-        result[name] = evaluation_of(rows[name], run.folder, name, cfg)
-    result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg)
-    if cfg.eval.group_by is not None:
-        result["subgroups"] = subgroups(rows, cfg.eval, cfg.seed)
-    named = {"the first file": pair[0], "the second file": pair[1]}
-    if reason := unjudgeable(named):
-        result["comparison"]["verdict"] = f"inconclusive: {reason}"
-    result["comparison"]["verdict"] += score.mostly_truncated(named)
-    run.update(evaluation=result, sources=dict(zip(names, map(str, (first, second)), strict=True)))
-    report.table(result)
+    baseline, finetuned = load_pair(first, second, cfg.eval)
+    runs = {"baseline": [baseline], "finetuned": [finetuned]}
+    names = {"baseline": "the first file", "finetuned": "the second file"}
+    evaluation = decision.decide(runs, names, cfg.eval, cfg.seed, run.folder, both_mute=False)
+    run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
+    terminal.evaluation(evaluation)
     return run.folder / "report.html"
-
-
-def evaluation_of(rows: list[Prediction], folder: Path, name: str, cfg: Config) -> dict[str, Any]:
-    """Keep a model's predictions in the run's folder, and sum them up."""
-    (folder / "predictions").mkdir(exist_ok=True)
-    Prediction.write(folder / "predictions" / f"{name}.jsonl", rows)
-    return {
-        **score.summary(rows, cfg.eval, cfg.seed),
-        "readings": score.readings_table(rows),
-        "letters": score.letters(rows),
-    }
-
-
-def judge(
-    cfg: Config,
-    store: Store,
-    base: Base,
-    finetuned: evaluate.Model,
-    tokenizer_of: Base,
-    test: tuple[list[Example], str],
-    folder: Path,
-) -> tuple[dict[str, Any], dict[str, str], dict[str, float]]:
-    """Generate with both models, read the answers, compare: the only place that reads the test set.
-
-    Predictions go into ``folder``. Returns the evaluation, and the folder and seconds of each model's stage.
-    """
-    examples, _ = test
-    machine = instance.find(cfg.instance)
-    result: dict[str, Any] = {}
-    rows: dict[str, list[Prediction]] = {}
-    plain = evaluate.Model(base.path, base.identity, base.trust_remote_code)
-    contenders = {"baseline": (plain, base)} if cfg.eval.baseline else {}
-    contenders["finetuned"] = (finetuned, tokenizer_of)
-    stages: dict[str, str] = {}
-    times: dict[str, float] = {}
-    for name, (model, source) in contenders.items():
-        log.info("evaluate: %s model, %d questions, %s", name, len(examples), cfg.eval.engine)
-        prompts = test_prompts(cfg, source, test)
-        generated = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed)
-        stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
-        repeats = [
-            score.scored(score.predictions(generated.rows(number), examples, cfg.eval), cfg.eval)
-            for number in range(cfg.eval.repeats)
-        ]
-        rows[name] = repeats[0]
-        result[name] = evaluation_of(rows[name], folder, name, cfg)
-        if len(repeats) > 1:
-            result[name]["repeats"] = score.repeats(repeats)
-    if cfg.eval.baseline:
-        result["comparison"] = comparison(rows["baseline"], rows["finetuned"], cfg, result)
-        # A base model that never answers in the form asked for is a finding; two such models show nothing.
-        named = {"the base model": rows["baseline"], "the fine-tuned model": rows["finetuned"]}
-        if reason := unjudgeable(named, every=True):
-            result["comparison"]["verdict"] = f"inconclusive: {reason}"
-        result["comparison"]["verdict"] += score.mostly_truncated(named)
-    if cfg.eval.group_by is not None:
-        result["subgroups"] = subgroups(rows, cfg.eval, cfg.seed)
-    report.table(result)
-    return result, stages, times
-
-
-def comparison(
-    baseline: list[Prediction], finetuned: list[Prediction], cfg: Config, evaluation: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The verdict, by eval.reading and by answers where every question has one (forced); or by scores.
-
-    A verdict that would be another one by another reading names all of them.
-
-    Where ``evaluation`` tells how much each model's repeats differ, nothing smaller is called a difference.
-    """
-    repeats = [values["repeats"] for values in (evaluation or {}).values() if "repeats" in values]
-    noise = max((found["noise"] for found in repeats), default=None)
-    if cfg.eval.task == "rouge":
-        return score.comparison(baseline, finetuned, cfg.eval, cfg.seed, noise)
-    groups = [row.group for row in baseline]
-    settings: dict[str, Any] = {"groups": groups, "alpha": cfg.eval.alpha, "seed": cfg.seed}
-    found = compare([row.correct for row in baseline], [row.correct for row in finetuned], **settings, noise=noise)
-    result = asdict(found)
-    result["ci95"] = list(result.pop("interval"))
-    if cfg.eval.task == "choice":
-        result["verdict"] += score.disagreement(score.by_reading(baseline, finetuned, **settings, noise=noise))
-    visible = minimal_detectable_difference(found.n, alpha=cfg.eval.alpha)
-    result["smallest_visible_difference"] = visible if isfinite(visible) else None
-    if cfg.eval.task == "choice" and cfg.eval.forced:
-        right = [[row.readings.get("forced") in row.accepted for row in rows] for rows in (baseline, finetuned)]
-        noise = max((found["forced_noise"] for found in repeats), default=None)
-        forced = asdict(compare(right[0], right[1], **settings, noise=noise))
-        forced["ci95"] = list(forced.pop("interval"))
-        result["forced"] = forced
-    return result
-
-
-def gate(
-    cfg: Config, store: Store, data: dataset.Dataset, test: tuple[list[Example], str]
-) -> tuple[dict[str, Any], Stage]:
-    """Look for questions that an earlier split already holds, and stop before training where there are any.
-
-    Returns the shares of overlap and the worst pairs, for the record, and the stage that has them: the
-    jobs of a sweep share it.
-
-    Raises:
-        ConfigError: exact duplicates or too large overlaps, with the worst pairs.
-    """
-    examples, test_key = test
-
-    def build(folder: Path) -> None:
-        splits = {"train": data.split("train"), "validation": data.split("validation"), "test": examples}
-        write_json(folder / "overlap.json", asdict(overlap.find_overlaps(splits, max_overlap=cfg.dataset.max_overlap)))
-
-    inputs = {"version": 1, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows, cfg.seed]}
-    stage = store.stage("overlap", {**inputs, "max_overlap": cfg.dataset.max_overlap}, build)
-    found = overlap.Report.read(stage.path / "overlap.json")
-    for pair in found.pairs:
-        log.info(
-            "overlap: %s in %s: %d exact, %d over %.0f %%, largest share %.0f %%, median %.0f %%",
-            pair.left_split,
-            pair.right_split,
-            pair.exact,
-            pair.near,
-            100 * found.max_overlap,
-            100 * pair.max,
-            100 * pair.p50,
-        )
-    if found.leaking and not cfg.dataset.allow_overlap:
-        raise ConfigError(
-            f"dataset.max_overlap={cfg.dataset.max_overlap}: {found.leaking} questions of one split are in another; "
-            "drop them, raise the limit, or go on with dataset.allow_overlap=true (the report will say so)\n"
-            + overlap.describe(found)
-        )
-    return {**asdict(found), "leaking": found.leaking, "allow_overlap": cfg.dataset.allow_overlap}, stage
-
-
-def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[list[Example], str]:
-    """The test set and the key of the dataset that it comes from: the dataset's own, or a mounted one."""
-    mounted = cfg.eval.dataset is not None
-    if cfg.eval.dataset is not None:
-        data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
-    assert data is not None
-    rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
-    if MODES[cfg.mode].reads_test:
-        score.check(rows, cfg.eval)
-        if warning := score.check_completions(rows, cfg.eval, "test"):
-            log.warning(warning)
-        if cfg.eval.group_by is not None:
-            source = cfg.eval.dataset or cfg.dataset
-            values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
-            rows = [replace(row, subgroup=values[row.id]) for row in rows]
-    return rows, data.stage.key
 
 
 def check_rows(cfg: Config, data: dataset.Dataset) -> None:
     """Check the answers in the rows of a training job.
 
     Raises:
-        ConfigError: checkpoints are ranked by answers, and those to validation rows cannot be scored.
+        ConfigError: Checkpoints are ranked by answers, and those to validation rows cannot be scored.
     """
     if cfg.select.metric == "exact_match":
-        score.check(data.split("validation"), cfg.eval, "validation")
-    if MODES[cfg.mode].evaluates and (warning := score.check_completions(data.split("train"), cfg.eval)):
+        scorer(cfg.eval).check(data.split("validation"), "validation")
+    if MODES[cfg.mode].evaluates and (warning := scorer(cfg.eval).check_completions(data.split("train"))):
         log.warning(warning)
 
 
-def check_generation(cfg: Config, base: Base, test: tuple[list[Example], str]) -> None:
+def check_generation(cfg: Config, base: Base, test: EvalSet) -> None:
     """Check before training that the model can answer the test set.
 
     Raises:
-        ConfigError: the engine does not run the model, or a prompt leaves no room for an answer.
+        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
     """
     if MODES[cfg.mode].evaluates:
         evaluate.check_engine(base, cfg.eval)
-        test_prompts(cfg, base, test)
-
-
-def test_prompts(cfg: Config, base: Base, test: tuple[list[Example], str]) -> evaluate.Prompts:
-    """The test set as one model's tokenizer writes it."""
-    examples, key = test
-    return evaluate.prompts(examples, base, key, cfg.eval, cfg.seed)
-
-
-def _run_id(folder: Path, job: Job) -> str:
-    return key_of({"folder": str(folder.resolve()), "job": job.number})
-
-
-def _track(run: Run, cfg: Config, winner: Job) -> None:
-    folder = winner.folder
-    variables = tracking.environment(cfg.tracking, folder, f"{cfg.name}-{winner.number}", _run_id(folder, winner))
-    evaluation = run.values.get("evaluation", {})
-    trained_now = winner.times["train"] > 0
-    history = [] if trained_now else list(read_jsonl(Path(winner.stages["train"]) / "metrics.jsonl"))
-    metric = score.metric(evaluation)
-    summary = {
-        f"{name}_{metric}": evaluation[name][metric] for name in ("baseline", "finetuned") if name in evaluation
-    } | {"best_eval_loss": run.values["selection"]["eval_loss"], "best_epoch": run.values["selection"]["epoch"]}
-    tracking.log_result(variables, summary, report.table_rows(evaluation), run.folder / "loss.png", history)
-
-
-def _link(link: Path, target: Path) -> None:
-    """A relative symbolic link, replaced in one step."""
-    import os
-
-    if not target.exists():
-        raise StageError(f"{target}: is gone; run the command again")
-    partial = link.with_name(f".{link.name}.{os.getpid()}")
-    partial.symlink_to(os.path.relpath(target.resolve(), link.parent.resolve()))
-    partial.replace(link)
+        contenders.prompts(cfg, base, test)

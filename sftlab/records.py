@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 
 @dataclass(frozen=True)
 class Record:
-    """A record that is one JSON object a line."""
+    """A record that is one JSON object per line."""
 
     @classmethod
     def read(cls, path: Path) -> list[Self]:
-        """Every record of a JSONL file, in its order."""
+        """Read every record of a JSONL file, in order."""
         return [cls(**row) for row in read_jsonl(path)]
 
     @classmethod
@@ -28,12 +28,10 @@ class Record:
 class Example(Record):
     """One row of a dataset after its templates were rendered.
 
-    ``choices`` holds the option letters that ``target`` may be ("ABCD"), and is empty for a task
-    that is not multiple choice. ``group`` names the source that rows share, or is None.
-    ``options`` maps each letter to the option's text where the dataset tells it. ``subgroup`` is a test
-    row's value in the column eval.group_by, by which results are told apart; None where there is none.
-    ``targets`` lists every correct answer where there are several, ``target`` among them; None where
-    ``target`` is the only one.
+    ``choices`` has the option letters that ``target`` may be ("ABCD"), and is empty for a task that is not multiple
+    choice; ``options`` maps each letter to the option's text if the dataset has it. ``group`` names the source that
+    rows share, or is None. ``subgroup`` is a test row's value in the column eval.group_by, or None. ``targets`` lists
+    every right answer if there are several, ``target`` among them, else it is None.
     """
 
     id: str
@@ -49,16 +47,16 @@ class Example(Record):
 
     @property
     def accepted(self) -> list[str]:
-        """Every correct answer, ``target`` first."""
+        """Every right answer, ``target`` first."""
         return self.targets or [self.target]
 
 
 @dataclass(frozen=True)
 class Generation(Record):
-    """What an engine made of one prompt. ``finish_reason`` is "stop", "length" (truncated) or "unknown".
+    """An engine's completion of one prompt. ``finish_reason`` is "stop", "length" (truncated) or "unknown".
 
-    ``forced`` is the letter that the model chose when its answer had none and it was made to
-    choose; None where it had one, or was not asked.
+    ``forced`` is the letter of the forced choice if no answer was extracted; None if there was an answer, or no
+    choice was forced.
     """
 
     id: str
@@ -71,11 +69,11 @@ class Generation(Record):
 
 @dataclass(frozen=True)
 class Prediction(Record):
-    """A generation with what was read out of it; ``answer`` is None where nothing could be read.
+    """A generation with its extracted answer; ``answer`` is None if no answer was extracted.
 
     ``readings`` has the answer by each way of reading (strict, last, lenient, forced); ``answer`` is that of
-    eval.reading. Reasoning is in ``completion`` and in no answer. ``score`` is between 0 and 1, and None where the
-    task has none but right and wrong. ``subgroup`` and ``targets`` are the example's.
+    eval.reading. An answer contains no reasoning, which is in ``completion`` only. ``score`` is between 0 and 1, and
+    None if answers are right or wrong. ``subgroup`` and ``targets`` are those of the example.
     """
 
     id: str
@@ -93,7 +91,7 @@ class Prediction(Record):
 
     @property
     def accepted(self) -> list[str]:
-        """Every correct answer, ``target`` first."""
+        """Every right answer, ``target`` first."""
         return self.targets or [self.target]
 
     @classmethod
@@ -109,27 +107,32 @@ class Prediction(Record):
 
 @dataclass(frozen=True)
 class Candidate(Record):
-    """A checkpoint that may be kept. ``eval_loss`` is nats per target token over the validation rows.
+    """A checkpoint that may be selected."""
 
-    ``checkpoint`` is its folder, ``job`` the number of the job in its sweep (0 for a single run) and
-    ``overrides`` what makes that job different. ``train_loss`` is the mean over the steps of its epoch,
-    ``seconds`` training time from the job's start.
-    ``exact_match`` is the share of right answers on validation, where checkpoints are ranked by it.
-    """
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"use_attribute_docstrings": True}
 
     eval_loss: float
+    """Its validation loss, nats per supervised token."""
     epoch: float
+    """Its epoch."""
     step: int
+    """Its optimizer step."""
     checkpoint: str
+    """Its folder."""
     job: int
+    """Number of its job in the sweep; 0 for a single run."""
     overrides: list[str]
+    """Overrides of its job."""
     train_loss: float | None
+    """Mean training loss over the steps of its epoch."""
     seconds: float
+    """Training seconds from the job's start to the checkpoint."""
     exact_match: float | None = None
+    """Its share of right validation answers, if checkpoints are ranked by it."""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file that this project wrote."""
+    """Yield the objects of a JSONL file that sftlab wrote."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)

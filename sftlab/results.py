@@ -1,4 +1,4 @@
-"""What a run writes into ``run.json`` and ``job.json``, and what stages record: frozen, typed, documented.
+"""The records of ``run.json``, ``job.json`` and the stages: frozen, typed and documented.
 
 Every record is one JSON object. Readers ignore unknown fields, so that a file of a newer version can still be shown.
 Intervals are ``[low, high]`` at the confidence ``level`` beside them. Accuracies, scores and differences are fractions.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, computed_field
+from pydantic import BaseModel, ConfigDict, JsonValue, computed_field
 
 from sftlab.records import Candidate
 
@@ -262,6 +262,8 @@ class Verdict(Record):
     """better or worse: of the second model, at the level of the test; inconclusive otherwise."""
     reason: str
     """The numbers behind it, in one sentence."""
+    judged: bool = True
+    """Whether the models can be judged; false if no answer of a model can be extracted."""
     notes: list[str] = []
     """What limits the verdict: other readings that disagree, truncated answers."""
 
@@ -410,7 +412,7 @@ class Subgroups(Record):
     """Results by subgroup, the largest first."""
 
     column: str
-    """eval.group_by."""
+    """The config key eval.group_by."""
     level: float
     """Confidence level of the intervals."""
     without: int
@@ -426,6 +428,8 @@ class Subgroups(Record):
 class Evaluation(Record):
     """Base and fine-tuned model on the test set."""
 
+    task: str
+    """The config key eval.task."""
     finetuned: ModelResult
     """The fine-tuned model, or the second file of mode=compare."""
     baseline: ModelResult | None = None
@@ -485,22 +489,30 @@ class OverlapRow(Record):
     """A question, and the row of an earlier split that holds the largest share of its distinct word n-grams."""
 
     left_split: str
+    """Split of the question."""
     left_id: str
+    """Id of the question."""
     right_split: str
+    """The earlier split."""
     right_id: str
+    """Id of the row in the earlier split."""
     share: float
     """Share of the question's n-grams, 0 to 1."""
     exact: bool
     """Whether both are the same text after normalisation."""
     left_text: str
+    """Text of the question."""
     right_text: str
+    """Text of the row."""
 
 
 class OverlapPair(Record):
     """The questions of ``left_split`` found in ``right_split``."""
 
     left_split: str
+    """The examined split."""
     right_split: str
+    """The earlier split."""
     examined: int
     """Questions of the left split."""
     exact: int
@@ -508,9 +520,13 @@ class OverlapPair(Record):
     near: int
     """Others whose share is over the limit."""
     mean: float
+    """Mean share of a question's n-grams in one row of the right split."""
     p50: float
+    """Median of this share."""
     p95: float
+    """Its 95th percentile."""
     max: float
+    """The largest share."""
 
 
 class OverlapRecord(Record):
@@ -534,7 +550,7 @@ class OverlapRecord(Record):
 
 
 class RunRecord(Record):
-    """``run.json``: what a run is, was and found."""
+    """``run.json``: the settings, state and results of a run."""
 
     schema_version: int = SCHEMA_VERSION
     """Version of this schema."""
@@ -588,3 +604,47 @@ class RunRecord(Record):
     """The results of mode=plan."""
     sources: dict[str, str] = {}
     """The compared files of mode=compare."""
+
+
+# ------------------------------------------------------------------- job
+
+
+class JobRecord(Record):
+    """``job.json``: one job of a run. Every job writes it; after the jobs, the run is decided from these files."""
+
+    schema_version: int = SCHEMA_VERSION
+    """Version of this schema."""
+    number: int
+    """Number of the job in its sweep; 0 for a single run."""
+    overrides: list[str]
+    """What it was started with."""
+    config: dict[str, JsonValue]
+    """Its configuration, with resolved number formats and pinned commits once they are known."""
+    status: Status = "running"
+    """running, success or failed."""
+    error: str | None = None
+    """Why it failed."""
+    exit_code: int = 0
+    """Exit code of a single run that fails like this job."""
+    run: str | None = None
+    """Id of the run that the job belongs to: a run's folder may contain other runs."""
+    stages: dict[str, str] = {}
+    """Folders of its completed stages."""
+    times: dict[str, float] = {}
+    """Seconds of the stages; 0 if a stage was cached."""
+    comparable: dict[str, Scalar] = {}
+    """What must be equal in two jobs for their checkpoints to be ranked together."""
+    family: str | None = None
+    """Equal in jobs that share their first steps; null if the job shares none."""
+    candidates: list[Candidate] = []
+    """Its checkpoints."""
+    overlap: OverlapRecord | None = None
+    """Leakage between splits."""
+    precision: Precision | None = None
+    """Number formats of training and generation."""
+    receipt: Receipt | None = None
+    """What took effect in training."""
+    plan: PlanCell | None = None
+    """The result of mode=plan."""
+    evaluation: Evaluation | None = None
+    """The result of mode=evaluate."""

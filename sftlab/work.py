@@ -12,12 +12,14 @@ from sftlab import dry_run, pipeline
 from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
+from sftlab.dataset.pinning import pinned_data
 from sftlab.errors import ConfigError, StageError, advised
 from sftlab.instance import machine as instance
 from sftlab.instance import preflight
 from sftlab.model import base as models
-from sftlab.report import terminal as report
+from sftlab.report import figures, page, terminal
 from sftlab.report.preview import preview
+from sftlab.results import PlanCell, PlanRow
 from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.run import Run
@@ -54,7 +56,7 @@ class WithoutJobs:
 
 def plan_job(cfg: Config, job: Job, folder: Path) -> None:
     """Estimate or measure the memory and time of one configuration on its machine. Nothing is trained."""
-    store = Store(cfg.store)
+    store, cfg = Store(cfg.store), pinned_data(cfg)
     machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
     if cfg.plan.probe:
         preflight.check(machine, cfg)
@@ -62,26 +64,25 @@ def plan_job(cfg: Config, job: Job, folder: Path) -> None:
     cfg, measured = pipeline.with_precision(cfg, base, store, machine)
     job.config = cfg.model_dump()
     if measured is not None:
-        job.stages["precision"] = str(measured.path)
+        job.stages = {**job.stages, "precision": str(measured.path)}
     data = dataset.make(store, cfg.dataset, cfg.seed)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
     if memory is not None:
-        job.stages["memory"] = str(memory.path)
+        job.stages = {**job.stages, "memory": str(memory.path)}
     probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
     log.info("plan: %s, %s, on %s", base.name, cfg.peft.method, machine.name)
-    job.plan = asdict(plan.cell(cfg, base, tokens, machine, probe))
+    job.plan = PlanCell.model_validate(asdict(plan.cell(cfg, base, tokens, machine, probe)))
 
 
 def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
     """Print and record the plans of all jobs. If there is one that does not fit, list what needs less memory."""
-    cells = [(job, plan.Cell(**job.plan)) for job in records if job.plan is not None]
+    cells = [(job, plan.Cell(**job.plan.model_dump(exclude={"fits"}))) for job in records if job.plan is not None]
     shared = set.intersection(*(set(job.overrides) for job, _ in cells)) if len(cells) > 1 else set()
     names = [" ".join([str(job.number), *(word for word in job.overrides if word not in shared)]) for job, _ in cells]
     plan.table(list(zip(names, (cell for _, cell in cells), strict=True)))
-    values = [{"job": job.number, "overrides": job.overrides, **asdict(cell), "fits": cell.fits} for job, cell in cells]
-    run.update(plan=values)
+    run.update(plan=[PlanRow(job=job.number, overrides=job.overrides, **asdict(cell)) for job, cell in cells])
     if len(cells) == 1 and cells[0][1].fits is False:
         cfg = cells[0][0].settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
@@ -103,7 +104,7 @@ def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
 
 def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
     """``mode=preview``: show the rows that would be trained on, token by token. Returns the page."""
-    store = Store(cfg.store)
+    store, cfg = Store(cfg.store), pinned_data(cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     preview(
@@ -130,17 +131,18 @@ def render_again(folder: Path, destination: Path) -> Path:
         ConfigError: the folder has no ``run.json``, or its files were changed.
     """
     run = Run.read(folder)
+    record = run.record
     try:
-        if "selection" in run.values:
-            report.loss_curve(destination / "loss.png", run.values, jobs(run.folder))
-        if "evaluation" in run.values:
-            report.table(run.values["evaluation"])
-        if "evaluations" in run.values:
-            report.evaluations(run.values["evaluations"])
-        report.page(run, destination)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if record.selection is not None:
+            figures.loss_curve(destination / "loss.png", record.experiment, record.selection, jobs(folder))
+        if record.evaluation is not None:
+            terminal.evaluation(record.evaluation)
+        if record.evaluations:
+            terminal.evaluations(record.evaluations)
+        page.write(run, destination)
+    except (AttributeError, LookupError, TypeError, ValueError, StageError) as error:
         raise ConfigError(
-            f"{folder}: its files are not as a run writes them: {type(error).__name__}: {error}; run its command again"
+            f"{folder}: its files are not those of a run: {type(error).__name__}: {error}; run its command again"
         ) from error
     return destination / "report.html"
 

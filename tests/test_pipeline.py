@@ -78,7 +78,7 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
         predictions = rows(tiny / "predictions" / f"{name}.jsonl")
         assert len(predictions) == evaluation["n"]
         assert sum(row["correct"] for row in predictions) == evaluation["correct"]
-        assert evaluation["accuracy"] == pytest.approx(evaluation["correct"] / evaluation["n"])
+        assert evaluation["value"] == pytest.approx(evaluation["correct"] / evaluation["n"])
         assert {"id", "prompt", "completion", "finish_reason", "answer", "target", "correct"} <= set(predictions[0])
     assert (tiny / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (tiny / "report.html").read_text("utf-8")
@@ -172,7 +172,7 @@ def test_compare_mode_judges_two_files(place: Path) -> None:
     assert done.returncode == 0, done.stderr
     run = read(place / "compared" / "run.json")
     comparison = run["evaluation"]["comparison"]
-    assert comparison["verdict"].startswith("better")
+    assert comparison["verdict"]["outcome"] == "better"
     assert comparison["gained"] == 36
     assert comparison["lost"] == 12
     # Twice the tail of a fair coin: at most 12 heads of 48.

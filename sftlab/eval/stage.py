@@ -25,6 +25,7 @@ from sftlab.dataset.prompt import prompt_tokens, tokenize_all, turn_end
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.eval.engines import Engine, Settings, start
 from sftlab.eval.extract import compile_pattern, strict
+from sftlab.eval.scorers import scorer
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base, cache_bytes, reads_images, stop_tokens
 from sftlab.model.reasoning import answered, unclosed
@@ -162,7 +163,7 @@ def inputs(model: Model, given: Prompts, cfg: EvalConfig, device: str, seed: int
         "temperature": cfg.temperature,
         "stop_token_ids": given.stop_token_ids,
         "seed": seed,
-        "forced": cfg.pattern if cfg.forced and cfg.task == "choice" else None,
+        "forced": cfg.pattern if _forcing(cfg) else None,
     }
     return key if cfg.repeats == 1 else {**key, "repeats": cfg.repeats}
 
@@ -298,7 +299,7 @@ def _todo(given: Prompts, cfg: EvalConfig, seed: int, done: Finished) -> list[di
 
 def _forcing(cfg: EvalConfig) -> re.Pattern[str] | None:
     """What finds the letter of an answer, where answers without one are made to have one."""
-    return compile_pattern(cfg.pattern) if cfg.forced and cfg.task == "choice" else None
+    return compile_pattern(cfg.pattern) if cfg.forced and scorer(cfg).lettered else None
 
 
 def _is_silent(made: Mapping[str, Any], row: Mapping[str, Any], pattern: re.Pattern[str]) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from sftlab.results import Comparison, Outcome, Verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,35 +22,6 @@ FLIPS = 10_000
 
 BLOCK = 2_000_000
 """Numbers drawn at a time where every row is drawn: 16 MB."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Model ``b`` (fine-tuned) against model ``a`` (base) on the same ``n`` questions.
-
-    ``delta`` is ``accuracy_b − accuracy_a`` and ``interval`` its bootstrap interval at the level
-    1 − alpha that ``compare`` was called with. ``gained`` counts the questions that only b got right,
-    ``lost`` those that only a got right. ``groups`` is the number of clusters that were resampled (a
-    question without a group is a cluster of its own), or None where every question stands alone.
-    ``verdict`` is a sentence that starts with ``better``, ``worse`` or ``inconclusive``.
-
-    Of scores that are no right or wrong (``compare_scores``), the accuracies are means, ``gained`` and
-    ``lost`` count the rows that b scored higher and lower on, ``both_right`` those where both have the
-    same score above 0, and ``both_wrong`` those where both have 0. The four always add up to ``n``.
-    """
-
-    n: int
-    accuracy_a: float
-    accuracy_b: float
-    delta: float
-    interval: tuple[float, float]
-    p_value: float
-    gained: int
-    lost: int
-    both_right: int
-    both_wrong: int
-    groups: int | None
-    verdict: str
 
 
 def wilson(correct: int, n: int, alpha: float = 0.05) -> tuple[float, float]:
@@ -146,9 +118,9 @@ def compare(
     ``FLIPS`` random flips give p = (k + 1) / (m + 1), k of m being at least as extreme as what was seen
     (Phipson & Smyth 2010). It never goes below 2 / 2^(number of groups that differ) by more than chance.
 
-    ``better`` and ``worse`` are said only if p < alpha, the interval excludes 0, and the difference is
-    larger than ``noise``. Where no answer changed sides the interval is (0, 0): a bootstrap cannot know
-    of changes that it never saw. Over no questions at all the interval is (−1, 1).
+    The outcome is ``better`` or ``worse`` only if p < alpha, the interval excludes 0, and the difference is
+    larger than ``noise``. If no answer changes, the interval is (0, 0): a bootstrap resamples only observed
+    changes. Over no questions at all the interval is (−1, 1). A question without a group is a cluster of its own.
 
     Args:
         a: Which answers of the base were right.
@@ -167,7 +139,7 @@ def compare(
 
     n = _paired(len(a), len(b), groups, alpha)
     if n == 0:
-        return _nothing()
+        return _no_questions("accuracy", alpha)
 
     pairs = list(zip(map(bool, a), map(bool, b), strict=True))
     gained, lost = pairs.count((False, True)), pairs.count((True, False))
@@ -187,10 +159,12 @@ def compare(
     verdict = _verdict(right_a, right_b, n, gained, lost, interval, p_value, alpha, noise)
     return Comparison(
         n=n,
-        accuracy_a=right_a / n,
-        accuracy_b=right_b / n,
+        metric="accuracy",
+        baseline=right_a / n,
+        finetuned=right_b / n,
         delta=delta,
         interval=interval,
+        level=1 - alpha,
         p_value=p_value,
         gained=gained,
         lost=lost,
@@ -210,6 +184,7 @@ def compare_scores(
     seed: int,
     resamples: int = 10_000,
     noise: float | None = None,
+    metric: str = "score",
     name: str = "mean",
 ) -> Comparison:
     """Compare two models by scores between 0 and 1 that are no right or wrong, such as ROUGE-L.
@@ -218,7 +193,8 @@ def compare_scores(
     same conditions for ``better`` and ``worse``. McNemar's test has nothing to count here, so the
     p-value is always that of the sign-flip permutation test, over the rows or over their groups.
 
-    Two scores are equal only if they are the same number: a row counts as gained however small the gain.
+    Two scores are equal only if they are the same number: a row counts as gained however small the gain. The result
+    has no ``both_right`` and ``both_wrong``.
 
     Args:
         a: The scores of the base's answers.
@@ -228,7 +204,8 @@ def compare_scores(
         seed: Seeds the bootstrap and the permutation test; the same seed gives the same result.
         resamples: Bootstrap resamples.
         noise: The largest change of the mean between runs of one and the same model, a fraction.
-        name: What the verdict calls the means.
+        metric: Key of the metric in the result.
+        name: Name of the mean in the verdict.
 
     Raises:
         ValueError: The sequences are not equally long, a score is not in [0, 1], or alpha is not in (0, 1).
@@ -237,7 +214,7 @@ def compare_scores(
 
     n = _paired(len(a), len(b), groups, alpha)
     if n == 0:
-        return _nothing()
+        return _no_questions(metric, alpha)
     scores: NDArray[np.float64] = np.array([a, b], dtype=np.float64)
     if not ((scores >= 0) & (scores <= 1)).all():
         odd = next(float(score) for score in scores.flat if not 0 <= score <= 1)
@@ -245,7 +222,6 @@ def compare_scores(
 
     difference = scores[1] - scores[0]
     gained, lost = int(np.count_nonzero(difference > 0)), int(np.count_nonzero(difference < 0))
-    both_wrong = int(np.count_nonzero((scores == 0).all(axis=0)))
     clusters = _clusters(difference, groups)
     rng = np.random.default_rng(seed)
     interval = _bootstrap(clusters, alpha, resamples, rng)
@@ -266,15 +242,15 @@ def compare_scores(
     )
     return Comparison(
         n=n,
-        accuracy_a=mean_a,
-        accuracy_b=mean_b,
+        metric=metric,
+        baseline=mean_a,
+        finetuned=mean_b,
         delta=delta,
         interval=interval,
+        level=1 - alpha,
         p_value=p_value,
         gained=gained,
         lost=lost,
-        both_right=n - gained - lost - both_wrong,
-        both_wrong=both_wrong,
         groups=len(clusters) if len(clusters) < n else None,
         verdict=verdict,
     )
@@ -294,9 +270,21 @@ def _paired(n: int, others: int, groups: Sequence[str | None] | None, alpha: flo
     return n
 
 
-def _nothing() -> Comparison:
-    verdict = "inconclusive: cannot be judged, because there are no questions to compare on"
-    return Comparison(0, 0.0, 0.0, 0.0, (-1.0, 1.0), 1.0, 0, 0, 0, 0, None, verdict)
+def _no_questions(metric: str, alpha: float) -> Comparison:
+    reason = "cannot be judged, because there are no questions to compare on"
+    return Comparison(
+        metric=metric,
+        n=0,
+        baseline=0.0,
+        finetuned=0.0,
+        delta=0.0,
+        interval=(-1.0, 1.0),
+        level=1 - alpha,
+        p_value=1.0,
+        gained=0,
+        lost=0,
+        verdict=Verdict(outcome="inconclusive", reason=reason, judged=False),
+    )
 
 
 def _clusters(differences: NDArray[Any], groups: Sequence[str | None] | None) -> NDArray[Any]:
@@ -372,7 +360,7 @@ def _verdict(
     p_value: float,
     alpha: float,
     noise: float | None,
-) -> str:
+) -> Verdict:
     return _worded(
         (right_b - right_a) / n,
         interval,
@@ -397,8 +385,8 @@ def _worded(
     same: str,
     change: str,
     unchanged: str,
-) -> str:
-    """The verdict as a sentence: what is claimed follows from the numbers, the words say what they count."""
+) -> Verdict:
+    """Derive the outcome from the numbers, and put the numbers into one sentence."""
     low, high = interval
     difference = f"the difference of {_points(delta)} points"
     span = f"{100 * (1 - alpha):g} % interval {_points(low)} to {_points(high)}"
@@ -406,17 +394,20 @@ def _worded(
     if p_value < alpha <= float(f"{p_value:.2g}"):  # 0.0496 must not read as 0.05
         p = f"p = {p_value:.4g}"
 
+    outcome: Outcome = "inconclusive"
     if delta == 0:
-        return f"inconclusive: {same}; {change}{unchanged}"
-    if noise is not None and abs(delta) <= noise:
+        reason = f"{same}; {change}{unchanged}"
+    elif noise is not None and abs(delta) <= noise:
         run_noise = f"the run-to-run noise of {100 * noise:.1f} points"
-        return f"inconclusive: {score}; {difference} is no larger than {run_noise} ({span}, {p}); {change}"
-    if p_value >= alpha:
-        return f"inconclusive: {score}; {difference} could be chance ({p}, {span}); {change}"
-    if low <= 0 <= high:
-        return f"inconclusive: {score}; {difference} is borderline: {p}, but the {span} includes 0; {change}"
-    word = "better" if delta > 0 else "worse"
-    return f"{word}: {score} ({_points(delta)} points, {span}, {p}); {change}"
+        reason = f"{score}; {difference} is no larger than {run_noise} ({span}, {p}); {change}"
+    elif p_value >= alpha:
+        reason = f"{score}; {difference} could be chance ({p}, {span}); {change}"
+    elif low <= 0 <= high:
+        reason = f"{score}; {difference} is borderline: {p}, but the {span} includes 0; {change}"
+    else:
+        outcome = "better" if delta > 0 else "worse"
+        reason = f"{score} ({_points(delta)} points, {span}, {p}); {change}"
+    return Verdict(outcome=outcome, reason=reason)
 
 
 def _points(fraction: float) -> str:

@@ -1,86 +1,70 @@
-"""The result for each kind of question apart: ``eval.group_by`` names the column that tells the kinds."""
+"""Results by subgroup: eval.group_by names the column whose values divide the test rows."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from sftlab.config import EvalConfig
-from sftlab.eval.score import scores_of
-from sftlab.eval.statistics import compare, compare_scores, fewest, holm, mean_interval, wilson
+from sftlab.eval.scorers import Scorer
+from sftlab.eval.statistics import fewest, holm
 from sftlab.records import Prediction
+from sftlab.results import Subgroup, SubgroupDifference, Subgroups
 
 
-def subgroups(rows: Mapping[str, Sequence[Prediction]], cfg: EvalConfig, seed: int) -> dict[str, Any]:
-    """Results of each model and their difference for each subgroup, the largest first.
+def subgroups(rows: Mapping[str, Sequence[Prediction]], scorer: Scorer, seed: int) -> Subgroups:
+    """Summarise and compare models on every subgroup, the largest first.
 
-    ``rows`` has the predictions of ``baseline`` and ``finetuned``, or of one alone, over the same questions.
-    ``groups`` has for each subgroup its ``name``, its ``n``, what each model has there, and a ``difference``: that
-    of a paired comparison, with ``p_value``, and ``p_adjusted`` by Holm's method for all subgroups that were
-    compared. It is None, with a ``reason``, where there is one model, or where there are so few questions that no
-    difference could be shown (``fewest``). ``without`` counts the questions without a value in the column.
+    ``rows`` has the predictions of ``baseline`` and ``finetuned``, or of one of them, over the same questions.
+    Differences come from paired comparisons, their p-values also adjusted by Holm's method for all compared
+    subgroups. A subgroup in which no difference could be shown (``fewest``) is not compared.
     """
-    names: dict[str, int] = {}
-    first = next(iter(rows.values()))
-    for row in first:
-        if row.subgroup is not None:
-            names[row.subgroup] = names.get(row.subgroup, 0) + 1
-    groups = [_group(name, rows, cfg, seed) for name in sorted(names, key=lambda name: -names[name])]
-    judged = [group["difference"] for group in groups if group["difference"] is not None]
-    for difference, p in zip(judged, holm([difference["p_value"] for difference in judged]), strict=True):
-        difference["p_adjusted"] = p
-    return {
-        "column": cfg.group_by,
-        "alpha": cfg.alpha,
-        "without": len(first) - sum(names.values()),
-        "compared": len(judged),
-        "note": _note(len(judged), len(groups), cfg.alpha) if len(rows) > 1 else None,
-        "groups": groups,
-    }
+    first, cfg = next(iter(rows.values())), scorer.cfg
+    sizes = Counter(row.subgroup for row in first if row.subgroup is not None)
+    groups = [_group(name, rows, scorer, seed) for name, _ in sizes.most_common()]
+    compared = [group for group in groups if group.difference is not None]
+    adjusted = holm([group.difference.p_value for group in compared if group.difference is not None])
+    by_name = {group.name: p for group, p in zip(compared, adjusted, strict=True)}
+    return Subgroups(
+        column=cfg.group_by or "",
+        level=1 - cfg.alpha,
+        without=len(first) - sizes.total(),
+        compared=len(compared),
+        note=_note(len(compared), len(groups), cfg.alpha) if len(rows) > 1 else None,
+        groups=[_adjusted(group, by_name.get(group.name)) for group in groups],
+    )
 
 
-def _group(name: str, rows: Mapping[str, Sequence[Prediction]], cfg: EvalConfig, seed: int) -> dict[str, Any]:
-    members = {model: [row for row in found if row.subgroup == name] for model, found in rows.items()}
-    first = next(iter(members.values()))
-    sources = [row.group for row in first]
-    # Questions of one source count as one: they are gained and lost together.
-    independent = len({source or number for number, source in enumerate(sources)})
-    made: dict[str, Any] = {"name": name, "n": len(first), "difference": None, "reason": None}
-    enough = independent >= fewest(cfg.alpha)
-    for model, found in members.items():
-        made[model] = _side(found, cfg, seed, enough=enough)
+def _adjusted(group: Subgroup, p: float | None) -> Subgroup:
+    if group.difference is None or p is None:
+        return group
+    difference = group.difference.model_copy(update={"p_adjusted": p})
+    return group.model_copy(update={"difference": difference})
+
+
+def _group(name: str, rows: Mapping[str, Sequence[Prediction]], scorer: Scorer, seed: int) -> Subgroup:
+    members = {model: [row for row in every if row.subgroup == name] for model, every in rows.items()}
+    first, least = next(iter(members.values())), fewest(scorer.cfg.alpha)
+    # Questions of one source are gained and lost together, so they count as one.
+    independent = len({row.group or number for number, row in enumerate(first)})
+    enough = independent >= least
+    sides = {model: scorer.side(own, seed, enough=enough) for model, own in members.items()}
+    difference = reason = None
     if len(members) < 2:
-        made["reason"] = "one model alone"
+        reason = "one model alone"
     elif not enough:
         of = "rows" if independent == len(first) else "sources"
-        made["reason"] = f"too few {of} to compare: fewer than {fewest(cfg.alpha)} cannot show a difference"
+        reason = f"too few {of} to compare: fewer than {least} cannot show a difference"
     else:
-        made["difference"] = _difference(members["baseline"], members["finetuned"], cfg, seed)
-    return made
-
-
-def _side(rows: Sequence[Prediction], cfg: EvalConfig, seed: int, *, enough: bool) -> dict[str, Any]:
-    if cfg.task == "rouge":
-        scores = scores_of(rows)
-        interval = mean_interval(scores, [row.group for row in rows], seed=seed) if enough else None
-        return {cfg.rouge: sum(scores) / len(scores), "ci95": None if interval is None else list(interval)}
-    correct = sum(row.correct for row in rows)
-    return {"accuracy": correct / len(rows), "ci95": list(wilson(correct, len(rows))), "correct": correct}
-
-
-def _difference(a: Sequence[Prediction], b: Sequence[Prediction], cfg: EvalConfig, seed: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {"groups": [row.group for row in a], "alpha": cfg.alpha, "seed": seed}
-    if cfg.task == "rouge":
-        found = compare_scores(scores_of(a), scores_of(b), **settings)
-    else:
-        found = compare([row.correct for row in a], [row.correct for row in b], **settings)
-    return {
-        "delta": found.delta,
-        "ci95": list(found.interval),
-        "p_value": found.p_value,
-        "gained": found.gained,
-        "lost": found.lost,
-    }
+        compared = scorer.difference(members["baseline"], members["finetuned"], seed)
+        difference = SubgroupDifference(
+            delta=compared.delta,
+            interval=compared.interval,
+            p_value=compared.p_value,
+            p_adjusted=compared.p_value,  # until the number of compared subgroups is known
+            gained=compared.gained,
+            lost=compared.lost,
+        )
+    return Subgroup(name=name, n=len(first), difference=difference, reason=reason, **sides)
 
 
 def _note(compared: int, groups: int, alpha: float) -> str:
@@ -89,6 +73,6 @@ def _note(compared: int, groups: int, alpha: float) -> str:
     if not compared:
         return "No subgroup is large enough to show a difference."
     return (
-        f"{compared} of {groups} subgroups were compared. Among many, some differ by chance: take a difference for a "
-        f"finding only where p is below {alpha:g} after Holm's adjustment for their number, and for an idea elsewhere."
+        f"{compared} of {groups} subgroups were compared. Among many, some differ by chance: treat a difference as a "
+        f"finding only if p is below {alpha:g} after Holm's adjustment for their number, and as a hypothesis otherwise."
     )

@@ -52,7 +52,7 @@ def finish(study: Study) -> int:
 
 def _run_without_jobs(study: Study, cfg: Config) -> None:
     """Run a mode that has no jobs, or the dry run of a single run."""
-    from sftlab.report import terminal as report
+    from sftlab.report import page
     from sftlab.runtime.store import Store
     from sftlab.work import WORK, WithoutJobs
 
@@ -66,13 +66,13 @@ def _run_without_jobs(study: Study, cfg: Config) -> None:
     assert isinstance(work, WithoutJobs)
     if study.run is not None:
         Store(cfg.store).register(study.folder)
-    page = work.run(cfg, study.folder, study.run)
+    leads_to = work.run(cfg, study.folder, study.run)
     if study.run is not None:
         study.run.finish("success")
         if study.mode.has_page:
-            report.page(study.run)
-    if page is not None:
-        log.info("done: %s", page)
+            page.write(study.run)
+    if leads_to is not None:
+        log.info("done: %s", leads_to)
 
 
 def _failures(study: Study, records: Sequence[Job]) -> list[str]:
@@ -100,7 +100,7 @@ def _print_errors(study: Study, records: Sequence[Job]) -> None:
 
 def _finish_run(study: Study, records: Sequence[Job], reasons: Sequence[str]) -> None:
     """Do what the mode does after its jobs, close ``run.json`` and write the page."""
-    from sftlab.report import terminal as report
+    from sftlab.report import page
     from sftlab.work import WORK, InJobs
 
     run, mode = study.run, study.mode
@@ -120,7 +120,7 @@ def _finish_run(study: Study, records: Sequence[Job], reasons: Sequence[str]) ->
     if not mode.has_page:
         return
     try:
-        report.page(run)
+        page.write(run)
     except Exception as error:
         if not reasons:
             raise

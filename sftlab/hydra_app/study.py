@@ -66,10 +66,10 @@ class Study:
         self.lock = hold(self.folder)
         command = shlex.join(["python", "-m", "sftlab", *sys.argv[1:]])
         self.run = Run.start(self.folder, name=str(composed.name), mode=mode, seed=seed, command=command)
-        set_for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.values["id"])
+        set_for_jobs(composed, f"hydra.job.env_set.{RUN_ID}", self.run.record.id)
 
     def fail(self, reason: str) -> None:
         """Record that the run failed, unless the record has a reason already."""
-        if self.run is not None and self.run.values["status"] != "failed":
+        if self.run is not None and self.run.record.status != "failed":
             with suppress(OSError):  # a failing write must not hide the reason
                 self.run.finish("failed", redacted(reason))

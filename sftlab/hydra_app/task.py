@@ -42,9 +42,9 @@ def run_task(study: Study, composed: DictConfig) -> float:
     values = OmegaConf.to_container(without_hydra(composed), resolve=False)
     assert isinstance(values, dict)
     record = Job(
-        int(hydra_config.job.num) if is_sweep else 0,
-        list(hydra_config.overrides.task),
-        {str(key): value for key, value in values.items()},
+        number=int(hydra_config.job.num) if is_sweep else 0,
+        overrides=list(hydra_config.overrides.task),
+        config={str(key): value for key, value in values.items()},
         run=hydra_config.job.env_set.get(RUN_ID),
     )
     # The callback checked this for all jobs. Another run may have started since.

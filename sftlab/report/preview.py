@@ -1,4 +1,4 @@
-"""``mode=preview``: what will be trained on, counted and token by token, in the terminal and as one page."""
+"""``mode=preview``: the training and validation rows as tokens, with counts, in the terminal and as one page."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from typing import Any, NamedTuple
 
 from sftlab.dataset.prompt import Tokens, tokenize, tokenize_all
 from sftlab.records import Example
-from sftlab.report.page import count, percent, sha256
+from sftlab.report.text import count, percent, sha256
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 HEADER = ("Tokens", *(f"{share} %" for share in PERCENTILES[:-1]), "Longest")
-BINS, BAR = 20, 50  # about so many bars at most, and so many characters long
-SHOWN = 300  # tokens of a part's beginning, and of its end, in the terminal; the page has them all
-# The parts of a row, each with two shades for the terminal: on their own ground, to be read on dark and on light.
+BINS, BAR = 20, 50  # bars of the histogram, and characters of the longest bar, at most
+SHOWN = 300  # tokens at the start and at the end of a part in the terminal; the page has all
+# The parts of a row, each with two shades for the terminal, which set the background too: terminals are dark or light.
 PARTS = {
-    "prompt": ("Prompt, not learned from", "#a0a8b3 on #1c2026", "#a0a8b3 on #343b45"),
-    "supervised": ("Completion, learned from", "#6fcf97 on #12261a", "#6fcf97 on #1f4a30"),
-    "cut": ("Cut, beyond train.max_length", "strike #f0938b on #331a19", "strike #f0938b on #5a2b28"),
+    "prompt": ("Prompt, no loss", "#a0a8b3 on #1c2026", "#a0a8b3 on #343b45"),
+    "supervised": ("Completion, supervised", "#6fcf97 on #12261a", "#6fcf97 on #1f4a30"),
+    "cut": ("Truncated, beyond train.max_length", "strike #f0938b on #331a19", "strike #f0938b on #5a2b28"),
 }
 
 
 class Statistics(NamedTuple):
-    """Counts of a split. Lengths are of whole rows, before anything is cut."""
+    """Counts of a split. Lengths are those of whole rows, before truncation."""
 
     rows: int
     tokens: int
-    kept: int  # of the tokens, those that training reads
-    supervised: int  # of these, those that the loss counts
-    cut: int  # rows that lose the end of their completion
+    kept: int  # tokens that training reads
+    supervised: int  # tokens with a loss
+    cut: int  # rows whose completion is truncated
     left_out: int  # rows whose prompt alone fills max_length
     percentiles: dict[str, list[int]]
     bins: list[tuple[int, int, int]]
 
 
 def statistics(lengths: Sequence[tuple[int, int]], max_length: int) -> Statistics:
-    """Sum up the lengths of (prompt, completion). Percentiles are lengths that rows have (nearest rank)."""
+    """Summarise the lengths of (prompt, completion). Percentiles are lengths of rows (nearest rank)."""
     whole = sorted(map(sum, lengths))
     parts = {"row": whole, "prompt": sorted(pair[0] for pair in lengths), "completion": sorted(c for _, c in lengths)}
     trained = [(prompt, min(prompt + completion, max_length)) for prompt, completion in lengths if prompt < max_length]
@@ -58,26 +58,26 @@ def statistics(lengths: Sequence[tuple[int, int]], max_length: int) -> Statistic
 
 
 def histogram(lengths: Sequence[int], max_length: int) -> list[tuple[int, int, int]]:
-    """Bars (from, to, rows), none of which has rows on both sides of ``max_length``; the last may be wide."""
+    """Bars (from, to, rows). No bar has rows on both sides of ``max_length``; the last one may be wide."""
     rows = sorted(lengths)
     edge = max_length + 1 if max_length < rows[-1] else 0
-    high = rows[-(-99 * len(rows) // 100) - 1]  # what is much longer shares the last bar, and squeezes no others
+    high = rows[-(-99 * len(rows) // 100) - 1]  # much longer rows share the last bar, so that the others stay readable
     widths = (factor * 10**power for power in range(12) for factor in (1, 2, 5))
     step = next(width for width in widths if (high - edge) // width - (rows[0] - edge) // width < BINS)
-    found = Counter(edge if n >= edge > high else (min(n, high + step) - edge) // step * step + edge for n in rows)
-    starts = sorted({*found, *range(min(found), high + 1, step)})
+    sizes = Counter(edge if n >= edge > high else (min(n, high + step) - edge) // step * step + edge for n in rows)
+    starts = sorted({*sizes, *range(min(sizes), high + 1, step)})
     ends = [*(start - 1 for start in starts[1:]), max(starts[-1] + step - 1, rows[-1])]
-    return [(max(start, 1), end, found[start]) for start, end in zip(starts, ends, strict=True)]
+    return [(max(start, 1), end, sizes[start]) for start, end in zip(starts, ends, strict=True)]
 
 
 def pick(lengths: Sequence[int], rows: int, seed: int) -> list[int]:
-    """The rows to show: ``rows`` of them drawn by seed, in their order, and the longest."""
+    """Draw the rows to show by seed, in their order, and add the longest row."""
     drawn = sorted(Random(seed).sample(range(len(lengths)), min(rows, len(lengths))))
     return list(dict.fromkeys([*drawn, lengths.index(max(lengths))]))
 
 
 class Span(NamedTuple):
-    """A token, or the few that only together are a character. ``part`` is one of PARTS."""
+    """A token, or the tokens that together are one character. ``part`` is a key of PARTS."""
 
     text: str
     ids: list[int]
@@ -87,29 +87,29 @@ class Span(NamedTuple):
 
 
 def spans(decode: Callable[[list[int]], str], tokens: Tokens, max_length: int, special: Set[int]) -> list[Span]:
-    """The text of each token. Pieces of a character wait until it is whole: no text is lost or changed."""
+    """The text of each token. Tokens with a part of a character are joined, so that no text is lost or changed."""
     ids, prompt = [*tokens.prompt, *tokens.completion], len(tokens.prompt)
-    # No character goes on across these: the parts are tokenised one by one, and special tokens are whole.
+    # No character crosses these: the parts are tokenised separately, and special tokens are whole.
     borders = {prompt, len(ids), *(side for at, token in enumerate(ids) if token in special for side in (at, at + 1))}
-    made, before, start = list[Span](), list[int](), 0  # before: decoders may drop a space from what comes first
+    parts, before, start = list[Span](), list[int](), 0  # before: decoders may drop a space from the first token
     for end in range(1, len(ids) + 1):
         text = decode(before + ids[start:end])[len(decode(before)) :]
         if end in borders or (text and not text.endswith("\ufffd")):
             part = "cut" if end > max_length else "prompt" if end <= prompt else "supervised"
-            made.append(Span(text, ids[start:end], start, part, ids[start] in special))
+            parts.append(Span(text, ids[start:end], start, part, ids[start] in special))
             before, start = ids[start:end], end
-    return made
+    return parts
 
 
 def visible(text: str) -> str:
-    """Text that hides nothing and moves no cursor: line ends are marked and kept, control characters named."""
+    """Text in which line ends are marked and control characters named, so that nothing is hidden or moves a cursor."""
     marks = {0x0A: "⏎\n", 0x09: "⇥\t", 0x200C: "\u200c", 0x200D: "\u200d"}  # joiners belong to words and emoji
     hidden = {ord(char) for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")}
     return text.translate({code: f"⟨U+{code:04X}⟩" for code in hidden} | marks) or "∅"
 
 
 class Split(NamedTuple):
-    """Everything that is told of a split, by the terminal and by the page."""
+    """Everything that terminal and page show of a split."""
 
     name: str
     statistics: Statistics
@@ -128,36 +128,39 @@ def preview(
     seed: int,
     template_time: str | None = None,
 ) -> None:
-    """Print what training would see of ``train`` and ``validation``, and write ``preview.html`` into the folder."""
+    """Print the rows of ``train`` and ``validation`` as training reads them, and write ``preview.html``."""
     from sftlab.runtime.console import say
 
     names = [name for name in ("train", "validation") if splits[name]]
-    found = [_split(tokenizer, name, splits[name], max_length, rows, seed) for name in names]
+    shown = [_split(tokenizer, name, splits[name], max_length, rows, seed) for name in names]
     if template_time is not None:
-        for split in found:
+        for split in shown:
             split.facts["Time that the chat template prints"] = template_time
-    for part in (part for split in found for part in _printed(split, max_length)):
+    for part in (part for split in shown for part in _printed(split, max_length)):
         say(part)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "preview.html").write_text(render(found, max_length), "utf-8")
+    (folder / "preview.html").write_text(render(shown, max_length), "utf-8")
     say(f"Every token with its id: {folder / 'preview.html'}")
 
 
 def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: int, rows: int, seed: int) -> Split:
-    decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)  # which would change the text
+    decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)  # a cleanup would change the text
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    met, lengths = Counter[int](), list[tuple[int, int]]()  # no row's tokens are kept: a split may be large
+    met, lengths = (
+        Counter[int](),
+        list[tuple[int, int]](),
+    )  # tokens of rows are not retained, since a split may be large
     for tokens in tokenize_all(partial(tokenize, tokenizer), examples, name):
         met.update(token for token in tokens.prompt + tokens.completion if token in special)
         lengths.append((len(tokens.prompt), len(tokens.completion)))
-    found, whole, first = statistics(lengths, max_length), list(map(sum, lengths)), tokenize(tokenizer, examples[0])
-    over = found.cut + found.left_out
+    counts, whole, first = statistics(lengths, max_length), list(map(sum, lengths)), tokenize(tokenizer, examples[0])
+    over = counts.cut + counts.left_out
     facts = {
-        "Rows": count(found.rows),
-        "Tokens": f"{count(found.tokens)}; trained on: {count(found.kept)}",
-        "Learned from": f"{count(found.supervised)} tokens, {percent(found.supervised / max(found.kept, 1))} of those",
-        f"Rows over max_length={max_length}": f"{count(over)} ({percent(over / found.rows)}); completion cut: "
-        f"{count(found.cut)}; left out, their prompt fills it: {count(found.left_out)}",
+        "Rows": count(counts.rows),
+        "Tokens": f"{count(counts.tokens)}; trained on: {count(counts.kept)}",
+        "Supervised": f"{count(counts.supervised)} tokens, {percent(counts.supervised / max(counts.kept, 1))} of those",
+        f"Rows over max_length={max_length}": f"{count(over)} ({percent(over / counts.rows)}); completion truncated: "
+        f"{count(counts.cut)}; left out, since their prompt fills it: {count(counts.left_out)}",
     }
     for kind, token in (("BOS", tokenizer.bos_token_id), ("EOS", tokenizer.eos_token_id)):
         where = f"{first.prompt.count(token)} in the prompt, {first.completion.count(token)} in the completion"
@@ -165,10 +168,10 @@ def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: i
     named = (f"{count(n)} × {visible(decode([token]))} (id {token})" for token, n in met.most_common())
     facts["Special tokens"] = ", ".join(named) or "none"
     notes = {
-        f"train.max_length={max_length} cuts completions, which training refuses unless "
-        f"train.allow_truncated_completion=true; {max(whole)} cuts none.": found.cut,
-        f"Rows whose prompt fills train.max_length={max_length} are left out.": found.left_out,
-        "The first row begins with two BOS.": first.prompt[:2] == [tokenizer.bos_token_id] * 2,
+        f"train.max_length={max_length} truncates completions, which training refuses unless "
+        f"train.allow_truncated_completion=true; {max(whole)} truncates none.": counts.cut,
+        f"Rows whose prompt fills train.max_length={max_length} are left out.": counts.left_out,
+        "The first row starts with two BOS.": first.prompt[:2] == [tokenizer.bos_token_id] * 2,
     }
     shown = []
     for at in pick(whole, rows, seed):
@@ -177,7 +180,7 @@ def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: i
         parts = groupby(row, lambda span: span.part)
         heading = f"Row {at + 1:,} ({visible(examples[at].id)}): {whole[at]:,} tokens{marks}"
         shown.append((heading, [(part, list(group)) for part, group in parts]))
-    return Split(name, found, facts, [note for note, holds in notes.items() if holds], shown)
+    return Split(name, counts, facts, [note for note, holds in notes.items() if holds], shown)
 
 
 def _printed(split: Split, max_length: int) -> Iterator[Any]:
@@ -185,7 +188,7 @@ def _printed(split: Split, max_length: int) -> Iterator[Any]:
     from rich.table import Column, Table
     from rich.text import Text
 
-    # Shades need 256 colours; where there are fewer, or none, tokens are parted by a line.
+    # Shades need 256 colours; with fewer, tokens are separated by a line.
     line = "" if Console().color_system in ("256", "truecolor") and not Console().no_color else "│"
     table = Table(title=f"Rows of {split.name}", title_justify="left", show_header=False)
     lengths, bins = Table(*(Column(name, justify="right") for name in HEADER)), split.statistics.bins
@@ -215,7 +218,7 @@ def _printed(split: Split, max_length: int) -> Iterator[Any]:
 
 
 def render(splits: Sequence[Split], max_length: int) -> str:
-    """The page. It holds no script, and asks for nothing from outside."""
+    """Render the page, which has no script and loads nothing from outside."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,72 +1,109 @@
-"""One job of a sweep: a composed config, and what its training found. A single run is a sweep of one job."""
+"""One job of a sweep: a composed config, and the results of its work. A single run is a sweep of one job."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from pydantic import ConfigDict, PrivateAttr, ValidationError
 
 from sftlab.config import Config
-from sftlab.records import Candidate
+from sftlab.errors import StageError
+from sftlab.results import JobRecord, JobSummary
+from sftlab.runtime import earlier
 from sftlab.runtime.store import write_json
 
 JOB, RUN = "job.json", "run.json"
 OWN = "a job of its own"
 
 
-@dataclass
-class Job:
-    """What a job leaves in ``job.json`` for the decision, which may run in another process.
+class Job(JobRecord):
+    """A job while it works, which sets the fields of its record, and afterwards, read from its ``job.json``."""
 
-    ``comparable`` holds everything that must be equal for two jobs' validation losses to be ranked
-    together; ``family`` is the same for jobs that share their first steps; ``stages`` has the folder of
-    each finished stage; ``plan`` and ``evaluation`` are the results of these
-    modes. ``run`` is the id of the run that the job belongs
-    to: a run's folder may contain other runs. ``folder`` is where its file was read or written, and not in the file.
-    """
+    model_config = ConfigDict(frozen=False, validate_assignment=True)
 
-    number: int
-    overrides: list[str]
-    config: dict[str, Any]
-    status: str = "running"
-    error: str | None = None
-    exit_code: int = 0
-    stages: dict[str, str] = field(default_factory=dict)
-    times: dict[str, float] = field(default_factory=dict)
-    comparable: dict[str, Any] = field(default_factory=dict)
-    overlap: dict[str, Any] = field(default_factory=dict)
-    precision: dict[str, Any] = field(default_factory=dict)
-    receipt: dict[str, Any] = field(default_factory=dict)
-    plan: dict[str, Any] | None = None
-    evaluation: dict[str, Any] | None = None
-    family: str | None = None
-    candidates: list[Candidate] = field(default_factory=list)
-    run: str | None = None
-    folder: Path = field(default=Path(), compare=False)
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its ``job.json``."""
+        return self._folder
 
     def settings(self) -> Config:
         """Its configuration, validated again from the file."""
         return Config.model_validate(self.config)
 
+    def origin(self) -> dict[str, object]:
+        """The fields of a run's record that say what the job's result was made from."""
+        cfg = self.settings()
+        return {
+            "revisions": revisions(cfg),
+            "template_time": cfg.model.template_time,
+            "precision": self.precision,
+            "stages": self.stages,
+            "times": self.times,
+        }
+
     def write(self, folder: Path) -> None:
         """Replace ``job.json`` in the job's folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        write_json(folder / JOB, {name: value for name, value in asdict(self).items() if name != "folder"})
+        self._folder = folder
+        write_json(folder / JOB, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """A job from its file."""
+        """Read a job from its file, also one with an earlier ``schema_version``.
+
+        Raises:
+            StageError: It is not the record of a job.
+        """
         values = json.loads(path.read_text("utf-8"))
-        values["candidates"] = [Candidate(**row) for row in values["candidates"]]
-        return cls(**values, folder=path.parent)
+        try:
+            job = cls.model_validate(values if "schema_version" in values else earlier.job(values))
+        except (ValidationError, AttributeError, LookupError, TypeError) as error:
+            raise StageError(
+                f"{path}: is not the record of a job: {first_problem(error)}; run the command again"
+            ) from error
+        job._folder = path.parent
+        return job
+
+
+def revisions(cfg: Config) -> dict[str, str]:
+    """The commits of a pinned configuration, by the keys that reproduce them on the command line."""
+    test = cfg.eval.dataset
+    commits = {
+        "model.revision": cfg.model.revision,
+        "dataset.revision": cfg.dataset.revision,
+        "eval.dataset.revision": test and test.revision,
+    }
+    return {key: commit for key, commit in commits.items() if commit}
+
+
+def summary(job: Job, *, ranked: bool, among: Sequence[Job]) -> JobSummary:
+    """A job as an entry of ``run.json``; ``among`` has the jobs that it may share steps with."""
+    return JobSummary(
+        job=job.number,
+        overrides=job.overrides,
+        status=job.status,
+        error=job.error,
+        ranked=ranked,
+        trained_as=trained_as(job, among),
+    )
+
+
+def first_problem(error: Exception) -> str:
+    """The first problem of an error in reading a record, with the field that has it."""
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    return f"{type(error).__name__}: {error}"
 
 
 def trained_as(job: Job, among: Sequence[Job]) -> str:
-    """What kind of training stands behind a job's checkpoints: its own, or steps of another job of the sweep."""
+    """How a job's checkpoints were trained: separately, or in the steps of another job of the sweep."""
     alike = [other for other in among if other.family is not None and other.family == job.family]
     if not alike:
         return OWN
@@ -87,9 +124,9 @@ def jobs(folder: Path) -> list[Job]:
 
 
 def job_files(folder: Path, run: str | None) -> list[Path]:
-    """The ``job.json`` of each job of a run: the one in its folder, or those at any depth below it.
+    """The ``job.json`` of each job of a run: the file in its folder, or the files at any depth below it.
 
-    Another run's folder below may be a copy of this one, with jobs of the same run: it is not looked into.
+    The folder of another run below is skipped: it may be a copy of this one, with jobs of the same run.
     """
     if (single := folder / JOB).is_file() and owner(single) == run:
         return [single]
@@ -101,9 +138,9 @@ def job_files(folder: Path, run: str | None) -> list[Path]:
 
 
 def conflict(folder: Path, below: Path, runs: tuple[str | None, ...]) -> str | None:
-    """Which record of another run a sweep's job in ``folder`` would replace or be hidden by; None if there is none.
+    """Return which record of another run a sweep's job in ``folder`` would replace or be hidden by.
 
-    ``below`` is the sweep's folder, and ``runs`` has the ids whose jobs may be replaced.
+    ``below`` is the sweep's folder, and ``runs`` has the ids whose jobs may be replaced. None without a conflict.
     """
     between = [folder, *(path for path in folder.parents if path.is_relative_to(below))]
     for path in between:
@@ -114,9 +151,9 @@ def conflict(folder: Path, below: Path, runs: tuple[str | None, ...]) -> str | N
 
 
 def owner(file: Path) -> str | None:
-    """The id of the run that a ``run.json`` or ``job.json`` belongs to; None if it was written without one.
+    """The id of the run that a ``run.json`` or ``job.json`` belongs to; None if the file is missing or has no id.
 
-    A file that cannot be read belongs to no run: "".
+    "" for a file that cannot be read: it belongs to no run.
     """
     try:
         values = json.loads(file.read_text("utf-8"))

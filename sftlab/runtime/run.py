@@ -1,4 +1,4 @@
-"""``run.json``: what a run is, was and found. Written when it starts, replaced in one step as it goes on."""
+"""``run.json``: the record of a run. Written when the run starts, and replaced atomically as it progresses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import uuid
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sftlab.errors import ConfigError
-from sftlab.runtime.job import JOB, RUN, job_files, owner
+from pydantic import ValidationError
+
+from sftlab.errors import ConfigError, StageError
+from sftlab.results import SCHEMA_VERSION, RunRecord, Status
+from sftlab.runtime import earlier
+from sftlab.runtime.job import JOB, RUN, first_problem, job_files, owner
 from sftlab.runtime.store import write_json
 
 if TYPE_CHECKING:
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 LONGEST = 255  # bytes of a file's name
 LIBRARIES = (
     "torch",
@@ -42,76 +45,105 @@ LIBRARIES = (
 class Run:
     """The record of one run (a sweep, or a single job) in its folder."""
 
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, record: RunRecord) -> None:
         self.folder = folder
-        self.values = values
+        self.record = record
 
     @classmethod
     def start(cls, folder: Path, *, name: str, mode: str, seed: int, command: str) -> Run:
-        """Begin a record: ``status`` is ``running``."""
+        """Start a run: write a record with the status ``running``."""
         folder.mkdir(parents=True, exist_ok=True)
-        run = cls(
-            folder,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "id": uuid.uuid4().hex,
-                "status": "running",
-                "error": None,
-                "experiment": name,
-                "mode": mode,
-                "command": command,
-                "started": _now(),
-                "finished": None,
-                "git": _commit(),
-                "versions": _versions(),
-                "seed": seed,
-            },
+        record = RunRecord(
+            id=uuid.uuid4().hex,
+            status="running",
+            experiment=name,
+            mode=mode,
+            command=command,
+            started=_now(),
+            git=_commit(),
+            versions=_versions(),
+            seed=seed,
         )
+        run = cls(folder, record)
         run.save()
         return run
 
     @classmethod
     def read(cls, folder: Path) -> Run:
-        """The record in a folder.
+        """Read the record in a folder, also one with an earlier ``schema_version``.
 
         Raises:
-            ConfigError: there is none, or it is not what ``start`` and ``update`` write.
+            ConfigError: There is none, or it is not a record.
         """
         path = folder / RUN
         try:
             values = json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise ConfigError(
-                f"{folder}: holds no {RUN} ({error.strerror}); name a run's folder with hydra.run.dir="
+                f"{folder}: has no {RUN} ({error.strerror}); set hydra.run.dir to the folder of a run"
             ) from error
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: is not JSON: {error}; name another run, or run the command again") from error
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != SCHEMA_VERSION:
-            raise ConfigError(
-                f"{path}: has schema_version {version!r}, and {SCHEMA_VERSION} is read here; run the command again"
-            )
-        return cls(folder, values)
+        return cls(folder, read_record(path, values))
 
-    def update(self, **values: Any) -> None:
-        """Add to the record and write it."""
-        self.values.update(values)
+    def update(self, **values: object) -> None:
+        """Set fields of the record, and write it.
+
+        Raises:
+            ValidationError: A value has the wrong type.
+        """
+        assert values.keys() <= RunRecord.model_fields.keys()
+        self.record = RunRecord.model_validate({**dict(self.record), **values})
         self.save()
 
-    def finish(self, status: str, error: str | None = None) -> None:
-        """End the record: ``success``, or ``failed`` with the reason."""
+    def finish(self, status: Status, error: str | None = None) -> None:
+        """End the run: ``success``, or ``failed`` with the error."""
         self.update(status=status, error=error, finished=_now())
 
     def save(self) -> None:
         """Replace ``run.json``."""
-        write_json(self.folder / RUN, self.values)
+        write_json(self.folder / RUN, self.record.model_dump(mode="json"))
+
+
+def read_record(path: Path, values: object) -> RunRecord:
+    """Convert the content of a ``run.json`` of this or an earlier schema version.
+
+    Raises:
+        ConfigError: It has another schema version, or is not a record.
+    """
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version not in (SCHEMA_VERSION, earlier.SCHEMA_VERSION):
+        raise ConfigError(
+            f"{path}: schema_version={version!r} is not supported (supported: {earlier.SCHEMA_VERSION} and "
+            f"{SCHEMA_VERSION}); run the command again"
+        )
+    assert isinstance(values, dict)
+    try:
+        return RunRecord.model_validate(earlier.run(values) if version == earlier.SCHEMA_VERSION else values)
+    except (ValidationError, AttributeError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: is not the record of a run: {first_problem(error)}; run the command again"
+        ) from error
+
+
+def link(path: Path, target: Path) -> None:
+    """Create or replace a relative symbolic link atomically.
+
+    Raises:
+        StageError: The target does not exist.
+    """
+    if not target.exists():
+        raise StageError(f"{target}: does not exist any more; run the command again")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.symlink_to(os.path.relpath(target.resolve(), path.parent.resolve()))
+    partial.replace(path)
 
 
 def check_folder(key: str, folder: Path, store: Path) -> None:
-    """Refuse a folder that a run may not have. Nothing is written, so that a dry run can ask too.
+    """Check that a run may use a folder. Nothing is written, so that a dry run can check too.
 
     Raises:
-        ConfigError: it is inside the store, cannot be written, or belongs to a job of another run.
+        ConfigError: The folder is inside the store, cannot be written, or belongs to a job of another run.
     """
     if folder.resolve().is_relative_to(store.resolve()):
         raise ConfigError(f"{key}={str(folder)!r}: is inside store={store}; set another folder")
@@ -124,19 +156,19 @@ def check_folder(key: str, folder: Path, store: Path) -> None:
 
 
 def not_writable(folder: Path) -> str | None:
-    """Why a folder cannot be made or written to."""
+    """Return why a folder cannot be created or written to; None if it can."""
     if any(len(os.fsencode(part)) > LONGEST for part in folder.parts):
         return f"cannot be made: {os.strerror(errno.ENAMETOOLONG)}"
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return f"cannot be made: {os.strerror(errno.EEXIST if there == folder else errno.ENOTDIR)}"
-    return None if os.access(there, os.W_OK | os.X_OK) else "may not be written to"
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        return f"cannot be made: {os.strerror(errno.EEXIST if existing == folder else errno.ENOTDIR)}"
+    return None if os.access(existing, os.W_OK | os.X_OK) else "may not be written to"
 
 
 def hold(folder: Path) -> BaseFileLock:
-    """Lock a run's folder for this process, and delete the job files of the run that was there before.
+    """Lock a run's folder for this process, and delete the job files of the run that used it before.
 
-    What those jobs found is in the store. Other runs in or around the folder keep their files.
+    The store has the results of those jobs. Other runs in or around the folder keep their files.
     """
     from filelock import FileLock, Timeout
 
@@ -158,7 +190,7 @@ def _now() -> str:
 
 
 def _commit(package: Path = Path(__file__).parents[1]) -> str | None:
-    """The commit of sftlab's own checkout, with a + if the package has changes; None for any other repository."""
+    """The commit of sftlab's own checkout, with a + if the package has changes; None in any other repository."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*arguments: str) -> str:
@@ -171,17 +203,17 @@ def _commit(package: Path = Path(__file__).parents[1]) -> str | None:
             tomllib.loads(project.read_text("utf-8")).get("project", {}).get("name") != "sftlab"
         ):
             return None
-        git("ls-files", "--error-unmatch", "__init__.py")  # or it is a copy that the repository does not track
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails for a copy that the repository does not track
         return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "."))
     except (OSError, ValueError, subprocess.CalledProcessError):
         return None
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    installed = {}
     for name in ("sftlab", *LIBRARIES):
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

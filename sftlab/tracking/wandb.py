@@ -1,4 +1,4 @@
-"""Weights & Biases: curves while training, tables and figures at the end."""
+"""Weights & Biases: loss curves while training, a table and a figure at the end."""
 
 from __future__ import annotations
 
@@ -6,18 +6,43 @@ import logging
 import netrc
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftlab.config import TrackingConfig
+from sftlab.config import Config, TrackingConfig
+from sftlab.runtime.job import Job
+from sftlab.runtime.store import key_of
 
 log = logging.getLogger(__name__)
 
 
-def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> dict[str, str]:
-    """Variables with which a training process logs to wandb; empty without tracking.
+@dataclass(frozen=True)
+class Result:
+    """What is logged when a run is decided.
 
-    Without an API key wandb goes offline. No key is read here: wandb finds it by itself.
+    ``summary`` has the final metrics by name, ``header`` and ``rows`` the table of results (empty without an
+    evaluation). ``figure`` is an image that may not exist. ``history`` is the log of a training that finished in an
+    earlier run, for a tracking run without any.
+    """
+
+    summary: dict[str, float]
+    header: list[str]
+    rows: list[list[str]]
+    figure: Path
+    history: list[dict[str, Any]]
+
+
+def of_job(cfg: Config, job: Job, folder: Path) -> dict[str, str]:
+    """Environment variables for a job; its folder identifies its run on the server."""
+    run_id = key_of({"folder": str(folder.resolve()), "job": job.number})
+    return environment(cfg.tracking, folder, f"{cfg.name}-{job.number}", run_id)
+
+
+def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> dict[str, str]:
+    """Environment variables with which a training process logs to wandb; empty without tracking.
+
+    Without an API key the run is offline. No key is read here: wandb finds it by itself.
     """
     if cfg.backend == "none":
         return {}
@@ -31,83 +56,74 @@ def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> di
         "WANDB_CONSOLE": "off",
         "WANDB_DISABLE_CODE": "true",
         "WANDB_DISABLE_GIT": "true",
-        # Or wandb tells its server how it fares itself, and waits for it at the end of each process.
+        # Otherwise wandb reports its own errors to its server, and waits for it at the end of each process.
         "WANDB_ERROR_REPORTING": "false",
-        # Seconds that a server which does not answer may cost at the beginning and at the end.
+        # Seconds to wait for a server that does not answer, at the start and at the end.
         "WANDB_INIT_TIMEOUT": os.environ.get("WANDB_INIT_TIMEOUT", "15"),
         "WANDB_FINISH_TIMEOUT": os.environ.get("WANDB_FINISH_TIMEOUT", "20"),
-        # Not WANDB_MODE, of which transformers prints that it was read; the training process sets it later.
+        # Not WANDB_MODE, since transformers prints that it has read it; the training process sets it later.
         "SFTLAB_WANDB_MODE": mode(),
     }
     return variables | ({"WANDB_ENTITY": cfg.entity} if cfg.entity else {})
 
 
 def mode() -> str:
-    """``online`` where wandb has a key, else ``offline``; WANDB_MODE has the last word."""
+    """WANDB_MODE if it is set, else ``online`` if wandb has a key, else ``offline``."""
     if "WANDB_MODE" in os.environ:
         return os.environ["WANDB_MODE"]
     return "online" if _has_key() else "offline"
 
 
 def announce(cfg: TrackingConfig, folder: Path) -> None:
-    """Say in one line where the curves go."""
+    """Log how to upload the curves of an offline run."""
     if cfg.backend == "wandb" and mode() == "offline":
-        reason = "WANDB_MODE" if "WANDB_MODE" in os.environ else "no API key; `wandb login` makes one known"
-        log.info("wandb: offline (%s); `wandb sync %s/wandb/offline-run-*` sends it later", reason, folder)
+        reason = "WANDB_MODE" if "WANDB_MODE" in os.environ else "no API key; `wandb login` stores one"
+        log.info("wandb: offline (%s); `wandb sync %s/wandb/offline-run-*` uploads it later", reason, folder)
 
 
 def begin(mode: str) -> None:
-    """Start wandb's run in a training process; offline if the server cannot be reached, for training goes on."""
+    """Start wandb's run in a training process; offline if the server cannot be reached."""
     import wandb
 
     os.environ["WANDB_MODE"] = mode
     try:
         wandb.init()
-    except Exception as error:  # servers and proxies find many ways to fail, and none is a reason not to train
+    except Exception as error:  # servers and proxies fail in many ways, and training continues
         os.environ["WANDB_MODE"] = "offline"
-        _give_up()  # it would go on trying, and hold the run's name
+        _stop()  # otherwise it retries, and holds the run's name
         log.warning(
-            "wandb: cannot be reached (%s); goes on offline, and `wandb sync %s/wandb/offline-run-*` sends it later",
+            "wandb: cannot be reached (%s); continues offline. `wandb sync %s/wandb/offline-run-*` uploads it later",
             _first_line(error),
             os.environ["WANDB_DIR"],
         )
 
 
 def begin_again(error: Exception) -> bool:
-    """After wandb failed in mid-run: an offline run of the same id, where one can be started."""
+    """Start an offline run with the same id after wandb failed during training. Returns whether it started."""
     import wandb
 
     where = os.environ["WANDB_DIR"]
     os.environ["WANDB_MODE"] = "offline"
     try:
-        _give_up()
+        _stop()
         wandb.init()
     except Exception as again:
         log.warning(
-            "wandb: failed (%s) and cannot be started again (%s); the curves are in metrics.jsonl",
+            "wandb: failed (%s) and cannot be restarted (%s); the curves are in metrics.jsonl",
             _first_line(error),
             _first_line(again),
         )
         return False
     log.warning(
-        "wandb: failed (%s); goes on offline, and `wandb sync %s/wandb/*run-*` sends it later",
+        "wandb: failed (%s); continues offline. `wandb sync %s/wandb/*run-*` uploads it later",
         _first_line(error),
         where,
     )
     return True
 
 
-def log_result(
-    variables: dict[str, str],
-    summary: dict[str, Any],
-    table: list[list[Any]],
-    figure: Path,
-    history: list[dict[str, Any]],
-) -> None:
-    """Add the final table, the figure and the summary to the run that training began; offline if need be.
-
-    ``history`` is what an earlier run's training logged, where this one found it finished and trained nothing.
-    """
+def log_result(variables: dict[str, str], result: Result) -> None:
+    """Add table, figure and summary to the tracking run that training started; offline if the server fails."""
     if not variables:
         return
     before = {name: os.environ.get(name) for name in (*variables, "WANDB_MODE")}
@@ -116,11 +132,11 @@ def log_result(
         for attempt in (variables["SFTLAB_WANDB_MODE"], "offline"):
             os.environ["WANDB_MODE"] = attempt
             try:
-                _send(summary, table, figure, history)
+                _send(result)
             except Exception as error:
-                where = f"`wandb sync {variables['WANDB_DIR']}/wandb/*run-*` sends it later"
+                where = f"`wandb sync {variables['WANDB_DIR']}/wandb/*run-*` uploads it later"
                 log.warning("wandb: the final table could not be sent (%s); %s", _first_line(error), where)
-                _give_up()
+                _stop()
             else:
                 break
     finally:
@@ -131,7 +147,7 @@ def log_result(
                 os.environ[name] = value
 
 
-def _send(summary: dict[str, Any], table: list[list[Any]], figure: Path, history: list[dict[str, Any]]) -> None:
+def _send(result: Result) -> None:
     import wandb
 
     run = wandb.init(
@@ -140,25 +156,26 @@ def _send(summary: dict[str, Any], table: list[list[Any]], figure: Path, history
         settings=wandb.Settings(silent=True, finish_timeout=float(os.environ["WANDB_FINISH_TIMEOUT"])),
     )
     try:
-        for row in history:
+        for row in result.history:
             named = {
                 f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
                 for name, value in row.items()
                 if isinstance(value, int | float)
             }
             run.log({"train/global_step": row["step"], **named})
-        header, *rows = table
-        result: dict[str, Any] = {"result": wandb.Table(columns=header, data=[list(map(str, row)) for row in rows])}
-        if figure.is_file():
-            result["bias_variance"] = wandb.Image(str(figure))
-        run.log(result)
-        run.summary.update(summary)
+        media: dict[str, Any] = {}
+        if result.rows:
+            media["result"] = wandb.Table(columns=result.header, data=result.rows)
+        if result.figure.is_file():
+            media["bias_variance"] = wandb.Image(str(result.figure))
+        run.log(media)
+        run.summary.update(result.summary)
     finally:
         run.finish()
 
 
-def _give_up() -> None:
-    """End wandb's own process, which may be what failed."""
+def _stop() -> None:
+    """Stop wandb's own process, which may have failed."""
     import wandb
 
     with suppress(Exception):

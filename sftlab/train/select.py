@@ -1,13 +1,14 @@
-"""Which checkpoint is kept: the best on validation over every checkpoint of every job."""
+"""Select a checkpoint: the best on validation over every checkpoint of every job."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from sftlab import results
 from sftlab.errors import StageError
 from sftlab.eval.statistics import bootstrap_ties
 from sftlab.records import Candidate
@@ -15,7 +16,7 @@ from sftlab.records import Candidate
 
 @dataclass(frozen=True)
 class Selection:
-    """The checkpoint that is kept, those that validation cannot tell from the best one (``ties``), and all."""
+    """The selected checkpoint, those within the noise of the best one on validation (``ties``), and all."""
 
     chosen: Candidate
     best: Candidate
@@ -57,6 +58,20 @@ def select(
     if tie == "earliest":
         chosen = min(ties, key=lambda candidate: (candidate.epoch, candidate.eval_loss, candidate.job))
     return Selection(chosen, best, ties, list(candidates))
+
+
+def record(
+    selection: Selection, metric: Literal["eval_loss", "exact_match"], unranked: Sequence[Candidate]
+) -> results.Selection:
+    """The selection for ``run.json``; ``unranked`` has the checkpoints that cannot be ranked with the others."""
+    return results.Selection(
+        **asdict(selection.chosen),
+        metric=metric,
+        lowest_eval_loss=min(candidate.eval_loss for candidate in selection.candidates),
+        best=selection.best.checkpoint,
+        ties=[candidate.checkpoint for candidate in selection.ties],
+        candidates=[*selection.candidates, *unranked],
+    )
 
 
 def _order(candidate: Candidate) -> tuple[float, float, int]:

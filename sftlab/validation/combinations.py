@@ -8,6 +8,7 @@ from sftlab.config import Config, InstanceConfig, NoPeft
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, with_keys
 from sftlab.eval.extract import probe
+from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
 from sftlab.runtime.modes import MODES
 from sftlab.validation.keys import shown
@@ -130,9 +131,9 @@ def _sharding(cfg: Config) -> Iterator[Problem]:
 
 def evaluation_problems(cfg: Config) -> Iterator[Problem]:
     """Yield settings of the answers' extraction that do not fit the task."""
-    yield from _choice(cfg) if cfg.eval.task == "choice" else _text(cfg)
-    if cfg.eval.task == "rouge" and cfg.select.metric == "exact_match":
-        message = "counts correct answers, and eval.task=rouge has none"
+    yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
+    if not scorer(cfg.eval).view.graded and cfg.select.metric == "exact_match":
+        message = f"counts correct answers, and eval.task={cfg.eval.task} has none"
         yield Problem("select.metric", "exact_match", message, "set it to eval_loss", ("eval.task",))
 
 

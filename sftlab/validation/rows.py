@@ -9,8 +9,8 @@ from pathlib import Path
 from sftlab.config import Config, DatasetConfig
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem, with_keys
-from sftlab.eval import score
 from sftlab.eval.predictions import load_pair
+from sftlab.eval.scorers import scorer
 from sftlab.model import hub
 from sftlab.records import Example
 from sftlab.runtime.modes import MODES
@@ -86,7 +86,7 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
     if known in CHECKED:
         return
     splits = dataset.load(store, data, cfg.seed, mounted=mounted, column=column)
-    if cfg.eval.task != "choice" or data.choices is not None:
+    if not scorer(cfg.eval).lettered or data.choices is not None:
         _check_answers(cfg, splits, mounted=mounted, tested=tested)
     if not splits["test"] and MODES[cfg.mode].reads_test and cfg.eval.dataset is None:
         yield Problem(
@@ -109,16 +109,16 @@ def _check_answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bo
     """
     if any(evaluation_problems(cfg)):
         return  # reported themselves
-    warnings = []
+    score, warnings = scorer(cfg.eval), []
     if tested:
-        score.check(splits["test"], cfg.eval)
+        score.check(splits["test"])
     if MODES[cfg.mode].trains and not mounted:
         if cfg.select.metric == "exact_match":
-            score.check(splits["validation"], cfg.eval, "validation")
+            score.check(splits["validation"], "validation")
         if MODES[cfg.mode].evaluates:
-            warnings.append(score.check_completions(splits["train"], cfg.eval))
+            warnings.append(score.check_completions(splits["train"]))
     if tested:
-        warnings.append(score.check_completions(splits["test"], cfg.eval, "test"))
+        warnings.append(score.check_completions(splits["test"], "test"))
     for warning in filter(None, warnings):
         log.warning(warning)
 

@@ -20,16 +20,16 @@ import pytest
 from conftest import write_model
 from test_faults import stage_processes
 
-from sftlab import pipeline
 from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
-from sftlab.eval import score
 from sftlab.eval import stage as evaluate
+from sftlab.eval.scorers import scorer
 from sftlab.eval.stage import FINISHED, FORCED, Model, Prompts
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, Prediction
+from sftlab.results import Repeats
 from sftlab.runtime import processes as launch
 from sftlab.runtime.store import Store
 
@@ -550,17 +550,16 @@ def predicted(answers: str, target: str = "A") -> list[Prediction]:
 
 
 def test_repeats_tell_how_much_answers_change(config: Make) -> None:
-    found = score.repeats([predicted("AAB-"), predicted("ABB-"), predicted("AAAA")])
-    assert found == {"values": [0.5, 0.25, 1.0], "changed": 3, "noise": 0.75, "forced_noise": 0.0}
     cfg = config("model=tiny_random")
+    score = scorer(cfg.eval)
+    found = score.repeats([predicted("AAB-"), predicted("ABB-"), predicted("AAAA")])
+    assert found == Repeats(values=[0.5, 0.25, 1.0], changed=3, noise=0.75, forced_noise=0.0)
     first, second = predicted("A" * 20 + "B" * 20), predicted("A" * 40)
-    clear = pipeline.comparison(first, second, cfg, {"baseline": {}, "finetuned": {}})
-    assert clear["verdict"].startswith("better")
-    noisy = pipeline.comparison(
-        first, second, cfg, {"baseline": {"repeats": {"noise": 0.6, "forced_noise": 0.0}}, "finetuned": {}}
-    )
-    assert noisy["verdict"].startswith("inconclusive")
-    assert "run-to-run noise of 60.0 points" in noisy["verdict"]
+    assert score.comparison(first, second, cfg.seed).verdict.outcome == "better"
+    repeats = [Repeats(values=[], changed=0, noise=noise, forced_noise=0.0) for noise in (0.6, 0.1)]
+    noisy = score.comparison(first, second, cfg.seed, repeats)
+    assert noisy.verdict.outcome == "inconclusive"
+    assert "run-to-run noise of 60.0 points" in noisy.verdict.reason
 
 
 # — reasoning —

@@ -10,8 +10,9 @@ import pytest
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
-from sftlab.eval.predictions import load_pair, unjudgeable
-from sftlab.eval.score import scored
+from sftlab.eval.decision import unjudgeable
+from sftlab.eval.predictions import load_pair
+from sftlab.eval.scorers import scorer
 from sftlab.records import Prediction
 
 PATTERN = r"(?i)the answer is\s*\(([A-Z])\)"
@@ -318,7 +319,7 @@ FAULTS: list[tuple[str, Rows | bytes, Rows | bytes, EvalConfig, list[str]]] = [
         TWO,
         b'{"id": 1, "completion": "", "target": "A"}\nid,answer\n',
         CHOICE,
-        ["b.jsonl:2: is not", "one object a line"],
+        ["b.jsonl:2: is not", "one object per line"],
     ),
     ("cut off", TWO, b'{"id": 1, "compl', CHOICE, ["b.jsonl:1: is not"]),
     ("not UTF-8", TWO, '{"id": "é"}'.encode("latin-1"), CHOICE, ["b.jsonl:1: is not", "utf-8"]),
@@ -346,7 +347,7 @@ FAULTS: list[tuple[str, Rows | bytes, Rows | bytes, EvalConfig, list[str]]] = [
     ("id", [row([1], "A", "A")], TWO, CHOICE, ["a.jsonl:1: id [1] is neither"]),
     ("id NaN", [row(float("nan"), "A", "A")], TWO, CHOICE, ["a.jsonl:1: id NaN is neither"]),
     ("id bool", [{**generated(1, "", "A"), "doc_id": True}], TWO, CHOICE, ["a.jsonl:1: doc_id true is neither"]),
-    ("completion", [{**TWO[0], "completion": ["a"]}], TWO, CHOICE, ['a.jsonl:1: completion ["a"] is no text']),
+    ("completion", [{**TWO[0], "completion": ["a"]}], TWO, CHOICE, ['a.jsonl:1: completion ["a"] is not text']),
     ("twice", TWO, [*TWO, row("x", "A", "A")], CHOICE, ["b.jsonl:3: id 'x' is in line 1 already"]),
     (
         "two tasks",
@@ -400,7 +401,7 @@ FAULTS: list[tuple[str, Rows | bytes, Rows | bytes, EvalConfig, list[str]]] = [
     *(
         (f"target {target}", [row(1, "A", target)], TWO, EXACT, ["a.jsonl:1: target", said])
         for target, said in [
-            ([], "[] holds no answer"),
+            ([], "[] has no answer"),
             (["a", None], "'nothing'"),
             (["a", ""], "'nothing'"),
             (["a", ["b"]], '["b"]'),
@@ -516,7 +517,7 @@ def test_predictions_have_a_score_and_a_subgroup_only_where_there_is_one(tmp_pat
         *("id", "prompt", "completion", "finish_reason", "answer", "target", "correct", "group", "readings"),
     }
     cfg = CHOICE.model_copy(update={"task": "rouge"})
-    Prediction.write(tmp_path / "scored.jsonl", scored(load(tmp_path, TWO, TWO, cfg)[0], cfg))
+    Prediction.write(tmp_path / "scored.jsonl", scorer(cfg).scored(load(tmp_path, TWO, TWO, cfg)[0]))
     assert json.loads((tmp_path / "scored.jsonl").read_text("utf-8").splitlines()[0])["score"] == pytest.approx(2 / 5)
 
 

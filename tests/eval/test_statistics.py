@@ -4,7 +4,6 @@ import json
 import math
 import tracemalloc
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cache
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import scipy  # which imports scipy.stats when a test uses it
 
 from sftlab.eval.statistics import (
-    Comparison,
     _verdict,
     bootstrap_ties,
     changed,
@@ -28,6 +26,7 @@ from sftlab.eval.statistics import (
     subgroup,
     wilson,
 )
+from sftlab.results import Comparison
 
 
 def answers(both: int, gained: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -90,16 +89,16 @@ def test_the_p_value_is_that_of_the_exact_mcnemar_test(both: int, gained: int, l
 def test_the_same_scores_can_be_a_gain_or_chance() -> None:
     few = judge(*answers(219, 41, 20, 186))  # 239 against 260 of 466, 61 answers changed
     many = judge(*answers(139, 121, 100, 106))  # the same, 221 changed
-    assert few.verdict == (
+    assert str(few.verdict) == (
         f"better: 260 of 466 against 239 (+4.5 points, 95 % interval {100 * few.interval[0]:+.1f} to "
         f"{100 * few.interval[1]:+.1f}, p = 0.0099); 41 answers gained, 20 lost"
     )
-    assert many.verdict.startswith(
+    assert str(many.verdict).startswith(
         "inconclusive: 260 of 466 against 239; the difference of +4.5 points could be chance (p = 0.18"
     )
-    assert (few.accuracy_a, few.accuracy_b, few.delta) == (many.accuracy_a, many.accuracy_b, many.delta)
+    assert (few.baseline, few.finetuned, few.delta) == (many.baseline, many.finetuned, many.delta)
     mirrored = judge(*reversed(answers(219, 41, 20, 186)))
-    assert mirrored.verdict.startswith("worse: 239 of 466 against 260 (-4.5 points")
+    assert str(mirrored.verdict).startswith("worse: 239 of 466 against 260 (-4.5 points")
 
 
 def test_the_interval_is_the_analytic_one() -> None:
@@ -110,7 +109,8 @@ def test_the_interval_is_the_analytic_one() -> None:
     assert result.interval == pytest.approx((delta - 1.96 * error, delta + 1.96 * error), abs=0.0015)
     wider = judge(*answers(400, gained, lost, 350), alpha=0.01)
     assert wider.interval == pytest.approx((delta - 2.576 * error, delta + 2.576 * error), abs=0.002)
-    assert "99 % interval" in wider.verdict
+    assert "99 % interval" in wider.verdict.reason
+    assert (result.level, wider.level) == (0.95, 0.99)
 
 
 def test_the_interval_covers_the_truth() -> None:
@@ -129,7 +129,7 @@ def test_a_model_that_does_not_differ_is_seldom_called_better() -> None:
     verdicts = []
     for trial in range(400):
         a, b = rng.random((2, 150)) < 0.5
-        verdicts.append(judge(a, b, seed=trial, resamples=1000).verdict.split(":")[0])
+        verdicts.append(judge(a, b, seed=trial, resamples=1000).verdict.outcome)
     assert verdicts.count("better") + verdicts.count("worse") <= 0.075 * len(verdicts)
     assert verdicts.count("better") > 0 or verdicts.count("worse") > 0
 
@@ -141,10 +141,10 @@ def test_questions_that_share_a_group_count_less() -> None:
     groups = [f"text {text}" for text in range(12) for _ in range(10)]
     alone, grouped = judge(a, b), judge(a, b, groups)
     assert alone.p_value < 1e-6
-    assert alone.verdict.startswith("better")
+    assert alone.verdict.outcome == "better"
     # 9 of 12 signs are the same: a sign test over the texts.
     assert grouped.p_value == pytest.approx(binomial_p(9, 12), abs=0.02)
-    assert grouped.verdict.startswith("inconclusive")
+    assert grouped.verdict.outcome == "inconclusive"
     assert grouped.groups == 12
     spread = (grouped.interval[1] - grouped.interval[0]) / (alone.interval[1] - alone.interval[0])
     assert spread == pytest.approx(math.sqrt(10), rel=0.1)
@@ -156,8 +156,8 @@ def test_clusters_without_an_effect_keep_the_false_alarms_down() -> None:
     grouped, alone = 0, 0
     for trial in range(200):
         a, b = np.repeat(rng.random((2, 20)) < 0.5, 8, axis=1)
-        grouped += not judge(a, b, groups, seed=trial, resamples=500).verdict.startswith("inconclusive")
-        alone += not judge(a, b, seed=trial, resamples=500).verdict.startswith("inconclusive")
+        grouped += judge(a, b, groups, seed=trial, resamples=500).verdict.outcome != "inconclusive"
+        alone += judge(a, b, seed=trial, resamples=500).verdict.outcome != "inconclusive"
     assert grouped <= 0.09 * 200
     assert alone > 0.3 * 200
 
@@ -176,7 +176,7 @@ def test_clusters_of_unequal_size_are_resampled_as_a_ratio() -> None:
         ratios.append(sums[draw].sum() / sizes[draw].sum())
     assert result.interval == pytest.approx(np.quantile(ratios, [0.025, 0.975]), abs=0.006)
     assert result.p_value < 0.001
-    assert result.verdict.startswith("better")
+    assert result.verdict.outcome == "better"
 
 
 def test_all_gained_is_all_gained_in_every_resample() -> None:
@@ -185,7 +185,7 @@ def test_all_gained_is_all_gained_in_every_resample() -> None:
     result = judge([False] * len(groups), [True] * len(groups), groups)
     assert result.interval == (1.0, 1.0)
     assert result.p_value == pytest.approx(1 / 10_001)  # chance alone never gets there, and p is still not 0
-    assert "p < 0.0001" in result.verdict
+    assert "p < 0.0001" in result.verdict.reason
 
 
 def test_rows_without_a_group_stand_alone() -> None:
@@ -199,39 +199,41 @@ def test_rows_without_a_group_stand_alone() -> None:
 def test_one_group_alone_shows_nothing() -> None:
     result = judge([False] * 50, [True] * 50, ["same"] * 50)
     assert result.p_value == 1
-    assert result.verdict.startswith("inconclusive")
+    assert result.verdict.outcome == "inconclusive"
 
 
 def test_a_difference_within_the_noise_is_none() -> None:
     a, b = answers(219, 41, 20, 186)
-    assert judge(a, b, noise=20 / 466).verdict.startswith("better")
+    assert judge(a, b, noise=20 / 466).verdict.outcome == "better"
     at_noise = judge(a, b, noise=21 / 466).verdict
-    assert at_noise.startswith("inconclusive")
-    assert "is no larger than the run-to-run noise of 4.5 points" in at_noise
+    assert at_noise.outcome == "inconclusive"
+    assert "is no larger than the run-to-run noise of 4.5 points" in at_noise.reason
 
 
 def test_nothing_to_judge() -> None:
     empty = judge([], [])
-    assert empty.verdict.startswith("inconclusive: cannot be judged")
+    assert str(empty.verdict).startswith("inconclusive: cannot be judged")
     assert (empty.n, empty.p_value, empty.groups) == (0, 1.0, None)
     same = judge([True, False], [True, False])
     assert (same.p_value, same.delta, same.interval) == (1.0, 0.0, (0.0, 0.0))
-    assert same.verdict == (
+    assert str(same.verdict) == (
         "inconclusive: both models have 1 of 2 right; 0 answers gained, 0 lost, so no answer changed sides"
     )
     even = judge(*answers(1, 3, 3, 1), groups=["x"] * 8)
     assert (even.p_value, even.delta) == (1.0, 0.0)
     for result in (empty, same, even, judge([True], [False])):
-        json.dumps(asdict(result), allow_nan=False)
+        json.dumps(result.model_dump(), allow_nan=False)
 
 
 def test_where_test_and_interval_disagree_nothing_is_claimed() -> None:
     few = judge(*answers(0, 5, 0, 5))
     assert few.interval[0] > 0
     assert few.p_value == pytest.approx(0.0625)
-    assert few.verdict.startswith("inconclusive: 5 of 10 against 0; the difference of +50.0 points could be chance")
+    assert str(few.verdict).startswith(
+        "inconclusive: 5 of 10 against 0; the difference of +50.0 points could be chance"
+    )
     verdict = _verdict(239, 260, 466, 60, 39, (0.0, 0.09), p_value=0.04, alpha=0.05, noise=None)
-    assert verdict == (
+    assert str(verdict) == (
         "inconclusive: 260 of 466 against 239; the difference of +4.5 points is borderline: p = 0.04, but the "
         "95 % interval +0.0 to +9.0 includes 0; 60 answers gained, 39 lost"
     )
@@ -241,8 +243,8 @@ def test_a_p_just_below_alpha_is_not_printed_as_alpha() -> None:
     gained, lost = 60, 39
     p = binomial_p(gained, gained + lost)
     verdict = judge(*answers(200, gained, lost, 167), alpha=p + 1e-4).verdict
-    assert verdict.startswith("better")
-    assert f"p = {p:.4g}" in verdict
+    assert verdict.outcome == "better"
+    assert f"p = {p:.4g}" in verdict.reason
 
 
 def test_the_seed_decides() -> None:
@@ -295,24 +297,23 @@ def test_scores_are_judged_by_their_means() -> None:
     a, b = gains(100, 0.06)
     better = judge_scores(a, b)
     low, high = better.interval
-    assert better.verdict == (
+    assert str(better.verdict) == (
         f"better: mean {np.mean(b):.3f} against {np.mean(a):.3f} (+6.0 points, 95 % interval {100 * low:+.1f} to "
         f"{100 * high:+.1f}, p < 0.0001); {better.gained} answers scored higher, {better.lost} lower"
     )
-    assert (better.accuracy_a, better.accuracy_b) == pytest.approx((np.mean(a), np.mean(b)))
+    assert (better.baseline, better.finetuned) == pytest.approx((np.mean(a), np.mean(b)))
     assert better.delta == pytest.approx(0.06)
-    assert judge_scores(b, a).verdict.startswith("worse: mean")
+    assert str(judge_scores(b, a).verdict).startswith("worse: mean")
     # A smaller gain, and answers that change a lot: it may be chance.
     chance = judge_scores(*gains(100, 0.02, 0.2))
-    assert chance.verdict.startswith("inconclusive: mean")
-    assert "the difference of +2.4 points could be chance (p = 0.2" in chance.verdict
+    assert str(chance.verdict).startswith("inconclusive: mean")
+    assert "the difference of +2.4 points could be chance (p = 0.2" in chance.verdict.reason
 
 
 def test_scores_are_counted_row_by_row() -> None:
     result = judge_scores([0.0, 0.0, 0.5, 0.5, 0.5, 1.0], [0.0, 0.1, 0.5, 0.4, 0.6, 1.0])
-    assert (result.gained, result.lost, result.both_right, result.both_wrong) == (2, 1, 2, 1)
-    assert result.n == 6
-    json.dumps(asdict(result), allow_nan=False)
+    assert (result.gained, result.lost, result.n) == (2, 1, 6)
+    json.dumps(result.model_dump(), allow_nan=False)
 
 
 def test_the_interval_of_scores_is_the_analytic_one() -> None:
@@ -340,7 +341,7 @@ def test_the_p_value_of_scores_is_that_of_all_signs() -> None:
 def test_scores_of_0_and_1_are_judged_like_right_and_wrong() -> None:
     a, b = answers(139, 121, 70, 106)
     right, scored = judge(a, b), judge_scores([float(x) for x in a], [float(x) for x in b])
-    for name in ("n", "accuracy_a", "accuracy_b", "gained", "lost", "both_right", "both_wrong", "groups"):
+    for name in ("n", "baseline", "finetuned", "gained", "lost", "groups"):
         assert getattr(scored, name) == getattr(right, name), name
     assert scored.delta == pytest.approx(right.delta)
     assert scored.interval == pytest.approx(right.interval, abs=0.005)
@@ -355,9 +356,9 @@ def test_scores_that_share_a_group_count_less() -> None:
     b = a + np.repeat(rng.permutation([0.2] * 9 + [-0.2] * 3), 10)
     groups = [str(row // 10) for row in range(120)]
     alone, grouped = judge_scores(a, b), judge_scores(a, b, groups)
-    assert alone.verdict.startswith("better")
+    assert alone.verdict.outcome == "better"
     assert grouped.p_value == pytest.approx(binomial_p(9, 12), abs=0.02)
-    assert grouped.verdict.startswith("inconclusive")
+    assert grouped.verdict.outcome == "inconclusive"
     assert (alone.groups, grouped.groups) == (None, 12)
     spread = (grouped.interval[1] - grouped.interval[0]) / (alone.interval[1] - alone.interval[0])
     assert spread == pytest.approx(math.sqrt(10), rel=0.1)
@@ -368,25 +369,25 @@ def test_scores_that_share_a_group_count_less() -> None:
 def test_scores_that_do_not_differ_are_seldom_called_better() -> None:
     rng = np.random.default_rng(10)
     verdicts = [judge_scores(*rng.random((2, 40)), seed=trial, resamples=400).verdict for trial in range(200)]
-    claimed = sum(not verdict.startswith("inconclusive") for verdict in verdicts)
+    claimed = sum(verdict.outcome != "inconclusive" for verdict in verdicts)
     assert 0 < claimed <= 0.1 * 200
 
 
 def test_scores_with_nothing_to_judge() -> None:
-    assert judge_scores([], []) == judge([], [])
+    assert judge_scores([], []) == judge([], []).model_copy(update={"metric": "score"})
     same = judge_scores([0.25, 0.5], [0.25, 0.5])
     assert (same.p_value, same.delta, same.interval) == (1.0, 0.0, (0.0, 0.0))
-    assert same.verdict == (
+    assert str(same.verdict) == (
         "inconclusive: both models have a mean of 0.375; 0 answers scored higher, 0 lower, so no answer's score changed"
     )
     even = judge_scores([0.1, 0.2, 0.3], [0.2, 0.3, 0.1])  # by rounding the sum of the differences is not 0
     assert even.delta == 0
-    assert even.verdict == "inconclusive: both models have a mean of 0.200; 2 answers scored higher, 1 lower"
+    assert str(even.verdict) == "inconclusive: both models have a mean of 0.200; 2 answers scored higher, 1 lower"
     together = judge_scores([0.1, 0.7, 0.2], [0.7, 0.2, 0.1], ["same"] * 3)
     assert (together.interval, together.p_value) == ((0.0, 0.0), 1.0)
     a, b = gains(100, 0.06)
-    assert "no larger than the run-to-run noise of 7.0 points" in judge_scores(a, b, noise=0.07).verdict
-    assert judge_scores(a, b, noise=0.05).verdict.startswith("better")
+    assert "no larger than the run-to-run noise of 7.0 points" in judge_scores(a, b, noise=0.07).verdict.reason
+    assert judge_scores(a, b, noise=0.05).verdict.outcome == "better"
 
 
 def test_the_seed_decides_about_scores_too() -> None:
@@ -462,7 +463,7 @@ def test_six_gained_answers_of_24_are_a_difference_that_can_be_shown() -> None:
     verdicts = []
     for trial in range(300):
         gained = [bool(gain) for gain in rng.random(n) < difference]
-        verdicts.append(judge([False] * n, gained, seed=trial, resamples=1000).verdict.startswith("better"))
+        verdicts.append(judge([False] * n, gained, seed=trial, resamples=1000).verdict.outcome == "better")
     assert np.mean(verdicts) == pytest.approx(0.8, abs=0.06)
 
 

@@ -16,19 +16,10 @@ from test_cli import refused, sftlab, whole
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
-from sftlab.eval.score import (
-    check,
-    check_completions,
-    comparison,
-    letters,
-    metric,
-    predictions,
-    readings_table,
-    scored,
-    summary,
-)
+from sftlab.eval.scorers import scorer
 from sftlab.eval.subgroups import subgroups
 from sftlab.records import Example, Generation, Prediction
+from sftlab.results import SubgroupSide, Verdict
 
 SETTINGS: dict[str, Any] = {
     "reading": "strict",
@@ -54,7 +45,7 @@ def read(cfg: EvalConfig, *pairs: tuple[str, str], subgroup: list[str | None] | 
         for name, (_, target), kind in zip(names, pairs, kinds, strict=True)
     ]
     made = [Generation(name, "Q", text, "stop", 1) for name, (text, _) in zip(names, pairs, strict=True)]
-    return scored(predictions(made, examples, cfg), cfg)
+    return scorer(cfg).scored(scorer(cfg).predictions(made, examples))
 
 
 def by_letters(right: str, kinds: list[str | None]) -> list[Prediction]:
@@ -69,25 +60,22 @@ def test_a_score_for_every_text_and_a_mean_with_its_interval() -> None:
     )
     assert [row.score for row in rows] == pytest.approx([2 / 3, 0, 1, 0])
     assert [row.answer for row in rows] == ["the court", "a b", "Kein Recht!", None]
-    found = summary(rows, ROUGE, seed=1)
-    assert found["rougeL"] == found["rouge1"] == pytest.approx((2 / 3 + 1) / 4)
-    assert found["rouge2"] == pytest.approx((2 * 1 / (1 + 3) + 1) / 4)
-    assert found["metric"] == "rougeL"
-    assert (found["n"], found["unparsed"], found["truncated"]) == (4, 1, 0)
-    low, high = found["ci95"]
-    assert 0 <= low < found["rougeL"] < high <= 1
-    assert summary(rows, ROUGE, seed=1) == found
-    assert "accuracy" not in found
-    assert metric({"baseline": found}) == "rougeL"
-    assert metric({"baseline": {"accuracy": 0.5}}) == "accuracy"
+    found = scorer(ROUGE).result(rows, seed=1)
+    assert found.value == found.scores["rougeL"] == found.scores["rouge1"] == pytest.approx((2 / 3 + 1) / 4)
+    assert found.scores["rouge2"] == pytest.approx((2 * 1 / (1 + 3) + 1) / 4)
+    assert (found.metric, found.correct) == ("rougeL", None)
+    assert (found.n, found.unparsed, found.truncated) == (4, 1, 0)
+    low, high = found.interval
+    assert 0 <= low < found.value < high <= 1
+    assert scorer(ROUGE).result(rows, seed=1) == found
 
 
 def test_another_rouge_may_be_judged() -> None:
     second = ROUGE.model_copy(update={"rouge": "rouge2"})
     rows = read(second, ("a b c", "a b d"))
     assert rows[0].score == pytest.approx(1 / 2)
-    found = summary(rows, second, seed=1)
-    assert (found["metric"], found["rouge2"]) == ("rouge2", rows[0].score)
+    found = scorer(second).result(rows, seed=1)
+    assert (found.metric, found.value) == ("rouge2", rows[0].score)
 
 
 def test_two_models_are_compared_by_their_scores() -> None:
@@ -95,18 +83,19 @@ def test_two_models_are_compared_by_their_scores() -> None:
     half, most = " ".join(target.split()[:5]), " ".join(target.split()[:9])
     a = read(ROUGE, *[(half, target)] * 20, (target, target), ("", target))
     b = read(ROUGE, *[(most, target)] * 20, (half, target), ("", target))
-    found = comparison(a, b, ROUGE, seed=1)
+    found = scorer(ROUGE).comparison(a, b, seed=1)
     gain = 2 * 9 / 19 - 2 * 5 / 15
-    assert found["delta"] == pytest.approx((20 * gain - (1 - 2 / 3)) / 22)
-    assert (found["gained"], found["lost"], found["same"], found["n"]) == (20, 1, 1, 22)
-    assert found["verdict"].startswith("better: mean ROUGE-L 0.")
-    assert found["p_value"] < 0.05
-    assert not {"accuracy_a", "both_right"} & set(found)
-    assert 0 < found["smallest_visible_difference"] < 0.2
-    assert comparison(b, a, ROUGE, seed=1)["verdict"].startswith("worse: ")
-    same = comparison(a, a, ROUGE, seed=1)
-    assert same["verdict"].startswith("inconclusive: both models have a mean ROUGE-L of 0.")
-    assert same["smallest_visible_difference"] is None
+    assert found.delta == pytest.approx((20 * gain - (1 - 2 / 3)) / 22)
+    assert (found.gained, found.lost, found.n) == (20, 1, 22)
+    assert str(found.verdict).startswith("better: mean ROUGE-L 0.")
+    assert found.p_value < 0.05
+    assert (found.metric, found.both_right) == ("rougeL", None)
+    assert found.smallest_visible_difference is not None
+    assert 0 < found.smallest_visible_difference < 0.2
+    assert scorer(ROUGE).comparison(b, a, seed=1).verdict.outcome == "worse"
+    same = scorer(ROUGE).comparison(a, a, seed=1)
+    assert str(same.verdict).startswith("inconclusive: both models have a mean ROUGE-L of 0.")
+    assert same.smallest_visible_difference is None
 
 
 @pytest.mark.parametrize(
@@ -124,7 +113,7 @@ def test_two_models_are_compared_by_their_scores() -> None:
 def test_sql_is_laid_out_on_both_sides_if_the_config_says_so(completion: str, by_layout: bool) -> None:
     target = "select a,b from t where a=1"
     assert read(SQL, (completion, target))[0].correct == by_layout
-    assert summary(read(SQL, (completion, target)), SQL, 1)["accuracy"] == by_layout
+    assert scorer(SQL).result(read(SQL, (completion, target)), 1).value == by_layout
     by_text = "SELECT a, b" not in completion and by_layout  # "a, b" is not "a,b" without the layout
     assert read(EXACT, (completion, target))[0].correct == by_text
 
@@ -135,48 +124,55 @@ def test_the_answer_may_be_read_out_of_a_text_by_the_config() -> None:
     assert [row.correct for row in rows] == [True, True, False]
     lost = EXACT.model_copy(update={"extract": "{{ text | search('#### *(.+)') }}"})
     with pytest.raises(ConfigError, match=r"makes nothing of it; test row 'q' has target 'none'; change"):
-        check([Example("q", "", "", "", "none")], lost)
+        scorer(lost).check([Example("q", "", "", "", "none")])
 
 
 def test_subgroups_by_hand() -> None:
     kinds: list[str | None] = ["s1"] * 12 + ["s2"] * 8 + ["few"] * 3 + [None]
     a = by_letters("-" * 10 + "++" + "++++----" + "+--" + "+", kinds)
     b = by_letters("+" * 10 + "+-" + "++++---+" + "-++" + "+", kinds)
-    found = subgroups({"baseline": a, "finetuned": b}, EXACT.model_copy(update={"group_by": BY}), seed=1)
-    assert (found["column"], found["without"], found["compared"]) == (BY, 1, 2)
-    assert [(group["name"], group["n"]) for group in found["groups"]] == [("s1", 12), ("s2", 8), ("few", 3)]
-    first, second, few = found["groups"]
-    assert (first["baseline"]["accuracy"], first["finetuned"]["accuracy"]) == (2 / 12, 11 / 12)
+    cfg = EXACT.model_copy(update={"group_by": BY})
+    found = subgroups({"baseline": a, "finetuned": b}, scorer(cfg), seed=1)
+    assert (found.column, found.without, found.compared) == (BY, 1, 2)
+    assert [(group.name, group.n) for group in found.groups] == [("s1", 12), ("s2", 8), ("few", 3)]
+    first, second, few = found.groups
+    assert first.baseline is not None
+    assert first.finetuned is not None
+    assert (first.baseline.value, first.finetuned.value) == (2 / 12, 11 / 12)
     # Wilson's interval of 4 of 8: centre 1/2, half width z sqrt(1/(4·8) + z²/(4·64)) / (1 + z²/8).
     z = 1.959964
     half = z * math.sqrt(1 / 32 + z**2 / 256) / (1 + z**2 / 8)
-    assert second["baseline"]["ci95"] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-6)
+    assert second.baseline is not None
+    assert second.baseline.interval == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
     # McNemar: 10 gained, 1 lost: 2 · (1 + 11) / 2^11; one gained: 1. Holm: the smaller of two is doubled.
     p = 2 * 12 / 2**11
-    assert first["difference"]["p_value"] == pytest.approx(p)
-    assert first["difference"]["p_adjusted"] == pytest.approx(2 * p)
-    assert (second["difference"]["p_value"], second["difference"]["p_adjusted"]) == (1, 1)
-    assert first["difference"]["delta"] == pytest.approx(9 / 12)
-    assert few["difference"] is None
-    assert few["reason"] == "too few rows to compare: fewer than 6 cannot show a difference"
-    assert "2 of 3 subgroups were compared" in found["note"]
-    assert "NaN" not in json.dumps(found, allow_nan=False)
+    assert first.difference is not None
+    assert second.difference is not None
+    assert first.difference.p_value == pytest.approx(p)
+    assert first.difference.p_adjusted == pytest.approx(2 * p)
+    assert (second.difference.p_value, second.difference.p_adjusted) == (1, 1)
+    assert first.difference.delta == pytest.approx(9 / 12)
+    assert few.difference is None
+    assert few.reason == "too few rows to compare: fewer than 6 cannot show a difference"
+    assert "2 of 3 subgroups were compared" in (found.note or "")
 
 
 @pytest.mark.smoke  # libraries that take seconds to import
 def test_subgroups_of_one_model_of_none_and_of_scores() -> None:
     kinds: list[str | None] = ["s1", "s1", None]
-    alone = subgroups({"finetuned": by_letters("++-", kinds)}, EXACT, seed=1)
-    assert alone["groups"][0]["reason"] == "one model alone"
-    assert (alone["note"], alone["groups"][0]["finetuned"]["accuracy"]) == (None, 1)
+    alone = subgroups({"finetuned": by_letters("++-", kinds)}, scorer(EXACT), seed=1)
+    assert alone.groups[0].reason == "one model alone"
+    assert alone.groups[0].finetuned is not None
+    assert (alone.note, alone.groups[0].finetuned.value) == (None, 1)
     nothing = by_letters("+-", [None, None])
-    assert subgroups({"baseline": nothing, "finetuned": nothing}, EXACT, seed=1)["groups"] == []
-    scored = read(ROUGE, *[("a b", "a b c d")] * 7, ("x", "a"), subgroup=["long"] * 7 + ["one"])
+    assert subgroups({"baseline": nothing, "finetuned": nothing}, scorer(EXACT), seed=1).groups == []
+    low = read(ROUGE, *[("a b", "a b c d")] * 7, ("x", "a"), subgroup=["long"] * 7 + ["one"])
     better = read(ROUGE, *[("a b c", "a b c d")] * 7, ("a", "a"), subgroup=["long"] * 7 + ["one"])
-    groups = subgroups({"baseline": scored, "finetuned": better}, ROUGE, seed=1)["groups"]
-    assert groups[0]["difference"]["delta"] == pytest.approx(6 / 7 - 4 / 6)
-    assert groups[0]["difference"]["p_adjusted"] < 0.05
-    assert groups[1]["baseline"] == {"rougeL": 0, "ci95": None}  # one text has no interval
+    groups = subgroups({"baseline": low, "finetuned": better}, scorer(ROUGE), seed=1).groups
+    assert groups[0].difference is not None
+    assert groups[0].difference.delta == pytest.approx(6 / 7 - 4 / 6)
+    assert groups[0].difference.p_adjusted < 0.05
+    assert groups[1].baseline == SubgroupSide(value=0, interval=None)  # one text has no interval
 
 
 def test_questions_of_one_source_count_as_one() -> None:
@@ -185,8 +181,19 @@ def test_questions_of_one_source_count_as_one() -> None:
     sides = [
         [Prediction(**{**row.__dict__, "group": f"g{number % 5}"}) for number, row in enumerate(side)] for side in rows
     ]
-    (group,) = subgroups({"baseline": sides[0], "finetuned": sides[1]}, EXACT, seed=1)["groups"]
-    assert group["reason"] == "too few sources to compare: fewer than 6 cannot show a difference"
+    (group,) = subgroups({"baseline": sides[0], "finetuned": sides[1]}, scorer(EXACT), seed=1).groups
+    assert group.reason == "too few sources to compare: fewer than 6 cannot show a difference"
+
+
+def test_intervals_have_the_level_of_the_config() -> None:
+    rows = by_letters("+" * 12 + "-" * 8, ["s1"] * 20)
+    results = [scorer(EXACT.model_copy(update={"alpha": alpha})).result(rows, seed=1) for alpha in (0.05, 0.1)]
+    assert [result.level for result in results] == [0.95, 0.9]
+    assert results[0].interval[0] < results[1].interval[0] < 0.6 < results[1].interval[1] < results[0].interval[1]
+    by_group = subgroups({"baseline": rows, "finetuned": rows}, scorer(EXACT.model_copy(update={"alpha": 0.1})), seed=1)
+    assert by_group.level == 0.9
+    assert by_group.groups[0].baseline is not None
+    assert by_group.groups[0].baseline.interval == results[1].interval
 
 
 # ------------------------------------------------------------------- the workshop's other cases
@@ -270,7 +277,7 @@ def test_text_to_sql_is_a_file_and_no_code(tmp_path: Path, config: Callable[...,
 
 def test_a_column_of_the_test_rows_changes_no_stage(tmp_path: Path, config: Callable[..., Any]) -> None:
     from sftlab.dataset import stage as dataset
-    from sftlab.pipeline import test_data
+    from sftlab.eval.contenders import read_test
     from sftlab.runtime.store import Store
 
     write_rows(tmp_path / "test.jsonl", [vignette(number, meta_info=f"step{number % 2}") for number in range(4)])
@@ -286,11 +293,10 @@ def test_a_column_of_the_test_rows_changes_no_stage(tmp_path: Path, config: Call
     plain, grouped = config(*settings), config(*settings, f"eval.group_by={BY}")
     store = Store(plain.store)
     data = dataset.make(store, plain.dataset, plain.seed)
-    without, key = test_data(plain, store, data)
-    rows, same = test_data(grouped, store, data)
-    assert same == key
-    assert {row.subgroup for row in without} == {None}
-    assert [row.subgroup for row in rows] == ["step0", "step1", "step0", "step1"]
+    without, with_column = read_test(plain, store, data), read_test(grouped, store, data)
+    assert with_column.key == without.key
+    assert {row.subgroup for row in without.examples} == {None}
+    assert [row.subgroup for row in with_column.examples] == ["step0", "step1", "step0", "step1"]
 
 
 # ------------------------------------------------------------------- bad input
@@ -435,12 +441,12 @@ def test_from_training_to_a_verdict(tmp_path: Path, task: str) -> None:
     card = (tmp_path / "run" / "model_card.md").read_text("utf-8")
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     if task == "rouge":
-        assert found["finetuned"]["rougeL"] == pytest.approx(sum(row.score or 0 for row in rows) / len(rows))
+        assert found["finetuned"]["value"] == pytest.approx(sum(row.score or 0 for row in rows) / len(rows))
         assert "ROUGE-L by law_area" in page
         assert "type: rouge" in card
         assert "## By law\\_area" in card
     else:
-        assert found["finetuned"]["accuracy"] == sum(row.correct for row in rows) / len(rows)
+        assert found["finetuned"]["value"] == sum(row.correct for row in rows) / len(rows)
         assert all(row.score is None for row in rows)
         assert "Accuracy by sql_complexity" in page
         assert "type: accuracy" in card
@@ -511,11 +517,11 @@ def test_some_training_completions_may_say_something_else() -> None:
         Example(f"q{n}", "", "Q", f"The answer is ({letter})", "A", "AB") for n, letter in enumerate(["A", "B", "A"])
     ]
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
-    warning = check_completions(rows, cfg) or ""
+    warning = scorer(cfg).check_completions(rows) or ""
     assert "1 of 3 training completions are not read as their target; train row 'q1'" in warning
-    assert check_completions(rows[:1], cfg) is None
+    assert scorer(cfg).check_completions(rows[:1]) is None
     thought = [Example("q", "", "Q", "<think>The answer is (B)?</think>The answer is (A)", "A", "AB")]
-    assert check_completions(thought, cfg) is None
+    assert scorer(cfg).check_completions(thought) is None
 
 
 def test_any_of_several_targets_scores() -> None:
@@ -529,16 +535,16 @@ def test_any_of_several_targets_scores() -> None:
         Generation("q1", "Q", "1902", "stop", 1),
         Generation("q2", "Q", "<think>Three?</think> four", "stop", 1),
     ]
-    exact = predictions(made, examples, EXACT)
+    exact = scorer(EXACT).predictions(made, examples)
     assert [(row.answer, row.correct, row.targets) for row in exact] == [
         ("bern", True, ["Berne", "Bern"]),
         ("1902", False, ["in the year 1901", "1901"]),
         ("four", True, None),
     ]
-    assert summary(exact, EXACT, seed=1)["accuracy"] == pytest.approx(2 / 3)
-    check(examples, EXACT)
+    assert scorer(EXACT).result(exact, seed=1).value == pytest.approx(2 / 3)
+    scorer(EXACT).check(examples)
     with pytest.raises(ConfigError, match=r"nothing is left to compare .* test row 'q' has target '```.n```'"):
-        check([Example("q", "", "", "", "a", targets=["a", "```\n```"])], EXACT)
+        scorer(EXACT).check([Example("q", "", "", "", "a", targets=["a", "```\n```"])])
 
 
 @pytest.mark.smoke  # libraries that take seconds to import
@@ -548,7 +554,7 @@ def test_of_several_references_the_most_similar_scores() -> None:
         Example("q1", "", "Q", "A", "a b"),
     ]
     made = [Generation(name, "Q", text, "stop", 1) for name, text in (("q0", "x y z"), ("q1", "a b c d"))]
-    rows = scored(predictions(made, examples, ROUGE), ROUGE)
+    rows = scorer(ROUGE).scored(scorer(ROUGE).predictions(made, examples))
     assert [row.score for row in rows] == pytest.approx([2 * 2 / 5, 2 * 2 / 6])
 
 
@@ -556,11 +562,13 @@ def test_choices_in_lower_case_and_several_right_letters() -> None:
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"(?i)the answer is \(([A-Z])\)"})
     examples = [Example(f"q{n}", "", "Q", "A", "b", "abcd", targets=["b", "d"]) for n in range(3)]
     texts = ["The answer is (B)", "the answer is (d)", "the answer is (c)"]
-    rows = predictions([Generation(f"q{n}", "", text, "stop", 1) for n, text in enumerate(texts)], examples, cfg)
+    generations = [Generation(f"q{n}", "", text, "stop", 1) for n, text in enumerate(texts)]
+    rows = scorer(cfg).predictions(generations, examples)
     assert [(row.answer, row.correct) for row in rows] == [("b", True), ("d", True), ("c", False)]
-    assert readings_table(rows)["lenient"]["correct"] == 2
-    assert letters(rows) == {"b": 1, "c": 1, "d": 1}
-    check(examples, cfg)
+    result = scorer(cfg).result(rows, seed=1)
+    assert result.readings["lenient"].correct == 2
+    assert result.letters == {"b": 1, "c": 1, "d": 1}
+    scorer(cfg).check(examples)
 
 
 # ------------------------------------------------------------------- failing inputs of others, as commands
@@ -632,7 +640,7 @@ def test_two_files_get_the_verdict_of_their_answers(
     assert [side["correct"] for side in sides] == right
     assert [side["unparsed"] for side in sides] == unparsed
     assert [side["truncated"] for side in sides] == [None, len(b) if b is CUT else None]
-    assert verdict in found["comparison"]["verdict"]
+    assert verdict in str(Verdict.model_validate(found["comparison"]["verdict"]))
     printed = " ".join(out.split())
     assert verdict in printed
     assert html.escape(verdict.partition(": ")[2] or verdict, quote=False)[1:40] in page
@@ -649,7 +657,7 @@ def test_a_partly_known_count_of_truncated_answers_says_so(tmp_path: Path) -> No
     assert [found[name]["finish_reasons"] for name in ("baseline", "finetuned")] == [0, 4]
     assert "1 of 4 known" in out
     assert "<td>1 of 4 known</td>" in page
-    assert "<td>–</td></tr>" in page
+    assert "<td>–</td><td></td></tr>" in page
 
 
 @pytest.mark.smoke
@@ -717,10 +725,10 @@ def test_a_mounted_test_set_may_be_written_otherwise() -> None:
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
     rows = [Example("q", "", "Q", "(A)", "A", "AB")]
     with pytest.raises(ConfigError, match="none of 1 test completions"):
-        check_completions(rows, cfg, "test")
+        scorer(cfg).check_completions(rows, "test")
     mounted = cfg.model_copy(update={"dataset": DatasetConfig.model_construct()})
-    assert "1 of 1 test completions are not read" in (check_completions(rows, mounted, "test") or "")
-    assert check_completions([Example("q", "", "Q", "", "A", "AB")], cfg, "test") is None
+    assert "1 of 1 test completions are not read" in (scorer(mounted).check_completions(rows, "test") or "")
+    assert scorer(cfg).check_completions([Example("q", "", "Q", "", "A", "AB")], "test") is None
 
 
 def test_a_warning_about_training_completions_is_logged_without_a_run(

@@ -23,6 +23,7 @@ from sftlab.hydra_app.callback import StudyCallback
 from sftlab.hydra_app.study import Study
 from sftlab.hydra_app.task import run_task
 from sftlab.records import read_jsonl
+from sftlab.results import Evaluation
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, hold
@@ -127,7 +128,7 @@ def test_every_mode_writes_its_files_or_is_refused(
     if mode == "evaluate" and sweep:
         assert [row["model"] for row in record["evaluations"]] == ["random:llama", "random:qwen3"]
         for row, job in zip(record["evaluations"], jobs(tmp_path / "out"), strict=True):
-            assert row["evaluation"] == job.evaluation
+            assert Evaluation.model_validate(row["evaluation"]) == job.evaluation
             assert row["evaluation"]["finetuned"]["n"] == 6
             assert row["evaluation"]["comparison"]["p_value"] <= row["p_adjusted"]
             assert {"predictions", "report.html"} <= {path.name for path in job.folder.iterdir()}
@@ -267,11 +268,12 @@ def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path,
 # A job of mode=plan that takes no time.
 PLANNED = """
 import sftlab.work
-from dataclasses import asdict, replace
-from sftlab.train.plan import Cell
+from dataclasses import replace
+from sftlab.results import PlanCell
 def plan_job(cfg, job, folder):
     parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
-    job.plan = asdict(Cell(dict.fromkeys(parts, 0.1), 1.0, 1.0, 2.0, 1.0, "a test"))
+    job.plan = PlanCell(memory=dict.fromkeys(parts, 0.1), training_gib=1.0, generation_gib=1.0, capacity_gib=2.0,
+                        seconds_per_epoch=1.0, timed_by="a test")
 sftlab.work.WORK["plan"] = replace(sftlab.work.WORK["plan"], job=plan_job)
 """
 
@@ -287,12 +289,12 @@ PAGE = """
 import sftlab.work
 from dataclasses import replace
 from sftlab.errors import StageError
-from sftlab.report import terminal as report
+from sftlab.report import page as report
 def run_job(cfg, job, folder):
     {body}
 def page(*given):
     raise KeyError("the page")
-report.page = page
+report.write = page
 train = sftlab.work.WORK["train"]
 sftlab.work.WORK["train"] = replace(train, job=run_job, finish=lambda run, jobs, is_sweep: None)
 """
@@ -518,9 +520,11 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_dry_run_of_a_report_reads_the_run_and_writes_nothing(tmp_path: Path) -> None:
-    Run.start(tmp_path / "a", name="a", mode="train", seed=1, command="").update(selection={"candidates": 3})
+    Run.start(tmp_path / "a", name="a", mode="train", seed=1, command="").finish("success")
+    (tmp_path / "a" / "predictions").mkdir()
+    (tmp_path / "a" / "predictions" / "baseline.jsonl").write_text('{"id": 1}\n')
     message = refused_late(tmp_path, "mode=report", "hydra.run.dir=a", "dry_run=true")
-    assert "its files are not as a run writes them" in message
+    assert "its files are not those of a run" in message
     assert refused_late(tmp_path, "mode=report", "hydra.run.dir=b", "dry_run=true")
 
 
@@ -603,8 +607,8 @@ sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts
 
 def test_a_job_without_a_checkpoint_is_reported(tmp_path: Path, config: Any) -> None:
     record = Run.start(tmp_path, name="a", mode="train", seed=1, command="")
-    job = Job(3, [], config().model_dump(), status="success", folder=tmp_path)
-    failed = Job(4, [], {"seed": "${nothing}"}, status="failed", error="the disk is gone")
+    job = Job(number=3, overrides=[], config=config().model_dump(), status="success")
+    failed = Job(number=4, overrides=[], config={"seed": "${nothing}"}, status="failed", error="the disk is gone")
     with pytest.raises(StageError, match="job 3: reports success and no checkpoint"):
         pipeline.finish_training(record, [failed, job], True)
 
@@ -657,11 +661,11 @@ def test_a_command_composes_validates_and_warns_once(tmp_path: Path) -> None:
     assert alone.stdout.count("VALIDATED") == 1
     assert alone.stdout.count("COMPOSED") == 1
     assert alone.stdout.count("RENDERED") == 1  # for validation and for the dataset
-    assert (alone.stdout + alone.stderr).count("the study hopes for") == 1
+    assert (alone.stdout + alone.stderr).count("eval.hoped_difference=0.01: this test set is too small") == 1
     swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED)
     assert swept.returncode == 0, swept.stderr
     assert swept.stdout.count("RENDERED") == 1
-    assert (swept.stdout + swept.stderr).count("the study hopes for") == 1
+    assert (swept.stdout + swept.stderr).count("eval.hoped_difference=0.01: this test set is too small") == 1
     assert files(tmp_path) == []
 
 

@@ -15,18 +15,19 @@ from typing import Any
 import pytest
 from test_cli import quick, refused
 
-from sftlab import pipeline
 from sftlab.config import Config
 from sftlab.dataset.tokenize import Tokenized
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base
 from sftlab.records import Candidate
-from sftlab.report import terminal as report
+from sftlab.report import files, terminal
+from sftlab.results import Status
 from sftlab.runtime.job import OWN, Job, jobs, trained_as
 from sftlab.runtime.run import Run, hold
 from sftlab.runtime.store import Stage, Store, write_json
 from sftlab.train import stage as train
+from sftlab.train.ranking import comparable
 from sftlab.train.select import select
 
 Compose = Callable[..., Config]
@@ -58,8 +59,12 @@ def test_epochs_are_shared_only_where_the_schedule_allows(
     assert train.decay_steps(config(*overrides).train) == decay
 
 
-def job(number: int, cfg: Config, family: str | None, status: str = "success") -> Job:
-    return Job(number, [], cfg.model_dump(), status=status, family=family)
+def job(number: int, cfg: Config, family: str | None, status: Status = "success") -> Job:
+    return Job(number=number, overrides=[], config=cfg.model_dump(), status=status, family=family)
+
+
+def changed(one: Job, **fields: Any) -> Job:
+    return one.model_copy(update=fields)
 
 
 def test_the_table_shows_which_jobs_share_steps(config: Compose) -> None:
@@ -111,8 +116,8 @@ def test_jobs_that_cannot_be_ranked_together_are_reported_with_a_remedy(
 ) -> None:
     cfg = config()
     first, second = ({"validation tokens": "a", "autocast": dtype} for dtype in ("bfloat16", None))
-    made = [replace(job(number, cfg, None), comparable=what) for number, what in enumerate((first, second, first))]
-    groups = pipeline.comparable(made)
+    made = [changed(job(number, cfg, None), comparable=what) for number, what in enumerate((first, second, first))]
+    groups = comparable(made)
     assert [[one.number for one in group] for group in groups] == [[0, 2], [1]]
     assert "jobs 0, 2 and jobs 1 cannot be ranked together: autocast differ" in caplog.text
     assert "select.metric=exact_match" in caplog.text
@@ -121,8 +126,8 @@ def test_jobs_that_cannot_be_ranked_together_are_reported_with_a_remedy(
 def test_jobs_ranked_by_loss_and_by_answers_are_two_groups(config: Compose, caplog: pytest.LogCaptureFixture) -> None:
     cfg = config()
     by_loss, by_answers = {"validation tokens": "a"}, {"validation questions": "b"}
-    made = [replace(job(number, cfg, None), comparable=what) for number, what in enumerate((by_loss, by_answers))]
-    assert [[one.number for one in group] for group in pipeline.comparable(made)] == [[0], [1]]
+    made = [changed(job(number, cfg, None), comparable=what) for number, what in enumerate((by_loss, by_answers))]
+    assert [[one.number for one in group] for group in comparable(made)] == [[0], [1]]
     assert "validation tokens and validation questions differ" in caplog.text
 
 
@@ -132,18 +137,20 @@ def test_the_ranking_and_the_table_name_every_kind(
     import csv
 
     cfg = config("train.num_train_epochs=1"), config("train.num_train_epochs=2")
-    made = [replace(job(0, cfg[0], "a"), candidates=[candidate(0, 1, 0.6)], overrides=["train.num_train_epochs=1"])]
+    made = [changed(job(0, cfg[0], "a"), candidates=[candidate(0, 1, 0.6)], overrides=["train.num_train_epochs=1"])]
     two = [candidate(1, 1, 0.6), candidate(1, 2, 0.5)]
-    made.append(replace(job(1, cfg[1], "a"), candidates=two, overrides=["train.num_train_epochs=2"]))
+    made.append(changed(job(1, cfg[1], "a"), candidates=two, overrides=["train.num_train_epochs=2"]))
     every = [row for one in made for row in one.candidates]
     selection = select(every, "lowest", 42, [[False, True], [False, True], [True, True]])
-    failed = Job(2, ["train.num_train_epochs=0"], {}, status="failed", error="must be positive")
-    report.ranking(selection, [*made, failed])
+    failed = changed(
+        job(2, cfg[0], None, "failed"), overrides=["train.num_train_epochs=0"], config={}, error="must be positive"
+    )
+    terminal.ranking(selection, [*made, failed])
     printed = capsys.readouterr().out
     assert "the first epochs of job 1" in printed
     assert "must be positive" in printed
     assert "100.00%" in printed
-    report.sweep_csv(tmp_path / "sweep.csv", selection, made)
+    files.sweep_csv(tmp_path / "sweep.csv", selection, made)
     with (tmp_path / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["selected"] for row in table] == ["False", "False", "True"]
@@ -268,13 +275,13 @@ def start(folder: Path) -> str:
     lock = hold(folder)
     run = Run.start(folder, name="x", mode="train", seed=1, command="sftlab")
     lock.release()
-    return str(run.values["id"])
+    return run.record.id
 
 
 def test_jobs_of_an_earlier_sweep_are_ignored(config: Compose, tmp_path: Path) -> None:
     earlier = start(tmp_path)
     for number in (0, 1, 7):
-        replace(job(number, config(), None), run=earlier).write(tmp_path / str(number))
+        changed(job(number, config(), None), run=earlier).write(tmp_path / str(number))
     assert [one.number for one in jobs(tmp_path)] == [0, 1, 7]
     start(tmp_path)
     assert jobs(tmp_path) == []
@@ -283,8 +290,8 @@ def test_jobs_of_an_earlier_sweep_are_ignored(config: Compose, tmp_path: Path) -
 
 def test_jobs_of_other_runs_in_subfolders_are_ignored_and_retained(config: Compose, tmp_path: Path) -> None:
     single, sweep = start(tmp_path / "demo" / "single"), start(tmp_path / "demo" / "sweep")
-    replace(job(0, config(), None), run=single).write(tmp_path / "demo" / "single")
-    replace(job(1, config(), None), run=sweep).write(tmp_path / "demo" / "sweep" / "1")
+    changed(job(0, config(), None), run=single).write(tmp_path / "demo" / "single")
+    changed(job(1, config(), None), run=sweep).write(tmp_path / "demo" / "sweep" / "1")
     job(2, config(), None).write(tmp_path / "demo" / "2")  # by a version that recorded no run
     (tmp_path / "demo" / "3").mkdir()
     (tmp_path / "demo" / "3" / "job.json").write_text("{", "utf-8")
@@ -293,7 +300,7 @@ def test_jobs_of_other_runs_in_subfolders_are_ignored_and_retained(config: Compo
     for _ in range(2):
         outer = start(tmp_path / "demo")
         assert jobs(tmp_path / "demo") == []
-        replace(job(4, config(), None), run=outer).write(tmp_path / "demo" / "model=org" / "a" / "4")
+        changed(job(4, config(), None), run=outer).write(tmp_path / "demo" / "model=org" / "a" / "4")
         assert [one.number for one in jobs(tmp_path / "demo")] == [4]
     assert {path: path.read_bytes() for path in before} == before
 
@@ -313,7 +320,7 @@ def test_a_run_around_other_runs_leaves_their_records(tmp_path: Path, settings: 
 def test_a_copy_of_a_run_below_it_is_neither_counted_nor_deleted(config: Compose, tmp_path: Path) -> None:
     sweep = start(tmp_path / "out")
     for number in (0, 1):
-        replace(job(number, config(), None), run=sweep).write(tmp_path / "out" / f"seed={number}" / "x")
+        changed(job(number, config(), None), run=sweep).write(tmp_path / "out" / f"seed={number}" / "x")
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     shutil.move(tmp_path / "copy", tmp_path / "out" / "backup")
     assert [one.folder.parts[-2] for one in jobs(tmp_path / "out")] == ["seed=0", "seed=1"]
@@ -352,8 +359,8 @@ def test_an_invalid_folder_of_a_run_is_refused_before_it_starts(
 ) -> None:
     (tmp_path / "file").write_text("")
     start(tmp_path / "b" / "1")
-    replace(job(1, config(), None), run="another").write(tmp_path / "a" / "1")
-    replace(job(1, config(), None), run="another").write(tmp_path / "c" / "d" / "1")
+    changed(job(1, config(), None), run="another").write(tmp_path / "a" / "1")
+    changed(job(1, config(), None), run="another").write(tmp_path / "c" / "d" / "1")
     settings = ["mode=train", "instance=cpu", "model=tiny_random", "store=store", f"dry_run={str(dry).lower()}"]
     assert message in refused(tmp_path, *arguments, *settings)
 

@@ -11,9 +11,10 @@ import pytest
 from sftlab.config import Config
 from sftlab.errors import ConfigError
 from sftlab.instance.machine import Machine, check, find, peak_flops
-from sftlab.pipeline import _warn_of_batches
+from sftlab.results import Receipt
 from sftlab.runtime.job import Job
 from sftlab.train import plan
+from sftlab.train.ranking import warn_of_batches
 
 CPU, GPU = Machine("cpu", "cpu", 1, "sdpa"), Machine("small", "cuda", 1, "sdpa")
 FLASH = Machine("small", "cuda", 1, "flash_attention_2")
@@ -103,9 +104,16 @@ def test_machines_that_change_the_effective_batch_are_told(
     caplog: pytest.LogCaptureFixture, jobs: list[tuple[int, int]], said: bool
 ) -> None:
     """A batch that was swept on purpose is not."""
-    receipts = [{"device": "cuda", "num_processes": devices, "effective_batch": batch} for devices, batch in jobs]
-    _warn_of_batches([Job(number, [], {}, receipt=receipt) for number, receipt in enumerate(receipts)])
-    assert ("(job 0: 8, job 1: 16), and differ by these too; set train.global_batch_size" in caplog.text) is said
+    receipts: list[Any] = [
+        {"device": "cuda", "num_processes": devices, "effective_batch": batch} for devices, batch in jobs
+    ]
+    warn_of_batches(
+        [
+            Job(number=number, overrides=[], config={}, receipt=Receipt.model_construct(**receipt))
+            for number, receipt in enumerate(receipts)
+        ]
+    )
+    assert ("(job 0: 8, job 1: 16), which changes their results too; set train.global_batch" in caplog.text) is said
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("small", 1), ("medium", 2), ("large", 4)])

@@ -286,7 +286,7 @@ def test_nothing_is_downloaded_before(
     work = WORK[cfg.mode]
     assert isinstance(work, InJobs)
     with pytest.raises(ConfigError, match="neither gcc nor clang"):
-        work.job(cfg, Job(0, [], {}), tmp_path)
+        work.job(cfg, Job(number=0, overrides=[], config={}), tmp_path)
     with pytest.raises(ConfigError, match="neither gcc nor clang"):
         work.dry_run(cfg, tmp_path, tmp_path / "scratch")
     assert not (tmp_path / "store").exists()

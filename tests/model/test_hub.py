@@ -287,15 +287,16 @@ from pathlib import Path
 from conftest import composed
 os.environ["HF_HUB_OFFLINE"] = "0"
 from sftlab.model import base as models
-from sftlab import pipeline
 from sftlab.dataset import stage as dataset
+from sftlab.dataset.pinning import pinned
+from sftlab.runtime.job import revisions
 from sftlab.runtime.store import Store
 cfg = composed(*json.loads(os.environ["OVERRIDES"]))
 base = models.resolve(cfg.model, Store("store"), cfg.seed)
-cfg = pipeline.pinned(cfg, base)
+cfg = pinned(cfg, base)
 rows = dataset.load(Store("store"), cfg.dataset, cfg.seed)
 text = (base.path / "chat_template.jinja").read_text("utf-8")
-print(json.dumps([pipeline.revisions(cfg), text, sorted(row.user for part in rows.values() for row in part)]))
+print(json.dumps([revisions(cfg), text, sorted(row.user for part in rows.values() for row in part)]))
 """
 
 

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,9 +16,13 @@ from typing import Any
 
 import pytest
 
-from sftlab.eval.statistics import compare
+from sftlab.errors import ConfigError
+from sftlab.eval.statistics import compare, wilson
 from sftlab.records import Prediction, write_jsonl
-from sftlab.report.page import count, date, percent, points, render, seconds
+from sftlab.report.page import render
+from sftlab.report.text import count, date, percent, points, seconds, sha256
+from sftlab.results import RunRecord
+from sftlab.runtime.run import read_record
 
 HOSTILE = (
     "</script><script>document.title='pwned'</script><img src=x onerror=document.title='pwned'>"
@@ -57,30 +62,34 @@ def predictions(n: int, rate: float, parsed: float, seed: int, words: int = 20) 
 
 
 def evaluation(baseline: list[Prediction], finetuned: list[Prediction]) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from sftlab.eval.score import letters, readings_table
-    from sftlab.eval.statistics import wilson
-
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {"task": "choice"}
     for name, rows in (("baseline", baseline), ("finetuned", finetuned)):
         correct = sum(row.correct for row in rows)
+        readings = {
+            reading: {
+                "correct": sum(row.readings[reading] == row.target for row in rows),
+                "unparsed": sum(row.readings[reading] is None for row in rows),
+            }
+            for reading in rows[0].readings
+        }
         made[name] = {
-            "accuracy": correct / len(rows),
-            "ci95": list(wilson(correct, len(rows))),
+            "metric": "accuracy",
+            "value": correct / len(rows),
+            "interval": wilson(correct, len(rows)),
+            "level": 0.95,
             "correct": correct,
             "n": len(rows),
             "unparsed": sum(row.answer is None for row in rows),
             "truncated": sum(row.finish_reason == "length" for row in rows),
-            "readings": readings_table(rows),
-            "letters": letters(rows),
+            "finish_reasons": len(rows),
+            "reading": "strict",
+            "readings": readings,
+            "letters": Counter(row.answer or "none" for row in rows),
         }
 
     def against(reading: str) -> dict[str, Any]:
         right = [[row.readings[reading] == row.target for row in rows] for rows in (baseline, finetuned)]
-        found = asdict(compare(right[0], right[1], groups=None, alpha=0.05, seed=1, resamples=500))
-        found["ci95"] = list(found.pop("interval"))
-        return found
+        return compare(right[0], right[1], groups=None, alpha=0.05, seed=1, resamples=500).model_dump()
 
     made["comparison"] = {**against("strict"), "smallest_visible_difference": 0.041, "forced": against("forced")}
     return made
@@ -126,7 +135,8 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
     text = "A patient of 40 years has serum sodium of 120 mmol/L. Which is the cause?"
     pair = {"examined": n, "exact": 0, "near": 0, "mean": 0.11, "p50": 0.1, "p95": 0.32, "max": 0.48}
     run = {
-        "schema_version": 1,
+        "schema_version": 2,
+        "id": "1",
         "status": "success",
         "error": None,
         "experiment": "sodium-lora",
@@ -141,8 +151,23 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
             "parameters": 134_515_008,
             "trainable_parameters": 4_884_480,
             "quantized_layers": 0,
+            "attn_implementation": "sdpa",
+            "liger_modules": 0,
+            "loss": "nll",
+            "optimizer_state": ["float32"],
             "base_dtype": "torch.bfloat16",
             "autocast": None,
+            "effective_batch": 8,
+            "optimizer_steps": 200,
+            "left_out_rows": {"train": 0, "validation": 0},
+            "num_processes": 1,
+            "strategy": "ddp",
+            "tokens_per_second_per_device": 769.1,
+            "mfu": None,
+            "step_seconds": 1.5,
+            "rank_checksums": [1.5],
+            "earlier_machines": [],
+            "diverged_at_step": None,
             "supervised_tokens": 314_159,
             "supervised_share": 0.2582,
             "truncated_rows": {"train": 3, "validation": 0},
@@ -151,16 +176,25 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
             "train_seconds": 4747.4,
             "tokens_per_second": 769.1,
             "peak_memory_gib": 0.92,
-            "something_new": 1.5,
         },
         "times": {"dataset": 0.1, "train": 4755.1, "baseline": 920.2},
         "stages": {"dataset": "store/dataset/494f0d78c4c7c65c"},
         "jobs": [
-            {"job": job, "overrides": candidates(job + 1, 1)[-1]["overrides"], "status": "success", "error": None}
+            {
+                "job": job,
+                "overrides": candidates(job + 1, 1)[-1]["overrides"],
+                "status": "success",
+                "error": None,
+                "ranked": True,
+                "trained_as": "a job of its own",
+            }
             for job in range(jobs)
         ],
         "selection": {
             **rows[1],
+            "metric": "eval_loss",
+            "exact_match": None,
+            "best": rows[2]["checkpoint"],
             "lowest_eval_loss": rows[2]["eval_loss"],
             "ties": [rows[1]["checkpoint"], rows[2]["checkpoint"]],
             "candidates": rows,
@@ -177,6 +211,8 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
         "evaluation": evaluation(baseline, finetuned),
         "overlap": {
             "max_overlap": 0.5,
+            "n": 8,
+            "leaking": 0,
             "allow_overlap": False,
             "pairs": [
                 {"left_split": left, "right_split": right, **pair}
@@ -195,7 +231,6 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
                 }
             ],
         },
-        "warnings": ["The test set shows differences of 4.1 points, and the study hopes for 3."],
     }
     save(folder, run)
     return run
@@ -241,8 +276,12 @@ class Reader(HTMLParser):
             self.words.append(data)
 
 
+def rendered(folder: Path) -> str:
+    return render(folder, RunRecord.model_validate_json((folder / "run.json").read_text("utf-8")))
+
+
 def read(folder: Path) -> Reader:
-    page = Reader(render(folder))
+    page = Reader(rendered(folder))
     assert not re.search(r"\b(NaN|nan|None|Infinity|inf|Undefined|undefined)\b", page.text)
     for tag, attributes in page.elements:
         for name in ("src", "href", "action", "srcset", "xlink:href"):
@@ -267,26 +306,26 @@ def test_everything(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     page = read(tmp_path / "run")
     compared = run["evaluation"]["comparison"]
-    assert compared["verdict"].startswith("better: ")
+    assert compared["verdict"]["outcome"] == "better"
     for part in (
         "sodium-lora · 24 November 2026, 23:13 UTC",
         "The fine-tuned model is better.",
-        "no difference in knowledge is shown: the change may be one of form",
+        "no difference in knowledge is shown: the change may be one of answer format",
         "Format or knowledge?",
-        "Kept: epoch 2 (step 80), validation loss 1.2500.",
-        "The lowest is 1.2000, but 2 checkpoints lie within the noise of it",
+        "Selected: epoch 2 (step 80), validation loss 1.2500.",
+        "The lowest is 1.2000, but 2 checkpoints are within the noise of it",
         "Smallest difference this test set shows 4.1",
         "3.6% 4,884,480 of 134,515,008",
         "1 h 19 min",
         "train 3, validation 0",
-        "Something new 1.5",
+        "Number format of the base model bfloat16",
+        "Autocast to none",
         "34558a1acf33 with uncommitted changes",
         "python -m sftlab experiment=sodium 'dataset.keep=a < b'",
         "No question of one split is in another",
         "Accuracy by group",
         "Where the two models differ",
         "95 of 96",
-        run["warnings"][0],
     ):
         assert part in page.text, part
     assert f"+{compared['gained']} −{compared['lost']}" in page.text
@@ -320,14 +359,14 @@ def test_several_right_answers_other_readings_and_unknown_truncation(tmp_path: P
     save(tmp_path / "run", run)
     page = read(tmp_path / "run")
     assert {row["target"] for row in block(page)["rows"]} == {"A or E", "B or E", "C or E", "D or E"}
-    assert "Answers are those of the lenient reading." in page.text
+    assert "Answers are read by eval.reading=lenient." in page.text
     assert f"The lenient difference of {points(run['evaluation']['comparison']['delta'])} points" in page.text
-    assert "first answer in the form that was asked for" in page.text
+    assert "first answer in the requested form" in page.text
 
 
 def test_the_policy_names_the_only_style_and_script(tmp_path: Path) -> None:
     write(tmp_path / "run")
-    text = render(tmp_path / "run")
+    text = rendered(tmp_path / "run")
     page = Reader(text)
     policy = next(
         a["content"] for tag, a in page.elements if tag == "meta" and "Security" in (a.get("http-equiv") or "")
@@ -335,8 +374,6 @@ def test_the_policy_names_the_only_style_and_script(tmp_path: Path) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policy
-    from sftlab.report.page import sha256
-
     assert f"script-src 'sha256-{sha256(page.scripts[1])}'" in policy
     style = text[text.index("<style>") + 7 : text.index("</style>")]
     assert f"style-src 'sha256-{sha256(style)}'" in policy
@@ -354,13 +391,13 @@ def test_the_time_that_a_chat_template_prints_is_shown(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "part",
     [
-        *("error", "experiment", "started", "finished", "command", "git", "versions", "seed", "receipt", "stages"),
-        *("times", "jobs", "selection", "merge", "evaluation", "overlap", "warnings"),
+        *("error", "finished", "git", "receipt", "template_time", "precision"),
+        *("selection", "merge", "evaluation", "overlap"),
     ],
 )
 def test_each_part_may_be_absent(tmp_path: Path, part: str) -> None:
     run = write(tmp_path / "run", n=12)
-    del run[part]
+    run.pop(part, None)
     save(tmp_path / "run", run)
     read(tmp_path / "run")
     save(tmp_path / "run", {**run, part: None})
@@ -377,35 +414,62 @@ def test_each_file_may_be_absent(tmp_path: Path, file: str) -> None:
     assert ("Where the two models differ" in page.text) == (not file.startswith("predictions"))
 
 
-def test_each_leaf_may_be_absent_or_not_finite(tmp_path: Path) -> None:
-    """Whatever single value is lost or broken, the page is made and shows no word of a programming language."""
+def refusal(values: dict[str, Any]) -> str | None:
+    try:
+        read_record(Path("run.json"), values)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def test_each_value_may_be_null_or_its_record_is_refused(tmp_path: Path) -> None:
+    """Whatever single value is null, the page has no word of a programming language, or the record is not read."""
     run = write(tmp_path / "run", n=4)
     run["evaluation"] |= {name: {**run["evaluation"][name], "letters": {}} for name in ("baseline", "finetuned")}
 
-    def spots(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    def spots(value: Any, path: tuple[str, ...]) -> list[tuple[str, ...]]:
         inner = value.items() if isinstance(value, dict) else []
-        return [path, *(spot for key, part in inner for spot in spots(part, (*path, key)))] if path else [
-            spot for key, part in inner for spot in spots(part, (key,))
-        ]  # fmt: skip
+        return [path, *(spot for key, part in inner for spot in spots(part, (*path, key)))]
 
-    for spot in spots(run):
+    shown = refused = 0
+    for spot in [spot for key, value in run.items() for spot in spots(value, (key,))]:
         changed = copy.deepcopy(run)
         holder = changed
         for key in spot[:-1]:
             holder = holder[key]
-        was = holder[spot[-1]]
-        if isinstance(was, float):
-            holder[spot[-1]] = float("nan")
-        elif isinstance(was, dict | list):
-            holder[spot[-1]] = type(was)()
-        else:
-            holder[spot[-1]] = None
+        holder[spot[-1]] = None
         save(tmp_path / "run", changed)
-        read(tmp_path / "run")
+        problem = refusal(changed)
+        if problem is None:
+            read(tmp_path / "run")
+            shown += 1
+        else:
+            assert spot[0] in problem
+            refused += 1
+    assert shown > 20
+    assert refused > 20
+
+
+MINIMAL: dict[str, Any] = {
+    "schema_version": 2,
+    "id": "1",
+    "status": "success",
+    "experiment": "x",
+    "mode": "all",
+    "command": "python -m sftlab",
+    "started": "2026-11-24T23:13:08+00:00",
+    "seed": 1,
+}
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
+    save(tmp_path, MINIMAL)
     assert "No results yet." in read(tmp_path).text
+    save(tmp_path, MINIMAL | {"command": "", "started": ""})  # as for the page of a job
+    text = read(tmp_path).text
+    assert "–" not in text
+    assert "Command" not in text
+    assert "Versions" not in text
 
 
 def test_train_only(tmp_path: Path) -> None:
@@ -414,7 +478,7 @@ def test_train_only(tmp_path: Path) -> None:
     del run["evaluation"], run["merge"]
     save(tmp_path / "run", run)
     page = read(tmp_path / "run")
-    assert "Trained, not evaluated. Kept: epoch 2" in page.text
+    assert "Trained, not evaluated. Selected: epoch 2" in page.text
     assert "Results on the test set" not in page.text
     assert len(page.scripts) == 1
 
@@ -423,7 +487,7 @@ def test_compare_only(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     for name in ("loss.png", "metrics.jsonl"):
         (tmp_path / "run" / name).unlink()
-    save(tmp_path / "run", {"experiment": "compared", "mode": "compare", "evaluation": run["evaluation"]})
+    save(tmp_path / "run", MINIMAL | {"mode": "compare", "evaluation": run["evaluation"]})
     page = read(tmp_path / "run")
     assert "The fine-tuned model is better." in page.text
     assert "bias and variance" not in page.text
@@ -435,7 +499,7 @@ def test_one_model_alone(tmp_path: Path) -> None:
     del run["evaluation"]["baseline"], run["evaluation"]["comparison"]
     save(tmp_path / "run", run)
     page = read(tmp_path / "run")
-    accuracy = run["evaluation"]["finetuned"]["accuracy"]
+    accuracy = run["evaluation"]["finetuned"]["value"]
     assert f"The model answers {percent(accuracy)} right. It was not compared with its base model." in page.text
     assert "Lost" not in page.text
     assert {kind for row in block(page)["rows"] for kind in row["kinds"]} <= {"all", "right", "wrong", "unparsed"}
@@ -448,7 +512,8 @@ def test_free_text_has_no_letters(tmp_path: Path) -> None:
         rows = Prediction.read(path)
         changes = {"target": "select 1", "readings": {}, "answer": "select 2", "group": None}
         write_jsonl(path, [{**row.__dict__, **changes} for row in rows])
-        run["evaluation"][name] |= {"readings": {}, "letters": {"select 2": len(rows)}}
+        run["evaluation"][name] |= {"reading": None, "readings": {}, "letters": {"select 2": len(rows)}}
+    run["evaluation"]["task"] = "exact"
     del run["evaluation"]["comparison"]["forced"]
     save(tmp_path / "run", run)
     page = read(tmp_path / "run")
@@ -469,35 +534,45 @@ def scores(folder: Path) -> dict[str, Any]:
             row |= {"completion": text, "answer": text or None, "readings": {}, "correct": False, "subgroup": "civil"}
             row |= {"target": f"reference {number}", "score": shift + draw.random() / 2 if text else 0.0}
         write_jsonl(path, rows)
-        kinds = {"rouge1": 0.6, "rouge2": 0.2, "rougeL": shift + 0.25, "rougeLsum": 0.55}
-        run["evaluation"][name] = {**kinds, "metric": "rougeL", "ci95": [shift, shift + 0.3], "n": 60, "unparsed": 2}
-        run["evaluation"][name] |= {"truncated": 1, "readings": {}, "letters": {}}
+        value = shift + 0.25
+        run["evaluation"][name] = {
+            "metric": "rougeL",
+            "value": value,
+            "interval": [shift, shift + 0.3],
+            "level": 0.95,
+            "scores": {"rouge1": 0.6, "rouge2": 0.2, "rougeL": value, "rougeLsum": 0.55},
+            "n": 60,
+            "unparsed": 2,
+            "truncated": 1,
+            "finish_reasons": 60,
+        }
+    run["evaluation"]["task"] = "rouge"
     run["evaluation"]["comparison"] = {
+        "metric": "rougeL",
         "n": 60,
+        "baseline": 0.45,
+        "finetuned": 0.65,
         "delta": 0.2,
-        "ci95": [0.15, 0.25],
+        "interval": [0.15, 0.25],
+        "level": 0.95,
         "p_value": 0.0001,
         "gained": 50,
         "lost": 8,
-        "same": 2,
-        "mean_a": 0.45,
-        "mean_b": 0.65,
-        "groups": None,
         "smallest_visible_difference": 0.05,
-        "verdict": "better: mean ROUGE-L 0.650 against 0.450 (+20.0 points, 95 % interval +15.0 to +25.0, p = 0.0001)",
+        "verdict": {
+            "outcome": "better",
+            "reason": "mean ROUGE-L 0.650 against 0.450 (+20.0 points, 95 % interval +15.0 to +25.0, p = 0.0001)",
+        },
     }
     run["evaluation"]["subgroups"] = found = copy.deepcopy(SUBGROUPS)
-    for group in found["groups"]:
-        for name in ("baseline", "finetuned"):
-            group[name] = {"rougeL": group[name]["accuracy"], "ci95": group[name]["ci95"]}
-    found["groups"][1]["baseline"]["ci95"] = None
+    found["groups"][1]["baseline"]["interval"] = None
     save(folder, run)
     return run
 
 
 SUBGROUPS: dict[str, Any] = {
     "column": "meta_info",
-    "alpha": 0.05,
+    "level": 0.95,
     "without": 3,
     "compared": 1,
     "note": "1 of 2 subgroups were compared. Among many, some differ by chance.",
@@ -505,11 +580,11 @@ SUBGROUPS: dict[str, Any] = {
         {
             "name": "step2&3",
             "n": 55,
-            "baseline": {"accuracy": 0.4, "ci95": [0.28, 0.53], "correct": 22},
-            "finetuned": {"accuracy": 0.6, "ci95": [0.47, 0.72], "correct": 33},
+            "baseline": {"value": 0.4, "interval": [0.28, 0.53], "correct": 22},
+            "finetuned": {"value": 0.6, "interval": [0.47, 0.72], "correct": 33},
             "difference": {
                 "delta": 0.2,
-                "ci95": [0.05, 0.35],
+                "interval": [0.05, 0.35],
                 "gained": 15,
                 "lost": 4,
                 "p_value": 0.0192,
@@ -520,8 +595,8 @@ SUBGROUPS: dict[str, Any] = {
         {
             "name": "step1",
             "n": 2,
-            "baseline": {"accuracy": 0.5, "ci95": [0.09, 0.91], "correct": 1},
-            "finetuned": {"accuracy": 0.5, "ci95": [0.09, 0.91], "correct": 1},
+            "baseline": {"value": 0.5, "interval": [0.09, 0.91], "correct": 1},
+            "finetuned": {"value": 0.5, "interval": [0.09, 0.91], "correct": 1},
             "difference": None,
             "reason": "too few rows to compare",
         },
@@ -535,8 +610,9 @@ def test_scores(tmp_path: Path) -> None:
     for part in (
         "Mean ROUGE-L 0.650 against 0.450",
         "Baseline ROUGE-L 0.450 0.200 to 0.500",
-        "Model ROUGE-L 95 % interval ROUGE-1 ROUGE-2 ROUGE-Lsum Texts Empty Cut off",
+        "Model ROUGE-L 95 % interval ROUGE-1 ROUGE-2 ROUGE-Lsum Higher, lower Texts Empty Truncated p",
         "Fine-tuned 0.650 0.400 to 0.700 0.600 0.200 0.550 60 2 1",
+        "Difference +20.0 points +15.0 to +25.0 +50 −8 60 0.0001",
         "Text by text",
         "50 higher 8 lower 2 same",
         "ROUGE-L by meta_info",
@@ -574,7 +650,7 @@ def test_subgroups(tmp_path: Path) -> None:
         "Accuracy by meta_info 1 of 2 subgroups were compared.",
         "step2&3 55 40.0% 28.0% to 53.0% 60.0% 47.0% to 72.0% +20.0 +5.0 to +35.0 0.0192 0.0385",
         "step1 2 50.0% 9.0% to 91.0% 50.0% 9.0% to 91.0% too few rows to compare",
-        "3 questions without a value in this column are in none.",
+        "3 questions have no value in this column and are in no subgroup.",
     ):
         assert part in page.text, part
     assert ("a", {"href": "#subgroups"}) in page.elements
@@ -586,20 +662,11 @@ def test_subgroups(tmp_path: Path) -> None:
     page = read(tmp_path / "run")
     assert "All 31 subgroups" in page.text
     assert sum(tag == "svg" for tag, _ in page.elements) == 2  # thirty-one would be no picture
-    assert "<img src=x" not in render(tmp_path / "run")
-
-
-@pytest.mark.parametrize("part", [*SUBGROUPS, *SUBGROUPS["groups"][0]])
-def test_each_part_of_the_subgroups_may_be_absent(tmp_path: Path, part: str) -> None:
-    run = write(tmp_path / "run", n=12)
-    run["evaluation"]["subgroups"] = found = copy.deepcopy(SUBGROUPS)
-    (found if part in found else found["groups"][0]).pop(part)
-    save(tmp_path / "run", run)
-    assert "Accuracy by" in read(tmp_path / "run").text
+    assert "<img src=x" not in rendered(tmp_path / "run")
 
 
 def test_failed_run(tmp_path: Path) -> None:
-    save(tmp_path, {"experiment": "x", "status": "failed", "error": HOSTILE, "started": "2026-11-24T23:13:08+00:00"})
+    save(tmp_path, MINIMAL | {"status": "failed", "error": HOSTILE})
     page = read(tmp_path)
     assert "The run failed." in page.text
     assert " ".join(HOSTILE.split()) in page.text
@@ -608,20 +675,31 @@ def test_failed_run(tmp_path: Path) -> None:
 def test_worse_and_a_test_set_too_small(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     run["evaluation"]["comparison"] |= {
-        "verdict": "worse: 20 of 60 against 30 (-16.7 points, 95 % interval -25.0 to -8.3, p = 0.002)",
-        "smallest_visible_difference": float("inf"),
+        "verdict": {
+            "outcome": "worse",
+            "reason": "20 of 60 against 30 (-16.7 points, 95 % interval -25.0 to -8.3, p = 0.002)",
+            "notes": ["29 of 30 answers of the base model are truncated"],
+        },
+        "smallest_visible_difference": None,
     }
     save(tmp_path / "run", run)
     page = read(tmp_path / "run")
     assert "The fine-tuned model is worse. 20 of 60 against 30 (−16.7 points, 95 % interval −25.0 to −8.3" in page.text
-    assert "Smallest difference this test set shows none too few questions" in page.text
+    assert "; 29 of 30 answers of the base model are truncated." in page.text
+    assert "Smallest difference this test set shows none too few questions or changes" in page.text
 
 
 @pytest.mark.parametrize("jobs", [2, 8])
 def test_sweep_with_a_failed_job(tmp_path: Path, jobs: int) -> None:
     run = write(tmp_path / "run", jobs=jobs)
     run["jobs"].append(
-        {"job": jobs, "overrides": ["model=tiny", "peft.r=<1>"], "status": "failed", "error": "oom " + HOSTILE}
+        {
+            **run["jobs"][0],
+            "job": jobs,
+            "overrides": ["model=tiny", "peft.r=<1>"],
+            "status": "failed",
+            "error": "oom " + HOSTILE,
+        }
     )
     run["status"], run["error"] = "failed", f"job {jobs}: oom"
     run["selection"]["candidates"][0]["eval_loss"] = float("nan")
@@ -629,7 +707,7 @@ def test_sweep_with_a_failed_job(tmp_path: Path, jobs: int) -> None:
     page = read(tmp_path / "run")
     assert "Jobs that did not finish" in page.text
     assert f"{jobs} model=tiny peft.r=<1> oom </script>" in page.text
-    assert "Kept: job 0, epoch 2" in page.text
+    assert "Selected: job 0, epoch 2" in page.text
     assert "train.learning_rate=0.01 peft.r=4 2 80" in page.text  # what all jobs share is left out
     assert ("All 40 checkpoints" in page.text) == (jobs == 8)
     assert page.text.count("checkpoint-") == 5 * jobs
@@ -638,7 +716,7 @@ def test_sweep_with_a_failed_job(tmp_path: Path, jobs: int) -> None:
 
 def test_overlap_that_was_allowed(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
-    run["overlap"]["allow_overlap"] = True
+    run["overlap"] |= {"allow_overlap": True, "leaking": 3}
     run["overlap"]["pairs"][1] |= {"exact": 2, "near": 1}
     run["overlap"]["worst"][0] |= {"exact": True, "left_text": HOSTILE}
     save(tmp_path / "run", run)
@@ -676,18 +754,18 @@ def hostile(folder: Path) -> None:
         path.write_text(
             "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
         )  # a lone surrogate is escaped
-    run |= {"experiment": HOSTILE, "error": HOSTILE, "command": HOSTILE, "warnings": [HOSTILE], "git": HOSTILE}
+    run |= {"experiment": HOSTILE, "error": HOSTILE, "command": HOSTILE, "git": HOSTILE}
     run["versions"][HOSTILE] = HOSTILE
-    run["receipt"] |= {"device": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}}
+    run["receipt"] |= {"device": HOSTILE, "truncated_rows": {HOSTILE: 1}}
     run["selection"]["candidates"][0]["overrides"] = [HOSTILE]
-    run["evaluation"]["comparison"]["verdict"] = "better: " + HOSTILE
+    run["evaluation"]["comparison"]["verdict"] = {"outcome": "better", "reason": HOSTILE, "notes": [HOSTILE]}
     run["evaluation"]["finetuned"]["readings"][HOSTILE] = {"correct": 1, "unparsed": 0}
     save(folder, run)
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     hostile(tmp_path / "run")
-    text = render(tmp_path / "run")
+    text = rendered(tmp_path / "run")
     text.encode("utf-8")
     assert "<img src=x" not in text
     assert "\u2028" not in text[text.index('id="answers"') : text.index("</script>", text.index('id="answers"'))]
@@ -702,15 +780,15 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        ([percent(value) for value in (0.5, None, float("nan"), "x", True)], ["50.0%", "–", "–", "–", "–"]),
+        ([percent(value) for value in (0.5, None, float("nan"))], ["50.0%", "–", "–"]),
         ([points(value) for value in (0.25, -0.031, 0.0, -1e-9)], ["+25.0", "−3.1", "0.0", "0.0"]),
         ([points(value) for value in (0.0003, -0.0003, None)], ["+0.03", "−0.03", "–"]),
         ([count(value) for value in (1234567, 3.0, 769.1, 0.92)], ["1,234,567", "3", "769.1", "0.92"]),
         ([seconds(value) for value in (0.14, 47.4, 59.7)], ["0.14 s", "47.4 s", "1 min 0 s"]),
         ([seconds(value) for value in (200, 7500, float("inf"))], ["3 min 20 s", "2 h 5 min", "–"]),
         (
-            [date(value) for value in ("2026-01-02T03:04:05+02:00", None, "soon")],
-            ["2 January 2026, 01:04 UTC", "–", "–"],
+            [date(value) for value in ("2026-01-02T03:04:05+02:00", "soon")],
+            ["2 January 2026, 01:04 UTC", "–"],
         ),
     ],
 )
@@ -723,7 +801,7 @@ def test_numbers_as_people_read_them(shown: list[str], expected: list[str]) -> N
 def test_in_a_browser(tmp_path: Path) -> None:
     hostile(tmp_path / "run")
     page = tmp_path / "report.html"
-    page.write_text(render(tmp_path / "run"), encoding="utf-8")
+    page.write_text(rendered(tmp_path / "run"), encoding="utf-8")
 
     def dom(fragment: str) -> str:
         return browse(tmp_path, f"{page.as_uri()}{fragment}")
@@ -731,11 +809,11 @@ def test_in_a_browser(tmp_path: Path) -> None:
     shown = dom("#filter=gained")
     assert "<title>pwned</title>" not in shown
     assert "<img src=" not in shown.replace('<img src="data:image/png', "")
-    rendered = shown[shown.index('class="list"') : shown.index('id="answers"')]
-    assert html.escape(f"baseline {HOSTILE}", quote=False) in rendered
-    assert html.escape(f"finetuned {HOSTILE}", quote=False) in rendered
-    assert re.search(r'data-kind="gained" aria-pressed="true"', rendered + shown)
-    assert set(re.findall(r'class="kind ([\w-]+)"', rendered)) == {"gained"}
+    listed = shown[shown.index('class="list"') : shown.index('id="answers"')]
+    assert html.escape(f"baseline {HOSTILE}", quote=False) in listed
+    assert html.escape(f"finetuned {HOSTILE}", quote=False) in listed
+    assert re.search(r'data-kind="gained" aria-pressed="true"', listed + shown)
+    assert set(re.findall(r'class="kind ([\w-]+)"', listed)) == {"gained"}
     lost = dom("#filter=lost&search=SURROGATE")
     assert set(re.findall(r'class="kind ([\w-]+)"', lost)) == {"lost"}
     assert "1 of 60 questions" in lost

@@ -211,7 +211,8 @@ def test_the_terminal(base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert re.search(r"EOS in the first row +│ 1 in the prompt, 1 in the completion", out)
     assert "1,234 × <s> (id 0)" in out
     assert re.search(
-        r"Rows over max_length=40 +│ 1 \(0\.1%\); completion cut: 0; left out, their prompt fills it: 1", out
+        r"Rows over max_length=40 +│ 1 \(0\.1%\); completion truncated: 0; left out, since their prompt fills it: 1",
+        out,
     )
     assert re.search(r"max_length ──── 40\n", out)
     assert "max_length ──── 40\n     41" in out  # the limit is between the bars that it parts
@@ -295,7 +296,7 @@ def test_clean_up_does_not_change_the_text(base: Base, tmp_path: Path) -> None:
     assert "one . two , do n't</s>" in html.unescape("".join(re.findall(r'id \d+">(?:<b>)?([^<]*)<', text)))
 
 
-NOTES = ["cuts completions", "are left out", "begins with two BOS"]
+NOTES = ["truncates completions", "are left out", "starts with two BOS"]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_model_named_only_in_the_inputs_of_a_child_process_is_retained(store: 
 @pytest.mark.parametrize("where", ["demo/2026/3", "somewhere/else/below"])
 def test_jobs_and_checkpoints_count(store: Path, outputs: Path, where: str) -> None:
     first, second, third = chain(store, 1), chain(store, 2), chain(store, 3)
-    job = Job(3, [], {}, stages={"tokens": str(first["tokens"].path)})
+    job = Job(number=3, overrides=[], config={}, stages={"tokens": str(first["tokens"].path)})
     checkpoint = f"{second['train'].path}/checkpoint-20"
     job.candidates = [Candidate(1.0, 1.0, 20, checkpoint, 3, [], None, 1.0)]
     job.config = {"eval": {"name_or_path": str(third["merged"].path)}}
@@ -121,7 +121,9 @@ def test_runs_that_the_store_has_registered_count_and_other_texts_do_not(tmp_pat
     Store(store).register(tmp_path / "elsewhere")  # an empty store, all of whose runs are known
     kept, single, lost = chain(store, 1), chain(store, 2), chain(store, 3)
     record(tmp_path / "elsewhere" / "x", stages={"all": str(kept["generations"].path)})
-    Job(3, [], {}, stages={"all": str(single["generations"].path)}).write(tmp_path / "elsewhere" / "x" / "3")
+    Job(number=3, overrides=[], config={}, stages={"all": str(single["generations"].path)}).write(
+        tmp_path / "elsewhere" / "x" / "3"
+    )
     for folder in ("x", "x/3", "x/3"):
         Store(store).register(tmp_path / "elsewhere" / folder)
     (tmp_path / "shared" / "notes.json").write_text(str(lost["generations"].path), "utf-8")

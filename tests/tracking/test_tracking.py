@@ -64,7 +64,7 @@ def test_none_is_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     caplog.set_level(logging.INFO)
     assert tracking.environment(NONE, tmp_path, "name", "id") == {}
     tracking.announce(NONE, tmp_path)
-    tracking.log_result({}, {}, [["model"]], tmp_path / "loss.png", [])
+    tracking.log_result({}, tracking.Result({}, [], [], tmp_path / "loss.png", []))
     assert caplog.messages == []
 
 
@@ -165,7 +165,7 @@ def test_a_server_of_no_use_neither_ends_nor_delays_a_run(tmp_path: Path, server
     assert done.returncode == 0, told
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
     assert "Traceback" not in told
-    assert f"`wandb sync {tmp_path}/run/wandb/offline-run-*` sends it later" in told
+    assert f"`wandb sync {tmp_path}/run/wandb/offline-run-*` uploads it later" in told
     kept = logged(tmp_path / "run", "offline-run-*")
     assert b"eval/loss" in kept
     assert b"best_eval_loss" in kept
@@ -192,7 +192,7 @@ def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
     assert process.returncode == 0, told
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
     assert "Traceback" not in told
-    assert re.search(r"`wandb sync \S*run/wandb/\S+` sends it later", told)
+    assert re.search(r"`wandb sync \S*run/wandb/\S+` uploads it later", told)
     kept = logged(tmp_path / "run", "*run-*")
     assert kept.count(b"eval/loss") >= 5
     assert b"best_eval_loss" in kept

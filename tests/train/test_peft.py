@@ -55,4 +55,4 @@ def test_method(tmp_path: Path, method: str) -> None:
     assert receipt["tokens_per_second_per_device"] == receipt["tokens_per_second"] > 0
     assert receipt["mfu"] is None  # of a CPU
     assert run["evaluation"]["finetuned"]["n"] == 2
-    assert "baseline" not in run["evaluation"]
+    assert run["evaluation"]["baseline"] is None

@@ -209,7 +209,7 @@ def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[
     assert started[1].returncode == 0, errors
     second = json.loads((folder / "1" / "run" / "run.json").read_text("utf-8"))
     assert second["status"] == "success"
-    assert "selection" not in second
+    assert second["selection"] is None
     return first, (folder / "1" / "run" / "sftlab.log").read_text("utf-8").count(NOTHING)
 
 

@@ -1,0 +1,62 @@
+"""Refuse to train on questions of the test set: the stage that examines the overlap of the splits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sftlab.config import Config
+from sftlab.dataset import overlap
+from sftlab.dataset.stage import Dataset
+from sftlab.errors import ConfigError
+from sftlab.records import Example
+from sftlab.results import OverlapRecord
+from sftlab.runtime.store import Stage, Store, write_json
+
+log = logging.getLogger(__name__)
+
+
+def gate(
+    cfg: Config, store: Store, data: Dataset, test: Sequence[Example], test_key: str
+) -> tuple[OverlapRecord, Stage]:
+    """Find questions that an earlier split already has, and stop before training if there are any.
+
+    Args:
+        cfg: The configuration.
+        store: The store; jobs of a sweep share the stage.
+        data: The dataset.
+        test: The test rows.
+        test_key: Key of the dataset that the test rows come from.
+
+    Raises:
+        ConfigError: Exact duplicates or overlaps over dataset.max_overlap, with the largest ones.
+    """
+
+    def build(folder: Path) -> None:
+        splits = {"train": data.split("train"), "validation": data.split("validation"), "test": test}
+        write_json(folder / "overlap.json", asdict(overlap.find_overlaps(splits, max_overlap=cfg.dataset.max_overlap)))
+
+    inputs = {"version": 1, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows, cfg.seed]}
+    stage = store.stage("overlap", {**inputs, "max_overlap": cfg.dataset.max_overlap}, build)
+    report = overlap.Report.read(stage.path / "overlap.json")
+    for pair in report.pairs:
+        log.info(
+            "overlap: %s in %s: %d exact, %d over %.0f %%, largest share %.0f %%, median %.0f %%",
+            pair.left_split,
+            pair.right_split,
+            pair.exact,
+            pair.near,
+            100 * report.max_overlap,
+            100 * pair.max,
+            100 * pair.p50,
+        )
+    if report.leaking and not cfg.dataset.allow_overlap:
+        raise ConfigError(
+            f"dataset.max_overlap={cfg.dataset.max_overlap}: {report.leaking} questions of one split are in another; "
+            "delete them, raise the limit, or set dataset.allow_overlap=true (the report will state the overlap)\n"
+            + overlap.describe(report)
+        )
+    values = {**asdict(report), "leaking": report.leaking, "allow_overlap": cfg.dataset.allow_overlap}
+    return OverlapRecord.model_validate(values), stage

@@ -1,0 +1,51 @@
+"""Validation answers of checkpoints, by which select.metric=exact_match ranks them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sftlab.dataset import stage as dataset
+from sftlab.eval import stage as evaluate
+from sftlab.eval.scorers import scorer
+from sftlab.instance import machine as instance
+from sftlab.model import base as models
+from sftlab.model import merge
+from sftlab.runtime.job import Job
+from sftlab.runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+
+def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
+    """For each checkpoint of the jobs, in order, list which validation questions it answers rightly.
+
+    Answers are scored as on the test set.
+
+    Each checkpoint is merged for this, and its merged model deleted afterwards: those of a long sweep would fill a
+    disk.
+    """
+    right: list[list[bool]] = []
+    for job in jobs:
+        cfg = job.settings()
+        store, machine = Store(cfg.store), instance.find(cfg.instance)
+        base = models.resolve(cfg.model, store, cfg.seed)
+        data = dataset.make(store, cfg.dataset, cfg.seed)
+        settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
+        examples = data.split("validation")
+        prompts = evaluate.prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
+        for checkpoint in (Path(candidate.checkpoint) for candidate in job.candidates):
+            total = sum(len(job.candidates) for job in jobs)
+            log.info("select: validation answers of checkpoint %d of %d", len(right) + 1, total)
+            folder = store.path("merged", merge.inputs(checkpoint, base))
+            model = evaluate.Model(folder, folder.name, base.trust_remote_code)
+            stage = None
+            if not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
+                tokens = Path(job.stages["tokens"])
+                stage = merge.make(store, checkpoint, base, tokens, machine, cfg.merge).stage
+            generated = evaluate.make(store, model, prompts, settings, machine, cfg.seed)
+            if stage is not None and not stage.cached:
+                store.remove(stage)
+            right.append([row.correct for row in scorer(settings).predictions(generated.rows(), examples)])
+    return right

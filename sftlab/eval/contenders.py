@@ -1,0 +1,103 @@
+"""The test set, and the models that are evaluated on it. Only this module reads the test set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sftlab.config import Config
+from sftlab.dataset import stage as dataset
+from sftlab.eval import decision
+from sftlab.eval import stage as evaluate
+from sftlab.eval.scorers import scorer
+from sftlab.instance import machine as instance
+from sftlab.model.base import Base
+from sftlab.records import Example
+from sftlab.results import Evaluation
+from sftlab.runtime.modes import MODES
+from sftlab.runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+NAMES = {"baseline": "the base model", "finetuned": "the fine-tuned model"}
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """The test rows, and the key of the dataset that they come from."""
+
+    examples: list[Example]
+    key: str
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model to evaluate: its weights, and the model whose tokenizer and chat template write its prompts."""
+
+    model: evaluate.Model
+    base: Base
+
+    @classmethod
+    def of(cls, base: Base) -> Contender:
+        """A model with its own tokenizer."""
+        return cls(evaluate.Model(base.path, base.identity, base.trust_remote_code), base)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An evaluation, and the folder and seconds of each model's stage."""
+
+    evaluation: Evaluation
+    stages: dict[str, str]
+    times: dict[str, float]
+
+
+def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSet:
+    """Read the test set: that of eval.dataset if it is set, else of the dataset itself.
+
+    Raises:
+        ConfigError: Answers to its rows cannot be judged.
+    """
+    mounted = cfg.eval.dataset is not None
+    if cfg.eval.dataset is not None:
+        data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
+    assert data is not None
+    rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
+    if MODES[cfg.mode].reads_test:
+        score = scorer(cfg.eval)
+        score.check(rows)
+        if warning := score.check_completions(rows, "test"):
+            log.warning(warning)
+        if cfg.eval.group_by is not None:
+            source = cfg.eval.dataset or cfg.dataset
+            values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
+            rows = [replace(row, subgroup=values[row.id]) for row in rows]
+    return EvalSet(rows, data.stage.key)
+
+
+def prompts(cfg: Config, base: Base, test: EvalSet) -> evaluate.Prompts:
+    """Write the test set with a model's tokenizer and chat template.
+
+    Raises:
+        ConfigError: A prompt leaves no room for an answer.
+    """
+    return evaluate.prompts(test.examples, base, test.key, cfg.eval, cfg.seed)
+
+
+def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
+    """Generate with every contender (``baseline``, ``finetuned``), extract the answers, and compare."""
+    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
+    runs, stages, times = {}, {}, {}
+    written: dict[str, evaluate.Prompts] = {}  # by tokenizer: a fine-tuned model usually has that of its base
+    for name, contender in contenders.items():
+        if name == "baseline" and not cfg.eval.baseline:
+            continue
+        log.info("evaluate: %s model, %d questions, %s", name, len(test.examples), cfg.eval.engine)
+        if (tokenizer := contender.base.identity) not in written:
+            written[tokenizer] = prompts(cfg, contender.base, test)
+        generated = evaluate.make(store, contender.model, written[tokenizer], cfg.eval, machine, cfg.seed)
+        stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
+        runs[name] = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+    return Judged(decision.decide(runs, NAMES, cfg.eval, cfg.seed, folder, both_mute=True), stages, times)

@@ -1,0 +1,132 @@
+"""The evaluation of one model, or of two models on the same test rows: summaries, comparison, verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sftlab.config import EvalConfig
+from sftlab.eval.scorers import scorer
+from sftlab.eval.statistics import holm
+from sftlab.eval.subgroups import subgroups
+from sftlab.model.reasoning import answered, unclosed
+from sftlab.records import Prediction
+from sftlab.results import Comparison, Evaluation, EvaluationRow, Verdict
+from sftlab.runtime.job import Job
+
+
+def decide(
+    runs: Mapping[str, Sequence[list[Prediction]]],
+    names: Mapping[str, str],
+    cfg: EvalConfig,
+    seed: int,
+    folder: Path,
+    *,
+    both_mute: bool,
+) -> Evaluation:
+    """Summarise the models, compare them if there are two, and write their predictions into the run's folder.
+
+    Args:
+        runs: Predictions of ``baseline`` and ``finetuned``, or of the latter only: one list per repeated generation,
+            of which the first is judged.
+        names: What a verdict calls the models.
+        cfg: The scorer's settings.
+        seed: Seed of the bootstrap.
+        folder: The run's folder.
+        both_mute: Whether the models can be compared as long as one of them has answers. A base model that never
+            answers in the expected form is a result; a file without any answer is an error in eval.pattern.
+    """
+    score = scorer(cfg)
+    scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
+    rows = {side: repeated[0] for side, repeated in scored.items()}
+    repeats = {side: score.repeats(repeated) for side, repeated in scored.items() if len(repeated) > 1}
+    (folder / "predictions").mkdir(exist_ok=True)
+    for side, own in rows.items():
+        Prediction.write(folder / "predictions" / f"{side}.jsonl", own)
+    results = {
+        side: score.result(own, seed).model_copy(update={"repeats": repeats.get(side)}) for side, own in rows.items()
+    }
+    comparison = None
+    if "baseline" in rows:
+        comparison = score.comparison(rows["baseline"], rows["finetuned"], seed, list(repeats.values()))
+        named = {names[side]: own for side, own in rows.items()}
+        verdict = comparison.verdict
+        if reason := unjudgeable(named, every=both_mute):
+            verdict = Verdict(outcome="inconclusive", reason=reason, judged=False)
+        notes = [*verdict.notes, *_truncated(named)]
+        comparison = comparison.model_copy(update={"verdict": verdict.model_copy(update={"notes": notes})})
+    return Evaluation(
+        task=cfg.task,
+        **results,
+        comparison=comparison,
+        subgroups=subgroups(rows, score, seed) if cfg.group_by is not None else None,
+    )
+
+
+def adjusted(jobs: Sequence[Job]) -> list[EvaluationRow]:
+    """The evaluations of a sweep, with p-values adjusted by Holm's method; verdicts follow the adjusted p."""
+    compared = [job for job in jobs if _comparison(job) is not None]
+    p_values = [result.p_value for job in compared if (result := _comparison(job)) is not None]
+    p_of = dict(zip((job.number for job in compared), holm(p_values), strict=True))
+    return [_row(job, p_of.get(job.number), len(compared)) for job in jobs]
+
+
+def _comparison(job: Job) -> Comparison | None:
+    return job.evaluation.comparison if job.status == "success" and job.evaluation is not None else None
+
+
+def _row(job: Job, p: float | None, comparisons: int) -> EvaluationRow:
+    values = {"job": job.number, "overrides": job.overrides, "status": job.status, "error": job.error}
+    if job.status != "success":
+        return EvaluationRow.model_validate(values)
+    cfg, result, verdict = job.settings(), _comparison(job), None
+    if result is not None and p is not None:
+        verdict = result.verdict
+        if verdict.outcome != "inconclusive" and p >= cfg.eval.alpha:
+            note = f"among {comparisons} comparisons p is {p:.2g} by Holm's method"
+            verdict = verdict.model_copy(update={"outcome": "inconclusive", "notes": [*verdict.notes, note]})
+    models = {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, "evaluation": job.evaluation}
+    return EvaluationRow.model_validate({**values, **models, **job.origin(), "p_adjusted": p, "verdict": verdict})
+
+
+def unjudgeable(named: Mapping[str, list[Prediction]], *, every: bool = False) -> str | None:
+    """Return why models cannot be judged: one of them, or with ``every`` each of them, has no extracted answer.
+
+    ``named`` has the predictions of each model by the name that a message uses. None if they can be judged.
+    """
+    mute = {name: rows for name, rows in named.items() if rows and all(row.answer is None for row in rows)}
+    if not mute or (every and len(mute) < len(named)):
+        return None
+    names, row = " or ".join(mute), next(iter(mute.values()))[0]
+    silent = [row for rows in mute.values() for row in rows if row.completion.strip()]
+    if silent and all(map(_unfinished, silent)):
+        return (
+            f"cannot be judged: every answer of {names} ends within its reasoning, see id {silent[0].id!r}; generate "
+            "them again with more tokens (eval.max_tokens)"
+        )
+    if not row.readings and silent:
+        return f"cannot be judged: eval.extract makes nothing of any answer of {names}; see id {row.id!r}"
+    if not row.readings:
+        return f"cannot be judged: every completion of {names} is empty; generate them again"
+    return (
+        f"cannot be judged by this pattern: no answer of {names} could be read; see id {row.id!r}, "
+        f"which ends in {row.completion.strip()[-80:]!r}, and set eval.pattern to match what is written there"
+    )
+
+
+def _unfinished(row: Prediction) -> bool:
+    """Whether a completion ends within its reasoning, or directly after it."""
+    truncated = row.finish_reason == "length"
+    if unclosed(row.completion, row.prompt, truncated=truncated):
+        return True
+    return not answered(row.completion, row.prompt, truncated=truncated).strip()
+
+
+def _truncated(named: Mapping[str, Sequence[Prediction]]) -> list[str]:
+    """The notes of a verdict about models whose answers are truncated nearly always."""
+    notes = []
+    for name, rows in named.items():
+        reasons = [row.finish_reason for row in rows if row.finish_reason != "unknown"]
+        if (truncated := reasons.count("length")) and truncated >= 0.9 * len(reasons):
+            notes.append(f"{truncated} of {len(reasons)} answers of {name} are truncated")
+    return notes

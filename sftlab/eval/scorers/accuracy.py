@@ -1,0 +1,185 @@
+"""The base class of tasks with right and wrong answers, judged by accuracy."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from math import isfinite
+
+from sftlab.errors import ConfigError
+from sftlab.eval.scorers.base import Scorer, View, counts, library_metric
+from sftlab.eval.statistics import compare, minimal_detectable_difference, wilson
+from sftlab.model.reasoning import answered
+from sftlab.records import Example, Prediction
+from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
+
+LOOKED_AT = 1000  # completions that are read before training; laying out SQL takes milliseconds each
+
+
+class Accuracy(Scorer):
+    """Right or wrong: an answer is right if it equals one of the row's targets. McNemar's test compares two models."""
+
+    view = View(
+        metrics={"accuracy": "accuracy"},
+        hub_metric="accuracy",
+        graded=True,
+        rows="questions",
+        no_answer="no answer",
+        gained="gained",
+        lost="lost",
+    )
+
+    @property
+    def metric(self) -> str:
+        """Accuracy."""
+        return "accuracy"
+
+    def right(self, answer: str, row: Example | Prediction) -> bool:
+        """Whether the answer equals a reference."""
+        return answer in self.references(row)
+
+    # ------------------------------------------------------------------- checks of completions
+
+    def completions(self, examples: Sequence[Example], split: str) -> list[Example]:
+        """The rows whose completion can be checked against its target.
+
+        Training rows have nothing in common with a mounted test set, so they are not checked.
+        """
+        return [row for row in examples if row.assistant and (split == "test" or self.cfg.dataset is None)]
+
+    def stated(self, row: Example) -> str | None:
+        """The answer that a row's own completion states."""
+        return self.compared(answered(row.assistant)) or None
+
+    @property
+    def reading(self) -> str:
+        """The settings that extract an answer, as a message names them."""
+        return f"eval.task={self.cfg.task}, eval.extract={self.cfg.extract!r}"
+
+    def remedies(self) -> tuple[str, Iterator[tuple[str, str]]]:
+        """What to change if no completion is read as its target: in words, and settings (key, value) to try."""
+        extract = "{{ text | search('(?i)answer(?: is)?:?[ (*]*([^().,;*]+)') or text }}"
+        return "set eval.extract to take the target out of them", iter([("extract", extract)])
+
+    def check_completions(self, examples: Sequence[Example], split: str = "train") -> str | None:
+        """Check that the completions of a split are read as their targets: training teaches the model to write them.
+
+        The first ``LOOKED_AT`` are read. Completions of a mounted test set are only warned about: no model was
+        trained on their form.
+
+        Returns:
+            A warning if some of them are not read as their target.
+
+        Raises:
+            ConfigError: None of them is, with a setting that reads them if one is known.
+        """
+        rows = self.completions(examples, split)[:LOOKED_AT]
+        wrong = self._misread(rows)
+        if not wrong:
+            return None
+        (first, answer), mounted = wrong[0], split == "test" and self.cfg.dataset is not None
+        place = (
+            f"{split} row {first.id!r} has target {' or '.join(first.accepted)[:60]!r}, its completion ends in "
+            f"{first.assistant.strip()[-80:]!r} and is read as {repr(answer[:60]) if answer else 'nothing'}"
+        )
+        named = "training" if split == "train" else split
+        if len(wrong) < len(rows) or mounted:
+            return (
+                f"{self.reading}: {len(wrong)} of {len(rows)} {named} completions are not read as their target; {place}"
+            )
+        words, settings = self.remedies()
+        remedy = f"change dataset.assistant, or {words}"
+        for key, value in settings:
+            if not type(self)(self.cfg.model_copy(update={key: value}))._misread(rows):
+                remedy = f"set {override(f'eval.{key}', value)}"
+                break
+        raise ConfigError(
+            f"{self.reading}: none of {len(rows)} {named} completions is read as its target: {place}; {remedy}"
+        )
+
+    def _misread(self, rows: Sequence[Example]) -> list[tuple[Example, str | None]]:
+        answers = [(row, self.stated(row)) for row in rows]
+        return [(row, answer) for row, answer in answers if answer is None or not self.right(answer, row)]
+
+    def power(self, groups: Sequence[str | None]) -> list[tuple[int, str]]:
+        """Report the minimum detectable effect, and whether it is larger than eval.hoped_difference."""
+        n = len({group or number for number, group in enumerate(groups)})
+        visible = minimal_detectable_difference(n, alpha=self.cfg.alpha)
+        shown = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
+        rows = "questions" if n == len(groups) else "groups of questions, each counted once,"
+        messages = [
+            (
+                logging.INFO,
+                f"test set: {n} {rows} can show {shown} (80 % power, if a fifth of the answers change, or more where "
+                "the difference needs more)",
+            )
+        ]
+        if visible > self.cfg.hoped_difference:
+            hoped = 100 * self.cfg.hoped_difference
+            text = (
+                f"eval.hoped_difference={self.cfg.hoped_difference:g}: this test set is too small to show {hoped:.1f}"
+            )
+            messages.append((logging.WARNING, f"{text} points; use a larger one, or expect an inconclusive verdict"))
+        return messages
+
+    # ------------------------------------------------------------------- results
+
+    def result(self, rows: Sequence[Prediction], seed: int) -> ModelResult:
+        """Accuracy with its Wilson interval.
+
+        The value is ``exact_match`` of the ``evaluate`` library over answers and targets, in which a missing answer
+        is an empty string that no target equals.
+        """
+        correct = sum(row.correct for row in rows)
+        answers = [row.answer or "" for row in rows]
+        # The library compares pairs, so a right answer is paired with itself, of whichever target it is.
+        targets = [row.answer or "" if row.correct else self.references(row)[0] for row in rows]
+        return ModelResult(
+            metric=self.metric,
+            value=exact_match(answers, targets),
+            interval=wilson(correct, len(rows), self.cfg.alpha),
+            level=1 - self.cfg.alpha,
+            correct=correct,
+            letters=dict(sorted(Counter(row.answer or "none" for row in rows).items())),
+            **counts(rows),
+        )
+
+    def side(self, rows: Sequence[Prediction], seed: int, *, enough: bool) -> SubgroupSide:
+        """Accuracy on a subgroup with its Wilson interval."""
+        correct = sum(row.correct for row in rows)
+        interval = wilson(correct, len(rows), self.cfg.alpha)
+        return SubgroupSide(value=correct / len(rows), interval=interval, correct=correct)
+
+    def difference(
+        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, noise: float | None = None
+    ) -> Comparison:
+        """Compare right and wrong answers."""
+        return self.judged(a, [[row.correct for row in rows] for rows in (a, b)], seed, noise)
+
+    def judged(
+        self, rows: Sequence[Prediction], right: Sequence[Sequence[bool]], seed: int, noise: float | None
+    ) -> Comparison:
+        """Compare two lists that say which answers are right; ``rows`` has the groups."""
+        groups = [row.group for row in rows]
+        return compare(right[0], right[1], groups=groups, alpha=self.cfg.alpha, seed=seed, noise=noise)
+
+    def comparison(
+        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, repeats: Sequence[Repeats] = ()
+    ) -> Comparison:
+        """Compare two models, with the smallest difference that the test set shows."""
+        compared = super().comparison(a, b, seed, repeats)
+        visible = minimal_detectable_difference(compared.n, alpha=self.cfg.alpha)
+        return compared.model_copy(update={"smallest_visible_difference": visible if isfinite(visible) else None})
+
+
+def exact_match(answers: list[str], targets: list[str]) -> float:
+    """``exact_match`` of the ``evaluate`` library, a fraction."""
+    return float(library_metric("exact_match").compute(predictions=answers, references=targets)["exact_match"])
+
+
+def override(key: str, value: str) -> str:
+    """A setting as it is written on the command line."""
+    quoted = value.replace('"', r"\"")
+    return shlex.quote(f'{key}="{quoted}"')

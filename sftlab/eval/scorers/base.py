@@ -1,0 +1,263 @@
+"""The base class of all scorers: which text is compared, how a row is scored, how a result is shown."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, TypedDict
+
+from sftlab.config import EvalConfig
+from sftlab.dataset.sandbox import environment
+from sftlab.errors import ConfigError
+from sftlab.eval.extract import unfenced
+from sftlab.eval.statistics import changed, noise
+from sftlab.model.reasoning import answered
+from sftlab.records import Example, Generation, Prediction
+from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
+
+Answer = tuple[str | None, dict[str, str | None]]
+"""An extracted answer, and the answer by each way of reading if the task has several."""
+
+
+class Counts(TypedDict):
+    """The fields of a ModelResult that every task counts alike."""
+
+    n: int
+    unparsed: int
+    truncated: int | None
+    finish_reasons: int
+
+
+@dataclass(frozen=True)
+class View:
+    """How the results of a task are named and written: the same in terminal, page, model card and tracking.
+
+    ``graded`` tasks have right and wrong answers, and their metrics are percentages. Answers of other tasks have a
+    score between 0 and 1. ``metrics`` maps the metrics' keys to their names, ``hub_metric`` is the metric's type on
+    the hub. The other fields name the test rows, rows without an answer, and rows that the second model answers
+    better or worse.
+    """
+
+    metrics: Mapping[str, str]
+    hub_metric: str
+    graded: bool
+    rows: str
+    no_answer: str
+    gained: str
+    lost: str
+
+    def number(self, value: float) -> str:
+        """Write a value of the metric."""
+        return f"{100 * value:.1f}%" if self.graded else f"{value:.3f}"
+
+    def interval(self, ends: tuple[float, float] | None) -> str:
+        """Write an interval of the metric; a dash if there is none."""
+        return "–" if ends is None else " to ".join(map(self.number, ends))
+
+
+class Scorer(ABC):
+    """What a task decides. A new task is a subclass in a module of this folder, named as eval.task names it."""
+
+    view: ClassVar[View]
+    lettered: ClassVar[bool] = False
+    """Whether eval.pattern extracts answers that are option letters: then they have several readings, and a choice
+    can be forced if there is none."""
+
+    def __init__(self, cfg: EvalConfig) -> None:
+        self.cfg = cfg
+
+    # ------------------------------------------------------------------- rows
+
+    @property
+    @abstractmethod
+    def metric(self) -> str:
+        """The key of the metric that is judged."""
+
+    @abstractmethod
+    def right(self, answer: str, row: Example | Prediction) -> bool:
+        """Whether an answer is right."""
+
+    def compared(self, text: str) -> str:
+        """Return the part of a completion or target that is compared; "" if there is none.
+
+        A code fence is removed, then the template eval.extract is applied. A completion on which the template fails
+        has nothing to compare: models write text that no parser expects.
+        """
+        text = unfenced(text)
+        if self.cfg.extract is not None:
+            try:
+                text = _template(self.cfg.extract).render(text=text)
+            except ConfigError:  # a pattern in the template takes too long
+                raise
+            except Exception:  # filters raise errors of any type
+                return ""
+        return text.strip()
+
+    def references(self, row: Example | Prediction) -> list[str]:
+        """The right answers of a row, processed as answers are."""
+        return [self.compared(answered(target)) for target in row.accepted]
+
+    def reader(self, examples: Sequence[Example]) -> Callable[[str, Example, str | None], Answer]:
+        """Return a function that extracts the answer from a completion without its reasoning.
+
+        Its arguments are the text, its example, and the letter of a forced choice.
+        """
+        return lambda text, example, forced: (self.compared(text) or None, {})
+
+    def scored(self, rows: list[Prediction]) -> list[Prediction]:
+        """Return predictions with their scores; the same predictions if answers are only right or wrong.
+
+        Apart from ``predictions``, because a score may need a library that takes seconds to import.
+        """
+        return rows
+
+    def predictions(self, generations: Sequence[Generation], examples: Sequence[Example]) -> list[Prediction]:
+        """Extract the answer of every completion. A completion without an answer is never right."""
+        by_id = {example.id: example for example in examples}
+        read = self.reader(examples)
+        rows = []
+        for generation in generations:
+            example = by_id[generation.id]
+            truncated = generation.finish_reason == "length"
+            text = answered(generation.completion, generation.prompt, truncated=truncated)
+            answer, readings = read(text, example, generation.forced)
+            rows.append(
+                Prediction(
+                    id=generation.id,
+                    prompt=generation.prompt,
+                    completion=generation.completion,
+                    finish_reason=generation.finish_reason,
+                    answer=answer,
+                    target=example.target,
+                    correct=answer is not None and self.right(answer, example),
+                    group=example.group,
+                    readings=readings,
+                    subgroup=example.subgroup,
+                    targets=example.targets,
+                )
+            )
+        return rows
+
+    # ------------------------------------------------------------------- checks
+
+    def check(self, examples: Sequence[Example], split: str = "test") -> None:
+        """Check before a model is loaded that answers to these examples can be judged.
+
+        Raises:
+            ConfigError: One line per kind of problem, with the first rows that have it.
+        """
+        problems = list(self.unmatched(examples, lambda row: f"{split} row {row.id!r}"))
+        if problems:
+            raise ConfigError(*problems)
+
+    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[str]:
+        """Yield problems with targets that no answer can equal; ``name`` names a row in a message."""
+        targets = [(row, target) for row in examples for target in row.accepted]
+        if empty := [(row, target) for row, target in targets if not self.compared(answered(target))]:
+            cfg = self.cfg
+            by = "" if cfg.extract is None else f" eval.extract={cfg.extract!r} makes nothing of it;"
+            yield (
+                f"eval.task={cfg.task}: nothing is left to compare of the target:{by} {listed(empty, name)}; change "
+                f"{'eval.extract or ' if by else ''}the row"
+            )
+
+    def check_completions(self, examples: Sequence[Example], split: str = "train") -> str | None:
+        """Check that the completions of a split are read as their targets.
+
+        Returns a warning if some are not, and None if all are. Tasks without right and wrong answers check nothing.
+
+        Raises:
+            ConfigError: None of them is.
+        """
+        return None
+
+    def power(self, groups: Sequence[str | None]) -> list[tuple[int, str]]:
+        """Describe the smallest difference that a test set can show, before any answer is known.
+
+        Args:
+            groups: The group of each test row; rows of one group count as one.
+
+        Returns:
+            Messages with their logging levels.
+        """
+        return []
+
+    # ------------------------------------------------------------------- results
+
+    @abstractmethod
+    def result(self, rows: Sequence[Prediction], seed: int) -> ModelResult:
+        """Summarise the predictions of one model."""
+
+    @abstractmethod
+    def side(self, rows: Sequence[Prediction], seed: int, *, enough: bool) -> SubgroupSide:
+        """Summarise the predictions of one model on a subgroup; ``enough`` is whether it has enough rows to compare."""
+
+    @abstractmethod
+    def difference(
+        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, noise: float | None = None
+    ) -> Comparison:
+        """Compare two models on the same rows.
+
+        Args:
+            a: Predictions of the first model.
+            b: Predictions of the second model.
+            seed: Seed of the bootstrap.
+            noise: Largest difference between runs of one model; differences up to it are inconclusive.
+        """
+
+    def comparison(
+        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, repeats: Sequence[Repeats] = ()
+    ) -> Comparison:
+        """Compare two models on the whole test set, with everything that the record has.
+
+        ``repeats`` has the differences between repeated generations of each model: no smaller difference counts.
+        """
+        return self.difference(a, b, seed, max((repeat.noise for repeat in repeats), default=None))
+
+    def repeats(self, runs: Sequence[Sequence[Prediction]]) -> Repeats:
+        """Measure how much a model's answers differ between generations of one test set, each in another order."""
+        values = [[float(row.correct) if row.score is None else row.score for row in rows] for rows in runs]
+        forced = [[float(row.readings.get("forced", row.answer) in row.accepted) for row in rows] for rows in runs]
+        return Repeats(
+            values=[sum(row) / len(row) for row in values],
+            changed=changed(values),
+            noise=noise(values),
+            forced_noise=noise(forced),
+        )
+
+
+def counts(rows: Sequence[Prediction]) -> Counts:
+    """Count rows, rows without an answer, and truncated completions."""
+    reasons = [row.finish_reason for row in rows if row.finish_reason != "unknown"]
+    return {
+        "n": len(rows),
+        "unparsed": sum(row.answer is None for row in rows),
+        "truncated": reasons.count("length") if reasons else None,
+        "finish_reasons": len(reasons),
+    }
+
+
+def listed(rows: Sequence[tuple[Example, str]], name: Callable[[Example], str]) -> str:
+    """Name the first of several rows with their targets."""
+    return ", ".join(f"{name(row)} has target {target[:60]!r}" for row, target in rows[:3]) + more(len(rows) - 3)
+
+
+def more(count: int) -> str:
+    """Say how many rows a message does not name."""
+    return f" (and {count} more)" if count > 0 else ""
+
+
+@cache
+def library_metric(name: str) -> Any:
+    """Load a metric of the ``evaluate`` library from this package."""
+    import evaluate
+
+    return evaluate.load(str(Path(__file__).parents[1] / "metrics" / f"{name}.py"), keep_in_memory=True)
+
+
+@cache
+def _template(source: str) -> Any:
+    return environment().from_string(source)

@@ -1,0 +1,72 @@
+"""``loss.png``: training and validation loss by epoch."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sftlab.records import read_jsonl
+from sftlab.report.tables import own_overrides
+from sftlab.results import Selection
+from sftlab.runtime.job import Job
+
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs how it builds its font cache
+
+SHOWN = 20  # jobs in the legend
+
+
+def loss_curve(path: Path, title: str, selection: Selection, jobs: Sequence[Job]) -> None:
+    """Draw training loss (solid), validation loss (dashed), and the selected checkpoint (a star)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    several = len(jobs) > 1
+    figure, axes = pyplot.subplots(figsize=(10 if several else 8, 4.5), layout="constrained")
+    colors = pyplot.get_cmap("tab10").colors
+    training_line: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.7}
+    validation_line: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4, "linewidth": 1.8}
+    if several:  # colours distinguish jobs
+        axes.plot([], [], color="gray", label="training loss", **training_line)
+        axes.plot([], [], color="gray", label="validation loss", **validation_line)
+    own = own_overrides([(job.number, job.overrides) for job in jobs])
+    for index, job in enumerate(job for job in jobs if "train" in job.stages):
+        history = list(read_jsonl(Path(job.stages["train"]) / "metrics.jsonl"))
+        color = colors[index % len(colors)]
+        training = [(row["epoch"], row["loss"]) for row in history if row.get("loss") is not None]
+        validation = [(row["epoch"], row["eval_loss"]) for row in history if row.get("eval_loss") is not None]
+        names: tuple[str | None, str | None] = ("training loss", "validation loss")
+        if several:
+            # Only the last part of a key: train.num_train_epochs=3 is long for a legend.
+            words = (re.sub(r"^[\w.]*\.", "", override) for override in own[job.number])
+            names = (None, " ".join([f"job {job.number}", *words]) if index < SHOWN else None)
+        axes.plot(*zip(*training, strict=True), color=color, label=names[0], **training_line)
+        axes.plot(*zip(*validation, strict=True), color=color, label=names[1], **validation_line)
+    axes.plot(
+        [selection.epoch],
+        [selection.eval_loss],
+        linestyle="none",
+        marker="*",
+        markersize=18,
+        color="#d62728",
+        markeredgecolor="white",
+        zorder=5,
+        label=f"selected: epoch {selection.epoch:g}, {selection.eval_loss:.4f}",
+    )
+    axes.set(xlabel="epoch", ylabel="loss (nats per supervised token)", title=title)
+    low, high = axes.get_ylim()
+    if high > 10 * max(low, selection.eval_loss):
+        axes.set_yscale("log")  # on a linear axis the end of such a curve would lie on the axis
+    else:
+        axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    if several:
+        figure.legend(loc="outside right upper", frameon=False, fontsize="small", handlelength=3)
+    else:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,120 @@
+"""The tables of results: one form for the terminal, the page, the model card and tracking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sftlab.eval import scorers
+from sftlab.report.text import DASH, count, level, points, probability, span
+from sftlab.results import Evaluation, EvaluationRow, ModelResult, Subgroup, SubgroupSide
+
+MODELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. Columns in ``text`` are words and aligned to the left, the others are numbers."""
+
+    header: list[str]
+    rows: list[list[str]]
+    text: tuple[str, ...] = ()
+
+
+def models(evaluation: Evaluation) -> list[tuple[str, str, ModelResult]]:
+    """The evaluated models: key, name and result."""
+    results = {"baseline": evaluation.baseline, "finetuned": evaluation.finetuned}
+    return [(key, MODELS[key], result) for key, result in results.items() if result is not None]
+
+
+def name_of_metric(evaluation: Evaluation) -> str:
+    """The name of the metric that is judged."""
+    return scorers.view(evaluation.task).metrics[evaluation.finetuned.metric]
+
+
+def results(evaluation: Evaluation) -> Table:
+    """The models, and their difference."""
+    view, judged, compared = scorers.view(evaluation.task), evaluation.finetuned.metric, evaluation.comparison
+    others = [key for key in view.metrics if key != judged]
+    header = ["model", view.metrics[judged], f"{level(evaluation.finetuned.level)} interval"]
+    header += [view.metrics[key] for key in others]
+    header += ["correct" if view.graded else f"{view.gained}, {view.lost}", view.rows, view.no_answer, "truncated"]
+    rows = []
+    for _, name, result in models(evaluation):
+        row = [name, view.number(result.value), view.interval(result.interval)]
+        row += [view.number(result.scores[key]) for key in others]
+        row += ["" if result.correct is None else count(result.correct)]
+        rows.append([*row, count(result.n), count(result.unparsed), truncated(result)])
+    if compared is not None:
+        difference = ["Difference", f"{points(compared.delta)} points", span(compared.interval), *[""] * len(others)]
+        rows.append([*difference, f"+{compared.gained} −{compared.lost}", count(compared.n), "", ""])
+        header.append("p")
+        rows = [[*row, ""] for row in rows[:-1]] + [[*rows[-1], probability(compared.p_value)]]
+    return Table(header, rows, ("model",))
+
+
+def truncated(result: ModelResult) -> str:
+    """The count of truncated answers; a dash if it is unknown for all."""
+    if result.truncated is None:
+        return DASH
+    known = result.finish_reasons
+    return f"{result.truncated:,}" if known == result.n else f"{result.truncated:,} of {known:,} known"
+
+
+def subgroups(evaluation: Evaluation) -> Table:
+    """The models on every subgroup, and their difference."""
+    view, of = scorers.view(evaluation.task), evaluation.subgroups
+    assert of is not None
+    several = len(models(evaluation)) > 1
+
+    def side(result: SubgroupSide | None) -> str:
+        if result is None:
+            return DASH
+        ends = f" ({view.interval(result.interval)})" if result.interval is not None else ""
+        return view.number(result.value) + ends
+
+    def difference(group: Subgroup) -> list[str]:
+        change = group.difference
+        if change is None:
+            return [group.reason or DASH, "", ""]
+        text = f"{points(change.delta)} ({span(change.interval)})"
+        return [text, probability(change.p_value), probability(change.p_adjusted)]
+
+    header = [of.column, view.rows, *(name for _, name, _ in models(evaluation))]
+    rows = []
+    for group in of.groups:
+        sides = {"baseline": group.baseline, "finetuned": group.finetuned}
+        row = [group.name, count(group.n), *(side(sides[key]) for key, _, _ in models(evaluation))]
+        rows.append(row + (difference(group) if several else []))
+    return Table(header + (["difference, points", "p", "p, adjusted"] if several else []), rows, (of.column,))
+
+
+def evaluations(rows: Sequence[EvaluationRow]) -> Table:
+    """The models or settings of a sweep with mode=evaluate."""
+    shared = set.intersection(*(set(row.overrides) for row in rows)) if len(rows) > 1 else set()
+    levels = {row.evaluation.finetuned.level for row in rows if row.evaluation is not None}
+    interval = f"{level(levels.pop())} interval" if len(levels) == 1 else "interval"
+    header = ["job", "model", "overrides", "base", "score", interval, "difference", "p", "p, adjusted", "verdict"]
+    table = Table(header, [], ("model", "overrides", "verdict"))
+    for row in rows:
+        own = [word for word in row.overrides if word not in shared and not word.startswith("eval.name_or_path=")]
+        start = [str(row.job), row.model or "", " ".join(own)]
+        if row.evaluation is None:
+            table.rows.append([*start, *[""] * 6, f"failed: {row.error}"])
+            continue
+        view, baseline, model = scorers.view(row.evaluation.task), row.evaluation.baseline, row.evaluation.finetuned
+        start += ["" if baseline is None else view.number(baseline.value)]
+        start += [view.number(model.value), view.interval(model.interval)]
+        compared = row.evaluation.comparison
+        if compared is None or row.p_adjusted is None or row.verdict is None:
+            table.rows.append([*start, "", "", "", ""])
+            continue
+        numbers = [f"{points(compared.delta)} points", probability(compared.p_value), probability(row.p_adjusted)]
+        table.rows.append([*start, *numbers, row.verdict.outcome])
+    return table
+
+
+def own_overrides(jobs: Sequence[tuple[int, Sequence[str]]]) -> dict[int, list[str]]:
+    """For each job's number its overrides without those that all jobs share."""
+    shared = set.intersection(*(set(overrides) for _, overrides in jobs)) if len(jobs) > 1 else set()
+    return {number: [text for text in overrides if text not in shared] for number, overrides in jobs}

@@ -1,0 +1,87 @@
+"""Numbers, durations and dates as text for people."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from datetime import UTC, datetime
+from math import isfinite
+
+DASH = "–"
+
+
+def percent(value: float | None) -> str:
+    """A fraction as a percentage; a dash if it is unknown."""
+    return DASH if value is None or not isfinite(value) else f"{100 * value:.1f}%"
+
+
+def points(value: float | None) -> str:
+    """A signed difference of fractions in points, with a second digit if one would show it as 0."""
+    if value is None or not isfinite(value):
+        return DASH
+    digits = 2 if 0 < abs(value) < 0.0005 else 1
+    rounded = round(100 * value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else "0.0"
+
+
+def span(ends: tuple[float, float]) -> str:
+    """An interval of a difference, in points."""
+    return " to ".join(map(points, ends))
+
+
+def decimals(value: float | None, digits: int = 4) -> str:
+    """A number with a fixed count of decimals; a dash if it is unknown."""
+    return DASH if value is None or not isfinite(value) else f"{value:.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    """A number with a thousands separator; a dash if it is unknown."""
+    if value is None or not isfinite(value):
+        return DASH
+    return f"{value:,.6g}" if value % 1 else f"{int(value):,}"
+
+
+def probability(value: float) -> str:
+    """A p-value."""
+    return "< 0.0001" if value < 0.0001 else f"{value:.3g}"
+
+
+def level(value: float) -> str:
+    """A confidence level, such as "95 %"."""
+    return f"{100 * value:g} %"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in the units that matter; a dash if it is unknown."""
+    if value is None or not isfinite(value):
+        return DASH
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{value:.3g} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def date(value: str) -> str:
+    """An ISO time as a date and time in UTC; a dash if it is not an ISO time."""
+    try:
+        moment = datetime.fromisoformat(value).astimezone(UTC)
+    except ValueError:
+        return DASH
+    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
+
+
+def plural(number: int, noun: str) -> str:
+    """A count with its noun: "1 question", "2 questions"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sha256(text: str) -> str:
+    """The hash by which a Content-Security-Policy allows an inline script or style."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def sentence(text: str) -> str:
+    """A verdict's reason with a capital, a full stop, minus signs, and p-values that do not wrap."""
+    text = re.sub(r"\bp ([<=]) ", "p\u00a0\\1\u00a0", re.sub(r"(?<![\w.])-(?=\d)", "−", text))
+    return text[:1].upper() + text[1:] + "." if text else ""
