@@ -17,6 +17,7 @@ from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
 from sftlab.eval import score
 from sftlab.eval import stage as evaluate
 from sftlab.eval.predictions import load_pair, unjudgeable
+from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.statistics import compare, detectable_mean_difference, holm, minimal_detectable_difference
 from sftlab.eval.subgroups import subgroups
 from sftlab.instance import machine as instance
@@ -53,7 +54,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config = cfg.model_dump()
-    job.precision = precision.record(measured, cfg.train, cfg.eval)
+    job.precision = precision.record(measured, cfg.train, cfg.eval).model_dump()
     if cfg.mode == "all":
         if warning := score.check_completions(data.split("train"), cfg.eval):
             log.warning(warning)
@@ -222,7 +223,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         checkpoint = Path(selection.chosen.checkpoint)
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
         _link(run.folder / "merged", merged.stage.path)
-        run.update(merge=merged.check, stages={**run.values["stages"], "merged": str(merged.stage.path)})
+        run.update(merge=merged.check.model_dump(), stages={**run.values["stages"], "merged": str(merged.stage.path)})
         data = dataset.make(store, cfg.dataset, cfg.seed)
         finetuned = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
         test = test_data(cfg, store, data)
@@ -252,7 +253,7 @@ def validation_answers(candidates: Sequence[Candidate], jobs: Sequence[Job]) -> 
         data = dataset.make(store, cfg.dataset, cfg.seed)
         settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
         examples = data.split("validation")
-        prompts = evaluate.prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
+        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
         merged = store.path("merged", merge.inputs(Path(candidate.checkpoint), base))
         model = evaluate.Model(merged, merged.name, base.trust_remote_code)
         made = None
@@ -329,7 +330,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
     job.config = cfg.model_dump()
-    job.precision = precision.record(measured, cfg.train, cfg.eval)
+    job.precision = precision.record(measured, cfg.train, cfg.eval).model_dump()
     named = models.resolve(_evaluated(cfg), store, cfg.seed)
     evaluate.check_engine(named, cfg.eval)
     finetuned = evaluate.Model(named.path, named.identity, named.trust_remote_code)
@@ -670,12 +671,13 @@ def judge(
     plain = evaluate.Model(base.path, base.identity, base.trust_remote_code)
     contenders = {"baseline": (plain, base)} if cfg.eval.baseline else {}
     contenders["finetuned"] = (finetuned, tokenizer_of)
+    sources = {source.identity: source for _, source in contenders.values()}
+    prompts = {identity: test_prompts(cfg, source, test) for identity, source in sources.items()}
     stages: dict[str, str] = {}
     times: dict[str, float] = {}
     for name, (model, source) in contenders.items():
         log.info("evaluate: %s model, %d questions, %s", name, len(examples), cfg.eval.engine)
-        prompts = test_prompts(cfg, source, test)
-        generated = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed)
+        generated = evaluate.make(store, model, prompts[source.identity], cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
         repeats = [
             score.scored(score.predictions(generated.rows(number), examples, cfg.eval), cfg.eval)
@@ -787,10 +789,10 @@ def test_data(cfg: Config, store: Store, data: dataset.Dataset | None) -> tuple[
     return rows, data.stage.key
 
 
-def test_prompts(cfg: Config, base: Base, test: tuple[list[Example], str]) -> evaluate.Prompts:
+def test_prompts(cfg: Config, base: Base, test: tuple[list[Example], str]) -> Prompts:
     """The test set as one model's tokenizer writes it."""
     examples, key = test
-    return evaluate.prompts(examples, base, key, cfg.eval, cfg.seed)
+    return tokenize_prompts(examples, base, key, cfg.eval, cfg.seed)
 
 
 def _run_id(folder: Path, job: Job) -> str:

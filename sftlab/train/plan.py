@@ -21,6 +21,7 @@ from sftlab.instance.machine import Machine, nvidia_smi, peak_flops
 from sftlab.model.base import Base
 from sftlab.runtime.processes import child
 from sftlab.runtime.store import Stage, Store, versions, write_json
+from sftlab.train.stage import TrainTask
 from sftlab.train.trace import Batch, Shape, Traced, traced
 
 log = logging.getLogger(__name__)
@@ -350,7 +351,7 @@ def measure(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> dic
             "chat_template": base.chat_template,
             "peft": cfg.peft.model_dump(),
             "train": {**cfg.train.model_dump(), **settings},
-            "machine": machine.as_dict(),
+            "machine": asdict(machine),
             "seed": cfg.seed,
             "counts": tokens.counts,
             "report_to": [],
@@ -358,7 +359,7 @@ def measure(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> dic
         child(
             "sftlab.train.stage",
             folder,
-            given,
+            TrainTask(given),
             launcher=machine.launcher(),
             environment=machine.training_environment(),
         )
