@@ -101,7 +101,7 @@ def continuations(tokenizer: Any, text: str, letters: str) -> dict[str, list[int
         if same is not None:
             raise ConfigError(
                 f"eval.forced=true: the tokenizer gives the choices {letter!r} and {same!r} the same tokens, so the "
-                "model cannot choose between them. Set eval.forced=false, or other letters with dataset.choices"
+                "model cannot choose between them; set eval.forced=false, or other letters with dataset.choices"
             )
     return options
 

@@ -56,8 +56,8 @@ class Progress:
             if time.monotonic() - engine.active > 60 * self.stall_min:
                 fault = "made no progress" if engine.started else "did not start"
                 raise StageError(
-                    f"evaluate: an engine {fault} for {self.stall_min:g} minutes and was ended; completed answers are "
-                    "retained. Run the command again, or raise eval.stall_min"
+                    f"evaluate: an engine {fault} for {self.stall_min:g} minutes and was ended; run the command "
+                    "again, or raise eval.stall_min. Completed answers are reused"
                 )
 
 

@@ -58,7 +58,7 @@ def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, 
     """
     if not examples:
         raise ConfigError(
-            "eval: the test set has no rows. Give the dataset a test split, or set eval.dataset to another dataset"
+            "eval: the test set has no rows; give the dataset a test split, or set eval.dataset to another dataset"
         )
     tokenizer = base.tokenizer()
     tokenized = tokenize_all(partial(prompt_tokens, tokenizer), examples, "test")
@@ -97,8 +97,8 @@ def _check_length(longest: int, model: Path, cfg: EvalConfig) -> None:
         left = length - longest
         raise ConfigError(
             f"eval.max_tokens={cfg.max_tokens}: the longest prompt has {longest} tokens, and the model's context is "
-            f"{length} tokens. "
-            + (f"Set eval.max_tokens={left} or less" if left > 0 else "Leave out long rows with dataset.keep")
+            f"{length} tokens; "
+            + (f"set eval.max_tokens={left} or less" if left > 0 else "leave out long rows with dataset.keep")
         )
 
 

@@ -107,7 +107,7 @@ def check_engine(base: Base, cfg: EvalConfig) -> None:
     """
     if cfg.engine == "vllm" and reads_images(base.path) and find_spec("torchvision") is None:
         raise ConfigError(
-            f"eval.engine=vllm: {base.name} also reads images, and for such models vLLM needs torchvision. "
+            f"eval.engine=vllm: {base.name} also reads images, and for such models vLLM needs torchvision; "
             "pip install torchvision, or set eval.engine=transformers"
         )
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 GREETING = b"sftlab\n"  # torch's store of an earlier job may still listen at the port, and does not speak first
 PORT_SECONDS, ANSWER_SECONDS, PAUSE = 30.0, 10.0, 0.3
 DIFFERENT = (
-    "instance.nnodes: the machines have different rows, settings or libraries. Start the same command on each, with "
+    "instance.nnodes: the machines have different rows, settings or libraries; start the same command on each, with "
     "the same data, and change only instance.node_rank"
 )
 
@@ -71,7 +71,7 @@ def tell(machine: Machine, stage: str, *, train: bool) -> None:
         if missing and error is None and train:
             error = (
                 f"instance.nnodes={machine.nnodes}: machine {missing} did not connect to {machine.rdzv_endpoint} "
-                f"within {machine.rdzv_timeout_min:g} minutes. Start the same command on every machine, each with its "
+                f"within {machine.rdzv_timeout_min:g} minutes; start the same command on every machine, each with its "
                 "own instance.node_rank, or set a longer instance.rdzv_timeout_min"
             )
         answer = Answer(train=train, error=error).model_dump_json(exclude_none=True).encode()
@@ -116,7 +116,7 @@ def ask(machine: Machine, stage: str) -> bool:
         return answer.train
     raise StageError(
         f"instance.rdzv_endpoint={machine.rdzv_endpoint}: machine 0 did not answer within "
-        f"{machine.rdzv_timeout_min:g} minutes ({reason}). Start the same command there with instance.node_rank=0, "
+        f"{machine.rdzv_timeout_min:g} minutes ({reason}); start the same command there with instance.node_rank=0, "
         "check that this machine can connect to it, or set a longer instance.rdzv_timeout_min"
     )
 
@@ -152,7 +152,7 @@ def _server(machine: Machine) -> Iterator[socket.socket]:
             if time.monotonic() > deadline:
                 raise StageError(
                     f"instance.rdzv_endpoint={machine.rdzv_endpoint}: port {port} of machine 0 cannot be used: "
-                    f"{os.strerror(error.errno or 0)}. Set a free port in instance.rdzv_endpoint on every machine"
+                    f"{os.strerror(error.errno or 0)}; set a free port in instance.rdzv_endpoint on every machine"
                 ) from error
             time.sleep(PAUSE)
     with server:

@@ -71,8 +71,8 @@ def _torch(name: str) -> tuple[int, str | None]:
         return int(values["cuda"].partition(".")[0]), None
     build = "for AMD GPUs" if "hip" in values else "for the CPU"
     return 0, (
-        f"instance={name}: uses an NVIDIA GPU, and the installed torch {version} is built {build}. "
-        f"Install the CUDA packages ({CUDA_PACKAGES}), or set instance=cpu"
+        f"instance={name}: uses an NVIDIA GPU, and the installed torch {version} is built {build}; "
+        f"install the CUDA packages ({CUDA_PACKAGES}), or set instance=cpu"
     )
 
 
@@ -90,7 +90,7 @@ def _driver(name: str, cuda: int) -> Iterator[str]:
     elif supported // 1000 < cuda:
         yield (
             f"instance={name}: the NVIDIA driver {_driver_version() or ''} supports CUDA {supported // 1000}."
-            f"{supported % 1000 // 10}, and the installed torch is built for CUDA {cuda}. Install the driver {needed} "
+            f"{supported % 1000 // 10}, and the installed torch is built for CUDA {cuda}; install the driver {needed} "
             f"or newer {source}, or set instance=cpu"
         )
 
@@ -144,8 +144,8 @@ def _compiler(name: str) -> Iterator[str]:
         )
     elif compiler is None and not (shutil.which("gcc") or shutil.which("clang")):
         yield (
-            f"instance={name}: Triton compiles kernels with a C compiler, and neither gcc nor clang is installed. "
-            "Install one (Debian and Ubuntu: sudo apt install gcc; Fedora and RHEL: sudo dnf install gcc; conda: conda "
+            f"instance={name}: Triton compiles kernels with a C compiler, and neither gcc nor clang is installed; "
+            "install one (Debian and Ubuntu: sudo apt install gcc; Fedora and RHEL: sudo dnf install gcc; conda: conda "
             "install -c conda-forge gcc), or set CC to the path of a compiler"
         )
     scheme = sysconfig.get_default_scheme()
@@ -153,7 +153,7 @@ def _compiler(name: str) -> Iterator[str]:
     if not header.is_file():
         python = f"python{sys.version_info.major}.{sys.version_info.minor}"
         yield (
-            f"instance={name}: Triton compiles kernels with Python's headers, and {header} does not exist. Install "
+            f"instance={name}: Triton compiles kernels with Python's headers, and {header} does not exist; install "
             f"them (Debian and Ubuntu: sudo apt install {python}-dev; Fedora and RHEL: sudo dnf install "
             f"{python}-devel), or use a Python from uv or conda, which includes them"
         )
@@ -199,7 +199,7 @@ def _unused_gpu(name: str) -> Iterator[str]:
     if (WSL / "libcuda.so.1").exists():
         yield (
             f"instance={name}: WSL2 has the NVIDIA driver of Windows ({WSL}/libcuda.so.1), but nvidia-smi lists no "
-            "GPU. Install a newer driver in Windows and run wsl --shutdown there, or set instance=cpu to use the CPU"
+            "GPU; install a newer driver in Windows and run wsl --shutdown there, or set instance=cpu to use the CPU"
         )
     elif shutil.which("nvidia-smi"):
         log.warning(

@@ -67,7 +67,7 @@ def make(store: Store, checkpoint: Path, base: Base, tokens: Path, machine: Mach
     if gap > cfg.max_loss_gap:
         raise StageError(
             f"merge.max_loss_gap={cfg.max_loss_gap}: merging raises the validation loss by {gap:.4f} nats per token "
-            f"(adapter {check.adapter_loss:.4f}, merged {check.merged_loss:.4f}). Set a larger merge.max_loss_gap, or "
+            f"(adapter {check.adapter_loss:.4f}, merged {check.merged_loss:.4f}); set a larger merge.max_loss_gap, or "
             "train in bf16"
         )
     log.info(

@@ -74,14 +74,14 @@ def run(folder: Path, task: MergeTask) -> None:
     changed = sum(before[name] != value for name, value in after.items() if name in before)
     if not changed:
         raise StageError(
-            f"merge: no weight differs from the base model. The adapter in {task.checkpoint} is empty or was not "
+            f"merge: no weight differs from the base model: the adapter in {task.checkpoint} is empty or was not "
             "applied; train again"
         )
     merged_loss, merged_tokens = _loss(merged, rows), _greedy(merged, rows)
     pairs = [pair for a, b in zip(adapter_tokens, merged_tokens, strict=True) for pair in zip(a, b, strict=False)]
     if not isfinite(merged_loss):
         raise StageError(
-            f"merge: the validation loss of the merged model is {merged_loss}. The checkpoint {task.checkpoint} is "
+            f"merge: the validation loss of the merged model is {merged_loss}: the checkpoint {task.checkpoint} is "
             "broken; train with a lower train.learning_rate"
         )
     check = MergeCheck(

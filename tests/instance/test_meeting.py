@@ -72,7 +72,7 @@ def test_another_stage_is_refused_everywhere(machines: Callable[..., list[Machin
     first, *others = machines(2)
     results = meet(first, others, stages=("another",))
     assert [type(error) for error in results] == [ConfigError] * 2
-    assert "Start the same command on each" in str(results[1])
+    assert "start the same command on each" in str(results[1])
 
 
 def test_a_missing_machine_is_named_to_the_others(machines: Callable[..., list[Machine]]) -> None:
@@ -147,7 +147,7 @@ def test_a_port_in_use_is_named(machines: Callable[..., list[Machine]], monkeypa
     assert first.rdzv_endpoint is not None
     with (
         socket.create_server(("", int(first.rdzv_endpoint.rpartition(":")[2]))),
-        pytest.raises(StageError, match=r"cannot be used: Address already in use\. Set a free port"),
+        pytest.raises(StageError, match="cannot be used: Address already in use; set a free port"),
     ):
         meeting.tell(first, "stage", train=True)
 

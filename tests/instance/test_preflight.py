@@ -169,7 +169,7 @@ def test_an_old_driver_is_named_with_the_required_version(
     (line,) = problems()
     number = next(word for word in driver.split() if word.count(".") == 2)
     assert f"driver {number} supports CUDA {cuda // 1000}.{cuda % 1000 // 10}" in line
-    assert f"Install the driver {oldest} or newer" in line
+    assert f"install the driver {oldest} or newer" in line
     # A CUDA compatibility package on an older driver, and older minor versions of the same CUDA, work.
     box.cuda = 1000 * int(torch[:2])
     assert problems() == []
