@@ -264,7 +264,7 @@ def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
             )
     if train.optim.startswith("paged_") and machine.device == "cpu":
         problems.append(
-            f"train.optim={train.optim}: pages its state between GPU and CPU memory, and this trains on the CPU; set "
+            f"train.optim={train.optim}: pages its state between GPU and CPU memory and needs a GPU; set "
             "train.optim=adamw_torch"
         )
     if problems:

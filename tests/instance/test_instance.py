@@ -30,7 +30,7 @@ FLASH = Machine("small", "cuda", 1, "flash_attention_2")
         (Machine("auto", "cpu", 1, "flash_attention_2"), [], None, "needs a GPU, and this trains on the CPU"),
         (CPU, ["train.optim=adamw_torch_4bit"], "torchao", "pip install torchao, or set train.optim=adamw_torch"),
         (CPU, ["train.optim=galore_adamw"], "galore_torch", "package galore-torch; pip install galore-torch"),
-        (CPU, ["train.optim=paged_adamw_8bit"], None, "and this trains on the CPU; set train.optim=adamw_torch"),
+        (CPU, ["train.optim=paged_adamw_8bit"], None, "and needs a GPU; set train.optim=adamw_torch"),
     ],
 )  # fmt: skip
 def test_settings_without_an_effect_are_refused(
