@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -241,9 +242,9 @@ def _sftlab(
     given = {
         "checkpoints": out, "tokens": tokens, "base": base, "trust_remote_code": False, "chat_template": None,
         "peft": cfg.peft.model_dump(), "train": {**cfg.train.model_dump(), "extra": extra},
-        "machine": machine.as_dict(), "seed": 1, "counts": counts, "report_to": [],
+        "machine": asdict(machine), "seed": 1, "counts": counts, "report_to": [],
     }  # fmt: skip
-    train.run(Path(out), given)
+    train.run(Path(out), train.TrainTask(given))
     receipt: dict[str, Any] = json.loads(Path(out, train.RECEIPT).read_text("utf-8"))
     return receipt
 

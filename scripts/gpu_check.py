@@ -35,6 +35,7 @@ from typing import Any
 import bench_train
 
 from sftlab.instance.machine import visible_gpus
+from sftlab.results import MergeCheck
 from sftlab.runtime.processes import NEEDED, QUIET, TOO_LARGE, die_with_parent
 from sftlab.runtime.store import versions, write_json
 
@@ -225,7 +226,8 @@ def train(overrides: list[str], **arguments: Any) -> dict[str, Any]:
 
 def merge(training: dict[str, Any], folder: str) -> dict[str, Any]:
     """Train, merge the checkpoint by sftlab's own stage, and compare the two."""
-    from sftlab.model import merge as stage
+    from sftlab.model import merge_worker
+    from sftlab.model.base import Base
 
     trained = train(**training, save=True)
     _, machine = bench_train.settings(training["overrides"])
@@ -233,14 +235,14 @@ def merge(training: dict[str, Any], folder: str) -> dict[str, Any]:
     bench_train.release()
     begin = time.perf_counter()
     Path(folder).mkdir()
-    given = {
-        "checkpoint": str(checkpoint), "base": training["base"], "trust_remote_code": False, "chat_template": None,
-        "tokens": training["tokens"], "device": machine.device,
-    }  # fmt: skip
-    stage.run(Path(folder), given)
-    check: dict[str, Any] = json.loads(Path(folder, "check.json").read_text("utf-8"))
+    base = Base("base", Path(training["base"]), "", trust_remote_code=False, chat_template=None)
+    task = merge_worker.MergeTask(
+        checkpoint=checkpoint, base=base, tokens=Path(training["tokens"]), device=machine.device
+    )
+    merge_worker.run(Path(folder), task)
+    check = MergeCheck.model_validate_json(Path(folder, merge_worker.CHECK).read_bytes())
     seconds = round(time.perf_counter() - begin, 1)
-    return {"training": trained, **check, **bench_train.peaks(machine), "merge_seconds": seconds}
+    return {"training": trained, **check.model_dump(), **bench_train.peaks(machine), "merge_seconds": seconds}
 
 
 def plan(overrides: list[str], base: str, tokens: str) -> dict[str, Any]:

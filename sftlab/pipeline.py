@@ -25,7 +25,7 @@ from sftlab.model import merge
 from sftlab.model.base import Base
 from sftlab.report import figures, files, page, terminal
 from sftlab.report.publish import publish, track
-from sftlab.results import MergeCheck, Precision, Receipt, RunRecord, TokenCounts
+from sftlab.results import Receipt, RunRecord, TokenCounts
 from sftlab.runtime.job import Job, summary
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, link
@@ -48,7 +48,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     check_rows(cfg, data)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
-    job.config, job.precision = cfg.model_dump(), _precision(measured, cfg)
+    job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
     check_generation(cfg, base, test)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     train.check_schedule(tokens, cfg.train, machine)
@@ -89,11 +89,6 @@ def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Mach
     whole = isinstance(cfg.peft, NoPeft)
     trained, evaluation, stage = precision.chosen(store, base, cfg.train, cfg.eval, machine, whole=whole)
     return cfg.model_copy(update={"train": trained, "eval": evaluation}), stage
-
-
-def _precision(measured: Stage | None, cfg: Config) -> Precision:
-    values = precision.record(measured, cfg.train, cfg.eval)
-    return Precision(bf16=values["train.bf16"], dtype=values["eval.dtype"], measured=values["measured"])
 
 
 def finish_training(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
@@ -156,7 +151,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
         link(run.folder / "merged", merged.stage.path)
         stages = {**winner.stages, "merged": str(merged.stage.path)}
-        run.update(merge=MergeCheck.model_validate(merged.check), stages=stages)
+        run.update(merge=merged.check, stages=stages)
         test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset, cfg.seed))
         finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
         both = {"baseline": Contender.of(base), "finetuned": finetuned}
@@ -179,7 +174,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     test = contenders.read_test(cfg, store, data)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
-    job.config, job.precision = cfg.model_dump(), _precision(measured, cfg)
+    job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
     model = models.resolve(evaluated_model(cfg), store, cfg.seed)
     evaluate.check_engine(model, cfg.eval)
     both = {"baseline": Contender.of(base), "finetuned": Contender.of(model)}

@@ -90,12 +90,12 @@ def stage(arguments: list[str], env: dict[str, str]) -> int:
 
 
 def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None]) -> subprocess.Popen[bytes]:
-    """Fork a stage's process if nothing that it needs has to be imported or started anew; else start it."""
-    given = json.loads(Path(command[-1], "inputs.json").read_text("utf-8"))
-    plain = command[2] in ("sftlab.train.stage", "sftlab.model.merge", "sftlab.eval.stage")
-    method, optim = given.get("peft", {}).get("method"), given.get("train", {}).get("optim", "")
+    """Fork a stage's process if all libraries that it needs are imported; otherwise start it."""
+    task = json.loads(Path(command[-1], "inputs.json").read_text("utf-8"))
+    plain = command[2] in ("sftlab.train.stage", "sftlab.model.merge_worker", "sftlab.eval.worker")
+    method, optim = task.get("peft", {}).get("method"), task.get("train", {}).get("optim", "")
     quantised = method == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
-    if plain and not quantised and not given.get("report_to") and given.get("eval", {}).get("engine") != "vllm":
+    if plain and not quantised and not task.get("report_to") and task.get("engine") != "vllm":
         return Forked(command, env, preexec_fn)
     return subprocess.Popen(command, env=env, preexec_fn=preexec_fn)
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 from sftlab.runtime.processes import INPUTS, serve
 from sftlab.train import trainer
-from sftlab.train.stage import run
+from sftlab.train.stage import TrainTask, run
 
 begin = AcceleratorState.__init__
 
@@ -38,4 +38,4 @@ if __name__ == "__main__":
         AcceleratorState.__init__ = as_gpus
     if given.get("as_on_gpu"):
         trainer._token_losses = fused_losses
-    serve(run)
+    serve(TrainTask, run)

@@ -1,4 +1,4 @@
-"""A child process for test_launch.py: does what its inputs say."""
+"""A child process for test_processes.py: does what its task says."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel
 
 from sftlab.errors import ConfigError, StageError
 from sftlab.runtime.processes import serve
 
 
-def run(folder: Path, given: dict[str, Any]) -> None:
+class Task(BaseModel):
+    do: str
+    code: int = 0
+    text: str = ""
+
+
+def run(folder: Path, task: Task) -> None:
     (folder / "pid").write_text(str(os.getpid()), "utf-8")
-    if os.environ.get("RANK") == "0":  # of several: another one has the fault, and this one waits for it as gloo does
+    if os.environ.get("RANK") == "0":  # rank 1 has the fault, and rank 0 waits for it in gloo
         import torch.distributed
 
         torch.distributed.init_process_group("gloo")
@@ -27,7 +34,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
 
         torch.distributed.init_process_group("gloo")
         torch.distributed.barrier()
-    match given["do"]:
+    match task.do:
         case "environment":
             (folder / "environment").write_text("\n".join(f"{name}={os.environ[name]}" for name in os.environ), "utf-8")
         case "config":
@@ -41,13 +48,13 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
-            sys.exit(given["code"])
+            sys.exit(task.code)
         case "sleep":
             time.sleep(3600)
 
 
 if __name__ == "__main__":
-    if json.loads(Path(sys.argv[1], "inputs.json").read_text("utf-8"))["do"] == "sleep early":  # as imports do
+    if json.loads(Path(sys.argv[1], "inputs.json").read_text("utf-8"))["do"] == "sleep early":  # during imports
         Path(sys.argv[1], "pid").write_text(str(os.getpid()), "utf-8")
         time.sleep(3600)
-    serve(run)
+    serve(Task, run)

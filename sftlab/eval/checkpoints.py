@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sftlab.dataset import stage as dataset
 from sftlab.eval import stage as evaluate
+from sftlab.eval.prompts import tokenize_prompts
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
@@ -34,7 +35,7 @@ def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
         data = dataset.make(store, cfg.dataset, cfg.seed)
         settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
         examples = data.split("validation")
-        prompts = evaluate.prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
+        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
         for checkpoint in (Path(candidate.checkpoint) for candidate in job.candidates):
             total = sum(len(job.candidates) for job in jobs)
             log.info("select: validation answers of checkpoint %d of %d", len(right) + 1, total)

@@ -11,6 +11,7 @@ from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.eval import decision
 from sftlab.eval import stage as evaluate
+from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
@@ -77,20 +78,20 @@ def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSe
     return EvalSet(rows, data.stage.key)
 
 
-def prompts(cfg: Config, base: Base, test: EvalSet) -> evaluate.Prompts:
+def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
     """Write the test set with a model's tokenizer and chat template.
 
     Raises:
         ConfigError: A prompt leaves no room for an answer.
     """
-    return evaluate.prompts(test.examples, base, test.key, cfg.eval, cfg.seed)
+    return tokenize_prompts(test.examples, base, test.key, cfg.eval, cfg.seed)
 
 
 def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
     """Generate with every contender (``baseline``, ``finetuned``), extract the answers, and compare."""
     machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     runs, stages, times = {}, {}, {}
-    written: dict[str, evaluate.Prompts] = {}  # by tokenizer: a fine-tuned model usually has that of its base
+    written: dict[str, Prompts] = {}  # by tokenizer: a fine-tuned model usually has that of its base
     for name, contender in contenders.items():
         if name == "baseline" and not cfg.eval.baseline:
             continue

@@ -1,4 +1,4 @@
-"""The generation engines: prompts as token ids in, completions out. Runs in a child process."""
+"""Generation engines: prompts as token ids in, completions out. They run in a child process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sftlab.model.reasoning import marks
 
 @dataclass(frozen=True)
 class Completion:
-    """Text and token ids that followed a prompt, without a stop token. ``finish_reason`` is "stop" or "length"."""
+    """Text and token ids that follow a prompt, without the stop token. ``finish_reason`` is "stop" or "length"."""
 
     text: str
     token_ids: list[int]
@@ -23,9 +23,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Settings:
-    """What an engine is started with; lengths in tokens, memory in GiB. Generation stops at ``stop_token_ids``.
+    """Settings of an engine; lengths in tokens, memory in GiB. Generation stops at ``stop_token_ids``.
 
-    ``dtype`` is the number format of weights and activations, "bfloat16" or "float32".
+    ``model`` is a folder. ``dtype`` is the number format of weights and activations, "bfloat16" or "float32".
     """
 
     model: str
@@ -47,22 +47,22 @@ class Engine(Protocol):
     """A loaded model that continues prompts."""
 
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
-        """A completion for each prompt, with the prompt's place among them, in the order they are finished.
+        """Yield the index of each prompt and its completion, in the order they are finished.
 
-        Nothing of an earlier call is made use of, so that two calls are as two runs.
+        Calls are independent: no cache is reused.
         """
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
-        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
+        """Yield the index of each prompt and the most likely of its allowed next tokens, in the order of completion."""
 
 
 def start(engine: str, settings: Settings, beat: Callable[[], None]) -> Engine:
-    """Load the model in ``vllm`` or ``transformers``; the engine calls ``beat`` after every step."""
+    """Load the model with ``vllm`` or ``transformers``. The engine calls ``beat`` after every step."""
     return Vllm(settings, beat) if engine == "vllm" else Transformers(settings, beat)
 
 
 def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
-    """Decode token ids to text that retains reasoning marks (``[THINK]``); None where no special token is one."""
+    """Return a decoder that retains reasoning marks such as ``[THINK]``; None if no special token is one."""
     specials = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     retained = marks(specials.values())
     dropped = {number for number, token in specials.items() if token not in retained}
@@ -72,14 +72,14 @@ def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
 
 
 class Vllm:
-    """vLLM in this process: fast, and the engine that serves such models."""
+    """vLLM, in this process."""
 
     def __init__(self, settings: Settings, beat: Callable[[], None]) -> None:
-        # In this process, so that one exit code and one Ctrl-C are enough, and memory ends with it.
+        # In this process: one exit code, one Ctrl-C, and all memory is freed when it ends.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         on_cpu = settings.device == "cpu"
         if on_cpu:
-            # The variable is the older of two ways; without one of them vLLM takes most of the memory.
+            # All supported versions read this variable; by default vLLM takes most of the memory.
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(settings.kv_cache_gib))))
         from vllm import LLM
 
@@ -92,16 +92,16 @@ class Vllm:
             seed=settings.seed,
             enable_prefix_caching=True,
             tensor_parallel_size=settings.tensor_parallel_size,
-            # Of a model that reads images too, only the text part takes memory.
+            # Of a model that also reads images, load only the text part.
             language_model_only=reads_images(Path(settings.model)),
-            # Compiling needs a compiler, which a CPU machine may not have.
+            # Compilation needs a C compiler, which a CPU machine may not have.
             enforce_eager=on_cpu,
             use_tqdm_on_load=False,
             **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),
         )
 
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
-        """A completion for each prompt, with the prompt's place among them, in the order they are finished."""
+        """Yield the index of each prompt and its completion, in the order they are finished."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -120,7 +120,7 @@ class Vllm:
             yield place, Completion(text, tokens, out.finish_reason or "stop")
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
-        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
+        """Yield the index of each prompt and the most likely of its allowed next tokens, in the order of completion."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -133,7 +133,7 @@ class Vllm:
             yield place, int(out.token_ids[0])
 
     def _run(self, prompts: Sequence[list[int]], sampling: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """What LLM.generate does, except that each output is given when it is finished and not after the last one."""
+        """Do what LLM.generate does, but yield each output when it is finished."""
         from vllm.inputs import tokens_input
 
         engine = self.llm.llm_engine
@@ -147,7 +147,7 @@ class Vllm:
 
 
 class Transformers:
-    """transformers' generate in batches: slower, and with nothing to start."""
+    """The generate method of transformers in batches: slower than vLLM, and faster to start."""
 
     def __init__(self, settings: Settings, beat: Callable[[], None]) -> None:
         from transformers import AutoTokenizer, GenerationConfig
@@ -160,13 +160,13 @@ class Transformers:
         self.decode = reasoning_decoder(self.tokenizer)
         self.model: Any = load(Path(settings.model), dtype=settings.dtype, trust_remote_code=code)
         self.model.to(settings.device).eval()
-        # As in vLLM, nothing but what is asked for: a model's own config may bring a repetition penalty.
+        # As in vLLM, ignore the sampling options of the model's own config, such as a repetition penalty.
         self.model.generation_config = GenerationConfig(
             pad_token_id=self._padding(), eos_token_id=settings.stop_token_ids or None
         )
 
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
-        """A completion for each prompt, with the prompt's place among them; equally long prompts run together."""
+        """Yield the index of each prompt and its completion. Prompts of similar length share a batch."""
         import torch
 
         sampling: dict[str, Any] = {"do_sample": False}
@@ -174,31 +174,31 @@ class Transformers:
             torch.manual_seed(seed)
             sampling = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0, "top_p": 1.0}
         for batch in self._batches(prompts):
-            made = self._continue([prompts[place] for place in batch], self.settings.max_tokens, **sampling)
-            for place, row in zip(batch, made, strict=True):
+            rows = self._continue([prompts[place] for place in batch], self.settings.max_tokens, **sampling)
+            for place, row in zip(batch, rows, strict=True):
                 yield place, self._completion(row)
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
-        """The most likely of its allowed next tokens for each prompt, with the prompt's place, as they are finished."""
+        """Yield the index of each prompt and the most likely of its allowed next tokens."""
         for batch in self._batches(prompts):
 
             def of_row(row: int, _: Any, batch: list[int] = batch) -> list[int]:
                 return allowed[batch[row]]
 
-            made = self._continue(
+            rows = self._continue(
                 [prompts[place] for place in batch], 1, do_sample=False, prefix_allowed_tokens_fn=of_row
             )
-            for place, (token,) in zip(batch, made, strict=True):
+            for place, (token,) in zip(batch, rows, strict=True):
                 yield place, token
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
-        """Places of prompts that run together, the shortest prompts first."""
+        """Yield the indices of the prompts of each batch, shortest prompts first."""
         order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
         size = self.settings.batch_size
         return (order[first : first + size] for first in range(0, len(order), size))
 
     def _continue(self, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
-        """At most so many tokens after each prompt. Only the last position of a prompt gets logits."""
+        """Generate at most ``tokens`` tokens after each prompt. Only the last position of a prompt gets logits."""
         import torch
 
         def beat(ids: Any, *_: Any, **__: Any) -> Any:
@@ -210,8 +210,8 @@ class Transformers:
             out = self.model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=tokens, stopping_criteria=[beat], **options
             )
-        made: list[list[int]] = out[:, ids.shape[1] :].tolist()
-        return made
+        rows: list[list[int]] = out[:, ids.shape[1] :].tolist()
+        return rows
 
     def _pad(self, prompts: list[list[int]]) -> tuple[Any, Any]:
         import torch

@@ -1,87 +1,99 @@
-"""Rendezvous of several machines before training: machine 0 announces whether there is anything to train.
+"""Let machines that train together agree whether there is anything to train, before torch's own rendezvous.
 
-Only machine 0 knows it, by its store: a training may be cached, or copied from another job. Without this the others
-would wait for ranks that never start. The port is that of ``instance.rdzv_endpoint``; it is free again before
-torch's own rendezvous takes it.
+Only machine 0 has the store, in which a training may be cached or shared with another job. Without this exchange the
+other machines would wait for ranks that never start. Both sides send one line of JSON to the port of
+``instance.rdzv_endpoint``, which is free again before torch uses it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+
+from pydantic import BaseModel
 
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance.machine import Machine
 
 log = logging.getLogger(__name__)
 
-GREETING = b"sftlab\n"  # torch's store, which may still be at the port after an earlier job, does not speak first
+GREETING = b"sftlab\n"  # torch's store of an earlier job may still listen at the port, and does not speak first
 PORT_SECONDS, ANSWER_SECONDS, PAUSE = 30.0, 10.0, 0.3
 DIFFERENT = (
-    "instance.nnodes: the machines were given different rows, settings or libraries; start the same command on each, "
-    "with the same data, and only instance.node_rank different"
+    "instance.nnodes: the machines have different rows, settings or libraries; start the same command on each, with "
+    "the same data, and change only instance.node_rank"
 )
+
+
+class Request(BaseModel):
+    """What a machine sends: its instance.node_rank, and the key of the stage that it would train."""
+
+    machine: int
+    stage: str
+
+
+class Answer(BaseModel):
+    """What machine 0 answers: whether to train, or why nothing is trained."""
+
+    train: bool
+    error: str | None = None
 
 
 def tell(machine: Machine, stage: str, *, train: bool) -> None:
     """On machine 0: wait for the other machines, and answer whether they have to ``train`` this stage.
 
     Raises:
-        StageError: one of them did not come in time, and there is something to train.
-        ConfigError: one of them would train another stage.
+        StageError: a machine did not connect in time, and there is something to train.
+        ConfigError: a machine would train another stage.
     """
     others = set(range(1, machine.nnodes))
-    deadline = time.monotonic() + 60 * machine.rdzv_timeout_min
     log.info("train: waiting for the other machines (%d) at %s", len(others), machine.rdzv_endpoint)
-    came: dict[int, socket.socket] = {}
-    answer: dict[str, Any] = {"train": train}
-    with _server(machine) as server, ExitStack() as open_connections:
-        while set(came) != others and "error" not in answer and time.monotonic() < deadline:
+    connections: dict[int, socket.socket] = {}
+    error = None
+    deadline = time.monotonic() + 60 * machine.rdzv_timeout_min
+    with _server(machine) as server, ExitStack() as opened:
+        while set(connections) != others and error is None and time.monotonic() < deadline:
             server.settimeout(max(0.01, deadline - time.monotonic()))
-            # The port is open to anybody; what is not ours is dropped.
-            with suppress(OSError, ValueError, LookupError, TypeError):
-                connection = open_connections.enter_context(server.accept()[0])
+            # Anybody can connect to the port; what is not a request of ours is dropped.
+            with suppress(OSError, ValueError):
+                connection = opened.enter_context(server.accept()[0])
                 connection.settimeout(ANSWER_SECONDS)
                 connection.sendall(GREETING)
-                asked = json.loads(_line(connection))
-                number, theirs = asked["machine"], asked["stage"]
-                if number in others:
-                    came[number] = connection
-                    if theirs != stage:
-                        answer["error"] = DIFFERENT
-        missing = ", ".join(map(str, sorted(others - set(came))))
-        if missing and "error" not in answer and train:
-            answer["error"] = (
-                f"instance.nnodes={machine.nnodes}: machine {missing} did not come to {machine.rdzv_endpoint} within "
-                f"{machine.rdzv_timeout_min:g} minutes; start the same command on every machine, each with its own "
-                "instance.node_rank, or give them more time by instance.rdzv_timeout_min"
+                request = Request.model_validate_json(_line(connection))
+                if request.machine in others:
+                    connections[request.machine] = connection
+                    error = None if request.stage == stage else DIFFERENT
+        missing = ", ".join(map(str, sorted(others - set(connections))))
+        if missing and error is None and train:
+            error = (
+                f"instance.nnodes={machine.nnodes}: machine {missing} did not connect to {machine.rdzv_endpoint} "
+                f"within {machine.rdzv_timeout_min:g} minutes; start the same command on every machine, each with its "
+                "own instance.node_rank, or set a longer instance.rdzv_timeout_min"
             )
-        for connection in came.values():
+        answer = Answer(train=train, error=error).model_dump_json(exclude_none=True).encode()
+        for connection in connections.values():
             with suppress(OSError):
-                connection.sendall(json.dumps(answer).encode() + b"\n")
-    if answer.get("error") == DIFFERENT:
-        raise ConfigError(DIFFERENT)
-    if "error" in answer:
-        raise StageError(answer["error"])
+                connection.sendall(answer + b"\n")
+    _raise(error)
     if missing:
         log.warning(
-            "train: there is nothing to train, and machine %s did not come to hear it within %g minutes "
-            "(instance.rdzv_timeout_min)", missing, machine.rdzv_timeout_min,
-        )  # fmt: skip
+            "train: nothing to train, and machine %s did not connect within %g minutes (instance.rdzv_timeout_min) to "
+            "receive this",
+            missing,
+            machine.rdzv_timeout_min,
+        )
 
 
 def ask(machine: Machine, stage: str) -> bool:
-    """On the other machines: whether there is anything to train, by machine 0.
+    """On the other machines: ask machine 0 whether there is anything to train.
 
     Raises:
-        StageError: machine 0 did not answer in time, or does not get all machines together.
-        ConfigError: it would train another stage.
+        StageError: machine 0 did not answer in time, or another machine is missing.
+        ConfigError: machine 0 would train another stage.
     """
     log.info("train: waiting for machine 0 at %s", machine.rdzv_endpoint)
     deadline = time.monotonic() + 60 * machine.rdzv_timeout_min
@@ -91,25 +103,29 @@ def ask(machine: Machine, stage: str) -> bool:
             with socket.create_connection(_address(machine), timeout=ANSWER_SECONDS) as connection:
                 if _line(connection) != GREETING:
                     raise OSError("something else answers there")
-                request = {"machine": machine.node_rank, "stage": stage}
-                connection.sendall(json.dumps(request).encode() + b"\n")
-                # Machine 0 waits this long for the others, and then answers: not before its last read has ended.
+                request = Request(machine=machine.node_rank, stage=stage)
+                connection.sendall(request.model_dump_json().encode() + b"\n")
+                # Machine 0 waits this long for the others before it answers; add the time of its last read.
                 connection.settimeout(60 * machine.rdzv_timeout_min + 2 * ANSWER_SECONDS)
-                answer = json.loads(_line(connection))
+                answer = Answer.model_validate_json(_line(connection))
         except (OSError, ValueError) as error:
-            reason = str(error) or reason
+            reason = str(error).partition("\n")[0] or reason
             time.sleep(PAUSE)
             continue
-        if answer.get("error") == DIFFERENT:
-            raise ConfigError(DIFFERENT)
-        if "error" in answer:
-            raise StageError(answer["error"])
-        return bool(answer["train"])
+        _raise(answer.error)
+        return answer.train
     raise StageError(
         f"instance.rdzv_endpoint={machine.rdzv_endpoint}: machine 0 did not answer within "
         f"{machine.rdzv_timeout_min:g} minutes ({reason}); start the same command there with instance.node_rank=0, "
-        "check that this machine reaches it, or give it more time by instance.rdzv_timeout_min"
+        "check that this machine can connect to it, or set a longer instance.rdzv_timeout_min"
     )
+
+
+def _raise(error: str | None) -> None:
+    if error == DIFFERENT:
+        raise ConfigError(error)
+    if error is not None:
+        raise StageError(error)
 
 
 def _address(machine: Machine) -> tuple[str, int]:
@@ -120,7 +136,11 @@ def _address(machine: Machine) -> tuple[str, int]:
 
 @contextmanager
 def _server(machine: Machine) -> Iterator[socket.socket]:
-    """Listen at the port, once what had it before (a training that has just ended) has given it up."""
+    """Listen at the port. A training that has just ended may still hold it for some seconds.
+
+    Raises:
+        StageError: the port cannot be used.
+    """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     deadline = time.monotonic() + PORT_SECONDS
     port = _address(machine)[1]
@@ -132,7 +152,7 @@ def _server(machine: Machine) -> Iterator[socket.socket]:
             if time.monotonic() > deadline:
                 raise StageError(
                     f"instance.rdzv_endpoint={machine.rdzv_endpoint}: port {port} of machine 0 cannot be used: "
-                    f"{os.strerror(error.errno or 0)}; set a free port on every machine"
+                    f"{os.strerror(error.errno or 0)}; set a free port in instance.rdzv_endpoint on every machine"
                 ) from error
             time.sleep(PAUSE)
     with server:
@@ -140,10 +160,10 @@ def _server(machine: Machine) -> Iterator[socket.socket]:
 
 
 def _line(connection: socket.socket) -> bytes:
-    """A line of at most a few hundred bytes.
+    """Read a line of at most 4 KiB.
 
     Raises:
-        OSError: the other end closed the connection, or says too much.
+        OSError: the other end closed the connection.
     """
     text = b""
     while not text.endswith(b"\n") and len(text) < 4096:

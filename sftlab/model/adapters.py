@@ -1,4 +1,4 @@
-"""What is trained: peft's own configuration for a method of ours."""
+"""Translate the section peft into peft's own configuration, and adjust its layers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,12 @@ from sftlab.config import Lora, NoPeft, PeftConfig, Qlora
 from sftlab.model.base import beside_text, decoder_layers
 
 
-def peft_of(values: dict[str, Any]) -> PeftConfig:
-    """The method that a child process was given as plain values."""
-    from pydantic import TypeAdapter
-
-    made: PeftConfig = TypeAdapter(PeftConfig).validate_python(values)
-    return made
-
-
 def keep_inputs(model: Any) -> None:
-    """Let autocast alone choose the number format of what adapters compute with.
+    """Keep the number format of an adapter's input; autocast converts it for the computation.
 
-    peft makes float32 of an adapter's input first, and autocast bfloat16 of that again: the same numbers in one more
-    tensor, which is kept until the backward pass. (With dropout they are rounded once more.) DoRA computes the lengths
-    of weights in the input's format, and is left as it is.
+    peft converts the input to float32 first, and autocast back to bfloat16: the same numbers in one more tensor, which
+    is retained until the backward pass. (With dropout they are rounded once more.) DoRA computes norms of weights in
+    the input's format, and stays unchanged.
     """
     for layer in model.modules():
         if getattr(layer, "cast_input_dtype_enabled", False) and not getattr(layer, "lora_variant", None):
@@ -31,14 +23,14 @@ def keep_inputs(model: Any) -> None:
 
 
 def lora_config(peft: PeftConfig, model: Any) -> Any:
-    """Peft's LoraConfig for a method and a model, without adapters beside its text part; None for full fine-tuning."""
+    """Create a LoraConfig of peft, with adapters in the text part of a model only; None for full fine-tuning."""
     from peft import LoraConfig
 
     match peft:
         case NoPeft():
             return None
         case Lora() | Qlora():
-            untouched = [*map(re.escape, beside_text(model)), *map(re.escape, _lower_layers(peft, model))]
+            excluded = [*map(re.escape, beside_text(model)), *map(re.escape, _lower_layers(peft, model))]
             return LoraConfig(
                 task_type="CAUSAL_LM",
                 r=peft.r,
@@ -47,12 +39,12 @@ def lora_config(peft: PeftConfig, model: Any) -> Any:
                 target_modules=peft.target_modules,
                 use_rslora=peft.use_rslora,
                 use_dora=peft.use_dora,
-                exclude_modules=rf"(.*\.)?({'|'.join(untouched)})\..*" if untouched else None,
+                exclude_modules=rf"(.*\.)?({'|'.join(excluded)})\..*" if excluded else None,
             )
 
 
 def _lower_layers(peft: Lora | Qlora, model: Any) -> list[str]:
-    """The names of the decoder's layers without adapters; at least one layer has some."""
+    """Name the decoder layers without adapters; at least one layer has adapters."""
     layers = decoder_layers(model)
     names = {id(module): name for name, module in model.named_modules()}
     return [names[id(layer)] for layer in layers[: len(layers) - ceil(peft.top_layers * len(layers))]]

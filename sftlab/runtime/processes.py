@@ -1,14 +1,13 @@
-"""Child processes: whatever takes the GPU, or much memory, runs in one and gives all of it back.
+"""Run work that takes a GPU or much memory in child processes, which free all of it when they end.
 
-The parent writes the child's inputs to ``inputs.json`` in the folder that the child fills, and
-starts ``python -m sftlab.stages.X FOLDER``, through ``sftlab.runtime.ranks`` when there are several ranks.
-A child that cannot go on leaves its reason in ``error.json``.
+The parent writes a task, a pydantic model, to ``inputs.json`` in the folder that the child fills, and starts
+``python -m MODULE FOLDER``, through ``sftlab.runtime.ranks`` if there are several ranks. A child that fails writes
+``error.json``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import re
@@ -24,20 +23,21 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from sftlab import errors
-from sftlab.errors import SftlabError, StageError, Terminated
+from pydantic import BaseModel
+
+from sftlab.errors import Problem, SftlabError, StageError, Terminated, from_json, to_json
 from sftlab.runtime.store import full, write_json
 
-# transformers, trl, peft and accelerate each ask for this as they are imported. Where it is remembered a child starts
-# in 4.6 s of CPU time, and where it is not in 4.9 s.
+# transformers, trl, peft and accelerate each call this on import. With a cache a child starts in 4.6 s of CPU time,
+# without one in 4.9 s.
 metadata.packages_distributions = cache(metadata.packages_distributions)
 
 INPUTS, ERROR = "inputs.json", "error.json"
 
-# What a launcher of an outer process left behind would make a child believe that it is a rank of it: variables that
-# torchrun sets for its processes, those from which it takes arguments, and those of accelerate.
+# Variables of an outer launcher, with which a child would join its process group: those that torchrun sets for its
+# processes, those that it reads arguments from, and those of accelerate.
 RANK_VARIABLES = re.compile(
     r"(LOCAL_|ROLE_|GROUP_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|ACCELERATE)_.*"
     r"|PET_(NNODES|NPROC_PER_NODE|RDZV_(BACKEND|ENDPOINT|ID|CONF)|STANDALONE|MAX_RESTARTS|MONITOR_INTERVAL|START_METHOD"
@@ -46,10 +46,10 @@ RANK_VARIABLES = re.compile(
     r"|VIRTUAL_LOCAL_RANK)"
 )
 
-# How gloo and NCCL say that the process at the other end has ended.
+# Phrases in messages of gloo and NCCL when the peer process has ended.
 LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
-# How torch, its CPU allocator and vLLM say that there is not enough memory.
+# Phrases in messages of torch, its CPU allocator and vLLM when memory is too small.
 TOO_LARGE = (
     "out of memory",
     "can't allocate memory",
@@ -60,7 +60,7 @@ TOO_LARGE = (
     "less than requested memory for kv",
 )
 
-# Defaults: variables set by the user take precedence.
+# Defaults: variables that the user has set take precedence.
 QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
@@ -72,57 +72,77 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' too: no bar for the loading of weights
-    "PYTHONWARNINGS": "ignore",  # of libraries about libraries; sftlab's own messages are log lines
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # also disables the bar with which transformers loads weights
+    "PYTHONWARNINGS": "ignore",  # from libraries about libraries; sftlab logs its own messages
     "TRITON_CACHE_AUTOTUNING": "0",
 }
-NEEDED = {"HF_HUB_OFFLINE": "1"}  # whatever comes from the hub was fetched by the parent
+NEEDED = {"HF_HUB_OFFLINE": "1"}  # the parent has downloaded everything
+
+# Signals that end a child, each with the seconds to wait for it: after a failure of a sibling or Ctrl-C.
+STOP = ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60))
+
+Task = TypeVar("Task", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a child is given: the folder that it fills, its inputs, and variables of its own."""
+class Child:
+    """A child process: the folder that it fills, its task, and environment variables of its own."""
 
     folder: Path
-    inputs: Mapping[str, Any]
+    task: BaseModel
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Failure(BaseModel):
+    """``error.json``: why a child failed.
+
+    ``type`` is the class of ``sftlab.errors`` that the parent raises, ``problems`` are the records of a ConfigError. ``lost`` is true if only the connection to
+    another rank failed: that rank has the cause.
+    """
+
+    type: str
+    message: str
+    problems: tuple[Problem, ...] = ()
+    lost: bool = False
 
 
 def child(
     module: str,
     folder: Path,
-    inputs: Mapping[str, Any],
+    task: BaseModel,
     *,
     launcher: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     grace_seconds: int = 25,
 ) -> None:
-    """Run ``python -m MODULE FOLDER`` with these inputs, and wait for it.
+    """Run ``python -m MODULE FOLDER`` with a task, and wait until it ends.
 
-    With a ``launcher`` (arguments of ``torch.distributed.run``) it runs once in each rank. At SIGTERM it has
-    ``grace_seconds`` to save what it can.
+    With a ``launcher`` (arguments of ``torch.distributed.run``) the module runs once per rank. After SIGTERM the
+    child has ``grace_seconds`` to save its state.
 
     Raises:
         SftlabError: the child's own error, with its message.
-        StageError: the child died: by a signal, or without saying why.
-        KeyboardInterrupt: Ctrl-C; the child got it too and has ended.
+        StageError: the child was ended by a signal, or left no message.
+        KeyboardInterrupt: Ctrl-C, which the child received too; it has ended.
     """
-    children(module, [Task(folder, inputs, environment or {})], launcher=launcher, grace_seconds=grace_seconds)
+    children(module, [Child(folder, task, environment or {})], launcher=launcher, grace_seconds=grace_seconds)
 
 
 def children(
     module: str,
-    tasks: Sequence[Task],
+    tasks: Sequence[Child],
     *,
     launcher: Sequence[str] = (),
     watch: Callable[[Collection[Path]], None] | None = None,
     grace_seconds: int = 25,
 ) -> None:
-    """Run a child for each task, all at once, and wait for them.
+    """Run a child for each task, all at once, and wait until they end.
 
-    While they run, ``watch`` is called with the folders of those that do.
+    ``watch`` is called a few times per second with the folders of the running children. If one child fails, or
+    ``watch`` raises, the others are ended.
 
-    If one fails the others are ended, and its error is raised: what ``child`` raises.
+    Raises:
+        SftlabError: the error of the first child that failed; see ``child``.
     """
     running: dict[subprocess.Popen[bytes], Path] = {}
     try:
@@ -141,8 +161,8 @@ def children(
         raise
 
 
-def _start(module: str, task: Task, launcher: Sequence[str]) -> subprocess.Popen[bytes]:
-    write_json(task.folder / INPUTS, task.inputs)
+def _start(module: str, task: Child, launcher: Sequence[str]) -> subprocess.Popen[bytes]:
+    write_json(task.folder / INPUTS, task.task.model_dump(mode="json"))
     (task.folder / ERROR).unlink(missing_ok=True)
     command = [sys.executable, "-m"]
     if launcher:
@@ -156,67 +176,80 @@ def _start(module: str, task: Task, launcher: Sequence[str]) -> subprocess.Popen
 
 
 def _check(module: str, code: int, folder: Path) -> None:
-    """Raise why a child ended, unless all was well."""
+    """Raise the error of a child that ended with a non-zero exit code."""
     if code == 0:
         return
     if (folder / ERROR).is_file():
-        error = json.loads((folder / ERROR).read_text("utf-8"))
-        raise getattr(errors, error["type"], StageError)(error["message"])
+        failure = Failure.model_validate_json((folder / ERROR).read_bytes())
+        raise from_json(failure.model_dump())
     if code == os.EX_IOERR:
         raise StageError(
-            f"{module}: the disk is full ({folder}); free some space or set store= to another folder. What was "
-            "finished is kept"
+            f"{module}: the disk is full ({folder}); free some space, or set store= to a folder on another disk. "
+            "Completed stages are reused"
         )
-    # Shells and launchers say 128 + signal for what Python says as a negative number.
+    # Shells and launchers report 128 + signal where Python reports -signal.
     number = -code if code < 0 else code - 128
     if number in set(signal.Signals):
-        name = signal.Signals(number).name
-        hint = "; usually there was not enough memory" if name == "SIGKILL" else ""
-        raise StageError(f"{module}: was ended by {name}{hint}. What was finished is kept; run the command again")
-    raise StageError(f"{module}: ended with exit code {code} and gave no reason; see its output above")
+        raise StageError(f"{module}: {ended_by(number)}")
+    raise StageError(f"{module}: ended with exit code {code} and no message; see its output above")
 
 
-def leave_out(*libraries: str) -> None:
-    """Make libraries that this process has no use for look as if they were not installed.
-
-    peft imports bitsandbytes wherever it is installed, and with it torch's compiler; trl imports wandb. On two
-    cores a child starts in 4.5 s of CPU time without the two and in 5.8 s with them.
-    """
-    for name in libraries:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # what Python itself takes for « not there »
+def ended_by(number: int) -> str:
+    """Describe a process that a signal has ended, and what to do."""
+    name = signal.Signals(number).name
+    cause = ", usually because memory ran out" if name == "SIGKILL" else ""
+    return f"ended by {name}{cause}. Completed work is reused; run the command again"
 
 
-def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
-    """A child's main: ``run(folder, inputs)``, and the reason in ``error.json`` if it fails."""
+def _end(processes: Sequence[subprocess.Popen[bytes]], steps: Sequence[tuple[signal.Signals | None, int]]) -> None:
+    """End processes by a sequence of signals, each with the seconds to wait before the next one."""
+    for number, patience in steps:
+        running = [process for process in processes if process.poll() is None]
+        deadline = time.monotonic() + patience
+        for process in running:
+            if number is not None:
+                process.send_signal(number)
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0, deadline - time.monotonic()))
+
+
+# ------------------------------------------------------------------- in the child process
+
+
+def serve(task_class: type[Task], run: Callable[[Path, Task], None]) -> None:
+    """Run a child's program: ``run(folder, task)``. A failure is written to ``error.json``; the exit code is 1."""
     die_with_parent()
     _quiet()
     folder = Path(sys.argv[1])
     try:
-        run(folder, json.loads((folder / INPUTS).read_text("utf-8")))
+        run(folder, task_class.model_validate_json((folder / INPUTS).read_bytes()))
     except Terminated:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(130)
     except SftlabError as error:
-        report(folder, type(error).__name__, str(error))
+        write_failure(folder, Failure.model_validate(to_json(error)))
     except Exception as error:
         if any(words in str(error) for words in LOST):
-            report(folder, "StageError", f"another rank has ended, see its output: {error}", lost=True)
+            message = f"another rank has ended, see its output: {error}"
+            write_failure(folder, Failure(type="StageError", message=message, lost=True))
             sys.exit(1)
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE):
-            report(folder, "OutOfMemoryError", f"{Path(sys.argv[0]).stem}: out of memory: {first}")
+            message = f"{_program()}: out of memory: {first}"
+            write_failure(folder, Failure(type="OutOfMemoryError", message=message))
             sys.exit(1)
         if _disk_is_full(error, folder):
-            sys.exit(os.EX_IOERR)  # there may be no room for a message
+            sys.exit(os.EX_IOERR)  # there may be no space for error.json
         traceback.print_exc()
-        # The last frame tells a bug report more than the message alone.
+        # A bug report needs the last frame beside the message.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
-        report(folder, "StageError", message)
+        write_failure(folder, Failure(type="StageError", message=message))
     else:
         if os.environ.get("RANK", "0") != "0":
-            # Its work is done and rank 0 has written it. The destructors of a rank whose peers have ended may abort.
+            # Rank 0 has written the results. Destructors of a rank whose peers have ended may abort.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
@@ -224,55 +257,54 @@ def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
     sys.exit(1)
 
 
-def _disk_is_full(error: BaseException, folder: Path) -> bool:
-    """Whether an error is that of a full disk, or the disk is full whatever the error says."""
-    if full(error):
-        return True
-    try:
-        return shutil.disk_usage(folder).free < 64 * 2**10
-    except OSError:  # somebody has deleted the folder
-        return False
-
-
-def _quiet() -> None:
-    """Leave the terminal to what takes long: no advice to developers."""
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "torch._library.triton", "vllm"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def report(folder: Path, kind: str, message: str, *, lost: bool = False) -> None:
-    """Leave the reason in ``error.json``: of several ranks' the first that is not the loss of another rank."""
+def write_failure(folder: Path, failure: Failure) -> None:
+    """Write ``error.json``. Of several ranks the first failure that is not a lost connection is kept."""
     path = folder / ERROR
     try:
-        if not path.exists() or (not lost and json.loads(path.read_text("utf-8"))["lost"]):
-            write_json(path, {"type": kind, "message": message, "lost": lost})
-    except OSError:  # a full disk must not take the place of the reason
-        print(message, file=sys.stderr)
+        if not path.exists() or (not failure.lost and Failure.model_validate_json(path.read_bytes()).lost):
+            write_json(path, failure.model_dump())
+    except OSError:  # on a full disk the message must not be lost
+        print(failure.message, file=sys.stderr)
 
 
-# How children are ended: the signals, each with the seconds that it is given.
-STOP = ((None, 1), (signal.SIGINT, 10), (signal.SIGTERM, 10), (signal.SIGKILL, 60))
+def leave_out(*libraries: str) -> None:
+    """Make libraries that this process does not use look as if they were not installed.
 
-
-def _end(processes: Sequence[subprocess.Popen[bytes]], how: Sequence[tuple[signal.Signals | None, int]]) -> None:
-    """Ask children to end, and make them end."""
-    for ask, patience in how:
-        running = [process for process in processes if process.poll() is None]
-        deadline = time.monotonic() + patience
-        for process in running:
-            if ask is not None:
-                process.send_signal(ask)
-        for process in running:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(0, deadline - time.monotonic()))
+    peft imports bitsandbytes if it is installed, and with it torch's compiler; trl imports wandb. On two cores a child
+    starts in 4.5 s of CPU time without the two and in 5.8 s with them.
+    """
+    for name in libraries:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's own mark of a missing module
 
 
 def die_with_parent() -> None:
-    """End this process when its parent ends, even when that one was killed (Linux only)."""
+    """Have the kernel end this process when its parent ends, even by SIGKILL (Linux only)."""
     pr_set_pdeathsig = 1
     try:
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
     except (AttributeError, OSError):
         return
+
+
+def _program() -> str:
+    """Name the stage of this process for messages: ``train`` for ``…/sftlab/train/worker.py``."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.stem in ("stage", "worker") else path.stem.removesuffix("_worker")
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    """Return whether an error was caused by a full disk: by its text, or because the disk is full now."""
+    if full(error):
+        return True
+    try:
+        return shutil.disk_usage(folder).free < 64 * 2**10
+    except OSError:  # the folder was deleted
+        return False
+
+
+def _quiet() -> None:
+    """Set the log format of a child, and silence libraries whose messages address developers."""
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("httpx", "filelock", "datasets", "accelerate", "torch", "torch._library.triton", "vllm"):
+        logging.getLogger(name).setLevel(logging.ERROR)

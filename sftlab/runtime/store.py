@@ -1,12 +1,12 @@
-"""Finished stages, found again by what went into them.
+"""Store finished stages under a hash of their inputs, and reuse them.
 
-A stage is a folder ``<store>/<stage>/<key>``, and its key is a hash of exactly the inputs that it
-was built from. Work happens in ``<key>.partial``; the manifest is written and the folder renamed
-last, so a folder with its final name is a finished one.
+A stage is a folder ``<store>/<stage>/<key>``, and its key is a hash of exactly the inputs that it was built from. Work
+happens in ``<key>.partial``. The manifest is written and the folder renamed last, so a folder with its final name is a
+finished stage.
 
-Two more folders are for deleting safely: ``.in-use`` has the keys of the stages that each living process uses, and
-``.runs`` the folders of the runs and jobs that have used the store. The stages that are older than ``.runs``, whose
-runs are not registered, are listed in ``.unregistered.json``.
+Two more folders make deletion safe: ``.in-use`` has the keys of the stages that each living process uses, and ``.runs``
+the folders of the runs and jobs that have used the store. Stages that are older than ``.runs``, whose runs are not
+registered, are listed in ``.unregistered.json``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 IN_USE, RUNS, UNREGISTERED = ".in-use", ".runs", ".unregistered.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# How Python (and Rust), and torch's writer of files, say that the disk is full.
+# Phrases in messages of Python (and Rust) and of torch's file writer when the disk is full.
 DISK_FULL = (os.strerror(errno.ENOSPC), "inline_container", "iostream error")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its folder, its key, and whether it was there already (``cached``)."""
+    """A finished stage: its folder and key, whether it was ``cached``, and the seconds that it took otherwise."""
 
     name: str
     key: str
@@ -50,21 +50,21 @@ class Stage:
 
 
 class Store:
-    """A folder of finished stages that many runs, also at once, may share."""
+    """A folder of finished stages, which many runs may share, also at the same time."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     def path(self, name: str, inputs: Mapping[str, Any]) -> Path:
-        """Where the stage with these inputs is, or would be."""
+        """Return the folder of the stage with these inputs, whether it exists or not."""
         return self.root / name / key_of(inputs)
 
     def has(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the stage with these inputs is finished."""
+        """Return whether the stage with these inputs is finished."""
         return _manifest(self.path(name, inputs)) is not None
 
     def finished(self, name: str) -> list[tuple[Path, dict[str, Any]]]:
-        """Folder and manifest of every finished stage of a kind, in the order of their keys."""
+        """List folder and manifest of every finished stage of a kind, ordered by key."""
         folders = sorted(file.parent for file in (self.root / name).glob(f"*/{MANIFEST}"))
         found = ((folder, _manifest(folder)) for folder in folders if not folder.name.endswith(".partial"))
         return [(folder, manifest) for folder, manifest in found if manifest is not None]
@@ -72,25 +72,25 @@ class Store:
     def stage(
         self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
     ) -> Stage:
-        """The finished stage with these inputs, built in a folder by ``build`` if it is not there yet.
+        """Return the finished stage with these inputs. If it does not exist, ``build`` builds it in a folder.
 
-        Another process that builds the same stage is waited for. What a killed build left is
-        thrown away, unless it is ``resumable``: then ``build`` gets the folder as it was left.
+        If another process builds the same stage, wait for it. The folder of a killed build is deleted, unless the
+        stage is ``resumable``: then ``build`` gets it unchanged.
 
         Raises:
             StageError: the disk is full or the store cannot be written.
-            Exception: whatever ``build`` raises; the stage is not there then, and can be asked for again.
+            Exception: any error of ``build``; the stage does not exist then, and a later call builds it.
         """
         final = self.path(name, inputs)
-        use(self.root, final.name)  # before the look at the manifest: see ``withdraw``
+        use(self.root, final.name)  # before the manifest is read: see ``withdraw``
         if _manifest(final) is not None:
             return self._found(name, final)
         partial = final.with_name(final.name + ".partial")
         with self.lock(name, final.name):
-            if _manifest(final) is not None:  # made while this one waited
+            if _manifest(final) is not None:  # another process built it meanwhile
                 return self._found(name, final)
             try:
-                if final.exists():  # a disk that lost its last writes
+                if final.exists():  # without a manifest: a disk that lost its last writes
                     shutil.rmtree(final)
                 if partial.exists() and not resumable:
                     shutil.rmtree(partial)
@@ -103,18 +103,18 @@ class Store:
                 write_json(partial / MANIFEST, manifest)
                 partial.rename(final)
             except BaseException as error:
-                if not resumable:  # a full disk must not stay full
+                if not resumable:  # frees a full disk
                     shutil.rmtree(partial, ignore_errors=True)
                 if not isinstance(error, SftlabError) and (reason := full(error)):
                     raise StageError(
-                        f"{name}: cannot write {getattr(error, 'filename', None) or partial}: {reason}; "
-                        "free some space or set store= to another folder. What was finished is kept"
+                        f"{name}: cannot write {getattr(error, 'filename', None) or partial}: {reason}; free some "
+                        "space, or set store= to a folder on another disk. Completed stages are reused"
                     ) from error
                 raise
         return Stage(name, final.name, final, cached=False, seconds=seconds)
 
     def remove(self, stage: Stage) -> bool:
-        """Delete a finished stage; asked for again, it is built again. False if others use it or have deleted it."""
+        """Delete a finished stage. Return False if other processes use it or have deleted it."""
         with self.lock(stage.name, stage.key):
             if _manifest(stage.path) is None or (trash := withdraw(self.root, stage.path)) is None:
                 return False
@@ -122,7 +122,7 @@ class Store:
         return True
 
     def register(self, folder: Path) -> None:
-        """Note where a run or job keeps its record, so that ``mode=clean`` knows which stages it refers to.
+        """Register the folder of a run or job, so that ``mode=clean`` retains the stages that its record names.
 
         Raises:
             StageError: the store cannot be written.
@@ -139,7 +139,7 @@ class Store:
 
     @contextmanager
     def lock(self, name: str, key: str) -> Iterator[None]:
-        """Keep a stage to this process; another one that holds it is waited for, with a line that says so.
+        """Lock a stage for this process. If another process holds the lock, log it and wait.
 
         Raises:
             StageError: the store cannot be written.
@@ -152,7 +152,7 @@ class Store:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                log.info("%s: waiting for another run that makes this stage (%s)", name, self.root / name / key)
+                log.info("%s: waiting for another run that builds this stage (%s)", name, self.root / name / key)
                 lock.acquire()
         try:
             yield
@@ -166,11 +166,11 @@ class Store:
         except OSError as error:
             raise StageError(
                 f"store={str(self.root)!r}: cannot be written: {error.filename}: {error.strerror}; "
-                "set store= to a folder that you may write to"
+                "set store= to a writable folder"
             ) from error
 
     def abandoned(self, name: str) -> Iterator[Path]:
-        """The folders that killed builds of a kind left, each kept to this process while it is looked at."""
+        """Yield the folders of killed builds of a kind, each locked for this process while the caller reads it."""
         from filelock import FileLock, Timeout
 
         for folder in sorted((self.root / name).glob("*.partial")):
@@ -178,14 +178,14 @@ class Store:
                 yield folder
 
     def _found(self, name: str, final: Path) -> Stage:
-        # Tells people when a stage was last of use; a store may be shared by those who only read it.
+        # Shows when a stage was last used. A store may be read-only for this user.
         with suppress(OSError):
             os.utime(final / MANIFEST)
         return Stage(name, final.name, final, cached=True, seconds=0.0)
 
 
 class ScratchStore(Store):
-    """A store for a dry run: it reads another one's finished stages, and builds the others in a folder of its own."""
+    """A store for a dry run: it reads the finished stages of another store, and builds all others in its own folder."""
 
     def __init__(self, root: str | Path, other: Store) -> None:
         super().__init__(root)
@@ -194,14 +194,14 @@ class ScratchStore(Store):
     def stage(
         self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
     ) -> Stage:
-        """The finished stage of either store, or one built here."""
+        """Return the finished stage of either store, or build it here."""
         if self.other.has(name, inputs):
             return Stage(name, key_of(inputs), self.other.path(name, inputs), cached=True, seconds=0.0)
         return super().stage(name, inputs, build, resumable=resumable)
 
 
 class _Use:
-    """The keys of the stages of one store that this process uses: a file beside a lock that ends with the process."""
+    """The stages of one store that this process uses: a file with their keys, and a lock that ends with the process."""
 
     def __init__(self, root: Path) -> None:
         from filelock import FileLock
@@ -211,7 +211,7 @@ class _Use:
         self.lock = FileLock(self.file.with_suffix(".lock"))
         self.lock.acquire()
         self.keys: set[str] = set()
-        in_use(root, besides=self.file)  # deletes what killed processes have left
+        in_use(root, besides=self.file)  # deletes the files of killed processes
         atexit.register(self.end)
 
     def add(self, key: str) -> None:
@@ -227,11 +227,11 @@ class _Use:
         self.lock.release()
 
 
-_USED: dict[tuple[int, Path], _Use] = {}  # by process, since a forked one does not hold the locks of its parent
+_USED: dict[tuple[int, Path], _Use] = {}  # by process, since a forked process does not hold the locks of its parent
 
 
 def use(root: Path, key: str) -> None:
-    """Mark a stage as used by this process until it ends. In a store that may not be written nothing is deleted."""
+    """Mark a stage as used until this process ends. In a read-only store no mark is needed: nothing is deleted."""
     here = (os.getpid(), root.resolve())
     with suppress(OSError):
         if here not in _USED:
@@ -240,7 +240,7 @@ def use(root: Path, key: str) -> None:
 
 
 def in_use(root: Path, besides: Path | None = None) -> set[str]:
-    """The keys of the stages that other living processes use."""
+    """Return the keys of the stages that other living processes use."""
     from filelock import FileLock
 
     own = _USED.get((os.getpid(), root.resolve()))
@@ -253,26 +253,26 @@ def in_use(root: Path, besides: Path | None = None) -> set[str]:
             with FileLock(lock).acquire(timeout=0):  # its process has ended
                 file.unlink(missing_ok=True)
                 lock.unlink(missing_ok=True)
-        except OSError:  # Timeout is one; and that of another user, which may not be opened, counts as alive
+        except OSError:  # Timeout is an OSError. A lock of another user cannot be opened, and counts as alive
             with suppress(FileNotFoundError):
                 keys.update(file.read_text("ascii").split())
     return keys
 
 
 def withdraw(root: Path, stage: Path) -> Path | None:
-    """Move a stage out of the way for deletion, while its lock is held; None if another process uses it.
+    """Move a stage away for deletion, while the caller holds its lock. Return None if another process uses it.
 
-    A user marks the stage and then looks for the manifest; here the manifest goes and then the marks are looked at.
-    So either the user does not find the stage, or its mark is found here and the manifest is put back.
+    A process that uses a stage marks it and then reads the manifest. This function hides the manifest and then reads
+    the marks. So either the process does not see the stage, or this function sees the mark and restores the manifest.
     """
     manifest, hidden = stage / MANIFEST, stage / f".{MANIFEST}"
     trash = root / f".trash-{stage.parent.name}-{stage.name}-{os.getpid()}"
-    if not manifest.exists():  # unfinished: its lock is all there is to it
+    if not manifest.exists():  # unfinished: its lock suffices
         return stage.rename(trash)
     manifest.rename(hidden)
     try:
         if stage.name not in in_use(root):
-            return stage.rename(trash)  # in one step: nobody finds half of it
+            return stage.rename(trash)  # atomic: no process sees a part of it
     except OSError:
         hidden.rename(manifest)
         raise
@@ -281,7 +281,7 @@ def withdraw(root: Path, stage: Path) -> Path | None:
 
 
 def unregistered(root: Path) -> set[str]:
-    """The stages (kind/key) of a version that did not register the runs that use them."""
+    """Return the stages (kind/key) that were built by a version without registered runs."""
     if not (root / RUNS).is_dir():
         folders = [*(file.parent for file in root.glob(f"[!.]*/*/{MANIFEST}")), *root.glob("[!.]*/*.partial")]
         return {f"{folder.parent.name}/{folder.stem}" for folder in folders}
@@ -291,7 +291,7 @@ def unregistered(root: Path) -> set[str]:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """What a finished stage was made from; None where there is no finished stage."""
+    """Read the manifest of a finished stage; None if there is no finished stage."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError):
@@ -300,7 +300,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def sync(folder: Path) -> None:
-    """Have the disk itself hold all of a folder: what is marked as finished after it is so even if the power fails."""
+    """Flush a folder to the disk, so that a stage marked as finished is complete even after a power failure."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_symlink():
             continue
@@ -312,15 +312,15 @@ def sync(folder: Path) -> None:
 
 
 def key_of(inputs: Mapping[str, Any]) -> str:
-    """A short name for exactly these inputs: the hash of their canonical JSON."""
+    """Hash the canonical JSON of inputs to a key of 16 hexadecimal digits."""
     text = json.dumps(inputs, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """The installed versions of the packages whose code decides a stage's result; None for one that is missing.
+    """Return the installed versions of packages whose code decides a stage's result; None for a missing package.
 
-    They are part of the stage's inputs. Packages that the configuration at hand does not use are left out.
+    They are part of the stage's inputs. List only packages that the configuration uses.
     """
 
     def version(package: str) -> str | None:
@@ -333,7 +333,10 @@ def versions(*packages: str) -> dict[str, str | None]:
 
 
 def full(error: BaseException | None) -> str | None:
-    """Why nothing more can be written, by an error or what it came from; libraries in C++ and Rust word it freely."""
+    """Return why the disk cannot be written, from an error or its causes; None if the error is another one.
+
+    Libraries in C++ and Rust raise errors of other types, so their text is searched.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return error.strerror
@@ -344,23 +347,23 @@ def full(error: BaseException | None) -> str | None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def recalled(name: str) -> dict[str, Any]:
-    """What ``remember`` wrote under this name on this machine; nothing where it cannot be read."""
+    """Return what ``remember`` stored under this name on this machine; {} if it cannot be read."""
     try:
         return dict(json.loads(_memory(name).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):  # there is none, or it is broken
+    except (OSError, ValueError, TypeError):  # missing or broken
         return {}
 
 
 def remember(name: str, key: str, value: Any) -> None:
-    """Add to what this machine remembers for later runs of any store, if the user's cache can be written."""
+    """Store a value on this machine for later runs with any store, if the user's cache folder is writable."""
     memory = _memory(name)
-    if memory.is_absolute():  # a relative path means that there is no home folder
+    if memory.is_absolute():  # a relative path means that the user has no home folder
         with suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(memory, {**recalled(name), key: value})
@@ -371,7 +374,7 @@ def _memory(name: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file in one step: a reader sees the old text or the new one."""
+    """Replace a JSON file atomically: a reader sees the old text or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -379,6 +382,6 @@ def write_json(path: Path, value: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:  # at Ctrl-C, too, no partial file may stay
+    except BaseException:  # no partial file may stay, also after Ctrl-C
         partial.unlink(missing_ok=True)
         raise

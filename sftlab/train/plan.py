@@ -22,6 +22,7 @@ from sftlab.model.base import Base
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.processes import child
 from sftlab.runtime.store import Stage, Store, versions, write_json
+from sftlab.train.stage import TrainTask
 from sftlab.train.trace import Batch, Shape, Traced, traced
 
 log = logging.getLogger(__name__)
@@ -352,7 +353,7 @@ def measure(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> dic
             "chat_template": base.chat_template,
             "peft": cfg.peft.model_dump(),
             "train": {**cfg.train.model_dump(), **settings},
-            "machine": machine.as_dict(),
+            "machine": asdict(machine),
             "seed": cfg.seed,
             "counts": tokens.counts,
             "report_to": [],
@@ -360,7 +361,7 @@ def measure(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> dic
         child(
             "sftlab.train.stage",
             folder,
-            given,
+            TrainTask(given),
             launcher=machine.launcher(),
             environment=machine.training_environment(),
         )

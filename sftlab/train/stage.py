@@ -9,18 +9,20 @@ import shutil
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from pydantic import RootModel, TypeAdapter
 
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.dataset.tokenize import Tokenized
 from sftlab.errors import ConfigError, StageError
 from sftlab.instance import meeting
 from sftlab.instance.machine import Machine, optimizer_package, peak_flops
-from sftlab.model.adapters import keep_inputs, lora_config, peft_of
+from sftlab.model.adapters import keep_inputs, lora_config
 from sftlab.model.base import Base, beside_text, decoder_layers
 from sftlab.records import Candidate, read_jsonl, write_jsonl
 from sftlab.runtime.processes import INPUTS, child, leave_out, serve
@@ -34,6 +36,10 @@ MACHINES = "machines.json"
 RECEIPT = "receipt.json"
 # What a checkpoint needs only to go on training.
 OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "optimizer.bin", "pytorch_model_fsdp.bin")
+
+
+class TrainTask(RootModel[dict[str, Any]]):
+    """The task of the training process."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def make(
             "chat_template": base.chat_template,
             "peft": peft.model_dump(),
             "train": train.model_dump(),
-            "machine": machine.as_dict(),
+            "machine": asdict(machine),
             "seed": seed,
             "counts": tokens.counts,
             "report_to": ["wandb"] if "WANDB_PROJECT" in environment else [],
@@ -129,7 +135,7 @@ def make(
         child(
             "sftlab.train.stage",
             folder,
-            arguments,
+            TrainTask(arguments),
             launcher=machine.launcher(),
             environment={**machine.training_environment(), **environment},
             grace_seconds=machine.grace_seconds,
@@ -402,8 +408,9 @@ def complete(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------- in the child process
 
 
-def run(folder: Path, given: dict[str, Any]) -> None:
+def run(folder: Path, task: TrainTask) -> None:
     """Train in this process, which may be one of several ranks."""
+    given = task.root
     optim = given["train"]["optim"]
     quantised = given["peft"]["method"] == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
     leave_out(*([] if quantised else ["bitsandbytes"]), *([] if given["report_to"] else ["wandb"]))
@@ -418,7 +425,7 @@ def run(folder: Path, given: dict[str, Any]) -> None:
         tracking.begin(os.environ["SFTLAB_WANDB_MODE"])
     machine = Machine(**given["machine"])
     train = TrainConfig.model_validate(given["train"])
-    peft = peft_of(given["peft"])
+    peft: PeftConfig = TypeAdapter(PeftConfig).validate_python(given["peft"])
     base = Base("base", Path(given["base"]), "", given["trust_remote_code"], given["chat_template"])
     set_seed(given["seed"])
     try:
@@ -788,4 +795,4 @@ def _peak_memory(machine: Machine, resource: Any) -> float:
 
 
 if __name__ == "__main__":
-    serve(run)
+    serve(TrainTask, run)

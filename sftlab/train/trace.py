@@ -18,10 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pydantic import RootModel, TypeAdapter
+
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.instance.machine import BRIEF_SPIN, Machine
-from sftlab.instance.precision import one_layer
-from sftlab.model.adapters import keep_inputs, lora_config, peft_of
+from sftlab.instance.precision_worker import one_layer
+from sftlab.model.adapters import keep_inputs, lora_config
 from sftlab.model.base import Base, beside_text, cache_bytes, decoder_layers, needs_padding_mask
 from sftlab.runtime.processes import child, leave_out, serve
 from sftlab.runtime.store import write_json
@@ -88,13 +90,17 @@ class Shape:
     evaluated: Batch
 
 
+class TraceTask(RootModel[dict[str, Any]]):
+    """The task of the process that traces."""
+
+
 def traced(base: Base, machine: Machine, shapes: Sequence[Shape]) -> list[Traced]:
     """Trace a step of each in a child process. It needs no GPU, and of memory a layer of the model at most."""
     with TemporaryDirectory(prefix="sftlab-") as folder:
         given = {
             "base": str(base.path.resolve()),
             "trust_remote_code": base.trust_remote_code,
-            "machine": machine.as_dict(),
+            "machine": asdict(machine),
             "shapes": [
                 {
                     "peft": shape.peft.model_dump(),
@@ -105,22 +111,25 @@ def traced(base: Base, machine: Machine, shapes: Sequence[Shape]) -> list[Traced
                 for shape in shapes
             ],
         }
-        child("sftlab.train.trace", Path(folder), given, environment={"CUDA_VISIBLE_DEVICES": "", **BRIEF_SPIN})
+        child("sftlab.train.trace", Path(folder), TraceTask(given),
+              environment={"CUDA_VISIBLE_DEVICES": "", **BRIEF_SPIN})  # fmt: skip
         return [Traced(**found) for found in json.loads((Path(folder) / "traced.json").read_text("utf-8"))]
 
 
 # ------------------------------------------------------------------- in the child process
 
 
-def run(folder: Path, given: dict[str, Any]) -> None:
+def run(folder: Path, task: TraceTask) -> None:
     """Trace, and write ``traced.json``."""
+    given = task.root
     leave_out("bitsandbytes", "wandb")
 
     machine = Machine(**given["machine"])
     libraries = _libraries(machine)
     found = []
     for shape in given["shapes"]:
-        train, peft = TrainConfig.model_validate(shape["train"]), peft_of(shape["peft"])
+        train = TrainConfig.model_validate(shape["train"])
+        peft: PeftConfig = TypeAdapter(PeftConfig).validate_python(shape["peft"])
         longest, evaluated = Batch(**shape["longest"]), Batch(**shape["evaluated"])
         code = given["trust_remote_code"]
         found.append(asdict(trace(Path(given["base"]), peft, train, machine, longest, evaluated, libraries, code=code)))
@@ -414,4 +423,4 @@ def _linear(model: Any) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    serve(run)
+    serve(TraceTask, run)

@@ -17,6 +17,7 @@ from sftlab.config import Config, ModelConfig
 from sftlab.dataset.prompt import prompt_tokens, tokenize, turn_end
 from sftlab.errors import ConfigError
 from sftlab.eval import stage as evaluate
+from sftlab.eval.prompts import tokenize_prompts
 from sftlab.model import base as models
 from sftlab.model.base import Base, stop_tokens
 from sftlab.model.random import CHATML, save_random_model
@@ -333,7 +334,7 @@ def test_an_evaluation_warns_of_a_template_without_an_end(
     for template in (TEMPLATE, TEMPLATE.replace("</s>", "\n")):
         caplog.clear()
         base = Base("tiny", folder, "identity", False, template)
-        evaluate.prompts([example(choices="AB")], base, "key", cfg, 0)
+        tokenize_prompts([example(choices="AB")], base, "key", cfg, 0)
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warned) == (template != TEMPLATE)
     assert "the template of tiny writes no special token after an assistant turn" in warned[0]
@@ -345,7 +346,7 @@ def test_stop_tokens_are_in_the_key_of_completions(folder: Path, config: Make) -
     keys = []
     for end in ("</s>", "<s></s>"):
         base = Base("tiny", folder, "identity", False, TEMPLATE.replace("</s>", end))
-        prompts = evaluate.prompts([example(choices="AB")], base, "key", cfg, 0)
+        prompts = tokenize_prompts([example(choices="AB")], base, "key", cfg, 0)
         keys.append(evaluate.inputs(model, prompts, cfg, "cpu", 0))
     assert [key["stop_token_ids"] for key in keys] == [[1], [0, 1]]
 

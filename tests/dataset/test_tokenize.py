@@ -12,7 +12,7 @@ from test_prompt import settings
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.errors import ConfigError
-from sftlab.eval import stage as evaluate
+from sftlab.eval.prompts import tokenize_prompts
 from sftlab.model.base import Base
 from sftlab.runtime.store import Store
 
@@ -60,9 +60,9 @@ def test_evaluation_gives_the_prompts_that_training_masked(tmp_path: Path, base:
     """Token for token, through both stages."""
     trained = read(made(tmp_path, base, 4096), "train")
     examples = data(tmp_path, vignettes(12)).split("train")
-    given = evaluate.prompts(examples, base, "key", config("model=tiny_random").eval, 42)
+    prompts = tokenize_prompts(examples, base, "key", config("model=tiny_random").eval, 42)
     masked = [row["input_ids"][: row["labels"].count(tokenize.IGNORED)] for row in trained]
-    assert [row["prompt_token_ids"] for row in given.rows] == masked
+    assert [prompt.token_ids for prompt in prompts.rows] == masked
 
 
 def test_the_counts(tmp_path: Path, base: Base) -> None:

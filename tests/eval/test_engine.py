@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from sftlab.errors import ConfigError
-from sftlab.eval import stage as evaluate
+from sftlab.eval.answers import Question
 from sftlab.eval.engines import Settings, Transformers, Vllm
+from sftlab.eval.forced import FORCING, choose_letters
+from sftlab.eval.prompts import tokenize_prompts
 from sftlab.model import base as models
 from sftlab.model.base import Base
 from sftlab.records import Example
@@ -26,7 +28,7 @@ PROMPTS = [[number + 10 * step for step in range(1, 4 + 5 * number)] for number 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     models._random("llama", 0, folder)
-    # What a model's own config may bring, and vLLM does not take from there.
+    # A sampling option of a model's own config, which vLLM ignores.
     path = folder / "generation_config.json"
     values = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(values | {"repetition_penalty": 1.9}), "utf-8")
@@ -55,7 +57,7 @@ def settings(folder: Path, **changed: Any) -> Settings:
 
 
 class Beats:
-    """Counts the signs of life of an engine."""
+    """Counts the calls of an engine."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -66,9 +68,9 @@ class Beats:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Transformers:
-    made = Transformers(settings(folder), Beats())
-    made.model.float()  # in bfloat16 the width of a batch may change which of two equal tokens is chosen
-    return made
+    engine = Transformers(settings(folder), Beats())
+    engine.model.float()  # in bfloat16 the width of a batch may change which of two equal tokens is chosen
+    return engine
 
 
 def logits(engine: Transformers, prompt: list[int]) -> Any:
@@ -78,7 +80,7 @@ def logits(engine: Transformers, prompt: list[int]) -> Any:
         return engine.model(input_ids=torch.tensor([prompt])).logits[0, -1]
 
 
-def test_choices_in_batches_are_those_of_one_prompt_alone(engine: Transformers) -> None:
+def test_choices_in_batches_equal_those_of_single_prompts(engine: Transformers) -> None:
     allowed = [[(prompt[0] * 7 + step) % 1000 for step in range(0, 500, 50)] for prompt in PROMPTS]
     chosen = dict(engine.choose(PROMPTS, allowed))
     expected = {}
@@ -107,9 +109,9 @@ def greedy(engine: Transformers, prompt: list[int], tokens: int) -> list[int]:
 
 def test_completions_are_greedy_and_end_at_each_stop_token(engine: Transformers, monkeypatch: Any) -> None:
     expected = [greedy(engine, prompt, 12) for prompt in PROMPTS]
-    made = dict(engine.generate(PROMPTS, seed=0))
-    assert [made[place].token_ids for place in range(len(PROMPTS))] == expected
-    assert {one.finish_reason for one in made.values()} == {"length"}
+    completions = dict(engine.generate(PROMPTS, seed=0))
+    assert [completions[place].token_ids for place in range(len(PROMPTS))] == expected
+    assert {completion.finish_reason for completion in completions.values()} == {"length"}
     stops = [expected[0][5], expected[1][3]]
     monkeypatch.setattr(engine, "settings", replace(engine.settings, stop_token_ids=stops))
     monkeypatch.setattr(engine.model.generation_config, "eos_token_id", stops)
@@ -120,10 +122,10 @@ def test_completions_are_greedy_and_end_at_each_stop_token(engine: Transformers,
         assert completion.text == engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
-def test_vllm_counts_the_token_that_ends_a_completion_as_little_as_transformers_does(
+def test_neither_engine_counts_the_stop_token(
     engine: Transformers, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM's output has it."""
+    """vLLM's output contains it."""
     expected = greedy(engine, PROMPTS[0], 6)
     stops = [expected[-1]]
     monkeypatch.setattr(engine, "settings", replace(engine.settings, stop_token_ids=stops))
@@ -146,14 +148,14 @@ def test_vllm_counts_the_token_that_ends_a_completion_as_little_as_transformers_
     assert expected_completion.token_ids == expected[:at]
 
 
-def test_an_engine_shows_life_at_every_token(folder: Path) -> None:
+def test_an_engine_calls_beat_at_every_token(folder: Path) -> None:
     beats = Beats()
-    made = Transformers(settings(folder, batch_size=16), beats)
-    outputs = made.generate(PROMPTS, seed=0)
+    engine = Transformers(settings(folder, batch_size=16), beats)
+    outputs = engine.generate(PROMPTS, seed=0)
     next(outputs)
-    assert beats.count >= 12  # before the first completion of a batch is there
+    assert beats.count >= 12  # before the first completion of a batch
     before = beats.count
-    list(made.choose(PROMPTS, [[5, 6]] * len(PROMPTS)))
+    list(engine.choose(PROMPTS, [[5, 6]] * len(PROMPTS)))
     assert beats.count > before
 
 
@@ -161,7 +163,7 @@ def test_an_engine_shows_life_at_every_token(folder: Path) -> None:
 
 
 class Chooses:
-    """In the place of an engine: chooses the tokens of one letter, and keeps what it was asked."""
+    """Stands in for an engine: chooses the tokens of a letter, and records the prompts."""
 
     def __init__(self, tokenizer: Any, letter: str) -> None:
         self.tokenizer, self.letter = tokenizer, letter
@@ -169,12 +171,12 @@ class Chooses:
 
     def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
         self.prompts += prompts
-        wanted = f"{evaluate.FORCING}{self.letter})".encode()
-        for place in reversed(range(len(prompts))):  # in no order that could be relied on
+        wanted = f"{FORCING}{self.letter})".encode()
+        for place in reversed(range(len(prompts))):  # engines finish in any order
             texts = [self.bytes([*prompts[place], token]) for token in allowed[place]]
             assert len({*allowed[place]}) == len(allowed[place]) > 1
             fits = [token for token, text in zip(allowed[place], texts, strict=True) if text.rfind(b"(") >= 0
-                    and wanted.startswith(evaluate.FORCING.encode() + text[text.rfind(b"(") + 1 :])]  # fmt: skip
+                    and wanted.startswith(FORCING.encode() + text[text.rfind(b"(") + 1 :])]  # fmt: skip
             yield place, fits[0]
 
     def bytes(self, ids: list[int]) -> bytes:
@@ -189,43 +191,28 @@ class Chooses:
 def test_letters_that_share_tokens_are_told_apart(engine: Transformers, letters: str) -> None:
     for letter in letters:
         chooses = Chooses(engine.tokenizer, letter)
-        rows: list[dict[str, Any]] = [
-            {
-                "row": n,
-                "made": {"finish_reason": "stop", "completion": "x" * n},
-                "prompt": "?",
-                "prompt_token_ids": [200 + n] * 5,
-                "choices": letters,
-            }
-            for n in range(3)
-        ]
-        found = [(row["row"], chosen) for row, chosen in evaluate._force(chooses, engine.settings, rows)]
-        assert sorted(found) == [(0, letter), (1, letter), (2, letter)]
+        questions = [Question(0, n, "?", [200 + n] * 5, letters, "x" * n, "stop") for n in range(3)]
+        chosen = [(question.row, choice) for question, choice in choose_letters(chooses, engine.settings, questions)]
+        assert sorted(chosen) == [(0, letter), (1, letter), (2, letter)]
 
 
-def test_the_first_letter_is_chosen_among_what_the_model_finds_likely(engine: Transformers) -> None:
-    """With the real engine: each choice is the most likely one at the place where the letters differ."""
-    row = {
-        "row": 0,
-        "made": {"finish_reason": "stop", "completion": "Hm."},
-        "prompt": "?",
-        "prompt_token_ids": [300, 301, 302],
-        "choices": "AАБ",
-    }
-    ((_, letter),) = evaluate._force(engine, engine.settings, [row])
+def test_the_most_likely_letter_is_chosen(engine: Transformers) -> None:
+    """At each position where the letters differ, with the real engine."""
+    question = Question(0, 0, "?", [300, 301, 302], "AАБ", "Hm.", "stop")
+    ((_, choice),) = choose_letters(engine, engine.settings, [question])
     options = {
-        one: engine.tokenizer(f"Hm.{evaluate.FORCING}{one})", add_special_tokens=False)["input_ids"] for one in "AАБ"
+        letter: engine.tokenizer(f"Hm.{FORCING}{letter})", add_special_tokens=False)["input_ids"] for letter in "AАБ"
     }
     left, at = dict(options), 0
     while len(left) > 1:
         prompt = [300, 301, 302, *next(iter(left.values()))[:at]]
         scores = logits(engine, prompt)
         best = max({ids[at] for ids in left.values()}, key=lambda token: float(scores[token]))
-        left, at = {one: ids for one, ids in left.items() if ids[at] == best}, at + 1
-    assert letter == next(iter(left))
+        left, at = {letter: ids for letter, ids in left.items() if ids[at] == best}, at + 1
+    assert choice == next(iter(left))
 
 
-def test_a_long_text_loses_its_beginning_and_the_prompt_stays(engine: Transformers) -> None:
+def test_a_text_that_fills_the_context_loses_its_beginning_and_not_the_prompt(engine: Transformers) -> None:
     prompt, asked = list(range(300, 340)), []
 
     class Records:
@@ -234,24 +221,18 @@ def test_a_long_text_loses_its_beginning_and_the_prompt_stays(engine: Transforme
             return ((place, tokens[0]) for place, tokens in enumerate(allowed))
 
     for length in (41, 42, 43, 60):  # the first leaves no room for anything but the letter
-        row = {
-            "row": 0,
-            "made": {"finish_reason": "stop", "completion": "word " * 500},
-            "prompt": "?",
-            "prompt_token_ids": prompt,
-            "choices": "AB",
-        }
+        question = Question(0, 0, "?", prompt, "AB", "word " * 500, "stop")
         limited = replace(engine.settings, max_model_len=length)
-        assert [letter for _, letter in evaluate._force(Records(), limited, [row])] == ["A"]
+        assert [letter for _, letter in choose_letters(Records(), limited, [question])] == ["A"]
         assert asked[-1][:40] == prompt
         assert len(asked[-1]) < length
         text = engine.tokenizer.decode(asked[-1][40:])
-        assert f"{('word ' * 500).rstrip()}{evaluate.FORCING}".endswith(text)
-    assert len({len(one) for one in asked}) > 1
+        assert f"{('word ' * 500).rstrip()}{FORCING}".endswith(text)
+    assert len({len(tokens) for tokens in asked}) > 1
 
 
-def test_letters_that_a_tokenizer_writes_alike_are_refused(tmp_path: Path, config: Any) -> None:
-    """One that knows no upper case cannot tell a from A."""
+def test_letters_with_the_same_tokens_are_refused(tmp_path: Path, config: Any) -> None:
+    """A tokenizer without upper case cannot tell a from A."""
     folder = tmp_path / "model"
     folder.mkdir()
     models._random("llama", 0, folder)
@@ -260,7 +241,7 @@ def test_letters_that_a_tokenizer_writes_alike_are_refused(tmp_path: Path, confi
     base = Base("lower", folder, "identity", False, None)
     cfg = config("model=tiny_random", "eval.max_tokens=8")
     example = Example("r0", "", "which?", "a", "a", choices="Aab")
-    with pytest.raises(ConfigError, match=r"eval\.forced=true: .*'A' and 'a' alike.*set eval\.forced=false"):
-        evaluate.prompts([example], base, "key", cfg.eval, 0)
+    with pytest.raises(ConfigError, match=r"eval\.forced=true: .*'A' and 'a' the same tokens.*set eval\.forced=false"):
+        tokenize_prompts([example], base, "key", cfg.eval, 0)
     quiet = config("model=tiny_random", "eval.max_tokens=8", "eval.forced=false")
-    assert evaluate.prompts([example], base, "key", quiet.eval, 0).rows
+    assert tokenize_prompts([example], base, "key", quiet.eval, 0).rows

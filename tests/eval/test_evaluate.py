@@ -1,4 +1,4 @@
-"""Generation: every prompt once, in the order of the test set, by however many engines, and never twice."""
+"""Generation: each prompt once and in the order of the test set, with any number of engines and after any fault."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,24 @@ from test_faults import stage_processes
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
+from sftlab.eval import progress
 from sftlab.eval import stage as evaluate
+from sftlab.eval.answers import ALIVE, FINISHED, FORCED, Answer, Answers, ForcedChoice, Question
+from sftlab.eval.forced import FORCING, choose_letters
+from sftlab.eval.prompts import Prompt, Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
-from sftlab.eval.stage import FINISHED, FORCED, Model, Prompts
+from sftlab.eval.stage import Model
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, Prediction
 from sftlab.results import Repeats
-from sftlab.runtime import processes as launch
+from sftlab.runtime.processes import Child
 from sftlab.runtime.store import Store
 
 Make = Callable[..., Config]
 CPU = Machine("cpu", "cpu", 1, "sdpa")
-GIVEN = Prompts(
-    [{"id": f"q{n}", "prompt": f"Question {n}", "prompt_token_ids": [n, n, n], "choices": "AB"} for n in range(7)], {}
-)
+PROMPTS = Prompts([Prompt(f"q{n}", f"Question {n}", [n, n, n], "AB") for n in range(7)], {})
 
 
 @pytest.fixture
@@ -51,13 +53,16 @@ def settings(config: Make, *overrides: str) -> Any:
     return config("model=tiny_random", "eval.max_tokens=8", "eval.dtype=bfloat16", *overrides).eval
 
 
-def answer(row: dict[str, Any], text: str | None = None) -> dict[str, Any]:
-    made = {"completion": text or f"{row['repeat']}.{row['row']}: the answer is (A)", "finish_reason": "stop"}
-    return {"repeat": row["repeat"], "row": row["row"], **made, "tokens": 5}
+def answer(repeat: int, row: int, text: str | None = None) -> Answer:
+    return Answer(repeat, row, text or f"{repeat}.{row}: the answer is (A)", "stop", 5)
+
+
+def line(record: Any) -> str:
+    return json.dumps(asdict(record)) + "\n"
 
 
 class Engines:
-    """In the place of child processes: writes what they write, and can die in the middle."""
+    """Stands in for child processes: writes what they write, and can die in the middle."""
 
     def __init__(self, dies_after: int | None = None) -> None:
         self.dies_after = dies_after
@@ -66,11 +71,11 @@ class Engines:
     def all(self) -> list[tuple[int, int]]:
         return sorted(prompt for engine in self.asked for prompt in engine)
 
-    def __call__(self, module: str, tasks: list[launch.Task], **_: Any) -> None:
+    def __call__(self, module: str, tasks: list[Child], **_: Any) -> None:
         for task in tasks:
-            rows = [json.loads(line) for line in (task.folder / "prompts.jsonl").read_text("utf-8").splitlines()]
-            self.asked.append([(row["repeat"], row["row"]) for row in rows])
-            lines = [json.dumps(answer(row)) + "\n" for row in reversed(rows)]  # in no order that could be relied on
+            rows = Question.read(task.folder / "prompts.jsonl")
+            self.asked.append([(row.repeat, row.row) for row in rows])
+            lines = [line(answer(row.repeat, row.row)) for row in reversed(rows)]  # engines finish in any order
             if self.dies_after is not None:
                 cut = "".join(lines[: self.dies_after]) + lines[self.dies_after][:20]
                 (task.folder / FINISHED).write_text(cut, "utf-8")
@@ -79,35 +84,35 @@ class Engines:
             speed = {"start_seconds": 1.0, "generate_seconds": 2.0 + len(self.asked), "tokens": 5 * len(rows)}
             (task.folder / "speed.json").write_text(json.dumps(speed), "utf-8")
         if self.dies_after is not None:
-            raise StageError("was ended by SIGKILL")
+            raise StageError("ended by SIGKILL")
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
-    made = Engines()
-    monkeypatch.setattr(evaluate, "children", made)
-    return made
+    engines = Engines()
+    monkeypatch.setattr(evaluate, "children", engines)
+    return engines
 
 
-def texts(made: evaluate.Generated, repeat: int = 0) -> list[str]:
-    return [row.completion for row in made.rows(repeat)]
+def texts(generated: evaluate.Generated, repeat: int = 0) -> list[str]:
+    return [row.completion for row in generated.rows(repeat)]
 
 
-def test_engines_share_the_prompts_and_the_order_is_the_test_sets(
+def test_engines_share_the_prompts_and_the_result_has_the_order_of_the_test_set(
     tmp_path: Path, config: Make, model: Model, engines: Engines
 ) -> None:
     machine = replace(CPU, num_processes=3)
-    made = evaluate.make(Store(tmp_path / "store"), model, GIVEN, settings(config), machine, 0)
+    generated = evaluate.make(Store(tmp_path / "store"), model, PROMPTS, settings(config), machine, 0)
     assert engines.all() == [(0, number) for number in range(7)]
     assert sorted(map(len, engines.asked)) == [2, 2, 3]
-    assert [row.id for row in made.rows()] == [f"q{number}" for number in range(7)]
-    assert texts(made) == [f"0.{number}: the answer is (A)" for number in range(7)]
-    assert sorted(path.name for path in made.stage.path.iterdir()) == [
+    assert [row.id for row in generated.rows()] == [f"q{number}" for number in range(7)]
+    assert texts(generated) == [f"0.{number}: the answer is (A)" for number in range(7)]
+    assert sorted(path.name for path in generated.stage.path.iterdir()) == [
         "generations.jsonl",
         "manifest.json",
         "speed.json",
     ]
-    speed = json.loads((made.stage.path / "speed.json").read_text("utf-8"))
+    speed = json.loads((generated.stage.path / "speed.json").read_text("utf-8"))
     assert speed == {
         "engines": 3,
         "start_seconds": 1.0,
@@ -117,43 +122,43 @@ def test_engines_share_the_prompts_and_the_order_is_the_test_sets(
     }
 
 
-def test_no_engine_is_started_for_nothing(tmp_path: Path, config: Make, model: Model, engines: Engines) -> None:
-    few = Prompts(GIVEN.rows[:2], {})
+def test_no_engine_is_started_without_a_prompt(tmp_path: Path, config: Make, model: Model, engines: Engines) -> None:
+    few = Prompts(PROMPTS.rows[:2], {})
     machine = replace(CPU, num_processes=4)
     for _ in range(2):
-        made = evaluate.make(Store(tmp_path / "store"), model, few, settings(config), machine, 0)
-    assert made.stage.cached
+        generated = evaluate.make(Store(tmp_path / "store"), model, few, settings(config), machine, 0)
+    assert generated.stage.cached
     assert engines.asked == [[(0, 0)], [(0, 1)]]
 
 
 def test_the_number_of_engines_is_not_in_the_key(config: Make, model: Model) -> None:
-    one, two = (settings(config, f"eval.batch_size={size}") for size in (1, 2))
-    assert evaluate.inputs(model, GIVEN, one, "cpu", 0) == evaluate.inputs(model, GIVEN, two, "cpu", 0)
-    assert "repeats" not in evaluate.inputs(model, GIVEN, one, "cpu", 0)
+    first, second = (settings(config, f"eval.batch_size={size}") for size in (1, 2))
+    assert evaluate.inputs(model, PROMPTS, first, "cpu", 0) == evaluate.inputs(model, PROMPTS, second, "cpu", 0)
+    assert "repeats" not in evaluate.inputs(model, PROMPTS, first, "cpu", 0)
 
 
-def test_what_was_finished_is_kept_and_a_cut_line_is_no_answer(
+def test_completed_answers_are_reused_and_a_truncated_line_is_ignored(
     tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, eval_settings = Store(tmp_path / "store"), settings(config)
     monkeypatch.setattr(evaluate, "children", dying := Engines(dies_after=2))
     with pytest.raises(StageError, match="SIGKILL"):
-        evaluate.make(store, model, GIVEN, eval_settings, replace(CPU, num_processes=2), 0)
+        evaluate.make(store, model, PROMPTS, eval_settings, replace(CPU, num_processes=2), 0)
     monkeypatch.setattr(evaluate, "children", living := Engines())
-    made = evaluate.make(store, model, GIVEN, eval_settings, replace(CPU, num_processes=3), 0)
-    kept = {prompt for asked in dying.asked for prompt in asked[-2:]}
-    assert living.all() == sorted({(0, number) for number in range(7)} - kept)
-    assert texts(made) == [f"0.{number}: the answer is (A)" for number in range(7)]
-    assert not list(made.stage.path.glob("engine-*"))
+    generated = evaluate.make(store, model, PROMPTS, eval_settings, replace(CPU, num_processes=3), 0)
+    reused = {prompt for asked in dying.asked for prompt in asked[-2:]}
+    assert living.all() == sorted({(0, number) for number in range(7)} - reused)
+    assert texts(generated) == [f"0.{number}: the answer is (A)" for number in range(7)]
+    assert not list(generated.stage.path.glob("engine-*"))
 
 
-# — the end of a stage, at which every answer is there —
+# — faults after the last answer —
 
 
 class Fault:
-    """Fails at one of the file system's operations below a folder: as a kill, or as a disk that is full from then on.
+    """A fault at the n-th file operation below a folder: a kill, or a disk that is full from then on.
 
-    Python announces each operation, also those of its standard library, before it is made.
+    Python raises an audit event before each operation, also for those of its standard library.
     """
 
     armed: Fault | None = None
@@ -182,14 +187,14 @@ sys.addaudithook(lambda event, values: Fault.armed and Fault.armed(event, values
 
 
 def faulty(make: Callable[[], Any], store: Path, at: int, kind: str) -> int:
-    """Make the stage in a process of its own, which fails at an operation after the engines' end; its exit code."""
+    """Build the stage in a forked process, which fails at an operation after the engines' end; return its exit code."""
     child = os.fork()
     if child == 0:
         code = 0
         generate = evaluate._generate
 
-        def then_fail(*given: Any) -> Any:
-            speed = generate(*given)
+        def then_fail(*arguments: Any) -> Any:
+            speed = generate(*arguments)
             Fault.armed = Fault(store, at, kind)
             return speed
 
@@ -204,23 +209,23 @@ def faulty(make: Callable[[], Any], store: Path, at: int, kind: str) -> int:
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("killed", 9), ("full", 1)])
-def test_a_failure_after_the_last_answer_loses_none(
+def test_a_fault_after_the_last_answer_loses_no_answer(
     tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch, kind: str, expected: int
 ) -> None:
-    """At whichever operation of the file system it comes, nothing is generated again."""
+    """Whichever file operation fails, nothing is generated again."""
     eval_settings, points = settings(config, "eval.repeats=2"), 0
     names = ["generations-2.jsonl", "generations.jsonl", "manifest.json", "speed.json"]
     for at in range(100):
         store = Store(tmp_path / f"{kind}-{at}")
-        make = partial(evaluate.make, store, model, GIVEN, eval_settings, CPU, 0)
+        make = partial(evaluate.make, store, model, PROMPTS, eval_settings, CPU, 0)
         monkeypatch.setattr(evaluate, "children", Engines())
         code = faulty(make, store.root, at, kind)
         monkeypatch.setattr(evaluate, "children", again := Engines())
-        made = make()
+        generated = make()
         assert again.asked == [], f"operation {at}"
-        assert texts(made, 1) == [f"1.{number}: the answer is (A)" for number in range(7)]
-        assert json.loads((made.stage.path / "speed.json").read_text("utf-8")).keys() >= {"engines", "tokens"}
-        assert sorted(path.name for path in made.stage.path.glob("[!.]*")) == names, f"operation {at}"
+        assert texts(generated, 1) == [f"1.{number}: the answer is (A)" for number in range(7)]
+        assert json.loads((generated.stage.path / "speed.json").read_text("utf-8")).keys() >= {"engines", "tokens"}
+        assert sorted(path.name for path in generated.stage.path.glob("[!.]*")) == names, f"operation {at}"
         if code == 0:
             break
         assert code == expected
@@ -228,62 +233,60 @@ def test_a_failure_after_the_last_answer_loses_none(
     assert points >= 5  # two files of generations, speed, manifest, and at least one rename
 
 
-def test_everything_finished_before_the_end_needs_no_engine(
+def test_complete_answers_of_a_killed_run_need_no_engine(
     tmp_path: Path, config: Make, model: Model, engines: Engines
 ) -> None:
     store, eval_settings = Store(tmp_path / "store"), settings(config)
-    folder = store.path("generations", evaluate.inputs(model, GIVEN, eval_settings, "cpu", 0))
+    folder = store.path("generations", evaluate.inputs(model, PROMPTS, eval_settings, "cpu", 0))
     part = folder.with_name(folder.name + ".partial") / "engine-0"
     part.mkdir(parents=True)
-    rows = [answer({"repeat": 0, "row": number}, f"silence {number}") for number in range(7)]
-    (part / FINISHED).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    letters = [{"repeat": 0, "row": number, "forced": "B"} for number in range(7)]
-    (part / FORCED).write_text("".join(json.dumps(row) + "\n" for row in letters), "utf-8")
-    made = evaluate.make(store, model, GIVEN, eval_settings, CPU, 0)
+    (part / FINISHED).write_text("".join(line(answer(0, row, f"silence {row}")) for row in range(7)), "utf-8")
+    (part / FORCED).write_text("".join(line(ForcedChoice(0, row, "B")) for row in range(7)), "utf-8")
+    generated = evaluate.make(store, model, PROMPTS, eval_settings, CPU, 0)
     assert engines.asked == []
-    assert made.rows()[6] == Generation("q6", "Question 6", "silence 6", "stop", 5, "B")
+    assert generated.rows()[6] == Generation("q6", "Question 6", "silence 6", "stop", 5, "B")
 
 
-def test_an_answer_that_lacks_its_forced_letter_is_asked_for_that_only(
-    tmp_path: Path, config: Make, model: Model, engines: Engines
-) -> None:
-    done = {(0, number): answer({"repeat": 0, "row": number}) for number in range(7)}
-    done[0, 3]["completion"] = "no letter"
-    done[0, 5] |= {"completion": "no letter", "forced": "B"}
-    todo = evaluate._todo(GIVEN, settings(config), 0, done)
-    assert [(row["row"], row["made"]["completion"]) for row in todo] == [(3, "no letter")]
-    assert evaluate._todo(GIVEN, settings(config, "eval.forced=false"), 0, done) == []
+def answers(texts: dict[int, str]) -> Answers:
+    """Answers of the first repeat; those of some rows with another text."""
+    return {(0, row): answer(0, row, texts.get(row)) for row in range(7)}
 
 
-def test_repeats_have_orders_of_their_own_and_the_first_has_the_test_sets(config: Make) -> None:
-    todo = evaluate._todo(GIVEN, settings(config, "eval.repeats=3"), 0, {})
-    orders = [[row["row"] for row in todo if row["repeat"] == repeat] for repeat in range(3)]
+def test_only_the_forced_choice_is_made_for_an_answer_that_lacks_it(config: Make) -> None:
+    done = answers({3: "no letter", 5: "no letter"})
+    done[0, 5] = replace(done[0, 5], forced="B")
+    questions = evaluate._questions(PROMPTS, settings(config), 0, done)
+    assert [(question.row, question.completion) for question in questions] == [(3, "no letter")]
+    assert evaluate._questions(PROMPTS, settings(config, "eval.forced=false"), 0, done) == []
+
+
+def test_each_repeat_has_its_own_order_and_the_first_that_of_the_test_set(config: Make) -> None:
+    questions = evaluate._questions(PROMPTS, settings(config, "eval.repeats=3"), 0, {})
+    orders = [[question.row for question in questions if question.repeat == repeat] for repeat in range(3)]
     assert orders[0] == list(range(7))
     assert sorted(orders[1]) == sorted(orders[2]) == orders[0]
     assert orders[1] != orders[0] != orders[2] != orders[1]
-    assert todo == evaluate._todo(GIVEN, settings(config, "eval.repeats=3"), 0, {})
+    assert questions == evaluate._questions(PROMPTS, settings(config, "eval.repeats=3"), 0, {})
 
 
-def test_more_repeats_take_over_those_that_there_are(
-    tmp_path: Path, config: Make, model: Model, engines: Engines
-) -> None:
+def test_more_repeats_reuse_the_finished_ones(tmp_path: Path, config: Make, model: Model, engines: Engines) -> None:
     store = Store(tmp_path / "store")
-    evaluate.make(store, model, GIVEN, settings(config), CPU, 0)
+    evaluate.make(store, model, PROMPTS, settings(config), CPU, 0)
     engines.asked.clear()
-    three = evaluate.make(store, model, GIVEN, settings(config, "eval.repeats=3"), CPU, 0)
+    three = evaluate.make(store, model, PROMPTS, settings(config, "eval.repeats=3"), CPU, 0)
     assert engines.all() == [(repeat, number) for repeat in (1, 2) for number in range(7)]
     assert [texts(three, repeat)[2] for repeat in range(3)] == [f"{repeat}.2: the answer is (A)" for repeat in range(3)]
     engines.asked.clear()
-    two = evaluate.make(store, model, GIVEN, settings(config, "eval.repeats=2"), CPU, 0)
+    two = evaluate.make(store, model, PROMPTS, settings(config, "eval.repeats=2"), CPU, 0)
     assert engines.asked == []
     assert texts(two, 1) == texts(three, 1)
 
 
-# — the watchdog —
+# — stall detection —
 
 
 class Clock:
-    """The time as the watchdog sees it, which passes while the engines below work."""
+    """The time that stall detection reads; the engines below advance it."""
 
     now = 0.0
 
@@ -295,13 +298,13 @@ CLOCK = Clock()
 
 
 class Slow(Engines):
-    """Engines that need longer than eval.stall_min for their first completion, and for each forced choice."""
+    """Engines that take longer than eval.stall_min for their first completion and for each forced choice."""
 
     def __init__(self, signs: list[str]) -> None:
         super().__init__()
         self.signs = signs
 
-    def __call__(self, module: str, tasks: list[launch.Task], **options: Any) -> None:
+    def __call__(self, module: str, tasks: list[Child], **options: Any) -> None:
         for sign in self.signs:
             for task in tasks:
                 (task.folder / FINISHED).touch()
@@ -317,16 +320,16 @@ class Slow(Engines):
         super().__call__(module, tasks)
 
 
-@pytest.mark.parametrize("sign", [evaluate.ALIVE, FORCED])
-def test_an_engine_that_shows_life_is_not_ended(tmp_path: Path, config: Make, model: Model, sign: str) -> None:
+@pytest.mark.parametrize("sign", [ALIVE, FORCED])
+def test_an_engine_with_signs_of_life_is_not_ended(tmp_path: Path, config: Make, model: Model, sign: str) -> None:
     cfg = settings(config, "eval.stall_min=0.01")  # 0.6 s, and the engine takes 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "time", CLOCK)
+        patch.setattr(progress, "time", CLOCK)
         patch.setattr(evaluate, "children", Slow([sign] * 5))
-        assert len(evaluate.make(Store(tmp_path / "store"), model, GIVEN, cfg, CPU, 0).rows()) == 7
+        assert len(evaluate.make(Store(tmp_path / "store"), model, PROMPTS, cfg, CPU, 0).rows()) == 7
         patch.setattr(evaluate, "children", Slow([sign, "nothing", "nothing"]))
         with pytest.raises(StageError, match=r"made no progress for 0\.01 minutes.*raise eval\.stall_min"):
-            evaluate.make(Store(tmp_path / "silent"), model, GIVEN, cfg, CPU, 0)
+            evaluate.make(Store(tmp_path / "silent"), model, PROMPTS, cfg, CPU, 0)
 
 
 class OneHangs(Engines):
@@ -336,26 +339,26 @@ class OneHangs(Engines):
         super().__init__()
         self.ends = ends
 
-    def __call__(self, module: str, tasks: list[launch.Task], **options: Any) -> None:
+    def __call__(self, module: str, tasks: list[Child], **options: Any) -> None:
         folders = [task.folder for task in tasks]
         for folder in folders:
             (folder / FINISHED).touch()
         for _ in range(12):
-            (folders[0] / evaluate.ALIVE).touch()
+            (folders[0] / ALIVE).touch()
             options["watch"](folders[:1] if self.ends else folders)
             CLOCK.now += 0.1
         super().__call__(module, tasks)
 
 
-def test_an_engine_that_hangs_beside_a_living_one_is_ended(tmp_path: Path, config: Make, model: Model) -> None:
+def test_an_engine_that_hangs_beside_a_working_engine_is_ended(tmp_path: Path, config: Make, model: Model) -> None:
     cfg, two = settings(config, "eval.stall_min=0.01"), replace(CPU, num_processes=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "time", CLOCK)
+        patch.setattr(progress, "time", CLOCK)
         patch.setattr(evaluate, "children", OneHangs(ends=False))
         with pytest.raises(StageError, match=r"an engine made no progress"):
-            evaluate.make(Store(tmp_path / "hangs"), model, GIVEN, cfg, two, 0)
+            evaluate.make(Store(tmp_path / "hangs"), model, PROMPTS, cfg, two, 0)
         patch.setattr(evaluate, "children", OneHangs(ends=True))
-        assert len(evaluate.make(Store(tmp_path / "ends"), model, GIVEN, cfg, two, 0).rows()) == 7
+        assert len(evaluate.make(Store(tmp_path / "ends"), model, PROMPTS, cfg, two, 0).rows()) == 7
 
 
 # — devices —
@@ -370,8 +373,8 @@ def test_each_engine_has_its_own_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [shown["CUDA_VISIBLE_DEVICES"] for shown in machine.engines(2)] == ["7,GPU-5a", "3,1"]
 
 
-def test_vllm_samples_without_flashinfer_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlashInfer's kernels are compiled with a whole CUDA toolkit."""
+def test_vllm_samples_without_flashinfer_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashInfer compiles its kernels, which needs a complete CUDA toolkit."""
     name = "VLLM_USE_FLASHINFER_SAMPLER"
     monkeypatch.delenv(name, raising=False)
     machine = Machine("medium", "cuda", 2, "sdpa")
@@ -384,7 +387,7 @@ def test_vllm_samples_without_flashinfer_unless_it_is_asked_for(monkeypatch: pyt
 def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 5, 7})
     assert evaluate._cores(CPU, 2) == [[0, 2], [4, 5]]
-    assert evaluate._cores(CPU, 6) == [None] * 6  # more engines than cores: nobody can have one alone
+    assert evaluate._cores(CPU, 6) == [None] * 6  # fewer cores than engines: all share them
     assert evaluate._cores(CPU, 1) == [None]
     assert evaluate._cores(Machine("large", "cuda", 2, "sdpa"), 2) == [None, None]
 
@@ -397,7 +400,7 @@ def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> 
         (["instance=large", "eval.engine=transformers", "eval.tensor_parallel_size=2"], "only vLLM spreads"),
     ],
 )
-def test_a_tensor_parallel_size_that_cannot_be(config: Make, overrides: list[str], message: str) -> None:
+def test_an_impossible_tensor_parallel_size_is_refused(config: Make, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"eval.tensor_parallel_size=.*{message}"):
         config(*overrides)
 
@@ -410,26 +413,26 @@ def real(config: Make, tmp_path: Path, *overrides: str) -> tuple[Any, ...]:
     base = models.resolve(cfg.model, Store(tmp_path / "store"), 0)
     user = "Which of these is it? " * 3
     examples = [Example(f"q{n}", "Answer the question.", f"{user}{'x' * n}", "", "A", choices="ABC") for n in range(12)]
-    prompts = evaluate.prompts(examples, base, "none", cfg.eval, 0)
+    prompts = tokenize_prompts(examples, base, "none", cfg.eval, 0)
     return Model(base.path, base.identity, False), prompts, cfg.eval, instance.find(cfg.instance), 0
 
 
 @pytest.mark.smoke
-def test_two_vllm_engines_answer_as_one_does(tmp_path: Path, config: Make) -> None:
+def test_two_vllm_engines_answer_like_a_single_engine(tmp_path: Path, config: Make) -> None:
     settings = ["eval=vllm", "eval.max_tokens=24", "instance=cpu"]
-    one = evaluate.make(Store(tmp_path / "one"), *real(config, tmp_path, *settings))
+    single = evaluate.make(Store(tmp_path / "one"), *real(config, tmp_path, *settings))
     two = evaluate.make(Store(tmp_path / "two"), *real(config, tmp_path, *settings, "instance.num_processes=2"))
     assert json.loads((two.stage.path / "speed.json").read_text("utf-8"))["engines"] == 2
-    assert [row.id for row in one.rows()] == [f"q{number}" for number in range(12)]
-    assert len({row.completion for row in one.rows()}) > 1
-    assert two.rows() == one.rows()
-    assert two.stage.key == one.stage.key
+    assert [row.id for row in single.rows()] == [f"q{number}" for number in range(12)]
+    assert len({row.completion for row in single.rows()}) > 1
+    assert two.rows() == single.rows()
+    assert two.stage.key == single.stage.key
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("stops", ["at its start", "at work"])
 def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str) -> None:
-    """A stopped process is as silent as one that waits for ever."""
+    """A process stopped by SIGSTOP is as silent as one that hangs."""
     minutes = {"at its start": 0.01, "at work": 0.3}[stops]
     settings = ["eval.engine=transformers", "eval.batch_size=1", "eval.max_tokens=80", "instance=cpu"]
     store = Store(tmp_path / "store")
@@ -439,7 +442,7 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str)
 
     def stop_when_at_work() -> None:
         while not list(tmp_path.glob(f"store/generations/*/engine-0/{FINISHED}")):
-            if ended.wait(0.01):  # the machine is so busy that the engine did not even start
+            if ended.wait(0.01):  # a busy machine, on which the engine did not start
                 return
         (engine,) = (pid for pid, _ in stage_processes(os.getpid()))
         os.kill(engine, signal.SIGSTOP)
@@ -456,9 +459,9 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, config: Make, stops: str)
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_an_engine_that_dies_while_it_chooses_leaves_its_choices(tmp_path: Path, config: Make, engine: str) -> None:
+def test_forced_choices_survive_an_engine_that_dies(tmp_path: Path, config: Make, engine: str) -> None:
     store = Store(tmp_path / "store")
-    given = real(config, tmp_path, f"eval={engine}", "eval.batch_size=1", "eval.max_tokens=4", "instance=cpu")
+    arguments = real(config, tmp_path, f"eval={engine}", "eval.batch_size=1", "eval.max_tokens=4", "instance=cpu")
 
     def choices() -> list[Path]:
         return [path for path in tmp_path.glob(f"store/generations/*.partial/engine-0/{FORCED}") if _size(path)]
@@ -470,20 +473,20 @@ def test_an_engine_that_dies_while_it_chooses_leaves_its_choices(tmp_path: Path,
         os.kill(child, signal.SIGKILL)
 
     threading.Thread(target=kill_when_choosing, daemon=True).start()
-    with pytest.raises(StageError, match="was ended by SIGKILL"):
-        evaluate.make(store, *given)
+    with pytest.raises(StageError, match="ended by SIGKILL"):
+        evaluate.make(store, *arguments)
     (file,) = choices()
     first = json.loads(file.read_text("utf-8").split("\n")[0])
-    file.write_text(json.dumps(first | {"forced": "kept"}) + "\n", "utf-8")
-    rows = evaluate.make(store, *given).rows()
-    assert rows[first["row"]].forced == "kept"
-    assert {row.forced for row in rows} <= {"A", "B", "C", "kept"}
+    file.write_text(json.dumps(first | {"forced": "reused"}) + "\n", "utf-8")
+    rows = evaluate.make(store, *arguments).rows()
+    assert rows[first["row"]].forced == "reused"
+    assert {row.forced for row in rows} <= {"A", "B", "C", "reused"}
 
 
 @pytest.mark.smoke
-def test_a_vllm_engine_that_dies_leaves_its_answers(tmp_path: Path, config: Make) -> None:
+def test_answers_survive_a_vllm_engine_that_dies(tmp_path: Path, config: Make) -> None:
     store = Store(tmp_path / "store")
-    given = real(config, tmp_path, "eval=vllm", "eval.max_tokens=60", "eval.forced=false", "instance=cpu")
+    arguments = real(config, tmp_path, "eval=vllm", "eval.max_tokens=60", "eval.forced=false", "instance=cpu")
 
     def answers() -> list[Path]:
         files = tmp_path.glob(f"store/generations/*.partial/engine-0/{FINISHED}")
@@ -496,20 +499,20 @@ def test_a_vllm_engine_that_dies_leaves_its_answers(tmp_path: Path, config: Make
         os.kill(engine, signal.SIGKILL)
 
     threading.Thread(target=kill_when_at_work, daemon=True).start()
-    with pytest.raises(StageError, match=r"sftlab\.stages\.evaluate: was ended by SIGKILL"):
-        evaluate.make(store, *given)
+    with pytest.raises(StageError, match=r"sftlab\.eval\.worker: ended by SIGKILL"):
+        evaluate.make(store, *arguments)
     (file,) = answers()
     lines = file.read_text("utf-8").split("\n")
     first = json.loads(lines[0])
-    # The first shows whether it is generated again; the last was cut off by the end of the process.
-    lines[0] = json.dumps(first | {"completion": "kept"})
+    # The first shows whether it is generated again; the last may be truncated by the kill.
+    lines[0] = json.dumps(first | {"completion": "reused"})
     lines.append(lines.pop() or lines[0][:9])
     file.write_text("\n".join(lines), "utf-8")
-    made = evaluate.make(store, *given)
-    assert made.rows()[first["row"]].completion == "kept"
-    assert len({row.id for row in made.rows()}) == 12
-    assert not list(made.stage.path.glob("engine-*"))
-    speed = json.loads((made.stage.path / "speed.json").read_text("utf-8"))
+    generated = evaluate.make(store, *arguments)
+    assert generated.rows()[first["row"]].completion == "reused"
+    assert len({row.id for row in generated.rows()}) == 12
+    assert not list(generated.stage.path.glob("engine-*"))
+    speed = json.loads((generated.stage.path / "speed.json").read_text("utf-8"))
     assert speed["tokens"] <= 11 * 60
 
 
@@ -520,21 +523,21 @@ def _size(path: Path) -> int:
 
 
 @pytest.mark.smoke
-def test_vllm_without_room_for_its_cache_says_what_to_change(
+def test_vllm_without_memory_for_its_cache_names_the_setting(
     tmp_path: Path, config: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    given = real(config, tmp_path, "eval=vllm", "eval.max_tokens=8", "eval.kv_cache_gib=4000", "instance=cpu")
-    with pytest.raises(StageError, match=r"evaluate: out of memory: .*\(4000\.0 GiB\)") as caught:
-        evaluate.make(Store(tmp_path / "store"), *given)
+    arguments = real(config, tmp_path, "eval=vllm", "eval.max_tokens=8", "eval.kv_cache_gib=4000", "instance=cpu")
+    with pytest.raises(StageError, match=r"eval: out of memory: .*\(4000\.0 GiB\)") as caught:
+        evaluate.make(Store(tmp_path / "store"), *arguments)
     assert "(70 tokens); to need less:\n  eval.kv_cache_gib=1: instead of 4000 GiB of cache\n" in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_what_to_change_on_gpus_and_with_the_other_engine(tmp_path: Path, config: Make, model: Model) -> None:
-    vllm = evaluate._smaller(model, GIVEN, settings(config), Machine("large", "cuda", 4, "sdpa"))
-    assert "eval.gpu_memory_utilization: 0.9; less where" in vllm
-    assert "eval.tensor_parallel_size=2: 0.00 GiB of weights for each GPU" in vllm
-    batches = evaluate._smaller(model, GIVEN, settings(config, "eval.engine=transformers"), CPU)
+def test_the_settings_to_change_on_gpus_and_with_the_other_engine(tmp_path: Path, config: Make, model: Model) -> None:
+    vllm = evaluate._smaller(model, PROMPTS, settings(config), Machine("large", "cuda", 4, "sdpa"))
+    assert "eval.gpu_memory_utilization: now 0.9; lower if" in vllm
+    assert "eval.tensor_parallel_size=2: 0.00 GiB of weights per GPU" in vllm
+    batches = evaluate._smaller(model, PROMPTS, settings(config, "eval.engine=transformers"), CPU)
     assert "eval.batch_size=8: 0.04 GiB of cache\n  eval.batch_size=1:" in batches
 
 
@@ -565,17 +568,16 @@ def test_repeats_tell_how_much_answers_change(config: Make) -> None:
 # — reasoning —
 
 
-def test_a_letter_that_was_only_thought_of_is_no_answer_and_one_is_forced(config: Make) -> None:
-    done = {(0, number): answer({"repeat": 0, "row": number}) for number in range(7)}
-    done[0, 2]["completion"] = "<think>Suppose the answer is (A). Then"
-    done[0, 4]["completion"] = "<think>Suppose the answer is (A).</think> The answer is (B)"
-    assert [row["row"] for row in evaluate._todo(GIVEN, settings(config), 0, done)] == [2]
-    opened = Prompts([row | {"prompt": "<assistant><think>\n"} for row in GIVEN.rows], {})
-    silent = [row["row"] for row in evaluate._todo(opened, settings(config), 0, done)]
+def test_a_letter_in_reasoning_only_is_not_an_answer_and_one_is_forced(config: Make) -> None:
+    closed = "<think>Suppose the answer is (A).</think> The answer is (B)"
+    done = answers({2: "<think>Suppose the answer is (A). Then", 4: closed})
+    assert [question.row for question in evaluate._questions(PROMPTS, settings(config), 0, done)] == [2]
+    opened = Prompts([replace(prompt, text="<assistant><think>\n") for prompt in PROMPTS.rows], {})
+    silent = [question.row for question in evaluate._questions(opened, settings(config), 0, done)]
     assert silent == [0, 1, 2, 3, 5, 6]
 
 
-def test_a_truncated_thought_is_ended_before_a_letter_is_forced(tmp_path: Path) -> None:
+def test_truncated_reasoning_is_closed_before_a_letter_is_forced(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     from transformers import AutoTokenizer
@@ -590,18 +592,10 @@ def test_a_truncated_thought_is_ended_before_a_letter_is_forced(tmp_path: Path) 
             yield from enumerate(tokens[-1] for tokens in allowed)
 
     texts = ["<think>Suppose (A)", "It depends."]
-    silent = [
-        {
-            "prompt": "Q",
-            "prompt_token_ids": [5],
-            "choices": "AB",
-            "made": {"completion": text, "finish_reason": "length"},
-        }
-        for text in texts
-    ]
-    given: Any = SimpleNamespace(model=str(folder), trust_remote_code=False, max_model_len=2048)
-    assert len(list(evaluate._force(Engine(), given, silent))) == 2
+    silent = [Question(0, row, "Q", [5], "AB", text, "length") for row, text in enumerate(texts)]
+    engine_settings: Any = SimpleNamespace(model=str(folder), trust_remote_code=False, max_model_len=2048)
+    assert len(list(choose_letters(Engine(), engine_settings, silent))) == 2  # type: ignore[arg-type]
     assert [tokenizer.decode(prompt[1:]) for prompt in asked] == [
-        f"<think>Suppose (A)\n</think>{evaluate.FORCING}",
-        f"It depends.{evaluate.FORCING}",
+        f"<think>Suppose (A)\n</think>{FORCING}",
+        f"It depends.{FORCING}",
     ]

@@ -1,4 +1,4 @@
-"""Machines that train together hear from machine 0 whether there is anything to train, or end with the reason."""
+"""Machines that train together learn from machine 0 whether there is anything to train, or fail with the reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def machines() -> Callable[..., list[Machine]]:
 
 
 class Clock:
-    """The time as sftlab.instance.meeting sees it; ``passed`` is added to it."""
+    """The time that sftlab.instance.meeting reads; ``passed`` seconds are added to it."""
 
     passed = 0.0
     sleep = staticmethod(time.sleep)
@@ -47,45 +47,45 @@ class Clock:
         return time.monotonic() + self.passed
 
 
-def meet(told: Machine, asking: list[Machine], train: bool = True, stages: tuple[str, ...] = ()) -> list[Any]:
-    """What machine 0 and the others return or raise, in their order."""
+def meet(first: Machine, asking: list[Machine], train: bool = True, stages: tuple[str, ...] = ()) -> list[Any]:
+    """Return what machine 0 and the others return or raise, in their order."""
     with ThreadPoolExecutor() as pool:
         stages = stages or ("stage",) * len(asking)
         others: list[Future[Any]] = [
             pool.submit(meeting.ask, machine, stage) for machine, stage in zip(asking, stages, strict=True)
         ]
-        first = pool.submit(meeting.tell, told, "stage", train=train)
-        return [future.exception() or future.result() for future in (first, *others)]
+        telling = pool.submit(meeting.tell, first, "stage", train=train)
+        return [future.exception() or future.result() for future in (telling, *others)]
 
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize(("count", "host"), [(2, "127.0.0.1"), (4, "localhost")])
-def test_all_machines_hear_whether_to_train(
+def test_all_machines_learn_whether_to_train(
     machines: Callable[..., list[Machine]], train: bool, count: int, host: str
 ) -> None:
     first, *others = machines(count, host=host)
-    for _ in range(2):  # of a sweep's jobs, one after the other
+    for _ in range(2):  # jobs of a sweep, one after the other
         assert meet(first, others, train) == [None, *[train] * (count - 1)]
 
 
 def test_another_stage_is_refused_everywhere(machines: Callable[..., list[Machine]]) -> None:
     first, *others = machines(2)
-    found = meet(first, others, stages=("another",))
-    assert [type(error) for error in found] == [ConfigError] * 2
-    assert "start the same command on each" in str(found[1])
+    results = meet(first, others, stages=("another",))
+    assert [type(error) for error in results] == [ConfigError] * 2
+    assert "start the same command on each" in str(results[1])
 
 
-def test_a_machine_that_never_comes_is_named_to_the_others(machines: Callable[..., list[Machine]]) -> None:
+def test_a_missing_machine_is_named_to_the_others(machines: Callable[..., list[Machine]]) -> None:
     first, second, _ = machines(3, seconds=3)
     start = time.monotonic()
-    found = meet(first, [second])
+    results = meet(first, [second])
     assert time.monotonic() - start < 20
-    assert [type(error) for error in found] == [StageError] * 2
-    assert all("machine 2 did not come" in str(error) for error in found)
+    assert [type(error) for error in results] == [StageError] * 2
+    assert all("machine 2 did not connect" in str(error) for error in results)
 
 
-def test_an_answer_that_machine_0_gives_after_its_last_second_is_heard(machines: Callable[..., list[Machine]]) -> None:
-    """Machine 0 waits for the others to the end, and only then tells those that came who is missing."""
+def test_an_answer_at_the_end_of_the_wait_arrives(machines: Callable[..., list[Machine]]) -> None:
+    """Machine 0 waits for the others until its timeout before it names the missing ones."""
     _, second, _ = machines(3, seconds=5)
 
     def answers_late() -> None:
@@ -96,31 +96,31 @@ def test_an_answer_that_machine_0_gives_after_its_last_second_is_heard(machines:
                 connection.recv(100)
                 time.sleep(5.5)
                 with suppress(OSError):
-                    connection.sendall(b'{"train": true, "error": "machine 2 did not come"}\n')
+                    connection.sendall(b'{"train": true, "error": "machine 2 did not connect"}\n')
 
     thread = threading.Thread(target=answers_late)
     thread.start()
-    with pytest.raises(StageError, match="machine 2 did not come"):
+    with pytest.raises(StageError, match="machine 2 did not connect"):
         meeting.ask(second, "stage")
     thread.join()
 
 
-def test_nobody_is_needed_where_there_is_nothing_to_train(
+def test_a_missing_machine_is_only_warned_about_if_there_is_nothing_to_train(
     machines: Callable[..., list[Machine]], caplog: pytest.LogCaptureFixture
 ) -> None:
     meeting.tell(machines(2, seconds=0.5)[0], "stage", train=False)
-    assert "machine 1 did not come" in caplog.text
+    assert "machine 1 did not connect" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
-def test_a_machine_0_that_never_answers_ends_the_others(machines: Callable[..., list[Machine]], host: str) -> None:
-    with pytest.raises(StageError, match="machine 0 did not answer") as told:
+def test_without_an_answer_of_machine_0_the_others_fail(machines: Callable[..., list[Machine]], host: str) -> None:
+    with pytest.raises(StageError, match="machine 0 did not answer") as caught:
         meeting.ask(machines(2, seconds=0.5, host=host)[1], "stage")
-    assert "instance.node_rank=0" in str(told.value)
+    assert "instance.node_rank=0" in str(caught.value)
 
 
-def test_others_at_the_port_do_not_disturb(machines: Callable[..., list[Machine]]) -> None:
-    """A scanner at machine 0; and for machine 1 first something else that listens there, and then machine 0."""
+def test_other_programs_at_the_port_are_ignored(machines: Callable[..., list[Machine]]) -> None:
+    """A scanner connects to machine 0; and machine 1 first reaches another program, then machine 0."""
     first, second = machines(2)
     assert first.rdzv_endpoint is not None
     port = int(first.rdzv_endpoint.rpartition(":")[2])
@@ -128,9 +128,9 @@ def test_others_at_the_port_do_not_disturb(machines: Callable[..., list[Machine]
         answer = pool.submit(meeting.ask, second, "stage")
         before.accept()[0].close()
         before.close()
-        told = pool.submit(meeting.tell, first, "stage", train=True)
+        telling = pool.submit(meeting.tell, first, "stage", train=True)
         for garbage in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"machine": 9}\n', b'{"machine": 1}\n'):
-            while not told.done():
+            while not telling.done():
                 try:
                     with socket.create_connection(("127.0.0.1", port), timeout=1) as scanner:
                         scanner.sendall(garbage)
@@ -138,7 +138,7 @@ def test_others_at_the_port_do_not_disturb(machines: Callable[..., list[Machine]
                 except ConnectionRefusedError:
                     time.sleep(0.01)
         assert answer.result() is True
-        assert told.result() is None
+        assert telling.result() is None
 
 
 def test_a_port_in_use_is_named(machines: Callable[..., list[Machine]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_a_port_in_use_is_named(machines: Callable[..., list[Machine]], monkeypa
         meeting.tell(first, "stage", train=True)
 
 
-def test_machine_0_that_dies_while_others_wait_is_a_bounded_wait(machines: Callable[..., list[Machine]]) -> None:
+def test_the_wait_for_a_machine_0_that_dies_is_bounded(machines: Callable[..., list[Machine]]) -> None:
     _, second = machines(3, seconds=0.5)[:2]
     server = socket.create_server(("127.0.0.1", int(str(second.rdzv_endpoint).rpartition(":")[2])))
 

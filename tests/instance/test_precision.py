@@ -1,4 +1,4 @@
-"""float32 or bfloat16 on a CPU: measured once, retained by the store, and used in training and generation."""
+"""float32 or bfloat16 on a CPU: measured once, retained in the store, and used in training and generation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from conftest import composed, write_model
 from sftlab.errors import StageError
 from sftlab.instance import precision
 from sftlab.instance.machine import Machine
+from sftlab.instance.precision_worker import PrecisionTask
 from sftlab.model.base import Base
 from sftlab.runtime.store import Store
 
@@ -25,28 +26,28 @@ KINDS = ("adapters", "all_weights", "generation")
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
-    """A model's folder, on a machine that remembers nothing."""
+    """A model's folder, on a machine with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Base("base", write_model(tmp_path / "model"), "identity", False, None)
 
 
 @pytest.fixture
 def measure(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Path]]:
-    """Let measurements find these seconds in float32 and bfloat16; returns the folders that are measured in."""
+    """Replace measurements by these seconds in float32 and bfloat16; return the folders that were measured in."""
 
-    def found(**seconds: tuple[float, float]) -> list[Path]:
+    def measure(**seconds: tuple[float, float]) -> list[Path]:
         measured: list[Path] = []
 
-        def child(module: str, folder: Path, given: Mapping[str, Any], **_: Any) -> None:
+        def child(module: str, folder: Path, task: PrecisionTask, **_: Any) -> None:
             measured.append(folder)
             times = {kind: seconds.get(kind, (1.0, 0.5)) for kind in KINDS}
             values = {kind: {"float32": single, "bfloat16": half} for kind, (single, half) in times.items()}
-            (folder / "seconds.json").write_text(json.dumps({"cpu": given["cpu"], **values}))
+            (folder / "seconds.json").write_text(json.dumps({"cpu": task.cpu, **values}))
 
         monkeypatch.setattr(precision, "child", child)
         return measured
 
-    return found
+    return measure
 
 
 def choose(store: Path, base: Base, *overrides: str, machine: Machine = CPU, whole: bool = False) -> tuple[Any, str]:
@@ -66,7 +67,7 @@ def choose(store: Path, base: Base, *overrides: str, machine: Machine = CPU, who
         ({"adapters": (1.0, 0.99), "generation": (1.0, 1.0)}, False, (False, "float32")),  # a tie
     ],
 )
-def test_the_faster_one_is_used(
+def test_the_faster_format_is_used(
     tmp_path: Path,
     base: Base,
     measure: Callable[..., list[Path]],
@@ -85,7 +86,7 @@ def test_a_store_retains_the_first_choice_and_a_machine_measures_once(
     assert choose(tmp_path / "a", base) == choose(tmp_path / "a", base) == (False, "bfloat16")
     assert choose(tmp_path / "b", base) == (False, "bfloat16")
     assert len(first) == 1
-    # Another machine, on which bfloat16 is faster: what uses the first store there resumes in float32.
+    # Another machine, on which bfloat16 is faster: runs with the first store resume in float32 there.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     again = measure()
     assert choose(tmp_path / "a", base) == (False, "bfloat16")
@@ -103,7 +104,7 @@ def test_a_store_retains_the_first_choice_and_a_machine_measures_once(
         ([], Machine("cpu", "cpu", 1, "sdpa", nnodes=2), (True, "bfloat16")),
     ],
 )
-def test_nothing_is_measured_where_there_is_no_choice(
+def test_nothing_is_measured_without_a_choice(
     tmp_path: Path,
     base: Base,
     measure: Callable[..., list[Path]],
@@ -129,7 +130,7 @@ def test_a_model_that_cannot_be_timed_is_warned_about(
 
 @pytest.mark.smoke
 def test_a_cpu_without_bfloat16_trains_and_generates_in_float32(tmp_path: Path) -> None:
-    """Measured for real, with the instructions for bfloat16 hidden from oneDNN."""
+    """With a real measurement, and the instructions for bfloat16 disabled in oneDNN."""
     common = ["model=tiny_random", "instance=cpu", "tracking=none", "eval.engine=transformers", "eval.max_tokens=8",
               "dataset.split={train: 8, validation: 4, test: 4}", "train.num_train_epochs=1"]  # fmt: skip
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -141,8 +142,8 @@ def test_a_cpu_without_bfloat16_trains_and_generates_in_float32(tmp_path: Path) 
         return values
 
     first = run("first")
-    assert first["precision"]["train.bf16"] is False
-    assert first["precision"]["eval.dtype"] == "float32"
+    assert first["precision"]["bf16"] is False
+    assert first["precision"]["dtype"] == "float32"
     assert first["receipt"]["autocast"] is None
     assert first["receipt"]["base_dtype"] == "torch.float32"
     seconds = first["precision"]["measured"]["adapters"]

@@ -1,4 +1,4 @@
-"""What a machine with a GPU lacks is found before anything is downloaded: with faked drivers and packages."""
+"""The checks of a GPU machine before anything is downloaded, with simulated drivers and packages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STUDY = ["instance=small", "model.name_or_path=owner/not-downloaded", "train.use
 
 
 class Box:
-    """A machine that can be changed: two GPUs with everything that a run needs."""
+    """A simulated machine: two GPUs with everything that a run needs, until a test changes it."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.root, self.patch = root, patch
@@ -91,7 +91,7 @@ class Box:
         return SimpleNamespace(cuDriverGetVersion=get)
 
     def wsl(self, script: str | None) -> None:
-        """Instead of Linux's driver that of Windows, whose nvidia-smi is not on PATH."""
+        """Replace the driver of Linux by that of Windows, whose nvidia-smi is not on PATH."""
         for file in sorted(self.root.joinpath("proc").rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
         (self.root / "proc").rmdir()
@@ -131,7 +131,7 @@ def test_a_complete_machine_passes(box: Box, problems: Callable[..., list[str]])
 Break = Callable[[Box], None]
 
 FAULTS: list[tuple[str, Break, list[str]]] = [
-    ("no compiler", lambda box: (box.root / "bin/gcc").unlink(), ["neither gcc nor clang", "apt install gcc"]),
+    ("no compiler", lambda box: (box.root / "bin/gcc").unlink(), ["neither gcc nor clang is", "apt install gcc"]),
     ("CC", lambda box: box.patch.setenv("CC", "/no/cc"), ["CC='/no/cc' is not a program", "unset CC"]),
     ("headers", lambda box: (box.root / "include/Python.h").unlink(), ["Python.h does not exist", "-dev"]),
     ("torch of the CPU", lambda box: box.torch("2.13.0+cpu", "None"), ["torch 2.13.0+cpu is built for the CPU",
@@ -145,13 +145,13 @@ FAULTS: list[tuple[str, Break, list[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "fault", "said"), FAULTS, ids=[name for name, *_ in FAULTS])
-def test_one_message_for_each_fault_with_its_fix(
-    box: Box, problems: Callable[..., list[str]], name: str, fault: Break, said: list[str]
+@pytest.mark.parametrize(("name", "fault", "expected_text"), FAULTS, ids=[name for name, *_ in FAULTS])
+def test_each_fault_gives_a_message_with_its_remedy(
+    box: Box, problems: Callable[..., list[str]], name: str, fault: Break, expected_text: list[str]
 ) -> None:
     fault(box)
     (line,) = problems()
-    assert [part for part in said if part not in line] == [], line
+    assert [part for part in expected_text if part not in line] == [], line
     assert problems("instance=cpu", "eval.engine=transformers") == []
 
 
@@ -160,7 +160,7 @@ def test_one_message_for_each_fault_with_its_fix(
     [(CLOSED.format("535.104.05"), 12020, "13.0", 580), (OPEN.format("550.54.14"), 12040, "13.0", 580),
      (CLOSED.format("470.82.01"), 11040, "12.8", 525)],
 )  # fmt: skip
-def test_a_driver_that_is_too_old_is_named_with_the_one_that_is_needed(
+def test_an_old_driver_is_named_with_the_required_version(
     box: Box, problems: Callable[..., list[str]], driver: str, cuda: int, torch: str, oldest: int
 ) -> None:
     box.driver(driver)
@@ -169,8 +169,8 @@ def test_a_driver_that_is_too_old_is_named_with_the_one_that_is_needed(
     (line,) = problems()
     number = next(word for word in driver.split() if word.count(".") == 2)
     assert f"driver {number} supports CUDA {cuda // 1000}.{cuda % 1000 // 10}" in line
-    assert f"Install the driver {oldest} or newer" in line
-    # A compatibility package of CUDA on an older driver, and the older versions of one CUDA, work.
+    assert f"install the driver {oldest} or newer" in line
+    # A CUDA compatibility package on an older driver, and older minor versions of the same CUDA, work.
     box.cuda = 1000 * int(torch[:2])
     assert problems() == []
 
@@ -180,17 +180,17 @@ def test_a_driver_that_is_too_old_is_named_with_the_one_that_is_needed(
     [("7.0", "CUDA 13 supports 7.5", "CUDA 13 supports 7.5"), ("7.5", "vLLM needs 8.0", None), ("8.6", None, None),
      ("7.5\\n9.0", None, None), ("[N/A]", None, None)],
 )  # fmt: skip
-def test_a_gpu_that_is_too_old_is_refused(
+def test_an_old_gpu_is_refused(
     box: Box, problems: Callable[..., list[str]], capabilities: str, vllm: str | None, transformers: str | None
 ) -> None:
     box.program("nvidia-smi", f"printf '{capabilities}\\n'")
-    for engine, said in (("vllm", vllm), ("transformers", transformers)):
+    for engine, expected_text in (("vllm", vllm), ("transformers", transformers)):
         lines = problems(f"eval.engine={engine}")
-        assert len(lines) == (said is not None)
-        assert all(str(said) in line for line in lines)
+        assert len(lines) == (expected_text is not None)
+        assert all(str(expected_text) in line for line in lines)
 
 
-def test_all_problems_are_told_at_once(box: Box, problems: Callable[..., list[str]]) -> None:
+def test_all_problems_are_reported_at_once(box: Box, problems: Callable[..., list[str]]) -> None:
     box.cuda = 12040
     (box.root / "bin/gcc").unlink()
     (box.root / "include/Python.h").unlink()
@@ -200,10 +200,10 @@ def test_all_problems_are_told_at_once(box: Box, problems: Callable[..., list[st
     assert [part for line, part in zip(lines, expected, strict=True) if part not in line] == []
 
 
-def test_what_a_mode_does_not_use_is_not_asked_for(box: Box, problems: Callable[..., list[str]]) -> None:
+def test_only_what_the_mode_uses_is_checked(box: Box, problems: Callable[..., list[str]]) -> None:
     box.packages = {}
     assert problems("mode=train") == []
-    assert len(problems("mode=train", "select.metric=exact_match")) == 1  # which generates answers
+    assert len(problems("mode=train", "select.metric=exact_match")) == 1  # generates answers
     (box.root / "bin/gcc").unlink()
     evaluation = ["mode=evaluate", "eval.name_or_path=owner/other"]
     assert problems(*evaluation, "eval.engine=transformers") == []
@@ -228,7 +228,7 @@ SMI = """case "$1" in
 esac"""
 
 
-def test_wsl2_has_no_folder_of_its_driver(
+def test_gpus_are_found_in_wsl2_without_the_drivers_folder(
     box: Box, config: Callable[..., Any], problems: Callable[..., list[str]]
 ) -> None:
     box.wsl(SMI)
@@ -247,7 +247,7 @@ def test_wsl2_has_no_folder_of_its_driver(
     assert f"export LD_LIBRARY_PATH={box.root / 'wsl'}" in line
 
 
-def test_the_cpu_is_not_used_unnoticed_where_there_is_a_gpu(
+def test_the_cpu_is_not_used_unnoticed_on_a_gpu_machine(
     box: Box,
     problems: Callable[..., list[str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -259,18 +259,18 @@ def test_the_cpu_is_not_used_unnoticed_where_there_is_a_gpu(
     assert "nvidia-smi lists no GPU" in line
     assert "set instance=cpu" in line
     assert problems("instance=cpu") == []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the CPU on purpose
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the CPU is intended
     assert problems("instance=auto") == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     (box.root / "wsl/libcuda.so.1").unlink()
     assert caplog.text == ""
-    box.program("nvidia-smi", "exit 9")  # on a machine without a GPU, it may just be installed
+    box.program("nvidia-smi", "exit 9")  # it may be installed on a machine without a GPU
     assert problems("instance=auto") == []
     assert "nvidia-smi is installed and lists no GPU" in caplog.text
 
 
 @pytest.mark.parametrize("overrides", [[], ["mode=train"], ["mode=evaluate", "eval.name_or_path=owner/other"]])
-def test_nothing_is_downloaded_before(
+def test_the_checks_precede_every_download(
     box: Box,
     config: Callable[..., Any],
     problems: Callable[..., list[str]],
@@ -278,7 +278,7 @@ def test_nothing_is_downloaded_before(
     monkeypatch: pytest.MonkeyPatch,
     overrides: list[str],
 ) -> None:
-    """In a worker of a launcher too, and in a dry run."""
+    """Also in a worker of a launcher and in a dry run."""
     (box.root / "bin/gcc").unlink()
     monkeypatch.setattr("sftlab.model.base.resolve", lambda *_, **__: pytest.fail("the model was asked for"))
     monkeypatch.setattr("sftlab.dataset.stage.make", lambda *_, **__: pytest.fail("the dataset was asked for"))
@@ -292,8 +292,8 @@ def test_nothing_is_downloaded_before(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_command_ends_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the real command line: GPUs are named that this machine does not have."""
+def test_a_command_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real command line, and CUDA_VISIBLE_DEVICES naming a GPU that does not exist."""
     if instance.visible_gpus():
         pytest.skip("this machine has a GPU")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

@@ -16,6 +16,7 @@ from sftlab.config import ModelConfig
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.eval import stage as evaluate
+from sftlab.eval.prompts import Prompts
 from sftlab.model import base as models
 from sftlab.model import merge
 from sftlab.model.base import Base
@@ -120,7 +121,7 @@ def keys(cfg: Any) -> dict[str, str]:
     from sftlab.instance import machine as instance
 
     machine = instance.find(cfg.instance, elsewhere=True)
-    prompts = evaluate.Prompts([], {})
+    prompts = Prompts([], {})
     inputs = (
         dataset.inputs(cfg.dataset, cfg.seed),
         tokenize.inputs("dataset", BASE, 8, False),

@@ -1,4 +1,4 @@
-"""What merging checks: by sums and losses that take little memory, whatever the vocabulary."""
+"""The check of a merged model: losses and sums of weights in little memory, whatever the vocabulary."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def rows(length: int, prompt: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("adapters", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_vision"])
-def test_the_loss_in_parts_is_that_of_all_logits(
+def test_the_loss_in_parts_equals_that_of_all_logits(
     monkeypatch: pytest.MonkeyPatch, architecture: str, adapters: bool
 ) -> None:
     import torch
     from torch.nn import functional
 
-    from sftlab.model import merge
+    from sftlab.model import merge_worker as merge
 
     torch.manual_seed(0)
     model = tiny(architecture).eval()
     model = with_adapters(model) if adapters else model
-    given, total, count = rows(60, 20), 0.0, 0
+    examples, total, count = rows(60, 20), 0.0, 0
     with torch.no_grad():
-        for row in given:
+        for row in examples:
             labels = torch.tensor(row["labels"])[1:]
             logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
             total += float(functional.cross_entropy(logits, labels, reduction="sum"))
@@ -42,22 +42,22 @@ def test_the_loss_in_parts_is_that_of_all_logits(
     runs = []
     backbone = model.get_base_model().base_model if adapters else model.base_model
     hook = backbone.get_input_embeddings().register_forward_hook(lambda *_: runs.append(1))
-    assert merge._loss(model, given) == pytest.approx(total / count, abs=1e-5)
-    assert len(runs) == len(given)  # not once for each part
+    assert merge._loss(model, examples) == pytest.approx(total / count, abs=1e-5)
+    assert len(runs) == len(examples)  # not once per part
     hook.remove()
-    with torch.no_grad():  # and the model is as before
-        once = model(input_ids=torch.tensor([given[0]["input_ids"]])).logits
-        assert not torch.equal(once, model(input_ids=torch.tensor([given[1]["input_ids"]])).logits)
+    with torch.no_grad():  # the model is unchanged
+        once = model(input_ids=torch.tensor([examples[0]["input_ids"]])).logits
+        assert not torch.equal(once, model(input_ids=torch.tensor([examples[1]["input_ids"]])).logits)
 
 
 def test_no_tensor_holds_the_logits_of_all_positions() -> None:
-    """Every operation reports its largest tensor: a vocabulary of 60,000 words, 1,500 tokens, 1,200 targets."""
+    """Record the largest tensor of every operation: 60,000 words in the vocabulary, 1,500 tokens, 1,200 supervised."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_iter
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sftlab.model import merge
+    from sftlab.model import merge_worker as merge
 
     class Largest(TorchDispatchMode):  # type: ignore[misc]
         size = 0
@@ -78,18 +78,18 @@ def test_no_tensor_holds_the_logits_of_all_positions() -> None:
     assert spy.size >= 1500 * 60_000 * 2
 
 
-def test_sums_of_weights_take_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_of_weights_in_parts_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from sftlab.model import merge
+    from sftlab.model import merge_worker as merge
 
     model = torch.nn.Linear(50, 30).to(torch.bfloat16)
     monkeypatch.setattr(merge, "FINGERPRINT_PART", 64)
-    found = merge._fingerprint(model)
+    sums = merge._fingerprint(model)
     for name, weight in model.state_dict().items():
         exact = weight.double()
-        assert found[name] == pytest.approx((float(exact.sum()), float(exact.abs().sum())))
-    before = dict(found)
+        assert sums[name] == pytest.approx((float(exact.sum()), float(exact.abs().sum())))
+    before = dict(sums)
     with torch.no_grad():
         model.weight[29, 49] += 1
     after = merge._fingerprint(model)

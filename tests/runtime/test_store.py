@@ -138,7 +138,9 @@ def test_a_full_disk_says_so_and_is_not_kept_full(tmp_path: Path, library: bool)
         store.stage("merged", INPUTS, build)
     assert "merged: cannot write" in str(caught.value)
     assert os.strerror(errno.ENOSPC) in str(caught.value)
-    assert "free some space or set store= to another folder. What was finished is kept" in str(caught.value)
+    assert "free some space, or set store= to a folder on another disk. Completed stages are reused" in str(
+        caught.value
+    )
     assert folders(tmp_path) == ["dataset", f"dataset/{kept.key}", "merged"]
     assert (kept.path / "result").read_text("utf-8") == "made"
     assert not store.stage("merged", INPUTS, writes()).cached
@@ -160,7 +162,7 @@ def test_a_disk_that_fills_up_at_the_manifest_leaves_no_stage(tmp_path: Path, mo
 
 def test_a_store_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
-    with pytest.raises(StageError, match=r"store='.*file': cannot be written: .*; set store= to a folder"):
+    with pytest.raises(StageError, match=r"store='.*file': cannot be written: .*; set store= to a writable folder"):
         Store(tmp_path / "file").stage("train", INPUTS, writes())
 
 

@@ -16,6 +16,7 @@ import pytest
 from sftlab.errors import ConfigError
 from sftlab.instance.machine import Machine
 from sftlab.runtime.processes import child
+from sftlab.train.stage import TrainTask
 
 pytestmark = pytest.mark.smoke
 
@@ -105,7 +106,9 @@ def test_a_model_that_two_ranks_share_out_trains_as_well(
     machine = Machine(**inputs["machine"])
 
     def train() -> dict[str, Any]:
-        child("fsdp_on_cpu", tmp_path, inputs, launcher=machine.launcher(), environment=machine.environment())
+        child(
+            "fsdp_on_cpu", tmp_path, TrainTask(inputs), launcher=machine.launcher(), environment=machine.environment()
+        )
         assert losses(tmp_path) == pytest.approx(two["losses"], abs=1e-3)
         return json.loads((tmp_path / "receipt.json").read_text("utf-8"))
 
@@ -140,7 +143,7 @@ def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp
         inputs["machine"]["strategy"] = strategy
         inputs |= {"checkpoints": str(folder), "as_on_gpu": True}
         machine = Machine(**inputs["machine"])
-        child("fsdp_on_cpu", folder, inputs, launcher=machine.launcher(), environment=machine.environment())
+        child("fsdp_on_cpu", folder, TrainTask(inputs), launcher=machine.launcher(), environment=machine.environment())
         receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
         assert receipt["strategy"] == strategy
         rows = json.loads((folder / "checkpoint-4" / "rows.json").read_text("utf-8"))

@@ -1,0 +1,90 @@
+"""Show the progress of generation engines, and detect one that hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sftlab.errors import StageError
+from sftlab.eval.answers import ALIVE, FINISHED, FORCED
+
+
+@contextmanager
+def progress(folders: Sequence[Path], total: int, label: str, stall_min: float) -> Iterator[Progress]:
+    """Show one progress bar for all engines that work in these folders; ``total`` completions are expected."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="prompt") as bar:
+        yield Progress(folders, bar, stall_min)
+
+
+class Progress:
+    """Update a progress bar from the files of engines, and raise an error when one stalls.
+
+    An engine that hangs reports nothing, while the others may work for hours.
+    """
+
+    def __init__(self, folders: Sequence[Path], bar: Any, stall_min: float) -> None:
+        self.bar, self.stall_min = bar, stall_min
+        self.engines = {folder: _Engine(folder) for folder in folders}
+        self.started, self.forced = False, 0
+
+    def __call__(self, running: Collection[Path]) -> None:
+        """Show what the engines have written since the last call.
+
+        Raises:
+            StageError: a running engine has written no completion, no forced choice and no sign of life for
+                ``stall_min`` minutes.
+        """
+        for engine in self.engines.values():
+            completions, choices = engine.look()
+            if engine.started and not self.started:
+                self.started = True
+                self.bar.reset()  # the rate excludes the time that engines take to start
+                self.bar.set_description("generating")
+            if completions:
+                self.bar.update(completions)
+                self.bar.set_description("generating")
+            if choices:
+                self.forced += choices
+                self.bar.set_description("choosing")
+                self.bar.set_postfix(forced=self.forced)
+        for engine in (self.engines[folder] for folder in running):
+            if time.monotonic() - engine.active > 60 * self.stall_min:
+                fault = "made no progress" if engine.started else "did not start"
+                raise StageError(
+                    f"evaluate: an engine {fault} for {self.stall_min:g} minutes and was ended; run the command "
+                    "again, or raise eval.stall_min. Completed answers are reused"
+                )
+
+
+class _Engine:
+    """What an engine's files have shown so far, and the time of its last sign of life."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started, self.active = False, time.monotonic()
+        self.beat, self.bytes_read = 0, {FINISHED: 0, FORCED: 0}
+
+    def look(self) -> tuple[int, int]:
+        """Return the number of new completions and of new forced choices."""
+        with suppress(FileNotFoundError):  # before its first step
+            beat = (self.folder / ALIVE).stat().st_mtime_ns
+            if beat != self.beat:
+                self.beat, self.active = beat, time.monotonic()
+        return self._new_lines(FINISHED), self._new_lines(FORCED)
+
+    def _new_lines(self, name: str) -> int:
+        path = self.folder / name
+        if not path.is_file():  # the engine is starting
+            return 0
+        with path.open("rb") as file:
+            file.seek(self.bytes_read[name])
+            new = file.read()
+        self.bytes_read[name] += len(new)
+        if new or not self.started:
+            self.started, self.active = True, time.monotonic()
+        return new.count(b"\n")

@@ -1,0 +1,109 @@
+"""Tokenise the prompts of a test set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from sftlab.config import EvalConfig
+from sftlab.dataset.prompt import prompt_tokens, tokenize_all, turn_end
+from sftlab.errors import ConfigError
+from sftlab.eval.forced import FORCING, answer_pattern, continuations
+from sftlab.model.base import Base, stop_tokens
+from sftlab.records import Example
+from sftlab.runtime.store import versions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The prompt of a test row as text and token ids, and the letters that may be chosen from."""
+
+    id: str
+    text: str
+    token_ids: list[int]
+    choices: str
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a test set in its order, for one tokenizer.
+
+    ``key`` identifies them in stage keys. Completions end at ``stop_token_ids``.
+    """
+
+    rows: list[Prompt]
+    key: Mapping[str, object]
+    stop_token_ids: list[int] = field(default_factory=list)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(prompt.token_ids) for prompt in self.rows)
+
+
+def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: EvalConfig, seed: int) -> Prompts:
+    """Tokenise the prompts of a test set with the code that tokenises training rows.
+
+    The result depends on the tokenizer and the test set only: models with the same ``base.identity`` can share it.
+
+    Raises:
+        ConfigError: the test set is empty, the chat template changes a text, a prompt and its answer do not fit into
+            the model, or the tokenizer gives two choices the same tokens.
+    """
+    if not examples:
+        raise ConfigError(
+            "eval: the test set has no rows; give the dataset a test split, or set eval.dataset to another dataset"
+        )
+    tokenizer = base.tokenizer()
+    tokenized = tokenize_all(partial(prompt_tokens, tokenizer), examples, "test")
+    rows = [
+        Prompt(example.id, text, token_ids, example.choices)
+        for example, (token_ids, text) in zip(examples, tokenized, strict=True)
+    ]
+    if answer_pattern(cfg) is not None:
+        for choices in sorted({example.choices for example in examples}):
+            continuations(tokenizer, FORCING, choices)
+    ends = {turn_end(tokenizer, example) for example in examples}
+    if None in ends:
+        log.warning(
+            "model.chat_template: the template of %s writes no special token after an assistant turn. Generation stops "
+            "only at the end tokens of the model's own files, or after eval.max_tokens=%d; if answers run on, set "
+            "model.chat_template to a Jinja file that writes {{ eos_token }} (%s) after the assistant's text",
+            base.name,
+            cfg.max_tokens,
+            tokenizer.eos_token,
+        )
+    key = {
+        "dataset": dataset_key,
+        "max_rows": cfg.max_rows,
+        "seed": seed,
+        "tokenizer": base.identity,
+        "libraries": versions("transformers", "tokenizers", "jinja2"),
+    }
+    prompts = Prompts(rows, key, stop_tokens(base.path, tokenizer, [end for end in ends if end is not None]))
+    _check_length(prompts.longest, base.path, cfg)
+    return prompts
+
+
+def _check_length(longest: int, model: Path, cfg: EvalConfig) -> None:
+    length = context_length(model)
+    if longest + cfg.max_tokens > length:
+        left = length - longest
+        raise ConfigError(
+            f"eval.max_tokens={cfg.max_tokens}: the longest prompt has {longest} tokens, and the model's context is "
+            f"{length} tokens; "
+            + (f"set eval.max_tokens={left} or less" if left > 0 else "leave out long rows with dataset.keep")
+        )
+
+
+def context_length(model: Path) -> int:
+    """Read a model's context length in tokens from its config.json; 2**30 if it names none."""
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    return int(config.get("max_position_embeddings") or 1 << 30)

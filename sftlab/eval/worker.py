@@ -1,0 +1,89 @@
+"""Generate answers in a child process: one engine, which completes questions and makes forced choices.
+
+Every answer is written as soon as it is complete, so that a kill loses none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+from typing import Literal, TextIO
+
+from pydantic import BaseModel, ConfigDict
+
+from sftlab.eval.answers import ALIVE, FINISHED, FORCED, QUESTIONS, SPEED, Answer, ForcedChoice, Question, Speed
+from sftlab.eval.engines import Settings, start
+from sftlab.eval.forced import choose_letters, needs_choice
+from sftlab.runtime.processes import serve
+from sftlab.runtime.store import write_json
+
+
+class GenerateTask(BaseModel):
+    """The task of one engine; its questions are in ``prompts.jsonl``."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    engine: Literal["vllm", "transformers"]
+    """eval.engine."""
+    settings: Settings
+    """What the engine is started with."""
+    pattern: str | None
+    """Pattern of an answer; completions without a match get a forced choice. None: forced choices are off."""
+    cores: list[int] | None
+    """CPU cores that the engine may use; None: all."""
+
+
+def run(folder: Path, task: GenerateTask) -> None:
+    """Complete the questions of each repeat, then make the forced choices that the repeat needs."""
+    if task.cores is not None:
+        os.sched_setaffinity(0, task.cores)  # before the import of torch, which starts a thread per core
+    questions = Question.read(folder / QUESTIONS)
+    begin = time.monotonic()
+    engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
+    ready = time.monotonic()
+    seconds, tokens = 0.0, 0
+    with (folder / FINISHED).open("w", encoding="utf-8") as finished, (folder / FORCED).open("w") as forced:
+        for repeat, group in groupby(questions, key=attrgetter("repeat")):
+            part = {question.row: question for question in group}
+            todo = [question for question in part.values() if question.completion is None]
+            begin_repeat = time.monotonic()
+            prompts = [question.token_ids for question in todo]
+            for place, completion in engine.generate(prompts, seed=task.settings.seed + repeat):
+                row, text, reason = todo[place].row, completion.text, completion.finish_reason
+                _append(finished, Answer(repeat, row, text, reason, len(completion.token_ids)))
+                part[row] = replace(todo[place], completion=text, finish_reason=reason)
+                tokens += len(completion.token_ids)
+            seconds += time.monotonic() - begin_repeat
+            if task.pattern is not None:
+                silent = [question for question in part.values() if needs_choice(question, task.pattern)]
+                for question, letter in choose_letters(engine, task.settings, silent):
+                    _append(forced, ForcedChoice(repeat, question.row, letter))
+    write_json(folder / SPEED, asdict(Speed(ready - begin, seconds, tokens)))
+
+
+def _append(file: TextIO, record: Answer | ForcedChoice) -> None:
+    file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+    file.flush()  # to the kernel, which keeps it if this process is killed
+
+
+def _heartbeat(path: Path) -> Callable[[], None]:
+    """Return a function that touches a file, at most five times per second: a step may take less than a millisecond."""
+    last = 0.0
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.2:
+            path.touch()
+            last = time.monotonic()
+
+    return beat
+
+
+if __name__ == "__main__":
+    serve(GenerateTask, run)
