@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
@@ -28,13 +28,15 @@ from sftlab.records import Candidate, Example, Prediction, read_jsonl
 from sftlab.report import terminal as report
 from sftlab.report.card import card, push
 from sftlab.report.preview import preview
+from sftlab.results import PlanCell
 from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, trained_as
 from sftlab.runtime.run import Run
 from sftlab.runtime.store import ScratchStore, Stage, Store, key_of, write_json
 from sftlab.tracking import wandb as tracking
-from sftlab.train import plan, select
+from sftlab.train import advice, memory, plan, probe, schedule, select, sharing
 from sftlab.train import stage as train
+from sftlab.train.plan_table import print_table
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +62,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         evaluate.check_engine(base, cfg.eval)
         test_prompts(cfg, base, test)  # a prompt that leaves no room for an answer is found before training
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-    train.check_schedule(tokens, cfg.train, machine)
-    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
+    schedule.check_length(tokens.counts, cfg.train, machine)
+    cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
     log.info(
         "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
@@ -79,15 +81,15 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     except OutOfMemoryError as error:
         raise advised(
-            error, lambda: plan.advice(cfg, base, tokens, machine), otherwise=plan.changes(cfg, machine)
+            error, lambda: advice.advice(cfg, base, tokens, machine), otherwise=advice.changes(cfg, machine)
         ) from error
     if trained is None:
         return  # another machine has what was trained
-    stages = [data.stage, checked, tokens.stage, trained.stage, *(stage for stage in (measured, memory) if stage)]
+    stages = [data.stage, checked, tokens.stage, trained.stage, *(stage for stage in (measured, estimate) if stage)]
     job.stages = {stage.name: str(stage.path) for stage in stages}
     job.times = {stage.name: round(stage.seconds, 1) for stage in stages}
-    job.receipt = trained.receipt
-    job.family = train.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
+    job.receipt = trained.receipt.model_dump()
+    job.family = sharing.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
     if cfg.select.metric == "exact_match":
         job.comparable = {
@@ -99,10 +101,10 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     else:
         job.comparable = {
             # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
-            "validation tokens": tokens.counts["validation"]["content"],
-            "base precision": trained.receipt["base_dtype"],
-            "quantised layers": trained.receipt["quantized_layers"],
-            "autocast": trained.receipt["autocast"],
+            "validation tokens": tokens.counts.validation.content,
+            "base precision": trained.receipt.base_dtype,
+            "quantised layers": trained.receipt.quantized_layers,
+            "autocast": trained.receipt.autocast,
         }
 
 
@@ -234,7 +236,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     publish(run, cfg)
     if len(done) == len(jobs):  # nothing is left that might go on from their checkpoints
         for job in jobs:
-            train.release(Store(cfg.store), Path(job.stages["train"]))
+            sharing.release(Store(cfg.store), Path(job.stages["train"]))
 
 
 def validation_answers(candidates: Sequence[Candidate], jobs: Sequence[Job]) -> list[list[bool]]:
@@ -412,23 +414,23 @@ def plan_job(cfg: Config, job: Job) -> None:
         job.stages["precision"] = str(measured.path)
     data = dataset.make(store, cfg.dataset, cfg.seed)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
+    cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
-    if memory is not None:
-        job.stages["memory"] = str(memory.path)
-    probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
+    if estimate is not None:
+        job.stages["memory"] = str(estimate.path)
+    measure = partial(probe.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
     log.info("plan: %s, %s, on %s", base.name, cfg.peft.method, machine.name)
-    job.plan = asdict(plan.cell(cfg, base, tokens, machine, probe))
+    job.plan = plan.cell(cfg, base, tokens, machine, measure).model_dump()
 
 
 def tell_plan(run: Run, jobs: Sequence[Job]) -> None:
     """The plans of all jobs, in the terminal and in ``run.json``."""
-    cells = [(job, plan.Cell(**job.plan)) for job in jobs if job.plan is not None]
+    cells = [(job, PlanCell.model_validate(job.plan)) for job in jobs if job.plan is not None]
     shared = set.intersection(*(set(job.overrides) for job, _ in cells)) if len(cells) > 1 else set()
     # Of many cells only what tells them apart.
     names = [" ".join([str(job.number), *(word for word in job.overrides if word not in shared)]) for job, _ in cells]
-    plan.table(list(zip(names, (cell for _, cell in cells), strict=True)))
-    values = [{"job": job.number, "overrides": job.overrides, **asdict(cell), "fits": cell.fits} for job, cell in cells]
+    print_table(list(zip(names, (cell for _, cell in cells), strict=True)))
+    values = [{"job": job.number, "overrides": job.overrides, **cell.model_dump()} for job, cell in cells]
     run.update(plan=values)
     if len(cells) == 1 and cells[0][1].fits is False:
         cfg = cells[0][0].settings()
@@ -440,8 +442,8 @@ def tell_plan(run: Run, jobs: Sequence[Job]) -> None:
             "%s",
             advised(
                 StageError("plan: this does not fit"),
-                lambda: plan.advice(cfg, base, tokens, machine),
-                otherwise=plan.changes(cfg, machine),
+                lambda: advice.advice(cfg, base, tokens, machine),
+                otherwise=advice.changes(cfg, machine),
             ),
         )
 
@@ -567,9 +569,9 @@ def _dry_training(cfg: Config, store: Store, scratch: Store) -> None:
         trained = store.has("train", train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed))
         _tell("train", trained)
         tokens = tokenize.make(scratch, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-        train.check_schedule(tokens, cfg.train, machine)
-        cfg, _ = plan.with_checkpointing(cfg, base, tokens, machine, scratch)
-        plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
+        schedule.check_length(tokens.counts, cfg.train, machine)
+        cfg, _ = memory.with_checkpointing(cfg, base, tokens, machine, scratch)
+        print_table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if cfg.mode == "all":
         log.info("select, merge, evaluate, report: %s", "from the cached training" if trained else "will run")
         _tell_power(cfg, [row.group for row in test[0]])
@@ -612,7 +614,7 @@ def _dry_model(name: str, model: ModelConfig, store: Store, seed: int) -> Base |
     return base
 
 
-def _tokens(cfg: Config, data: dataset.Dataset, base: Base) -> dict[str, Any]:
+def _tokens(cfg: Config, data: dataset.Dataset, base: Base) -> Mapping[str, Any]:
     return tokenize.inputs(data.stage.key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
 
 

@@ -92,7 +92,7 @@ def stage(arguments: list[str], env: dict[str, str]) -> int:
 def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None]) -> subprocess.Popen[bytes]:
     """Fork a stage's process if nothing that it needs has to be imported or started anew; else start it."""
     given = json.loads(Path(command[-1], "inputs.json").read_text("utf-8"))
-    plain = command[2] in ("sftlab.train.stage", "sftlab.model.merge", "sftlab.eval.stage")
+    plain = command[2] in ("sftlab.train.worker", "sftlab.model.merge", "sftlab.eval.stage")
     method, optim = given.get("peft", {}).get("method"), given.get("train", {}).get("optim", "")
     quantised = method == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
     if plain and not quantised and not given.get("report_to") and given.get("eval", {}).get("engine") != "vllm":
@@ -102,10 +102,10 @@ def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None
 
 def run(case: dict[str, Any]) -> int:
     from sftlab.cli import main
-    from sftlab.runtime import processes as launch
+    from sftlab.runtime import processes
 
     if "sftlab.train.trainer" in sys.modules:
-        launch.subprocess = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
+        processes.subprocess = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
 
     output = Path(case["output"])
     for number, name in ((1, "out"), (2, "err")):

@@ -54,7 +54,7 @@ def results(folder: Path) -> dict[str, Any]:
     return {"run": run, "predictions": predictions, "merged": merged}
 
 
-CHILDREN = {"sftlab.train.stage": "train", "sftlab.model.merge": "merge", "sftlab.eval.stage": "evaluate"}
+CHILDREN = {"sftlab.train.worker": "train", "sftlab.model.merge": "merge", "sftlab.eval.stage": "evaluate"}
 
 
 def stage_processes(parent: int) -> Iterator[tuple[int, str]]:

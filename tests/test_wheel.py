@@ -23,7 +23,7 @@ def test_the_wheel_carries_conf_and_composes_anywhere(tmp_path: Path) -> None:
     assert {
         path.relative_to(tmp_path / "site/sftlab/conf") for path in (tmp_path / "site/sftlab/conf").rglob("*.yaml")
     } == conf
-    assert (tmp_path / "site/sftlab/page.html.jinja").is_file()
+    assert (tmp_path / "site/sftlab/report/page.html.jinja").is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(

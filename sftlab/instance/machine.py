@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,10 +100,6 @@ class Machine:
             "attn_implementation": self.attn_implementation,
             **({} if self.strategy == "ddp" else {"strategy": self.strategy, "reduced_in": "float32"}),
         }
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields, for a child process."""
-        return asdict(self)
 
     def environment(self) -> dict[str, str]:
         """Variables that show a training process its devices and no others."""

@@ -10,14 +10,6 @@ from sftlab.config import Lora, NoPeft, PeftConfig, Qlora
 from sftlab.model.base import beside_text, decoder_layers
 
 
-def peft_of(values: dict[str, Any]) -> PeftConfig:
-    """The method that a child process was given as plain values."""
-    from pydantic import TypeAdapter
-
-    made: PeftConfig = TypeAdapter(PeftConfig).validate_python(values)
-    return made
-
-
 def keep_inputs(model: Any) -> None:
     """Let autocast alone choose the number format of what adapters compute with.
 

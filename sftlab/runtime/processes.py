@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
+
+from pydantic import BaseModel
 
 from sftlab import errors
 from sftlab.errors import SftlabError, StageError, Terminated
@@ -84,14 +86,14 @@ class Task:
     """What a child is given: the folder that it fills, its inputs, and variables of its own."""
 
     folder: Path
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, Any] | BaseModel
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def child(
     module: str,
     folder: Path,
-    inputs: Mapping[str, Any],
+    inputs: Mapping[str, Any] | BaseModel,
     *,
     launcher: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
@@ -142,7 +144,8 @@ def children(
 
 
 def _start(module: str, task: Task, launcher: Sequence[str]) -> subprocess.Popen[bytes]:
-    write_json(task.folder / INPUTS, task.inputs)
+    inputs = task.inputs.model_dump(mode="json") if isinstance(task.inputs, BaseModel) else task.inputs
+    write_json(task.folder / INPUTS, inputs)
     (task.folder / ERROR).unlink(missing_ok=True)
     command = [sys.executable, "-m"]
     if launcher:
@@ -186,13 +189,24 @@ def leave_out(*libraries: str) -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # what Python itself takes for « not there »
 
 
-def serve(run: Callable[[Path, dict[str, Any]], None]) -> None:
-    """A child's main: ``run(folder, inputs)``, and the reason in ``error.json`` if it fails."""
+Task_ = TypeVar("Task_", bound=BaseModel)
+
+
+@overload
+def serve(task: type[Task_], run: Callable[[Path, Task_], None]) -> None: ...
+@overload
+def serve(task: Callable[[Path, dict[str, Any]], None]) -> None: ...
+def serve(task: Any, run: Any = None) -> None:
+    """A child's main: ``run(folder, task)``, and the reason in ``error.json`` if it fails."""
     die_with_parent()
     _quiet()
     folder = Path(sys.argv[1])
     try:
-        run(folder, json.loads((folder / INPUTS).read_text("utf-8")))
+        text = (folder / INPUTS).read_text("utf-8")
+        if run is None:
+            task(folder, json.loads(text))
+        else:
+            run(folder, task.model_validate_json(text))
     except Terminated:
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:

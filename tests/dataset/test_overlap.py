@@ -260,11 +260,15 @@ def test_describe() -> None:
 
 def test_same_report_under_any_hash_seed() -> None:
     """Words are told apart by str hashes, which differ from process to process."""
-    code = "from tests.test_overlap import *; print(check(random_splits(5), max_overlap=0.5))"
+    code = "from test_overlap import *; print(check(random_splits(5), max_overlap=0.5))"
     reports = {
         subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parents[2])},
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": seed,
+                "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[2]}",
+            },
             capture_output=True,
             text=True,
             check=True,

@@ -8,9 +8,9 @@ import pytest
 from conftest import TEMPLATE, vignette, vignettes, write_model
 
 from sftlab.config import DatasetConfig
+from sftlab.dataset import sandbox
 from sftlab.dataset.prompt import Templates, messages, prompt_tokens, tokenize
 from sftlab.errors import ConfigError
-from sftlab.eval import extract
 from sftlab.model.base import Base
 from sftlab.records import Example
 
@@ -258,7 +258,7 @@ def test_half_a_surrogate_pair_is_refused_by_name() -> None:
 
 
 def test_search_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     with pytest.raises(
         ConfigError, match=r"row 1 \(row-3\): dataset\.target cannot be rendered: pattern .* takes more than 0\.2 s"
     ):

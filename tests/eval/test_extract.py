@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from sftlab.dataset import sandbox
 from sftlab.errors import ConfigError
 from sftlab.eval import extract
 from sftlab.eval.extract import compile_pattern, last, lenient, normalise, probe, read, strict
@@ -394,7 +395,7 @@ def test_a_long_answer_is_read_at_both_ends() -> None:
 def test_a_pattern_that_backtracks_for_ever_is_refused_in_time(
     monkeypatch: pytest.MonkeyPatch, read_by: Callable[[str], object], pattern: str
 ) -> None:
-    monkeypatch.setattr(extract, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     with pytest.raises(ConfigError, match=r"takes more than 0\.2 s on 'a.*take repetitions out of repetitions"):
         read_by(pattern)
 

@@ -34,7 +34,7 @@ REPORTED = ("matplotlib.pyplot", "scipy.optimize", "scipy.sparse", "statsmodels.
 @cache
 def server(*modules: str) -> subprocess.Popen[str]:
     server = subprocess.Popen(
-        [sys.executable, "-W", "default", Path(__file__).with_name("commands.py"), *modules],
+        [sys.executable, "-W", "default", Path(__file__).parents[1] / "commands.py", *modules],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -214,7 +214,7 @@ def test_a_prompt_that_max_length_cuts_ends_with_2_and_leaves_no_stage(tmp_path:
         "tracking=none", "instance=cpu", "dataset.split={train: 0.5, validation: 0.5, test: 0}",
     )  # fmt: skip
     assert code == 2, message
-    assert "train.max_length=16: is shorter than the shortest prompt" in message
+    assert "train.max_length=16: is not longer than the shortest prompt" in message
     assert "Traceback" not in message
     assert [path.name for path in tmp_path.glob("outputs/store/tokens/*") if path.is_dir()] == []
 

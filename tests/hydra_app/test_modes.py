@@ -244,11 +244,11 @@ def test_the_two_commands_that_a_refusal_names_do_what_was_asked(tmp_path: Path,
 # A job that takes no time: what it would take on its machine is known.
 PLANNED = """
 import sftlab.pipeline
-from dataclasses import asdict
-from sftlab.train.plan import Cell
+from sftlab.results import PlanCell
 def plan_job(cfg, job):
     parts = ("libraries", "weights", "gradients", "optimizer", "activations", "logits")
-    job.plan = asdict(Cell(dict.fromkeys(parts, 0.1), 1.0, 1.0, 2.0, 1.0, "a test"))
+    job.plan = PlanCell(memory=dict.fromkeys(parts, 0.1), training_gib=1.0, generation_gib=1.0, capacity_gib=2.0,
+                        seconds_per_epoch=1.0, timed_by="a test").model_dump()
 sftlab.pipeline.plan_job = plan_job
 """
 
@@ -571,7 +571,7 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
         assert "Traceback" not in done.stderr + done.stdout
 
 
-BASE = "__import__('sftlab.model.base').models.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
+BASE = "__import__('sftlab.model.base').model.base.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
 TOKENS = """
 sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts": {"train": {"rows": 8}}})()
 """

@@ -13,7 +13,7 @@ from sftlab.errors import ConfigError
 from sftlab.instance.machine import Machine, check, find, peak_flops
 from sftlab.pipeline import _warn_of_batches
 from sftlab.runtime.job import Job
-from sftlab.train import plan
+from sftlab.train import memory
 
 CPU, GPU = Machine("cpu", "cpu", 1, "sdpa"), Machine("small", "cuda", 1, "sdpa")
 FLASH = Machine("small", "cuda", 1, "flash_attention_2")
@@ -112,4 +112,4 @@ def test_machines_that_change_the_effective_batch_are_told(
 def test_the_presets_have_the_workshops_cards(config: Callable[..., Config], name: str, gpus: int) -> None:
     cfg = config(f"instance={name}", "mode=train").instance
     assert (cfg.num_processes, cfg.memory_gib) == (gpus, 24)
-    assert plan.device(cfg, find(cfg, elsewhere=True))[1] == 24
+    assert memory.device(cfg, find(cfg, elsewhere=True))[1] == 24

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from sftlab.errors import ConfigError, SftlabError, StageError
-from sftlab.instance.machine import Machine, meeting
+from sftlab.instance import meeting
+from sftlab.instance.machine import Machine
 
 SECONDS = 300.0  # longer than any of the waits below takes on a busy machine
 

@@ -14,7 +14,8 @@ import pytest
 from conftest import composed, write_model
 
 from sftlab.errors import StageError
-from sftlab.instance.machine import Machine, precision
+from sftlab.instance import precision
+from sftlab.instance.machine import Machine
 from sftlab.model.base import Base
 from sftlab.runtime.store import Store
 

@@ -18,7 +18,7 @@ from sftlab.errors import ConfigError
 from sftlab.instance import machine as instance
 from sftlab.instance import preflight
 from sftlab.runtime.job import Job
-from sftlab.train import plan
+from sftlab.train import memory
 
 # The first lines of /proc/driver/nvidia/version: of the proprietary and of the open kernel module.
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc 12.3.0\n"
@@ -236,7 +236,7 @@ def test_wsl2_has_no_folder_of_its_driver(
     cfg = config("instance=auto", "model=tiny_random").instance
     machine = instance.find(cfg)
     assert (machine.device, machine.num_processes) == ("cuda", 2)
-    assert plan.device(cfg, machine) == ("NVIDIA RTX A5000", 24564 / 1024)
+    assert memory.device(cfg, machine) == ("NVIDIA RTX A5000", 24564 / 1024)
     assert problems() == []
     box.cuda = 12040
     (line,) = problems()
