@@ -24,8 +24,7 @@ def check_length(counts: TokenCounts, train: TrainConfig, machine: Machine) -> N
     Raises:
         ConfigError: they do; transformers would silently drop a part of them.
     """
-    total = steps(counts, train, machine)
-    if train.lr_scheduler_type != "warmup_stable_decay" or total is None:
+    if train.lr_scheduler_type != "warmup_stable_decay" or (total := steps(counts, train, machine)) is None:
         return
     decay = int(train.lr_scheduler_kwargs["num_decay_steps"])
     warmup = train.warmup_steps if train.warmup_steps >= 1 else train.warmup_steps * total
