@@ -112,7 +112,7 @@ def copy_common_steps(store: Store, inputs: Mapping[str, Any], folder: Path, tra
         folder.mkdir()
         for checkpoint in best.checkpoints:
             checkpoint.copy_into(folder, resumable=not best.whole)
-    log.info("train: reuses the first %d steps of a finished job with %d epochs", best.last.step, best.epochs)
+    log.info("train: reuses the first %d steps of a finished job (num_train_epochs=%d)", best.last.step, best.epochs)
     if best.whole:
         history = read_jsonl(best.source / METRICS)
         write_jsonl(folder / METRICS, (row for row in history if row["epoch"] <= train.num_train_epochs))
