@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Put the plan of several trainings beside what they then took: peak memory of the process, and time of an epoch.
+"""Compare the plan of several trainings with their measured peak memory and time per epoch.
 
     scripts/bench_plan.py                    SmolLM2-135M in several shapes (about 15 minutes on two cores)
     scripts/bench_plan.py --tolerance 0.2    exit code 1 if an error is larger
 
-Each is planned three times over: by reckoning, by a probe, and by training an epoch, all on this machine.
+Each shape is estimated, probed and trained for an epoch on this machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COMMON = ["instance=cpu", "tracking=none", "dataset.split={train: 64, validation
 
 
 def sftlab(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
-    """Run the command to its end; its run.json."""
+    """Run the command; the content of its run.json."""
     command = [sys.executable, "-m", "sftlab", *COMMON, *overrides, f"hydra.run.dir={name}"]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     values: dict[str, Any] = json.loads((folder / name / "run.json").read_text("utf-8"))
@@ -36,12 +36,12 @@ def sftlab(folder: Path, name: str, *overrides: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line for each shape: planned, probed and measured, with the errors of the first two."""
+    """Print a line per shape: estimated, probed and measured, with the errors of the first two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tolerance", type=float, default=0.2, help="largest error that is no failure")
+    parser.add_argument("--tolerance", type=float, default=0.2, help="largest error without a failure (default: 0.2)")
     tolerance = parser.parse_args().tolerance
     errors: list[float] = []
-    heads = ["reckoned GiB", "probed GiB", "took", "guessed s", "probed s", "took"]
+    heads = ["estimated GiB", "probed GiB", "measured", "estimated s", "probed s", "measured"]
     print(f"{'':30}", *(f"{text:>16}" for text in heads))
     with tempfile.TemporaryDirectory(prefix="bench_plan_") as place:
         folder = Path(place)
@@ -52,8 +52,8 @@ def main() -> None:
             run = sftlab(folder, f"run{number}", "mode=train", *settings)
             gib, seconds = run["receipt"]["peak_memory_gib"], run["receipt"]["train_seconds"]
             both = (plain, probed)
-            cells = [(found["training_gib"], gib) for found in both]
-            cells += [(found["seconds_per_epoch"], seconds) for found in both]
+            cells = [(plan["training_gib"], gib) for plan in both]
+            cells += [(plan["seconds_per_epoch"], seconds) for plan in both]
             off = [value / true - 1 for value, true in cells]
             texts = [f"{value:.2f} ({100 * error:+.0f} %)" for (value, _), error in zip(cells, off, strict=True)]
             columns = [*texts[:2], f"{gib:.2f}", *texts[2:], f"{seconds:.0f}"]

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-r"""Time training through sftlab beside a bare TRL script with the same settings, on rows of random tokens.
+r"""Time training with sftlab and with a bare TRL script with the same settings, on rows of random tokens.
 
     scripts/bench_train.py                                     the 135M shape, short rows: also on a CPU
     scripts/bench_train.py --shape gemma-3-4b --length 2048 --batch 4 --attention eager sdpa flash_attention_2 \
-        --liger false true --packing false true                a table over all of these, on a GPU
-    scripts/bench_train.py --rows medqa --batch 16             rows whose lengths vary as those of MedQA-CoT
+        --liger false true --packing false true                a table of all combinations, on a GPU
+    scripts/bench_train.py --rows medqa --batch 16             rows with the lengths of MedQA-CoT
 
-LoRA r 16 on all linear layers, bf16, random weights (they are as slow as trained ones). Each training runs in its own
-process. Tokens/s count no padding, and leave out the first steps. scripts/gpu_check.py times its cells by `training`.
+LoRA r 16 on all linear layers, bf16, random weights (speed does not depend on their values). Each training runs in its
+own process. Tokens/s exclude padding and the first steps. Gradient checkpointing is the same on both sides: as set by
+--set, or as sftlab chooses it for these rows and this machine. scripts/gpu_check.py times its cells with `training`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -34,15 +34,21 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from sftlab.config import Config
+from sftlab.dataset.tokenize import COUNTS, IGNORED, Tokenized
 from sftlab.hydra_app.compose import CONF
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
+from sftlab.model.base import Base
+from sftlab.results import SplitCounts, TokenCounts
 from sftlab.runtime.processes import NEEDED, QUIET
+from sftlab.runtime.store import Stage, Store, write_json
+from sftlab.train import memory
+from sftlab.train.checkpoints import read_receipt
 from sftlab.validation.validate import validate
 
 SHAPES: dict[str, dict[str, Any]] = {
-    # As in the config.json of HuggingFaceTB/SmolLM2-135M-Instruct, google/gemma-3-270m, google/gemma-3-4b-it (its
-    # text model) and meta-llama/Llama-3.1-8B. The last two are for checks of the scripts themselves.
+    # From the config.json of HuggingFaceTB/SmolLM2-135M-Instruct, google/gemma-3-270m, google/gemma-3-4b-it (its text
+    # model) and meta-llama/Llama-3.1-8B. The last two are for tests of the scripts.
     "smollm2-135m": {
         "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
         "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
@@ -73,22 +79,22 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 POSITIONS = 8192
 
-# Tokens of a row of MedQA-CoT, as a log-normal distribution: 5 % under 165, median 280, 5 % over 475, 1 % over 590.
-# Fitted to 3,741 board questions with a rationale (by 4.2 characters a token): their median is 279 and 1 % are over
-# 581, and batches of 16 and of 64 rows in random order hold 1.62 and 2.13 tokens with padding for each real one. Of a
-# row, the rationale is 45 %.
+# Tokens per row of MedQA-CoT, as a log-normal distribution: 5 % under 165, median 280, 5 % over 475, 1 % over 590.
+# Fitted to 3,741 board questions with a rationale (at 4.2 characters per token): their median is 279, 1 % are over 581,
+# and random batches of 16 and 64 rows have 1.62 and 2.13 tokens with padding per token without. 45 % of a row are the
+# rationale.
 MEDQA_MEDIAN, MEDQA_SIGMA = 280, 0.32
 COMPLETION = {"full": 0.5, "medqa": 0.45}
 
 COMMON = [
-    # Neither model nor dataset is read, and these two are always there.
+    # Neither model nor dataset is read; these two need no download.
     "mode=train", "model=tiny_random", "dataset=vignettes", "tracking=none", "train.lr_scheduler_type=constant",
     "train.logging_steps=1", "train.num_train_epochs=1", "train.bf16=true",
 ]  # fmt: skip
 
 
 def describe(folder: Path, shape: str) -> Path:
-    """Write the config.json of a shape, which is all that ``mode=plan`` reads of a model."""
+    """Write the config.json of a shape, the only file of a model that ``mode=plan`` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {**SHAPES[shape], "max_position_embeddings": POSITIONS, "pad_token_id": 0}
     (folder / "config.json").write_text(json.dumps(values), "utf-8")
@@ -96,19 +102,18 @@ def describe(folder: Path, shape: str) -> Path:
 
 
 def model(folder: Path, shape: str) -> None:
-    """Save a model of a shape, with random weights, and a tokenizer that is needed for its special tokens only."""
+    """Save a model of a shape with random weights, and a tokenizer of which only the special tokens are used."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sftlab.config import ModelConfig
     from sftlab.model import base as models
-    from sftlab.runtime.store import Store
 
     config = AutoConfig.from_pretrained(describe(folder, shape))
     torch.manual_seed(1)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    made.save_pretrained(folder)
+        random_model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    random_model.save_pretrained(folder)
     tiny = ModelConfig(
         name_or_path="random:llama", revision=None, trust_remote_code=False, chat_template=None, template_time=None
     )
@@ -117,25 +122,24 @@ def model(folder: Path, shape: str) -> None:
 
 
 def lengths(kind: str, count: int, longest: int) -> list[int]:
-    """Tokens of each row: ``full`` rows have all the tokens they may have, ``medqa`` rows vary."""
+    """Number of tokens of each row: ``longest`` for ``full`` rows, varying for ``medqa`` rows."""
     if kind == "full":
         return [longest] * count
     draw = random.Random(1)
-    # Rows of a small test are as many times shorter as its longest row is.
-    middle = min(MEDQA_MEDIAN, longest / 4)
+    middle = min(MEDQA_MEDIAN, longest / 4)  # a small test has shorter rows
     drawn = (round(draw.lognormvariate(math.log(middle), MEDQA_SIGMA)) for _ in range(count))
     return [min(max(tokens, 8), longest) for tokens in drawn]
 
 
 def rows(folder: Path, train: Sequence[int], validation: Sequence[int], completion: float = 0.5) -> None:
-    """Save rows of random tokens with these lengths, the last part of each with a loss, and ``counts.json``.
+    """Save rows of random tokens with these lengths, and ``counts.json``. The last part of each row has a loss.
 
-    Half of the tokens repeat an earlier one of their row, so that there is something to learn from the context.
+    Half of the tokens repeat an earlier token of their row, so that the context helps to predict them.
     """
     from datasets import Dataset
 
     draw = random.Random(1)
-    counts: dict[str, Any] = {"prompt_bos": 0, "turn_ends": []}
+    counts: dict[str, SplitCounts] = {}
     for split, sizes in (("train", train), ("validation", validation)):
         table = []
         for size in sizes:
@@ -143,18 +147,34 @@ def rows(folder: Path, train: Sequence[int], validation: Sequence[int], completi
             while len(ids) < size:
                 ids.append(draw.choice(ids) if draw.random() < 0.5 else draw.randrange(3, 1000))
             first = size - max(1, round(size * completion))
-            table.append({"input_ids": ids, "labels": [-100] * first + ids[first:]})
+            table.append({"input_ids": ids, "labels": [IGNORED] * first + ids[first:]})
         Dataset.from_list(table).save_to_disk(folder / split)
-        supervised = sum(label != -100 for row in table for label in row["labels"])
-        each = {"rows": len(sizes), "tokens": sum(sizes), "supervised": supervised, "longest": max(sizes)}
-        counts[split] = {**each, "truncated": 0, "left_out": 0}
+        counts[split] = SplitCounts(
+            rows=len(sizes),
+            tokens=sum(sizes),
+            supervised=sum(label != IGNORED for row in table for label in row["labels"]),
+            longest=max(sizes),
+            truncated=0,
+            left_out=0,
+        )
         if split == "train":
             bare = [
-                {"input_ids": row["input_ids"], "completion_mask": [int(label != -100) for label in row["labels"]]}
+                {"input_ids": row["input_ids"], "completion_mask": [int(label != IGNORED) for label in row["labels"]]}
                 for row in table
             ]
             Dataset.from_list(bare).save_to_disk(folder / "bare")
-    (folder / "counts.json").write_text(json.dumps(counts), "utf-8")
+    record = TokenCounts(train=counts["train"], validation=counts["validation"], prompt_bos=0, turn_ends=[])
+    write_json(folder / COUNTS, record.model_dump())
+
+
+def tokenized(tokens: str) -> Tokenized:
+    """Saved rows, as a finished stage."""
+    return Tokenized(Stage("tokens", "", Path(tokens), cached=True, seconds=0.0))
+
+
+def model_at(base: str) -> Base:
+    """A saved model or config; its identity is the shape."""
+    return Base("model", Path(base), Path(base).name, False, None)
 
 
 def settings(overrides: Sequence[str]) -> tuple[Config, Machine]:
@@ -164,15 +184,25 @@ def settings(overrides: Sequence[str]) -> tuple[Config, Machine]:
     return cfg, instance.find(cfg.instance)
 
 
+def resolved(cfg: Config, machine: Machine, base: str, tokens: str) -> Config:
+    """The configuration with gradient checkpointing on or off instead of ``auto``, as sftlab decides it.
+
+    The decision is stored beside the rows, so that both sides and the plan have the same.
+    """
+    store = Store(Path(tokens) / "store")
+    return memory.with_checkpointing(cfg, model_at(base), tokenized(tokens), machine, store)[0]
+
+
 def training(
     side: str, overrides: Sequence[str], base: str, tokens: str, out: str, *, save: bool = False
 ) -> dict[str, Any]:
-    """Train in this process, by ``sftlab`` or by ``bare`` TRL, and measure speed, memory and losses.
+    """Train in this process with ``sftlab`` or with ``bare`` TRL, and measure speed, memory and losses.
 
     ``base``, ``tokens`` and ``out`` are folders. ``save`` writes a checkpoint, as sftlab does after every epoch.
     """
     cfg, machine = settings(overrides)
-    counts = json.loads(Path(tokens, "counts.json").read_text("utf-8"))
+    cfg = resolved(cfg, machine, base, tokens)
+    counts = tokenized(tokens).counts.train
     Path(out).mkdir(parents=True)
     import torch
     import transformers.trainer
@@ -201,17 +231,16 @@ def training(
         if side == "bare":
             receipt = _bare(cfg, machine, base, tokens, out)
         else:
-            receipt = _sftlab(cfg, machine, base, tokens, out, counts, save=save)
+            receipt = _sftlab(cfg, machine, base, tokens, out, save=save)
     finally:
         transformers.trainer.DEFAULT_CALLBACKS.remove(Clock)
-        # The handler that sftlab leaves behind holds its trainer, and hence the model.
+        # The signal handler that sftlab has set refers to the trainer, and so to the model.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     took = [end - start for start, end in itertools.pairwise(ends)]
     timed = took[2 if len(took) > 4 else 1 :] or took
-    train = counts["train"]
-    # Rows of equal length make equal steps.
-    step = (median if train["tokens"] == train["rows"] * train["longest"] else mean)(timed)
-    speed = train["tokens"] / len(took) / step
+    # With rows of equal length all steps are equal.
+    step = (median if counts.tokens == counts.rows * counts.longest else mean)(timed)
+    speed = counts.tokens / len(took) / step
     evaluations = [row for row in logged if "eval_loss" in row]
     result: dict[str, Any] = {
         "tokens_per_second": round(speed, 1),
@@ -226,31 +255,33 @@ def training(
         "gradient_checkpointing": cfg.train.gradient_checkpointing,
         "receipt": receipt,
     }
-    # In the receipt the speed is that of the whole training, its first steps included.
+    # The receipt has the speed of the whole training, with its first steps.
     mfu, whole = receipt.get("mfu"), receipt.get("tokens_per_second")
     result["mfu"] = round(mfu * speed / whole, 4) if mfu and whole else None
     return result
 
 
-def _sftlab(
-    cfg: Config, machine: Machine, base: str, tokens: str, out: str, counts: dict[str, Any], *, save: bool
-) -> dict[str, Any]:
-    """What sftlab's child process does, in this one; its receipt."""
-    from sftlab.train import stage as train
+def _sftlab(cfg: Config, machine: Machine, base: str, tokens: str, out: str, *, save: bool) -> dict[str, Any]:
+    """Train in this process as sftlab's child process does; the receipt."""
+    from sftlab.train import worker
 
     extra = cfg.train.extra if save else {**cfg.train.extra, "save_strategy": "no"}
-    given = {
-        "checkpoints": out, "tokens": tokens, "base": base, "trust_remote_code": False, "chat_template": None,
-        "peft": cfg.peft.model_dump(), "train": {**cfg.train.model_dump(), "extra": extra},
-        "machine": asdict(machine), "seed": 1, "counts": counts, "report_to": [],
-    }  # fmt: skip
-    train.run(Path(out), train.TrainTask(given))
-    receipt: dict[str, Any] = json.loads(Path(out, train.RECEIPT).read_text("utf-8"))
-    return receipt
+    task = worker.TrainTask(
+        checkpoints=Path(out),
+        tokens=Path(tokens),
+        counts=tokenized(tokens).counts,
+        base=model_at(base),
+        peft=cfg.peft,
+        train=cfg.train.model_copy(update={"extra": extra}),
+        machine=machine,
+        seed=1,
+    )
+    worker.run(Path(out), task)
+    return read_receipt(Path(out)).model_dump()
 
 
 def _bare(cfg: Config, machine: Machine, base: str, tokens: str, out: str) -> dict[str, Any]:
-    """The same training as a user of TRL writes it."""
+    """The same training in a plain TRL script."""
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as in sftlab's process
     import torch
     from datasets import load_from_disk
@@ -259,9 +290,9 @@ def _bare(cfg: Config, machine: Machine, base: str, tokens: str, out: str) -> di
     from trl import SFTConfig, SFTTrainer
 
     train, peft = cfg.train.model_dump(), cfg.peft.model_dump()
-    same = (
+    shared = (
         "per_device_train_batch_size", "learning_rate", "lr_scheduler_type", "optim", "max_length", "packing", "bf16",
-        "use_liger_kernel", "logging_steps", "max_grad_norm", "weight_decay",
+        "gradient_checkpointing", "use_liger_kernel", "logging_steps", "max_grad_norm", "weight_decay",
     )  # fmt: skip
     arguments = SFTConfig(
         output_dir=out,
@@ -275,8 +306,7 @@ def _bare(cfg: Config, machine: Machine, base: str, tokens: str, out: str) -> di
         disable_tqdm=True,
         dataloader_pin_memory=machine.device != "cpu",
         gradient_accumulation_steps=machine.accumulation(cfg.train),
-        gradient_checkpointing=train["gradient_checkpointing"] is not False,
-        **{name: train[name] for name in same},
+        **{name: train[name] for name in shared},
     )
     set_seed(1)
     model = AutoModelForCausalLM.from_pretrained(
@@ -296,7 +326,7 @@ def _bare(cfg: Config, machine: Machine, base: str, tokens: str, out: str) -> di
 
 
 def release() -> None:
-    """Free what is left of an earlier training, and begin to measure peak memory anew."""
+    """Free the memory of an earlier training, and reset the peaks."""
     import gc
 
     import torch
@@ -305,12 +335,12 @@ def release() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux resets the peak of the process by it
+    with suppress(OSError):  # resets the peak of the process on Linux
         Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
 
 def peaks(machine: Machine) -> dict[str, float]:
-    """GiB at the peak: of tensors, and of what the allocator took for them."""
+    """Peak memory in GiB: of tensors, and what the allocator reserved for them."""
     if machine.device == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         return {"peak_memory_gib": round(peak, 2), "reserved_gib": round(peak, 2)}
@@ -320,11 +350,11 @@ def peaks(machine: Machine) -> dict[str, float]:
     return {"peak_memory_gib": round(peaks[0] / 2**30, 2), "reserved_gib": round(peaks[1] / 2**30, 2)}
 
 
-def apart(given: dict[str, Any], folder: Path, variables: dict[str, str]) -> dict[str, Any]:
+def apart(arguments: dict[str, Any], folder: Path, variables: dict[str, str]) -> dict[str, Any]:
     """``training`` with these arguments, in its own process."""
-    file = folder / "given.json"
-    file.write_text(json.dumps(given), "utf-8")
-    command = [sys.executable, __file__, "--given", str(file)]
+    file = folder / "arguments.json"
+    file.write_text(json.dumps(arguments), "utf-8")
+    command = [sys.executable, __file__, "--arguments", str(file)]
     environment = {**QUIET, **os.environ, **NEEDED, **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -334,21 +364,25 @@ def apart(given: dict[str, Any], folder: Path, variables: dict[str, str]) -> dic
 
 
 def main() -> None:
-    """Print a line for each combination, and the ratio of the two."""
+    """Print a line per combination, with the ratio of sftlab to bare TRL."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m", help="of the model")
-    parser.add_argument("--rows", choices=COMPLETION, default="full", help="all equally long, or as those of MedQA-CoT")
-    parser.add_argument("--length", type=int, default=None, help="tokens of a row, at most; 256, medqa: 2048")
+    parser.add_argument("--rows", choices=COMPLETION, default="full", help="all of the same length, or as in MedQA-CoT")
+    parser.add_argument("--length", type=int, default=None, help="tokens per row, at most (full: 256, medqa: 2048)")
     parser.add_argument("--batch", type=int, default=2, help="rows per device")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps of each run")
     parser.add_argument("--attention", nargs="+", default=["sdpa"], help="attention implementations")
-    parser.add_argument("--liger", nargs="+", default=["false"], choices=["false", "true"], help="with Liger, without")
-    parser.add_argument("--packing", nargs="+", default=["false"], choices=["false", "true"], help="with, without")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings, of both sides")
-    parser.add_argument("--given", type=Path, help=argparse.SUPPRESS)  # the arguments of `training` in its own process
+    parser.add_argument(
+        "--liger", nargs="+", default=["false"], choices=["false", "true"], help="without Liger, with Liger"
+    )
+    parser.add_argument(
+        "--packing", nargs="+", default=["false"], choices=["false", "true"], help="without packing, with packing"
+    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more settings, for both sides")
+    parser.add_argument("--arguments", type=Path, help=argparse.SUPPRESS)  # of `training` in its own process
     options = parser.parse_args()
-    if options.given is not None:
-        print("\n" + json.dumps(training(**json.loads(options.given.read_text("utf-8")))))
+    if options.arguments is not None:
+        print("\n" + json.dumps(training(**json.loads(options.arguments.read_text("utf-8")))))
         return
     os.environ.update({**QUIET, **os.environ})
     longest = options.length or {"full": 256, "medqa": 2048}[options.rows]
@@ -368,10 +402,10 @@ def main() -> None:
                 f"train.packing={packing}", f"train.per_device_train_batch_size={options.batch}",
                 f"train.max_length={longest}", *options.set,
             ]  # fmt: skip
-            given = {"overrides": overrides, "base": str(folder / "model"), "tokens": str(folder / "rows")}
+            arguments = {"overrides": overrides, "base": str(folder / "model"), "tokens": str(folder / "rows")}
             variables = settings(overrides)[1].training_environment()
             ours, bare = (
-                apart({**given, "side": side, "out": str(folder / f"{side}{number}")}, folder, variables)
+                apart({**arguments, "side": side, "out": str(folder / f"{side}{number}")}, folder, variables)
                 for side in ("sftlab", "bare")
             )
             speed, other = ours["tokens_per_second"], bare["tokens_per_second"]

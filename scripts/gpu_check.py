@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-r"""Check and time sftlab on one GPU, within ten minutes, without vLLM and without the hub.
+r"""Check and time sftlab on one GPU, in ten minutes, without vLLM and without the hub.
 
     scripts/gpu_check.py --out gpu_check.json      on a machine with an H100 or similar, 80 GB
     scripts/gpu_check.py --cpu                     the same with tiny models, on a CPU: two minutes
 
-Models have real shapes and random weights, rows have random tokens. What is checked: the CPU, the GPU and Liger give
-the same losses, a merged model has the loss of its adapter, QLoRA quantises. What is measured: tokens/s, model FLOPs
-utilisation (MFU) and peak memory beside bare TRL with the same settings, and the error of `mode=plan`.
+Models have real shapes and random weights, rows have random tokens. Checks: the CPU, the GPU and Liger give the same
+losses, a merged model has the loss of its adapter, QLoRA quantises. Measurements: tokens/s, model FLOPs utilisation
+(MFU) and peak memory, compared with bare TRL with the same settings, and the error of `mode=plan`.
 
-Each step of this is a cell. The JSON file is written after every cell. A cell that fails does not stop the others. A
-cell that would not end within --minutes is skipped. The exit code is 1 if a cell failed or was skipped, or if a check
-does not hold; targets do not count. scripts/gpu_wheels collects what a machine without a network needs.
+Each training, merge or plan is a cell. The JSON file is written after every cell. If a cell fails, the others continue;
+a cell that would not end within --minutes is skipped. The exit code is 1 if a cell failed or was skipped, or if a check
+does not hold; missed targets do not change it. scripts/gpu_wheels collects what a machine without a network needs.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from sftlab.runtime.processes import NEEDED, QUIET, TOO_LARGE, die_with_parent
 from sftlab.runtime.store import versions, write_json
 
 TOLERANCE = 0.01  # nats per token by which losses may differ
-GRACE = 15  # seconds that the last cell may take beyond --minutes
-LEFT_GIB = 0.3  # more than this left on the GPU by a cell ends its process
+GRACE = 15  # seconds by which the last cell may exceed --minutes
+LEFT_GIB = 0.3  # a cell that leaves more on the GPU ends its process
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "liger-kernel", "bitsandbytes", "triton",
     "flash-attn", "huggingface-hub", "numpy", "hydra-core", "pydantic",
@@ -51,19 +51,19 @@ CHECKPOINTING = "train.gradient_checkpointing"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What differs between the real check and the one on a CPU."""
+    """What differs between the check on a GPU and the one on a CPU."""
 
     gpu: bool
-    small: tuple[str, ...]  # shapes whose losses are compared: a CPU can train them
+    small: tuple[str, ...]  # shapes that a CPU can train, whose losses are compared
     llama: str
     gemma: str
     lengths: tuple[int, ...]  # tokens of full rows
-    target: int  # of these, the one that the targets are about
+    target: int  # the length to which the targets apply
     tokens: int  # per optimizer step, in full rows
     steps: int
     medqa: tuple[int, int, int, int]  # rows per device, rows and number of optimizer steps, tokens of a row at most
     loss: tuple[int, int, int]  # rows, steps, tokens of a row at most
-    merged: int  # tokens of the rows by which a merged model is checked
+    merged: int  # tokens of the rows on which a merged model is checked
 
 
 REAL = Sizes(
@@ -79,9 +79,10 @@ TINY = Sizes(
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to do: ``kind`` names a function below, and ``arguments`` are its own.
+    """A call of the function for ``kind`` (see KINDS) with these arguments.
 
-    ``seconds`` is about what it takes on an H100: it is not begun where less is left.
+    ``seconds`` is about the time that it takes on an H100; it is skipped if less is left. ``needs`` are packages, or
+    "a GPU".
     """
 
     name: str
@@ -93,17 +94,17 @@ class Cell:
 
 @dataclass
 class Worker:
-    """A process that does some cells, one after the other."""
+    """A process that runs some cells in turn."""
 
     cells: list[Cell]
     device: str = "cuda"  # cuda | cpu
 
 
-# ------------------------------------------------------------------- what is done
+# ------------------------------------------------------------------- the cells
 
 
 def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
-    """All cells. The processes of a phase run at once; those that time something run alone."""
+    """All cells. The processes of a phase run at once; those that measure time run alone."""
     here = ("instance=small", "instance.memory_gib=null") if sizes.gpu else ("instance=cpu",)
     on, off = "train.use_liger_kernel=true", "train.use_liger_kernel=false"
     fastest, liger = (on, ("liger_kernel",)) if sizes.gpu else (off, ())
@@ -111,7 +112,7 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
     def train(name: str, base: str, rows: str, overrides: Sequence[str], seconds: int, *needs: str) -> Cell:
         arguments = {
             "side": "bare" if name.startswith("bare ") else "sftlab",
-            "overrides": list({text.partition("=")[0]: text for text in overrides}.values()),  # the last one counts
+            "overrides": list({text.partition("=")[0]: text for text in overrides}.values()),  # the last one wins
             "base": str(place / "models" / base),
             "tokens": str(place / "rows" / rows),
             "out": str(place / "out" / name),
@@ -148,7 +149,8 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
         bare.append(train(f"bare {shape}, {rows}", shape, rows, overrides, seconds, *liger))
         arguments = {key: ours[-1].arguments[key] for key in ("overrides", "tokens")}
         arguments["base"] = str(place / "configs" / shape)
-        plans.append(Cell(f"plan {shape}, {rows}", "plan", arguments, 20))
+        # The study leaves gradient checkpointing to sftlab, which traces a step to decide.
+        plans.append(Cell(f"plan {shape}, {rows}", "plan", arguments, 40 if rows == "medqa" else 20))
     target = next(cell for cell in ours if cell.name == f"sftlab {sizes.llama}, full-{sizes.target}")
     overrides, rows = target.arguments["overrides"], f"full-{sizes.target}"
     plain = [train(f"without Liger {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, off], 18)]
@@ -161,7 +163,7 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
     first = [Worker([*(model(shape, 5) for shape in sizes.small), *reference], "cpu"), Worker(large)]
     return [
         [*first, *(Worker([cell]) for cell in (plans if sizes.gpu else plans[:1]))],
-        # Liger replaces classes of transformers: after it, nothing is without Liger in this process.
+        # Liger patches classes of transformers for the rest of the process, so trainings with Liger are last.
         [Worker([*others, merge, *(plain if sizes.gpu else []), *with_liger, *ours])],
         [Worker(bare)],
         [Worker(qlora)],
@@ -169,13 +171,13 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
 
 
 def _benches(sizes: Sizes) -> Iterator[tuple[str, str, list[str], int]]:
-    """Shape, rows, overrides and seconds of each training that is timed beside bare TRL, those of the targets first."""
+    """Shape, rows, overrides and seconds of each training that is compared with bare TRL, those with targets first."""
     device, together, _, longest = sizes.medqa
-    # The study as it is, with the rows per optimizer step that it has on four GPUs.
+    # The unchanged study, with the rows per optimizer step that it has on four GPUs.
     study = ["+experiment=medqa", f"train.global_batch_size={together}"]
     for length in sizes.lengths:
         for shape, seconds in ((sizes.llama, 18), (sizes.gemma, 14)):
-            # What 8,192 tokens leave for going backward does not fit beside the 8B model.
+            # The activations of 8,192 tokens do not fit beside the 8B model.
             checkpointing = length > sizes.tokens and shape == sizes.llama
             lora = ["peft=demo", f"{CHECKPOINTING}={str(checkpointing).lower()}"]
             yield shape, f"full-{length}", [*lora, *_batches(max(1, sizes.tokens // length), length)], seconds
@@ -201,7 +203,7 @@ def make_rows(sizes: Sizes, folder: Path) -> None:
     bench_train.rows(folder / "medqa", medqa, medqa[:4], bench_train.COMPLETION["medqa"])
 
 
-# ------------------------------------------------------------------- in the processes that do it
+# ------------------------------------------------------------------- in the processes that run the cells
 
 
 def make_model(folder: str, shape: str) -> dict[str, Any]:
@@ -211,15 +213,14 @@ def make_model(folder: str, shape: str) -> dict[str, Any]:
 
 
 def train(overrides: list[str], **arguments: Any) -> dict[str, Any]:
-    """Train; with gradient checkpointing where it does not fit without."""
-    without = f"{CHECKPOINTING}=false"
+    """Train; with gradient checkpointing if it runs out of memory without it."""
     try:
         return bench_train.training(overrides=overrides, **arguments)
     except (MemoryError, RuntimeError) as error:
         too_large = isinstance(error, MemoryError) or any(words in str(error) for words in TOO_LARGE)
-        if not too_large or without not in overrides:
+        if not too_large or f"{CHECKPOINTING}=true" in overrides:
             raise
-    # Not in the block above, whose error holds on to the model.
+    # Outside of the block above, whose error refers to the model.
     shutil.rmtree(arguments["out"])
     return bench_train.training(overrides=[*overrides, f"{CHECKPOINTING}=true"], **arguments)
 
@@ -246,32 +247,29 @@ def merge(training: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def plan(overrides: list[str], base: str, tokens: str) -> dict[str, Any]:
-    """What ``mode=plan`` estimates for a training."""
-    from sftlab.dataset.tokenize import Tokenized
-    from sftlab.model.base import Base
-    from sftlab.runtime.store import Stage
-    from sftlab.train import plan as planning
+    """The estimate of ``mode=plan`` for a training."""
+    from sftlab.train.plan import cell
 
     cfg, machine = bench_train.settings(overrides)
-    rows = Tokenized(Stage("tokens", "", Path(tokens), cached=True, seconds=0.0))
-    return asdict(planning.cell(cfg, Base("model", Path(base), "", False, None), rows, machine))
+    cfg = bench_train.resolved(cfg, machine, base, tokens)
+    return cell(cfg, bench_train.model_at(base), bench_train.tokenized(tokens), machine).model_dump()
 
 
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {"model": make_model, "train": train, "merge": merge, "plan": plan}
 
 
 def work(file: Path) -> int:
-    """Do the cells of a file, and write a line when one begins and when it ends. After a failure this process ends."""
+    """Run the cells of a file, and write a line at the start and end of each. After a failure this process ends."""
     die_with_parent()
-    given = json.loads(file.read_text("utf-8"))
-    results = Path(given["results"])
+    task = json.loads(file.read_text("utf-8"))
+    results = Path(task["results"])
 
     def write(name: str, **values: Any) -> None:
         with results.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"name": name, **values}) + "\n")
 
-    for cell in given["cells"]:
-        if time.time() + cell["seconds"] > given["deadline"]:
+    for cell in task["cells"]:
+        if time.time() + cell["seconds"] > task["deadline"]:
             write(cell["name"], status="skipped", error="no time left")
             continue
         write(cell["name"], status="started", since=time.time())
@@ -285,12 +283,12 @@ def work(file: Path) -> int:
         left = left_gib()
         write(cell["name"], status="done", seconds=round(time.perf_counter() - begin, 1), result=result, left_gib=left)
         if left > LEFT_GIB:
-            return 0  # another process does the rest
+            return 0  # another process runs the others
     return 0
 
 
 def left_gib() -> float:
-    """GiB that are still on the GPU when everything was released."""
+    """GiB that are still allocated on the GPU after everything is released."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0.0
@@ -302,29 +300,29 @@ def left_gib() -> float:
 
 
 class Report:
-    """The JSON file: all cells in their order, and what follows from them."""
+    """The JSON file: all cells in their order, and checks, targets and table from their results."""
 
     def __init__(self, path: Path, sizes: Sizes, phases: list[list[Worker]], minutes: float) -> None:
         self.path, self.sizes, self.begin = path, sizes, time.time()
         self.deadline = self.begin + 60 * minutes
         self.cells: dict[str, dict[str, Any]] = {}
         for cell in (cell for phase in phases for worker in phase for cell in worker.cells):
-            missing = [name for name in cell.needs if not self._there(name)]
+            missing = [name for name in cell.needs if not self._available(name)]
             status = {"status": "left out", "error": f"needs {' and '.join(missing)}"} if missing else {}
             self.cells[cell.name] = {"kind": cell.kind, "status": "pending", **status}
         self.machine, self.versions = machine(), versions(*PACKAGES)
         self.header = {"minutes": minutes, "machine": self.machine, "versions": self.versions}
         self.write()
 
-    def _there(self, name: str) -> bool:
+    def _available(self, name: str) -> bool:
         return self.sizes.gpu if name == "a GPU" else importlib.util.find_spec(name) is not None
 
     def pending(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Those that are still to be done."""
+        """The cells that have not ended."""
         return [cell for cell in cells if self.cells[cell.name]["status"] in ("pending", "started")]
 
     def note(self, name: str, **values: Any) -> None:
-        """What has become of a cell, printed and written."""
+        """Print and write the state of a cell."""
         self.cells[name].update(values)
         if values["status"] != "started":
             error = values.get("error", "").strip().splitlines()
@@ -343,12 +341,12 @@ class Report:
         write_json(self.path, {**values, "checks": self.checks(), "targets": self.targets(), "table": self.rows()})
 
     def result(self, name: str) -> dict[str, Any] | None:
-        """What a cell found, if it is done."""
+        """The result of a cell, if it is done."""
         return self.cells[name].get("result") if name in self.cells else None
 
     def checks(self) -> list[dict[str, Any]]:
-        """What must hold: each with a value and its limit. ``holds`` is None for what was left out or not reached."""
-        found = []
+        """Checks, each with its value and limit. ``holds`` is None if it was left out or not reached."""
+        checks = []
         for name, cell in self.cells.items():
             kind, _, what = name.partition(" ")
             if (result := cell.get("result")) is None:
@@ -356,22 +354,22 @@ class Report:
             if kind == "loss" and not name.endswith(", CPU"):
                 reference = self.result(f"{name.partition(',')[0]}, CPU")
                 gap = None if reference is None else loss_gap(result, reference)
-                found.append(_check(f"{name} against the CPU", gap, TOLERANCE))
+                checks.append(_check(f"{name} against the CPU", gap, TOLERANCE))
             if kind == "sftlab" and (bare := self.result(f"bare {what}")) is not None:
-                found.append(_check(f"loss of {what}, sftlab against bare TRL", loss_gap(result, bare), TOLERANCE))
+                checks.append(_check(f"loss of {what}, sftlab against bare TRL", loss_gap(result, bare), TOLERANCE))
             if kind == "merge":
                 gap = abs(result["merged_loss"] - result["adapter_loss"])
-                found.append(_check(f"{name}: loss against the adapter's", gap, TOLERANCE))
+                checks.append(_check(f"{name}: loss against the adapter's", gap, TOLERANCE))
             if name.endswith(", Liger"):
-                found.append(_check(f"{name}: no module runs Liger", int(not result["receipt"]["liger_modules"]), 0))
+                checks.append(_check(f"{name}: no module runs Liger", int(not result["receipt"]["liger_modules"]), 0))
             if kind == "qlora":
                 layers = bench_train.SHAPES[what.partition(",")[0]]["num_hidden_layers"]
                 missing = 7 * layers - result["receipt"]["quantized_layers"]
-                found.append(_check(f"{name}: layers that are not quantised", missing, 0))
-        return found
+                checks.append(_check(f"{name}: layers that are not quantised", missing, 0))
+        return checks
 
     def targets(self) -> list[dict[str, Any]]:
-        """What should be reached; ``met`` is None where it was not measured."""
+        """Targets; ``met`` is None if the value was not measured."""
         sizes = self.sizes
         full = self.result(f"sftlab {sizes.llama}, full-{sizes.target}") or {}
         ours, bare = (self.result(f"{side} {sizes.gemma}, medqa") for side in ("sftlab", "bare"))
@@ -388,27 +386,27 @@ class Report:
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: a training by sftlab, by bare TRL, and as ``mode=plan`` estimates it."""
-        made = []
+        """The table: a training with sftlab, with bare TRL, and as estimated by ``mode=plan``."""
+        rows = []
         for name, cell in self.cells.items():
             ours = cell.get("result")
             if name.startswith("sftlab "):
                 what = name.removeprefix("sftlab ")
-                made.append({"name": what, **_row(ours, self.result(f"bare {what}"), self.result(f"plan {what}"))})
+                rows.append({"name": what, **_row(ours, self.result(f"bare {what}"), self.result(f"plan {what}"))})
             elif name.startswith(("qlora ", "without Liger ")):
-                made.append({"name": name, **_row(ours, None, None)})
-        return made
+                rows.append({"name": name, **_row(ours, None, None)})
+        return rows
 
 
 def _check(name: str, value: float | None, limit: float) -> dict[str, Any]:
     return {"name": name, "value": value, "limit": limit, "holds": None if value is None else value <= limit}
 
 
-def loss_gap(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """The largest difference between two trainings' losses at any step, and between their validation losses."""
-    pairs: list[tuple[float, float]] = list(zip(one["losses"], other["losses"], strict=True))
-    if one["eval_loss"] is not None and other["eval_loss"] is not None:
-        pairs.append((one["eval_loss"], other["eval_loss"]))
+def loss_gap(first: dict[str, Any], second: dict[str, Any]) -> float:
+    """The largest difference between the losses of two trainings at any step, and between their validation losses."""
+    pairs: list[tuple[float, float]] = list(zip(first["losses"], second["losses"], strict=True))
+    if first["eval_loss"] is not None and second["eval_loss"] is not None:
+        pairs.append((first["eval_loss"], second["eval_loss"]))
     return round(max(abs(a - b) for a, b in pairs), 5)
 
 
@@ -433,7 +431,7 @@ def _row(
 
 
 def machine() -> dict[str, Any]:
-    """The card, and what is around it."""
+    """The GPU and the rest of the machine."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         shown = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
@@ -448,7 +446,7 @@ def machine() -> dict[str, Any]:
 
 @dataclass
 class Running:
-    """A process that does the cells of a worker that are left, and how many lines of it were read."""
+    """A process that runs the remaining cells of a worker, and the number of its lines that were read."""
 
     process: subprocess.Popen[bytes]
     worker: Worker
@@ -457,7 +455,7 @@ class Running:
 
 
 def run(workers: Sequence[Worker], report: Report, place: Path) -> None:
-    """Run the processes of a phase. Where one ends before its cells are done, another does those that are left."""
+    """Run the processes of a phase. If one ends before its cells have run, another runs the rest."""
     running = [started for worker in workers if (started := _start(worker, report, place))]
     try:
         while running:
@@ -491,13 +489,13 @@ def run(workers: Sequence[Worker], report: Report, place: Path) -> None:
 
 
 def _hangs(worker: Worker, report: Report) -> bool:
-    """Whether a cell takes several times as long as it should."""
+    """Whether a cell takes several times as long as expected."""
     begun = [cell for cell in worker.cells if report.cells[cell.name]["status"] == "started"]
     return any(time.time() - report.cells[cell.name]["since"] > 60 + 3 * cell.seconds for cell in begun)
 
 
 def _start(worker: Worker, report: Report, place: Path) -> Running | None:
-    """A process for the cells of a worker that are left, if there are any and there is time."""
+    """Start a process for the remaining cells of a worker, if there are any and there is time."""
     cells = report.pending(worker.cells)
     for cell in cells:
         if time.time() + cell.seconds > report.deadline:
@@ -505,12 +503,12 @@ def _start(worker: Worker, report: Report, place: Path) -> Running | None:
     if not (cells := report.pending(cells)):
         return None
     folder = Path(tempfile.mkdtemp(prefix="worker-", dir=place))
-    given = {"cells": [asdict(cell) for cell in cells], "deadline": report.deadline}
-    write_json(folder / "cells.json", {**given, "results": str(folder / "results.jsonl")})
+    task = {"cells": [asdict(cell) for cell in cells], "deadline": report.deadline}
+    write_json(folder / "cells.json", {**task, "results": str(folder / "results.jsonl")})
     (folder / "results.jsonl").touch()
     gpu = report.sizes.gpu and worker.device == "cuda"
     machine = bench_train.settings(["instance=small" if gpu else "instance=cpu"])[1]
-    # What sftlab sets for its own training does not help bare TRL on a GPU.
+    # Bare TRL on a GPU runs without the variables that sftlab sets for its own training.
     is_bare = any(cell.arguments.get("side") == "bare" for cell in cells)
     variables = machine.environment() if gpu and is_bare else machine.training_environment()
     with (folder / "log").open("wb") as log:
@@ -524,7 +522,7 @@ def _start(worker: Worker, report: Report, place: Path) -> Running | None:
 
 
 def _read(folder: Path, seen: int, report: Report) -> int:
-    """Take over the lines that a process has written since; how many there are now."""
+    """Read the lines that a process has written since; their number now."""
     text = (folder / "results.jsonl").read_text("utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()
     for line in lines[seen:]:
@@ -539,7 +537,7 @@ def _tail(folder: Path) -> str:
 
 
 def show(report: Report) -> bool:
-    """Print the table, the checks, the targets and what is missing; whether nothing is."""
+    """Print the table, the checks, the targets and the missing cells; whether all checks hold and none is missing."""
 
     def text(value: Any, form: str) -> str:
         return "—" if value is None else format(value, form)
@@ -555,7 +553,7 @@ def show(report: Report) -> bool:
         sides = (
             f"{text(row.get(side + 'tokens_per_second'), '9,.0f'):>9} {text(row.get(side + 'mfu'), '6.1%'):>6} "
             f"{text(row.get(side + 'peak_memory_gib'), '6.1f'):>6} "
-            f"{ {None: '—', True: 'yes', False: 'no'}.get(row.get(side + 'gradient_checkpointing'), 'auto'):4}"
+            f"{ {None: '—', True: 'yes', False: 'no'}[row.get(side + 'gradient_checkpointing')]:4}"
             for side in ("", "bare_")
         )
         print(
@@ -586,10 +584,10 @@ def show(report: Report) -> bool:
 
 
 def main() -> int:
-    """Do all cells within the time, and print what they found."""
+    """Run all cells within the time, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9, help="after which no cell is begun (default: 9)")
-    parser.add_argument("--cpu", action="store_true", help="tiny models on the CPU, to check this script itself")
+    parser.add_argument("--minutes", type=float, default=9, help="no cell starts after that (default: 9)")
+    parser.add_argument("--cpu", action="store_true", help="tiny models on the CPU, to test this script")
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="JSON file (default: gpu_check.json)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -599,12 +597,12 @@ def main() -> int:
         parser.error(f"--out {options.out}: must be a file in a folder that exists")
     if not options.cpu and not visible_gpus():
         if machine()["gpu"] is None or "CUDA_VISIBLE_DEVICES" in os.environ:
-            parser.error("this machine shows no NVIDIA GPU; add --cpu to check this script on the CPU")
+            parser.error("no NVIDIA GPU is visible on this machine; add --cpu to test this script on the CPU")
         os.environ["CUDA_VISIBLE_DEVICES"] = "0"  # a virtual machine may have a driver and no /proc/driver/nvidia
     sizes = TINY if options.cpu else REAL
     os.environ.update({**QUIET, **os.environ})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # The models take 25 GiB: in memory they load faster.
+    # The models take 25 GiB, and load faster from memory.
     shm = Path("/dev/shm")  # noqa: S108
     roomy = sizes.gpu and shm.is_dir() and shutil.disk_usage(shm).free > 50 * 2**30
     with tempfile.TemporaryDirectory(prefix="gpu_check_", dir=shm if roomy else None) as name:

@@ -27,8 +27,9 @@ from sftlab.model.base import Base
 from sftlab.pipeline import check_generation, check_rows, evaluated_model, with_precision
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import ScratchStore, Store
-from sftlab.train import plan
+from sftlab.train import memory, plan, schedule
 from sftlab.train import stage as train
+from sftlab.train.plan_table import print_table
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +65,9 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         is_trained = store.has("train", train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed))
         _log_stage("train", is_cached=is_trained)
         tokens = tokenize.make(temporary, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-        train.check_schedule(tokens, cfg.train, machine)
-        cfg, _ = plan.with_checkpointing(cfg, base, tokens, machine, temporary)
-        plan.table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
+        schedule.check_length(tokens.counts, cfg.train, machine)
+        cfg, _ = memory.with_checkpointing(cfg, base, tokens, machine, temporary)
+        print_table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if MODES[cfg.mode].evaluates:
         log.info("select, merge, evaluate, report: %s", "from the cached training" if is_trained else "will run")
         _log_power(cfg, [row.group for row in test.examples])

@@ -25,13 +25,13 @@ from sftlab.model import merge
 from sftlab.model.base import Base
 from sftlab.report import figures, files, page, terminal
 from sftlab.report.publish import publish, track
-from sftlab.results import Receipt, RunRecord, TokenCounts
+from sftlab.results import RunRecord
 from sftlab.runtime.job import Job, summary
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, link
 from sftlab.runtime.store import Stage, Store
 from sftlab.tracking import wandb as tracking
-from sftlab.train import plan, ranking, select
+from sftlab.train import advice, memory, ranking, schedule, select, sharing
 from sftlab.train import stage as train
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
     check_generation(cfg, base, test)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-    train.check_schedule(tokens, cfg.train, machine)
-    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
+    schedule.check_length(tokens.counts, cfg.train, machine)
+    cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
     log.info(
         "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
@@ -70,18 +70,17 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     except OutOfMemoryError as error:
         raise advised(
-            error, lambda: plan.advice(cfg, base, tokens, machine), otherwise=plan.changes(cfg, machine)
+            error, lambda: advice.advice(cfg, base, tokens, machine), otherwise=advice.changes(cfg, machine)
         ) from error
     if trained is None:
         return  # the first machine of several has the checkpoints
-    stages = [data.stage, examined, tokens.stage, trained.stage, *(stage for stage in (measured, memory) if stage)]
+    stages = [data.stage, examined, tokens.stage, trained.stage, *(stage for stage in (measured, estimate) if stage)]
     job.stages = {stage.name: str(stage.path) for stage in stages}
     job.times = {stage.name: round(stage.seconds, 1) for stage in stages}
-    job.receipt = Receipt.model_validate(trained.receipt)
-    job.family = train.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
+    job.receipt = trained.receipt
+    job.family = sharing.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
-    counts = TokenCounts.model_validate(tokens.counts)
-    job.comparable = ranking.requirements(cfg, data.split("validation"), counts, job.receipt)
+    job.comparable = ranking.requirements(cfg, data.split("validation"), tokens.counts, trained.receipt)
 
 
 def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Machine) -> tuple[Config, Stage | None]:
@@ -163,7 +162,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     publish(run, cfg)
     if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
         for job in jobs:
-            train.release(Store(cfg.store), Path(job.stages["train"]))
+            sharing.release(Store(cfg.store), Path(job.stages["train"]))
 
 
 def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:

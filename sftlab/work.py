@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.report import figures, page, terminal
 from sftlab.report.preview import preview
-from sftlab.results import PlanCell, PlanRow
+from sftlab.results import PlanRow
 from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.run import Run
 from sftlab.runtime.store import Store
-from sftlab.train import plan
+from sftlab.train import advice, memory, plan, probe
+from sftlab.train.plan_table import print_table
 
 log = logging.getLogger(__name__)
 
@@ -67,22 +68,26 @@ def plan_job(cfg: Config, job: Job, folder: Path) -> None:
         job.stages = {**job.stages, "precision": str(measured.path)}
     data = dataset.make(store, cfg.dataset, cfg.seed)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
-    cfg, memory = plan.with_checkpointing(cfg, base, tokens, machine, store)
+    cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
-    if memory is not None:
-        job.stages = {**job.stages, "memory": str(memory.path)}
-    probe = partial(plan.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
+    if estimate is not None:
+        job.stages = {**job.stages, "memory": str(estimate.path)}
+    measure = partial(probe.measure, cfg, base, tokens, machine) if cfg.plan.probe else None
     log.info("plan: %s, %s, on %s", base.name, cfg.peft.method, machine.name)
-    job.plan = PlanCell.model_validate(asdict(plan.cell(cfg, base, tokens, machine, probe)))
+    job.plan = plan.cell(cfg, base, tokens, machine, measure)
 
 
 def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
     """Print and record the plans of all jobs. If there is one that does not fit, list what needs less memory."""
-    cells = [(job, plan.Cell(**job.plan.model_dump(exclude={"fits"}))) for job in records if job.plan is not None]
+    cells = [(job, job.plan) for job in records if job.plan is not None]
     shared = set.intersection(*(set(job.overrides) for job, _ in cells)) if len(cells) > 1 else set()
     names = [" ".join([str(job.number), *(word for word in job.overrides if word not in shared)]) for job, _ in cells]
-    plan.table(list(zip(names, (cell for _, cell in cells), strict=True)))
-    run.update(plan=[PlanRow(job=job.number, overrides=job.overrides, **asdict(cell)) for job, cell in cells])
+    print_table(list(zip(names, (cell for _, cell in cells), strict=True)))
+    run.update(
+        plan=[
+            PlanRow(job=job.number, overrides=job.overrides, **cell.model_dump(exclude={"fits"})) for job, cell in cells
+        ]
+    )
     if len(cells) == 1 and cells[0][1].fits is False:
         cfg = cells[0][0].settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
@@ -93,8 +98,8 @@ def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
             "%s",
             advised(
                 StageError("plan: this does not fit"),
-                lambda: plan.advice(cfg, base, tokens, machine),
-                otherwise=plan.changes(cfg, machine),
+                lambda: advice.advice(cfg, base, tokens, machine),
+                otherwise=advice.changes(cfg, machine),
             ),
         )
 

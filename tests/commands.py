@@ -92,7 +92,7 @@ def stage(arguments: list[str], env: dict[str, str]) -> int:
 def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None]) -> subprocess.Popen[bytes]:
     """Fork a stage's process if all libraries that it needs are imported; otherwise start it."""
     task = json.loads(Path(command[-1], "inputs.json").read_text("utf-8"))
-    plain = command[2] in ("sftlab.train.stage", "sftlab.model.merge_worker", "sftlab.eval.worker")
+    plain = command[2] in ("sftlab.train.worker", "sftlab.model.merge_worker", "sftlab.eval.worker")
     method, optim = task.get("peft", {}).get("method"), task.get("train", {}).get("optim", "")
     quantised = method == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
     if plain and not quantised and not task.get("report_to") and task.get("engine") != "vllm":

@@ -1,9 +1,10 @@
-"""The training child, with accelerate made to shard a model on CPUs as on GPUs. It would train by DDP.
+"""The training process, with accelerate patched to shard a model on CPUs, where it would use DDP.
 
-With ``as_on_gpu`` among its inputs the loss is TRL's own, as on a GPU, and must be in float32.
+If the variable LOSS_AS_ON_GPU is set, the loss is TRL's own, which must be in float32.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 from sftlab.runtime.processes import INPUTS, serve
 from sftlab.train import trainer
-from sftlab.train.stage import TrainTask, run
+from sftlab.train.worker import TrainTask, run
 
 begin = AcceleratorState.__init__
 
@@ -33,9 +34,9 @@ def fused_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torc
 
 
 if __name__ == "__main__":
-    given = json.loads(Path(sys.argv[1], INPUTS).read_text("utf-8"))
-    if given["machine"]["strategy"] == "fsdp":
+    task = json.loads(Path(sys.argv[1], INPUTS).read_text("utf-8"))
+    if task["machine"]["strategy"] == "fsdp":
         AcceleratorState.__init__ = as_gpus
-    if given.get("as_on_gpu"):
-        trainer._token_losses = fused_losses
+    if "LOSS_AS_ON_GPU" in os.environ:
+        trainer.token_losses = fused_losses
     serve(TrainTask, run)

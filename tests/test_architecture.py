@@ -33,6 +33,7 @@ HEAVY = {
 # Imported inside functions only: a subclass must know its parent.
 HEAVY_MODULES = {
     "sftlab.train.batches",
+    "sftlab.train.callbacks",
     "sftlab.train.trainer",
     "sftlab.eval.metrics.exact_match",
     "sftlab.eval.metrics.rouge",

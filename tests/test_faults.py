@@ -54,7 +54,7 @@ def results(folder: Path) -> dict[str, Any]:
     return {"run": run, "predictions": predictions, "merged": merged}
 
 
-CHILDREN = {"sftlab.train.stage": "train", "sftlab.model.merge_worker": "merge", "sftlab.eval.worker": "evaluate"}
+CHILDREN = {"sftlab.train.worker": "train", "sftlab.model.merge_worker": "merge", "sftlab.eval.worker": "evaluate"}
 
 
 def stage_processes(parent: int) -> Iterator[tuple[int, str]]:

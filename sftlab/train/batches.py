@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def row_lengths(rows: Dataset) -> list[int]:
-    """Tokens of each row."""
+    """Number of tokens of each row."""
     import pyarrow.compute  # type: ignore[import-untyped]
 
     lengths: list[int] = pyarrow.compute.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
@@ -21,14 +21,14 @@ def row_lengths(rows: Dataset) -> list[int]:
 
 
 class StepSampler(BatchRebalanceSampler):  # type: ignore[misc]
-    """Batches of one rank, of the same rows per optimizer step as random sampling with this seed.
+    """Micro-batches of one rank. Each optimizer step has the rows that random sampling with this seed would give it.
 
-    The rows of a step are sorted by length and cut into a micro-batch for each rank and accumulation step, long rows
+    The rows of a step are sorted by length and divided into one micro-batch per rank and accumulation step, long rows
     into smaller ones. Without padding (``padded`` is false) the rows of a micro-batch are one sequence. The loss is
-    summed over the tokens of the step, so that it does not depend on the cut.
+    averaged over the tokens of the whole step, so it does not depend on the division.
 
-    A last step with fewer rows than micro-batches is filled with the row number ``len(lengths)``, which must have no
-    target. (transformers' own class fills it with rows that then count twice, and draws the same order for all seeds.)
+    A last step with fewer rows than micro-batches is filled with row number ``len(lengths)``, which must have no
+    target. (The class of transformers fills it with rows that then count twice, and ignores the seed.)
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class StepSampler(BatchRebalanceSampler):  # type: ignore[misc]
         self.rows = len(lengths)
         self.padded = padded
         self.num_global_batches = -(-self.rows // rows_per_step)
-        # Attention scores of a causal layer beside its matrices: 4 × length × hidden of 24 × hidden² operations.
+        # Operations per token of a causal layer: 4 × length × hidden for attention scores, 24 × hidden² for matrices.
         self.QUADRATIC_COST_COEF = 1 / (6 * hidden)
 
     def tokens(self, batch: Sequence[int]) -> int:
-        """Tokens that a micro-batch computes."""
+        """Number of tokens that a micro-batch computes, padding included."""
         lengths = [self.lengths[row] for row in batch]
         return len(lengths) * max(lengths) if self.padded else sum(lengths)
 
@@ -69,13 +69,13 @@ class StepSampler(BatchRebalanceSampler):  # type: ignore[misc]
         return float(sum(self._cost(1, length) for _, length in group))
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Row numbers of each micro-batch of an epoch."""
+        """Row numbers of each micro-batch of this rank in an epoch."""
         for step in self.steps():
             yield from step[self.rank]
 
     def steps(self) -> Iterator[list[list[list[int]]]]:
         """Row numbers by step, rank and micro-batch."""
-        # As accelerate's SeedableRandomSampler draws them.
+        # The same order as that of accelerate's SeedableRandomSampler.
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(self.rows, generator=generator).tolist()
         fewest = self.dp_size * self.grad_accum

@@ -1,4 +1,4 @@
-"""Examples → token ids and labels, and what max_length does to them."""
+"""Tokenise examples: labels, counts, and truncation to max_length."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read(tokens: tokenize.Tokenized, split: str) -> list[dict[str, Any]]:
     return [dict(row) for row in load_from_disk(tokens.stage.path / split)]
 
 
-def test_the_loss_counts_the_completion_and_nothing_of_the_prompt(tmp_path: Path, base: Base) -> None:
+def test_only_the_completion_has_a_loss(tmp_path: Path, base: Base) -> None:
     tokens = made(tmp_path, base, 4096)
     examples = data(tmp_path, vignettes(12)).split("train")
     tokenizer = base.tokenizer()
@@ -56,7 +56,7 @@ def test_the_loss_counts_the_completion_and_nothing_of_the_prompt(tmp_path: Path
         assert example.assistant not in tokenizer.decode(row["input_ids"][:ignored])
 
 
-def test_evaluation_gives_the_prompts_that_training_masked(tmp_path: Path, base: Base, config: Any) -> None:
+def test_evaluation_has_the_prompts_that_training_masked(tmp_path: Path, base: Base, config: Any) -> None:
     """Token for token, through both stages."""
     trained = read(made(tmp_path, base, 4096), "train")
     examples = data(tmp_path, vignettes(12)).split("train")
@@ -68,40 +68,35 @@ def test_evaluation_gives_the_prompts_that_training_masked(tmp_path: Path, base:
 def test_the_counts(tmp_path: Path, base: Base) -> None:
     tokens = made(tmp_path, base, 4096)
     rows = read(tokens, "train")
-    assert tokens.counts["prompt_bos"] == 1
-    assert (
-        tokens.counts["train"].items()
-        >= {
-            "rows": 9,
-            "tokens": sum(len(row["input_ids"]) for row in rows),
-            "supervised": sum(label != tokenize.IGNORED for row in rows for label in row["labels"]),
-            "truncated": 0,
-            "longest": max(len(row["input_ids"]) for row in rows),
-        }.items()
-    )
-    assert tokens.counts["validation"]["rows"] == 3
+    counts = tokens.counts
+    assert counts.prompt_bos == 1
+    assert (counts.train.rows, counts.validation.rows) == (9, 3)
+    assert counts.train.tokens == sum(len(row["input_ids"]) for row in rows)
+    assert counts.train.supervised == sum(label != tokenize.IGNORED for row in rows for label in row["labels"])
+    assert (counts.train.truncated, counts.train.left_out) == (0, 0)
+    assert counts.train.longest == max(len(row["input_ids"]) for row in rows)
 
 
 def test_max_length_shorter_than_the_shortest_prompt(tmp_path: Path, base: Base) -> None:
     whole, prompts = lengths(tmp_path, base)
     for allowed in (False, True):
         with pytest.raises(
-            ConfigError, match=rf"train\.max_length={min(prompts)}: is shorter than the shortest prompt"
+            ConfigError, match=rf"train\.max_length={min(prompts)}: is not longer than the shortest prompt"
         ):
             made(tmp_path, base, min(prompts), allowed)
     made(tmp_path, base, max(whole))  # the length that a message names is enough
     assert list((tmp_path / "store" / "tokens").glob("*.partial")) == []
 
 
-def test_a_cut_completion_is_refused_unless_allowed(tmp_path: Path, base: Base) -> None:
+def test_a_truncated_completion_is_refused_unless_allowed(tmp_path: Path, base: Base) -> None:
     whole, prompts = lengths(tmp_path, base)
     cut = max(whole) - 1
-    message = rf"train\.max_length={cut}: cuts the completion of .*set train\.max_length={max(whole)}, or "
+    message = rf"train\.max_length={cut}: truncates the completion of .*set train\.max_length={max(whole)}, or "
     with pytest.raises(ConfigError, match=message):
         made(tmp_path, base, cut)
     tokens = made(tmp_path, base, cut, allowed=True)
-    counts = tokens.counts["train"], tokens.counts["validation"]
-    assert sum(count["truncated"] for count in counts) == sum(length > cut for length in whole)
+    counts = tokens.counts.train, tokens.counts.validation
+    assert sum(count.truncated for count in counts) == sum(length > cut for length in whole)
     assert max(len(row["input_ids"]) for split in ("train", "validation") for row in read(tokens, split)) == cut
     assert cut > max(prompts)
 
@@ -111,8 +106,8 @@ def test_a_row_whose_prompt_fills_max_length_is_left_out_and_counted(
 ) -> None:
     rows = [*vignettes(11), vignette(11, question="long " * 300)]
     tokens = made(tmp_path, base, 300, rows=rows)
-    counts = tokens.counts["train"], tokens.counts["validation"]
-    assert [sum(count[name] for count in counts) for name in ("rows", "left_out", "truncated")] == [11, 1, 0]
+    counts = tokens.counts.train, tokens.counts.validation
+    assert [sum(getattr(count, name) for count in counts) for name in ("rows", "left_out", "truncated")] == [11, 1, 0]
     assert "1 of " in caplog.text
     assert "left out" in caplog.text
 

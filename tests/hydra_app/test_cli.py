@@ -197,7 +197,7 @@ def test_a_prompt_longer_than_max_length_exits_with_2_and_leaves_no_stage(tmp_pa
         "tracking=none", "instance=cpu", "dataset.split={train: 0.5, validation: 0.5, test: 0}",
     )  # fmt: skip
     assert code == 2, message
-    assert "train.max_length=16: is shorter than the shortest prompt" in message
+    assert "train.max_length=16: is not longer than the shortest prompt" in message
     assert "Traceback" not in message
     assert [path.name for path in tmp_path.glob("outputs/store/tokens/*") if path.is_dir()] == []
 

@@ -290,7 +290,7 @@ def test_a_requeued_slurm_job_resumes_from_its_last_checkpoint(place: Path) -> N
     )  # fmt: skip
     store = place / "requeue_store"
     wait(lambda: list(store.glob("train/*.partial/checkpoint-*/checkpoint.json")), process)
-    training = workers(Path("requeue_store"), "sftlab.train.stage")
+    training = workers(Path("requeue_store"), "sftlab.train.worker")
     assert len(training) == 1
     os.kill(parent(training[0]), signal.SIGUSR2)  # what SLURM sends before it takes a job's machine away
     out, _ = process.communicate(timeout=900)
@@ -310,7 +310,7 @@ def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
     )  # fmt: skip
     first = place / "killed" / "0" / "job.json"
     wait(lambda: first.is_file() and read(first)["status"] == "success", process)
-    training = wait(lambda: workers(Path("joblib_store"), "sftlab.train.stage"), process)
+    training = wait(lambda: workers(Path("joblib_store"), "sftlab.train.worker"), process)
     os.kill(parent(training[0]), signal.SIGKILL)
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 1, out
@@ -319,7 +319,7 @@ def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
     assert "job 1: ended without a result" in run["error"]
     assert "hydra/launcher=joblib: TerminatedWorkerError" in run["error"]
     assert run["selection"]["job"] == 0
-    assert workers(Path("joblib_store"), "sftlab.train.stage") == []
+    assert workers(Path("joblib_store"), "sftlab.train.worker") == []
 
 
 @pytest.mark.smoke
@@ -329,12 +329,12 @@ def test_ctrl_c_ends_the_workers_too(place: Path) -> None:
                 "train.num_train_epochs=50,60", "hydra.sweep.dir=interrupted"),
         cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    wait(lambda: workers(Path("interrupted_store"), "sftlab.train.stage"), process)
+    wait(lambda: workers(Path("interrupted_store"), "sftlab.train.worker"), process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 130, err
     assert "sftlab: interrupted" in err
-    assert workers(Path("interrupted_store"), "sftlab.train.stage") == []
+    assert workers(Path("interrupted_store"), "sftlab.train.worker") == []
     assert read(place / "interrupted" / "run.json")["status"] == "failed"
 
 

@@ -16,17 +16,12 @@ import pytest
 from test_cli import quick, refused
 
 from sftlab.config import Config
-from sftlab.dataset.tokenize import Tokenized
-from sftlab.errors import ConfigError, StageError
-from sftlab.instance.machine import Machine
-from sftlab.model.base import Base
 from sftlab.records import Candidate
 from sftlab.report import files, terminal
 from sftlab.results import Status
 from sftlab.runtime.job import OWN, Job, jobs, trained_as
 from sftlab.runtime.run import Run, hold
-from sftlab.runtime.store import Stage, Store, write_json
-from sftlab.train import stage as train
+from sftlab.runtime.store import Store
 from sftlab.train.ranking import comparable
 from sftlab.train.select import select
 
@@ -36,27 +31,6 @@ WSD = [
     "train.warmup_steps=2",
     "+train.lr_scheduler_kwargs.num_decay_steps=3",
 ]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "decay"),
-    [
-        (["train.lr_scheduler_type=constant"], 0),
-        (["train.lr_scheduler_type=constant", "train.warmup_steps=0.1"], 0),
-        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=5"], 0),
-        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=0"], 0),
-        (["train.lr_scheduler_type=constant_with_warmup", "train.warmup_steps=0.1"], None),
-        (WSD, 3),
-        ([*WSD, "train.warmup_steps=0.1"], None),
-        (["train.lr_scheduler_type=cosine", "train.warmup_steps=0"], None),
-        (["train.lr_scheduler_type=linear"], None),
-        (["train.lr_scheduler_type=constant", "train.save_total_limit=2"], None),
-    ],
-)
-def test_epochs_are_shared_only_where_the_schedule_allows(
-    config: Compose, overrides: list[str], decay: int | None
-) -> None:
-    assert train.decay_steps(config(*overrides).train) == decay
 
 
 def job(number: int, cfg: Config, family: str | None, status: Status = "success") -> Job:
@@ -80,21 +54,6 @@ def test_the_table_shows_which_jobs_share_steps(config: Compose) -> None:
     ]
     decayed = [job(0, epochs(1, *WSD), "b"), job(1, epochs(2, *WSD), "b")]
     assert [trained_as(one, decayed) for one in decayed] == ["a decay of 3 steps from job 1", OWN]
-
-
-def tokens(rows: int) -> Tokenized:
-    class Counted(Tokenized):
-        counts = {"train": {"rows": rows}}  # noqa: RUF012
-
-    return Counted(Stage("tokens", "key", Path(), cached=True, seconds=0.0))
-
-
-def test_a_decay_longer_than_the_job_is_refused(config: Compose) -> None:
-    machine = Machine("cpu", "cpu", 1, "sdpa")
-    cfg = config(*WSD, "train.num_train_epochs=1", "train.per_device_train_batch_size=4")
-    train.check_schedule(tokens(20), cfg.train, machine)  # five steps: two up, three down
-    with pytest.raises(ConfigError, match=r"num_decay_steps=3: .* 4 steps; set it to at most 2"):
-        train.check_schedule(tokens(16), cfg.train, machine)
 
 
 def candidate(job: int, epoch: float, loss: float) -> Candidate:
@@ -156,110 +115,6 @@ def test_the_ranking_and_the_table_name_every_kind(
     assert [row["selected"] for row in table] == ["False", "False", "True"]
     assert [row["exact_match"] for row in table] == ["0.5", "0.5", "1.0"]
     assert [row["trained_as"] for row in table] == ["the first epochs of job 1", OWN, OWN]
-
-
-def checkpoint(folder: Path, step: int, *, evaluated: bool = True) -> None:
-    path = folder / f"checkpoint-{step}"
-    path.mkdir()
-    (path / "adapter_model.safetensors").write_text("weights")
-    (path / "optimizer.pt").write_text("state")
-    (path / "rng_state.pth").write_text("state")
-    write_json(path / train.COMPLETE, {"eval_loss": 1.0 if evaluated else None})
-
-
-def test_after_selection_only_candidates_are_retained(tmp_path: Path) -> None:
-    def build(folder: Path) -> None:
-        checkpoint(folder, 5, evaluated=False)
-        checkpoint(folder, 8)
-
-    store = Store(tmp_path)
-    stage = store.stage("train", {}, build)
-    train.release(store, stage.path)
-    assert sorted(str(file.relative_to(stage.path)) for file in stage.path.rglob("*") if file.is_file()) == [
-        "checkpoint-8/adapter_model.safetensors",
-        "checkpoint-8/checkpoint.json",
-        "manifest.json",
-    ]
-
-
-def test_a_training_that_diverges_keeps_the_checkpoints_before(
-    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    trained: list[str] = []
-
-    def diverges(module: str, folder: Path, *_: Any, **__: Any) -> None:
-        for epoch in (1, 2):
-            checkpoint(folder, 8 * epoch)
-            row = {"step": 8 * epoch, "epoch": float(epoch), "eval_loss": 1.0, "train_loss": None, "seconds": 1.0}
-            write_json(folder / f"checkpoint-{8 * epoch}" / train.COMPLETE, row)
-        write_json(folder / "receipt.json", {"diverged_at_step": 24})
-        (folder / "metrics.jsonl").write_text("")
-        trained.append(module)
-
-    monkeypatch.setattr(train, "child", diverges)
-    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
-
-    def steps_of(epochs: int) -> list[int]:
-        cfg = config("train.bf16=true", "train.lr_scheduler_type=constant", f"train.num_train_epochs={epochs}")
-        made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
-        assert made is not None
-        return [candidate.step for candidate in made.candidates(0, [])]
-
-    assert steps_of(3) == [8, 16]
-    assert "train: diverged: the validation loss after step 24 is not a finite number" in caplog.text
-    assert steps_of(2) == [8, 16]
-    assert len(trained) == 1  # the shorter job is the first epochs of the longer
-
-
-def test_a_training_that_diverges_at_once_has_nothing_to_keep(
-    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def diverges(module: str, folder: Path, *_: Any, **__: Any) -> None:
-        checkpoint(folder, 5, evaluated=False)  # where a decay would have begun
-        write_json(folder / "receipt.json", {"diverged_at_step": 8})
-
-    monkeypatch.setattr(train, "child", diverges)
-    cfg = config(*WSD, "train.learning_rate=7.0", "train.bf16=true")
-    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
-    with pytest.raises(StageError, match=r"train: diverged: .* after step 8 .* train\.learning_rate \(it is 7\)"):
-        train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
-
-
-def test_a_kill_after_the_last_step_trains_nothing_again(
-    config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Receipt and checkpoints stay unchanged, wherever the kill happens."""
-    receipt = {"diverged_at_step": None, "train_seconds": 9.5}
-    trained = []
-
-    def trains(module: str, folder: Path, *_: Any, **__: Any) -> None:
-        for step in (8, 16, 24):
-            checkpoint(folder, step)
-        write_json(folder / "receipt.json", receipt)
-        (folder / "metrics.jsonl").write_text("")
-        trained.append(module)
-
-    monkeypatch.setattr(train, "child", trains)
-    base, machine = Base("tiny", tmp_path, "identity", False, None), Machine("cpu", "cpu", 1, "sdpa")
-    cfg = config("train.num_train_epochs=3", "train.bf16=true")
-
-    def make() -> train.Trained:
-        made = train.make(Store(tmp_path), tokens(32), base, cfg.peft, cfg.train, machine, 0, {})
-        assert made is not None
-        return made
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    for place in ("sftlab.train.stage._forget_optimizer", "sftlab.runtime.store.sync"):
-        with monkeypatch.context() as patched:
-            patched.setattr(place, killed)
-            with pytest.raises(KeyboardInterrupt):
-                make()
-    made = make()
-    assert len(trained) == 1
-    assert made.receipt == receipt
-    assert [path.name for path in train.complete(made.stage.path)] == ["checkpoint-8", "checkpoint-16", "checkpoint-24"]
 
 
 def test_a_removed_stage_is_built_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sftlab.errors import ConfigError
 from sftlab.instance.machine import Machine, check, find, peak_flops
 from sftlab.results import Receipt
 from sftlab.runtime.job import Job
-from sftlab.train import plan
+from sftlab.train import memory
 from sftlab.train.ranking import warn_of_batches
 
 CPU, GPU = Machine("cpu", "cpu", 1, "sdpa"), Machine("small", "cuda", 1, "sdpa")
@@ -131,4 +131,4 @@ def test_machines_that_change_the_effective_batch_are_warned_about(
 def test_the_presets_match_the_workshop_machines(config: Callable[..., Config], name: str, gpus: int) -> None:
     cfg = config(f"instance={name}", "mode=train").instance
     assert (cfg.num_processes, cfg.memory_gib) == (gpus, 24)
-    assert plan.device(cfg, find(cfg, elsewhere=True))[1] == 24
+    assert memory.device(cfg, find(cfg, elsewhere=True))[1] == 24

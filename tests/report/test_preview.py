@@ -63,11 +63,11 @@ def test_the_counts_are_those_of_training(tmp_path: Path, base: Base, max_length
         rows[number]["question"] *= 4
     if max_length == 40:
         max_length = max(len(row.prompt) for row in tokenized(tmp_path, base, rows)) - 1
-    counts = made(tmp_path, base, max_length, allowed=True, rows=rows).counts["train"]
+    counts = made(tmp_path, base, max_length, allowed=True, rows=rows).counts.train
     found = statistics([(len(row.prompt), len(row.completion)) for row in tokenized(tmp_path, base, rows)], max_length)
-    assert (found.kept, found.supervised) == (counts["tokens"], counts["supervised"])
-    assert (found.cut, found.left_out) == (counts["truncated"], counts["left_out"])
-    assert found.rows - found.left_out == counts["rows"]
+    assert (found.kept, found.supervised) == (counts.tokens, counts.supervised)
+    assert (found.cut, found.left_out) == (counts.truncated, counts.left_out)
+    assert found.rows - found.left_out == counts.rows
 
 
 def tokenized(tmp_path: Path, base: Base, rows: list[dict[str, Any]]) -> list[Tokens]:

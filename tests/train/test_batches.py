@@ -1,4 +1,4 @@
-"""The rows of an optimizer step, divided among ranks and micro-batches: the same rows, with less padding."""
+"""Rows of an optimizer step, divided among ranks and micro-batches: the same rows, with less padding."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def test_every_step_has_the_rows_of_random_sampling_and_each_rank_as_many_batche
     drawn.set_epoch(epoch)
     order, per_step = list(drawn), size * ranks * micro_batches
     of_ranks = [sampler(lengths, size, ranks, micro_batches, rank=rank) for rank in range(ranks)]
-    for one in of_ranks:
-        one.set_epoch(epoch)
-    batches = [list(one) for one in of_ranks]
+    for rows in of_ranks:
+        rows.set_epoch(epoch)
+    batches = [list(rows) for rows in of_ranks]
     steps = -(-len(lengths) // per_step)
-    assert [len(of_rank) for of_rank in batches] == [len(one) for one in of_ranks] == [steps * micro_batches] * ranks
+    assert [len(of_rank) for of_rank in batches] == [len(rows) for rows in of_ranks] == [steps * micro_batches] * ranks
     assert all(map(len, chain(*batches)))
     for step in range(steps):
         places = range(step * micro_batches, (step + 1) * micro_batches)
-        rows = sorted(row for of_rank in batches for place in places for row in of_rank[place])
+        numbers = sorted(row for of_rank in batches for place in places for row in of_rank[place])
         wanted = sorted(order[step * per_step : (step + 1) * per_step])
-        # A row without a target fills what would be empty.
-        assert rows == [*wanted, *[len(lengths)] * max(0, ranks * micro_batches - len(wanted))]
+        # A row without a target fills a micro-batch that would be empty.
+        assert numbers == [*wanted, *[len(lengths)] * max(0, ranks * micro_batches - len(wanted))]
 
 
-def test_seeds_and_epochs_have_orders_of_their_own() -> None:
+def test_seeds_and_epochs_have_different_orders() -> None:
     first, other = sampler([5] * 40, 4, 1, 2), sampler([5] * 40, 4, 1, 2, seed=99)
     orders = [list(first), list(other)]
     first.set_epoch(1)
@@ -58,7 +58,7 @@ def test_seeds_and_epochs_have_orders_of_their_own() -> None:
 
 
 def test_the_slowest_rank_has_little_padding() -> None:
-    """16 rows on each of 4 ranks, with lengths as those of MedQA-CoT: log-normal, a few of them very long."""
+    """16 rows on each of 4 ranks, with the lengths of MedQA-CoT: log-normal, a few of them very long."""
     draw = random.Random(1)
     lengths = [min(4000, round(draw.lognormvariate(6, 0.5))) for _ in range(6400)]
 

@@ -1,4 +1,4 @@
-"""What is left out of the memory of a training step changes no loss, and checkpointing is on where it has to be."""
+"""Savings in the memory of a training step change no loss, and checkpointing is on if it is needed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base
 from sftlab.runtime.store import Store
-from sftlab.train import plan
+from sftlab.train import memory
 from sftlab.train import stage as train
-from sftlab.train.trace import Shape, Traced
+from sftlab.train.receipt import checkpointed
+from sftlab.train.trace import Shape, Trace
+from sftlab.train.workload import Row
 
 GIB = 2**30
 IGNORED = -100
@@ -36,18 +38,19 @@ def base(tmp_path: Path) -> Base:
 
 @pytest.fixture
 def traces(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Shape]]:
-    """Let a step on rows of 80 tokens take so many GiB; returns what is traced."""
-    monkeypatch.setattr(plan, "_rows", lambda _, split: [(80, 20)] * (9 if split == "train" else 3))
+    """Let a step on rows of 80 tokens take this many GiB; the result lists what is traced."""
+    splits = {"train": [Row(80, 20)] * 9, "validation": [Row(80, 20)] * 3}
+    monkeypatch.setattr(memory, "rows_by_split", lambda _: splits)
 
     def peak(gib: float) -> list[Shape]:
         shapes: list[Shape] = []
 
-        def traced(_: Base, __: Machine, given: list[Shape]) -> list[Traced]:
-            shapes.extend(given)
-            names = dict.fromkeys(Traced.__dataclass_fields__, 0.0)
-            return [Traced(**{**names, "peak": gib * GIB})] * len(given)  # type: ignore[arg-type]
+        def traced(_: Base, __: Machine, asked: list[Shape]) -> list[Trace]:
+            shapes.extend(asked)
+            names = dict.fromkeys(Trace.__dataclass_fields__, 0.0)
+            return [Trace(**{**names, "peak": gib * GIB})] * len(asked)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(plan, "traced", traced)
+        monkeypatch.setattr(memory, "traced", traced)
         return shapes
 
     return peak
@@ -60,16 +63,16 @@ TOKENS: Any = SimpleNamespace(stage=SimpleNamespace(path=Path("tokens"), key="to
 def decided(store: Path, base: Base, *overrides: str) -> tuple[bool, Any]:
     cfg = composed(*AUTO, *overrides)
     machine = instance.find(cfg.instance, elsewhere=True)
-    found, stage = plan.with_checkpointing(cfg, base, TOKENS, machine, Store(store))
-    assert found == cfg.model_copy(update={"train": found.train})  # and nothing else changes
-    return found.train.gradient_checkpointing, stage
+    resolved, stage = memory.with_checkpointing(cfg, base, TOKENS, machine, Store(store))
+    assert resolved == cfg.model_copy(update={"train": resolved.train})  # nothing else changes
+    return resolved.train.gradient_checkpointing, stage
 
 
 @pytest.mark.parametrize(
     ("gib", "overrides", "on"),
     [
         (10, ["instance=small"], False),
-        (23, ["instance=small"], True),  # it may be off by that much
+        (23, ["instance=small"], True),  # within the error of the estimate
         (25, ["instance=small"], True),
         (25, ["instance=small", "instance.memory_gib=80"], False),
         (10, ["instance=small", "instance.memory_gib=8"], True),
@@ -79,7 +82,7 @@ def decided(store: Path, base: Base, *overrides: str) -> tuple[bool, Any]:
         (25, ["instance=large", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"], True),
     ],
 )
-def test_it_is_on_where_the_longest_batch_does_not_fit(
+def test_it_is_on_if_the_longest_batch_does_not_fit(
     tmp_path: Path, base: Base, traces: Callable[[float], list[Shape]], gib: float, overrides: list[str], on: bool
 ) -> None:
     shapes = traces(gib)
@@ -92,12 +95,12 @@ def test_it_is_on_where_the_longest_batch_does_not_fit(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["instance=small", "instance.memory_gib=null"],  # of a GPU that is not here
-        # Each machine would find its own.
+        ["instance=small", "instance.memory_gib=null"],  # a GPU of another machine
+        # Each machine would measure its own memory.
         ["instance=cpu", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"],
     ],
 )
-def test_it_is_on_where_the_memory_is_not_known(
+def test_it_is_on_if_the_memory_is_unknown(
     tmp_path: Path,
     base: Base,
     traces: Callable[[float], list[Shape]],
@@ -106,15 +109,15 @@ def test_it_is_on_where_the_memory_is_not_known(
     overrides: list[str],
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(plan, "nvidia_smi", lambda _: [])
+    monkeypatch.setattr(memory, "nvidia_smi", lambda _: [])
     shapes = traces(0.1)
     assert decided(tmp_path / "store", base, *overrides) == (True, None)
     assert shapes == []
-    assert "not known how much memory there is" in caplog.text
+    assert "the memory of the device is unknown" in caplog.text
 
 
 @pytest.mark.parametrize("error", [StageError("no layer"), KeyError("vocab_size")])
-def test_it_is_on_where_nothing_can_be_estimated(
+def test_it_is_on_if_the_estimate_fails(
     tmp_path: Path,
     base: Base,
     traces: Callable[[float], list[Shape]],
@@ -128,16 +131,16 @@ def test_it_is_on_where_nothing_can_be_estimated(
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(plan, "traced", fails)
+    monkeypatch.setattr(memory, "traced", fails)
     assert decided(tmp_path / "store", base, "instance=small") == (True, None)
     assert str(error) in caplog.text
-    # What failed once is tried again.
+    # A failed estimate is repeated.
     assert len(traces(0.1)) == 0
     assert decided(tmp_path / "store", base, "instance=small")[0] is False
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_a_value_is_left_as_it_is(
+def test_true_and_false_are_not_changed(
     tmp_path: Path, base: Base, traces: Callable[[float], list[Shape]], value: bool
 ) -> None:
     shapes = traces(100)
@@ -162,13 +165,13 @@ def test_jobs_with_the_same_batches_share_the_estimate(
         assert len(shapes) == count
 
 
-def test_weights_are_those_of_a_training_with_and_without(base: Base) -> None:
-    found = []
+def test_the_stage_key_does_not_depend_on_checkpointing(base: Base) -> None:
+    inputs = []
     for value in ("true", "false"):
         cfg = composed("model=tiny_random", "instance=small", f"train.gradient_checkpointing={value}")
         machine = instance.find(cfg.instance, elsewhere=True)
-        found.append(train.inputs("tokens", base, cfg.peft, cfg.train, machine, 1))
-    assert found[0] == found[1]
+        inputs.append(train.inputs("tokens", base, cfg.peft, cfg.train, machine, 1))
+    assert inputs[0] == inputs[1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("demo", False), ("default", "auto")])
@@ -176,7 +179,7 @@ def test_the_defaults(name: str, value: Any) -> None:
     assert composed("model=tiny_random", "instance=cpu", f"train={name}").train.gradient_checkpointing == value
 
 
-# ------------------------------------------------------------------- what a step keeps
+# ------------------------------------------------------------------- what a step retains
 
 
 @pytest.fixture
@@ -190,7 +193,7 @@ def one_thread() -> Iterator[None]:
 
 
 def seeded(architecture: str, *, attention: str = "sdpa", half: bool = False, **adapters: Any) -> Any:
-    """A tiny model with adapters. Gemma's rows are longer than its window, and one of its layers has none."""
+    """A tiny model with adapters. Gemma's rows are longer than the window of its first layer."""
     import torch
 
     torch.manual_seed(0)
@@ -220,10 +223,10 @@ def padded() -> dict[str, Any]:
 
 
 def stepped(model: Any, *, autocast: bool) -> tuple[Any, Any, int]:
-    """A batch's losses by token, the gradients of all adapters, and the bytes that the backward pass needed."""
+    """A batch's losses per token, the gradients of all adapters, and the bytes retained for the backward pass."""
     import torch
 
-    from sftlab.train.trainer import _token_losses
+    from sftlab.train.trainer import token_losses
 
     model.train()
     torch.manual_seed(5)
@@ -235,7 +238,7 @@ def stepped(model: Any, *, autocast: bool) -> tuple[Any, Any, int]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            losses, _ = _token_losses(model, padded())
+            losses, _ = token_losses(model, padded())
         loss = losses.sum()
     loss.backward()
     gradients = [weight.grad.flatten() for weight in model.parameters() if weight.requires_grad]
@@ -250,10 +253,10 @@ def test_checkpointing_changes_no_bit(one_thread: None, architecture: str, dropo
 
     plain = seeded(architecture, half=autocast, dropout=dropout)
     other = seeded(architecture, half=autocast, dropout=dropout)
-    assert not train.checkpointed(plain)
+    assert not checkpointed(plain)
     other.gradient_checkpointing_enable({"use_reentrant": False})
     other.enable_input_require_grads()
-    assert train.checkpointed(other)
+    assert checkpointed(other)
     (loss, gradients, kept), (again, same, less) = stepped(plain, autocast=autocast), stepped(other, autocast=autocast)
     assert torch.equal(loss, again)
     assert torch.equal(gradients, same)
@@ -261,7 +264,7 @@ def test_checkpointing_changes_no_bit(one_thread: None, architecture: str, dropo
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_adapters_keep_their_inputs_in_bfloat16(one_thread: None, architecture: str) -> None:
+def test_adapters_retain_their_inputs_in_bfloat16(one_thread: None, architecture: str) -> None:
     import torch
 
     from sftlab.model.adapters import keep_inputs
@@ -289,7 +292,7 @@ def test_with_dropout_the_inputs_of_adapters_differ_by_rounding(one_thread: None
     assert torch.cosine_similarity(gradients, far, dim=0) < 0.999
 
 
-def test_dora_computes_in_float32_as_before(one_thread: None) -> None:
+def test_dora_still_computes_in_float32(one_thread: None) -> None:
     import torch
 
     from sftlab.model.adapters import keep_inputs
@@ -326,20 +329,20 @@ def test_a_mask_for_padding_at_the_end_changes_no_loss(
 ) -> None:
     import torch
 
-    masked, losses = stepped(seeded(architecture), autocast=False)[:2], []
+    masked, masks = stepped(seeded(architecture), autocast=False)[:2], []
     model = seeded(architecture)
-    made = trainer(model, base, tmp_path)
-    assert made.padding_mask is False
+    prepared = trainer(model, base, tmp_path)
+    assert prepared.padding_mask is False
     text = model.get_base_model().get_decoder()
-    text.register_forward_pre_hook(lambda *given: losses.append(given[2].get("attention_mask")), with_kwargs=True)
-    loss, gradients, _ = stepped(made.model, autocast=False)
-    (seen,) = losses
-    assert not isinstance(seen, torch.Tensor)  # of Gemma with an image tower it is a mask for each kind of layer
+    text.register_forward_pre_hook(lambda *call: masks.append(call[2].get("attention_mask")), with_kwargs=True)
+    loss, gradients, _ = stepped(prepared.model, autocast=False)
+    (mask,) = masks
+    assert not isinstance(mask, torch.Tensor)  # with an image tower, Gemma has a mask for each kind of layer
     assert torch.allclose(loss, masked[0], rtol=1e-5, atol=1e-6)
     assert torch.allclose(gradients, masked[1], rtol=1e-4, atol=1e-6)
 
 
-def test_what_else_counts_or_sees_padding_keeps_its_mask(tmp_path: Path, base: Base) -> None:
+def test_models_that_see_or_count_padding_have_a_mask(tmp_path: Path, base: Base) -> None:
     from transformers import LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     from sftlab.model.base import needs_padding_mask
@@ -361,12 +364,11 @@ def test_what_else_counts_or_sees_padding_keeps_its_mask(tmp_path: Path, base: B
     config = tiny("gemma3", "sdpa").config
     config.use_bidirectional_attention = True
     assert needs_padding_mask(type(tiny("gemma3", "sdpa"))(config))
-    made = trainer(tiny("llama", "eager"), base, tmp_path)
-    assert made.padding_mask is True
+    assert trainer(tiny("llama", "eager"), base, tmp_path).padding_mask is True
 
 
-def test_attention_to_what_comes_after_is_seen(one_thread: None) -> None:
-    """The comparison above can fail: with the padding at the front the mask matters."""
+def test_padding_at_the_front_matters(one_thread: None) -> None:
+    """The comparison above can fail."""
     import torch
 
     model = seeded("llama")
@@ -381,7 +383,7 @@ def test_attention_to_what_comes_after_is_seen(one_thread: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "mine", "set_to"),
+    ("device", "user", "expected"),
     [
         ("cuda", {}, "expandable_segments:True"),
         ("cuda", {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, None),
@@ -389,20 +391,20 @@ def test_attention_to_what_comes_after_is_seen(one_thread: None) -> None:
         ("cpu", {}, None),
     ],
 )
-def test_blocks_of_a_gpus_memory_can_grow(
-    monkeypatch: pytest.MonkeyPatch, device: str, mine: dict[str, str], set_to: str | None
+def test_segments_of_gpu_memory_can_grow(
+    monkeypatch: pytest.MonkeyPatch, device: str, user: dict[str, str], expected: str | None
 ) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
-    for name, value in mine.items():
+    for name, value in user.items():
         monkeypatch.setenv(name, value)
     machine = Machine("small", device, 1, "sdpa")
-    assert machine.training_environment().get("PYTORCH_ALLOC_CONF") == set_to
+    assert machine.training_environment().get("PYTORCH_ALLOC_CONF") == expected
     assert "PYTORCH_CUDA_ALLOC_CONF" not in machine.training_environment()
     assert all("PYTORCH_ALLOC_CONF" not in engine for engine in machine.engines(1))
 
 
-def test_under_wsl2_the_driver_would_refuse_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wsl2_does_not_support_growing_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         monkeypatch.delenv(name, raising=False)
     kernel = SimpleNamespace(release="6.6.87.2-microsoft-standard-WSL2")

@@ -1,4 +1,4 @@
-"""Each way to train reaches the model, and what it leaves merges into a model that answers."""
+"""Each training method takes effect, and its checkpoint merges into a model that answers."""
 
 import json
 from collections.abc import Callable
@@ -18,24 +18,24 @@ TINY = [
     "eval.max_rows=2",
     "eval.max_tokens=4",
 ]
-LINEAR_LAYERS = 14  # of two layers: q, k, v, o, gate, up and down
+LINEAR_LAYERS = 14  # in two layers: q, k, v, o, gate, up and down
 
 
-# Other settings that must reach the model go along: each run costs half a minute.
-ALONG = {
+# Other settings that must take effect are tested in the same runs: each costs half a minute.
+MORE = {
     "qlora": ["train.optim=adamw_8bit"],
     "dora": ["peft.use_rslora=true", "train.packing=true", "train.max_length=512"],
 }
 
 
-def test_a_high_rank_is_scaled_by_its_root(config: Callable[..., Any]) -> None:
+def test_rslora_is_a_choice_of_peft(config: Callable[..., Any]) -> None:
     assert config("model=tiny_random", "peft=rslora").peft.use_rslora
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("method", ["none", "qlora", "dora"])
 def test_method(tmp_path: Path, method: str) -> None:
-    done = whole(tmp_path, *TINY, f"peft={method}", *ALONG.get(method, []), "hydra.run.dir=run")
+    done = whole(tmp_path, *TINY, f"peft={method}", *MORE.get(method, []), "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     receipt = run["receipt"]
@@ -53,6 +53,6 @@ def test_method(tmp_path: Path, method: str) -> None:
     assert run["merge"]["changed_tensors"] > 0
     assert run["merge"]["merged_loss"] == pytest.approx(run["merge"]["adapter_loss"], abs=0.01)
     assert receipt["tokens_per_second_per_device"] == receipt["tokens_per_second"] > 0
-    assert receipt["mfu"] is None  # of a CPU
+    assert receipt["mfu"] is None  # on a CPU
     assert run["evaluation"]["finetuned"]["n"] == 2
     assert run["evaluation"]["baseline"] is None

@@ -1,4 +1,4 @@
-"""What a configuration takes, reckoned before anything trains, beside what it then takes."""
+"""Memory and time of a configuration: traced by hand, estimated, probed, and measured in training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from sftlab import pipeline
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
+from sftlab.results import PlanCell
 from sftlab.runtime.job import Job
 from sftlab.runtime.store import Store
-from sftlab.train import plan
-from sftlab.train.plan import Cell, duration
-from sftlab.train.trace import Batch, Traced, trace
+from sftlab.train import advice, workload
+from sftlab.train.counting import Batch
+from sftlab.train.plan_table import duration
+from sftlab.train.trace import Shape, Trace, TraceTask, trace
+from sftlab.train.workload import Row
 
 TINY = ["model=tiny_random", "dataset.max_rows=48", "tracking=none", "train.max_length=768", "instance=cpu"]
 LONGEST = Batch(rows=4, length=256, positions=100, targets=300)
@@ -35,60 +38,60 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.resolve(composed("model=tiny_random").model, Store(tmp_path_factory.mktemp("store")), 42).path
 
 
-def traced(path: Path, *overrides: str, batch: Batch = LONGEST) -> Traced:
+def traced(path: Path, *overrides: str, batch: Batch = LONGEST) -> Trace:
     cfg = composed(*TINY, "instance.bf16=true", *overrides)
     machine = instance.find(cfg.instance, elsewhere=True)
-    return trace(path, cfg.peft, cfg.train, machine, batch, VALIDATION)
+    shape = Shape(cfg.peft, cfg.train, batch, VALIDATION)
+    return trace(TraceTask(model=path, machine=machine, shapes=[shape]), shape)
 
 
 @pytest.mark.smoke  # torch
 def test_a_trace_by_hand(llama: Path) -> None:
-    found = traced(llama, "peft=none")
-    # Embeddings (tied or not) are read off the file: what is saved is what is counted.
-    saved = sum(tensor for tensor in sizes(llama))
-    assert found.parameters == found.trainable == saved
-    assert found.weights == found.gradients == 4 * saved
-    assert found.optimizer == 8 * saved
-    assert found.merged_bytes == 2 * saved
-    assert found.kv_bytes_per_token == 2 * 2 * 2 * 2 * 32  # key and value, bytes, layers, heads, their size
-    # 2 FLOPs a weight and token forward and 4 backward, of all weights but those that are looked up; and attention.
+    step = traced(llama, "peft=none")
+    saved = sum(sizes(llama))  # embeddings once, whether they are tied or not
+    assert step.parameters == step.trainable == saved
+    assert step.weights == step.gradients == 4 * saved
+    assert step.optimizer == 8 * saved
+    assert step.merged_bytes == 2 * saved
+    assert step.kv_bytes_per_token == 2 * 2 * 2 * 2 * 32  # key and value, bytes, layers, heads, their size
+    # 2 FLOPs per weight and token forward and 4 backward, for all weights but the embeddings; and attention.
     config = json.loads((llama / "config.json").read_text("utf-8"))
     tokens, head = LONGEST.rows * LONGEST.length, 128 * config["vocab_size"]
     layers = saved - head * (1 if config["tie_word_embeddings"] else 2)
     forward = 2 * (tokens * layers + LONGEST.rows * LONGEST.positions * head)
     scores = 2 * 2 * 2 * LONGEST.rows * LONGEST.length**2 * 128
-    # Backward the kernel makes the scores once more.
-    assert found.train_flops == pytest.approx(3 * forward + 3.5 * scores, rel=0.02)
+    # The backward kernel computes the scores once more.
+    assert step.train_flops == pytest.approx(3 * forward + 3.5 * scores, rel=0.02)
 
 
 @pytest.mark.smoke  # torch
 def test_a_long_packed_sequence_takes_no_memory_to_plan(llama: Path) -> None:
-    found = traced(llama, "instance.attn_implementation=eager", batch=Batch(1, 2**16, 100, 100))
-    assert found.activations > 2**36  # the scores alone: more than there is here
-    assert found.flops_per_second is not None
-    assert found.flops_per_second > 0
+    step = traced(llama, "instance.attn_implementation=eager", batch=Batch(1, 2**16, 100, 100))
+    assert step.activations > 2**36  # the scores alone would not fit into this machine
+    assert step.flops_per_second is not None
+    assert step.flops_per_second > 0
 
 
 def sizes(folder: Path) -> list[int]:
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", "pt") as file:
-        return [file.get_tensor(name).numel() for name in file.keys()]  # noqa: SIM118  # it has nothing else
+        return [file.get_tensor(name).numel() for name in file.keys()]  # noqa: SIM118  # not a dict
 
 
 @pytest.mark.smoke  # torch
-def test_what_saves_memory_shows_in_the_trace(llama: Path) -> None:
+def test_settings_that_save_memory_show_in_the_trace(llama: Path) -> None:
     whole = traced(llama)
     checkpointed = traced(llama, "train.gradient_checkpointing=true")
     assert checkpointed.activations < whole.activations / 2
     assert checkpointed.peak < whole.peak
-    # The forward pass once more, in half of the work of LoRA: forward, and backward to the inputs.
+    # LoRA computes forward, and backward to the inputs; with checkpointing forward once more.
     assert 1.3 < checkpointed.train_flops / whole.train_flops < 1.6
     half = traced(llama, batch=Batch(2, 256, 100, 150))
     assert half.activations == pytest.approx(whole.activations / 2, rel=0.05)
     assert half.weights == whole.weights
     eager = traced(llama, "instance.attn_implementation=eager")
-    assert eager.activations > whole.activations + 2 * 4 * 4 * 256 * 256 * 2  # scores of layers, rows and heads
+    assert eager.activations > whole.activations + 2 * 4 * 4 * 256 * 256 * 2  # scores by layer, row and head
     quantised = traced(llama, "peft=qlora", "instance.bf16=true")
     assert quantised.weights < 0.8 * traced(llama, "peft=lora", "instance.bf16=true").weights
     adam, small = traced(llama, "peft=none"), traced(llama, "peft=none", "train.optim=adamw_8bit")
@@ -96,7 +99,7 @@ def test_what_saves_memory_shows_in_the_trace(llama: Path) -> None:
 
 
 @pytest.mark.smoke  # torch
-def test_ranks_share_a_model_by_fsdp_and_copy_it_by_ddp(llama: Path) -> None:
+def test_fsdp_shards_a_model_and_ddp_copies_it(llama: Path) -> None:
     one = traced(llama, "peft=none", "instance=small")
     ddp = traced(llama, "peft=none", "instance=large")
     fsdp = traced(llama, "peft=none", "instance=large", "instance.strategy=fsdp")
@@ -111,45 +114,45 @@ def test_ranks_share_a_model_by_fsdp_and_copy_it_by_ddp(llama: Path) -> None:
 def test_every_architecture_can_be_traced(tmp_path: Path, architecture: str) -> None:
     cfg = composed("model=tiny_random", f"model.name_or_path=random:{architecture}")
     base = models.resolve(cfg.model, Store(tmp_path), 42)
-    found = traced(base.path, "train.gradient_checkpointing=true")
-    assert 0 < found.trainable < found.parameters
-    assert found.activations > 0
+    step = traced(base.path, "train.gradient_checkpointing=true")
+    assert 0 < step.trainable < step.parameters
+    assert step.activations > 0
 
 
 def test_the_rows_of_a_batch_without_padding_are_one_sequence(
     config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = {"train": [(10, 4), (30, 10), (20, 5), (40, 20)], "validation": [(8, 2)]}
-    monkeypatch.setattr(plan, "_rows", lambda _, split: rows[split])
+    rows = {"train": [Row(10, 4), Row(30, 10), Row(20, 5), Row(40, 20)], "validation": [Row(8, 2)]}
+    monkeypatch.setattr(workload, "rows_by_split", lambda _: rows)
     settings = ["model=tiny_random", "instance=cpu", "train.per_device_train_batch_size=2"]
     tokens: Any = None
     cfg = config(*settings, "+train.extra.padding_free=true")
-    longest, _, work = plan.batches(tokens, cfg.train, instance.find(cfg.instance), 64)
-    assert longest == Batch(rows=1, length=70, positions=40, targets=40)
-    assert (work.train_tokens, work.batches) == (100, 2)
-    padded, _, work = plan.batches(tokens, config(*settings).train, instance.find(cfg.instance), 64)
-    assert (padded.rows, padded.length) == (2, 40)
-    assert work.train_tokens > 100
+    joined = workload.workload(tokens, cfg.train, instance.find(cfg.instance), 64)
+    assert joined.longest == Batch(rows=1, length=70, positions=40, targets=40)
+    assert joined.train_tokens == 100
+    padded = workload.workload(tokens, config(*settings).train, instance.find(cfg.instance), 64)
+    assert (padded.longest.rows, padded.longest.length) == (2, 40)
+    assert padded.train_tokens > 100
 
 
-def found_cell(**changed: Any) -> Cell:
-    return Cell({}, **{"training_gib": 5.0, "generation_gib": 7.0, "capacity_gib": 8.0, "seconds_per_epoch": 1.0,
-                       "timed_by": "", **changed})  # fmt: skip
+def cell(**changed: Any) -> PlanCell:
+    values = {"memory": {}, "training_gib": 5.0, "generation_gib": 7.0, "capacity_gib": 8.0, "seconds_per_epoch": 1.0}
+    return PlanCell.model_validate({**values, "timed_by": "", **changed})
 
 
 def test_a_cell_fits_if_both_phases_do() -> None:
-    assert found_cell().fits
-    assert found_cell(training_gib=8.1).fits is False
-    assert found_cell(generation_gib=8.1).fits is False
-    assert found_cell(capacity_gib=None).fits is None
-    assert found_cell(trouble="a probe ran out of memory").fits is False
+    assert cell().fits
+    assert cell(training_gib=8.1).fits is False
+    assert cell(generation_gib=8.1).fits is False
+    assert cell(capacity_gib=None).fits is None
+    assert cell(trouble="the probe ran out of memory").fits is False
     assert [duration(seconds) for seconds in (41.4, 719, 12_600)] == ["41 s", "12 min", "3.5 h"]
 
 
-def test_what_to_change_keeps_the_rows_of_a_step(config: Callable[..., Any]) -> None:
+def test_the_changes_do_not_change_the_rows_per_step(config: Callable[..., Any]) -> None:
     cfg = config("instance=cpu", "train.per_device_train_batch_size=8", "train.gradient_accumulation_steps=3")
     machine = instance.find(cfg.instance)
-    changes = dict(plan.smaller(cfg, machine))
+    changes = dict(advice.smaller(cfg, machine))
     assert list(changes) == [
         "train.gradient_checkpointing=true",
         "train.per_device_train_batch_size=4 train.global_batch_size=24",
@@ -182,13 +185,12 @@ def test_an_estimate_that_fails_does_not_hide_that_memory_ran_out(
         raise failure
 
     monkeypatch.setattr("sftlab.train.stage.child", runs_out)
-    monkeypatch.setattr("sftlab.train.plan.child", fails)
-    monkeypatch.setattr("sftlab.train.trace.child", fails)
+    monkeypatch.setattr("sftlab.train.memory.child", fails)
     settings = ["train.per_device_train_batch_size=4", "dataset.max_rows=30", f"store={tmp_path / 'store'}"]
     cfg = config("model=tiny_random", "instance=cpu", "mode=train", "tracking=none", *settings)
-    with pytest.raises(StageError) as told:
-        pipeline.run_job(cfg, Job(number=0, overrides=[], config={}), tmp_path)
-    text = str(told.value)
+    with pytest.raises(StageError) as raised:
+        pipeline.run_job(cfg, Job(0, [], {}), tmp_path)
+    text = str(raised.value)
     assert "tried to allocate 20 GiB" in text
     assert str(failure) in text
     remedies = [line.split() for line in text.splitlines() if line.startswith("  train.per_device")]
@@ -198,7 +200,7 @@ def test_an_estimate_that_fails_does_not_hide_that_memory_ran_out(
 
 
 @pytest.mark.smoke
-def test_a_plan_of_a_sweep_marks_what_cannot_fit(tmp_path: Path) -> None:
+def test_a_plan_of_a_sweep_marks_jobs_that_cannot_fit(tmp_path: Path) -> None:
     done = quick(
         tmp_path, "-m", *TINY, "mode=plan", "dataset.max_rows=480", "instance.attn_implementation=eager",
         "train.per_device_train_batch_size=2,256", "instance.memory_gib=1.6", "eval.engine=transformers",
@@ -228,11 +230,11 @@ def test_a_probe_measures(tmp_path: Path) -> None:
 
 
 @pytest.mark.smoke
-def test_out_of_memory_ends_with_what_to_change(tmp_path: Path) -> None:
+def test_out_of_memory_is_reported_with_remedies(tmp_path: Path) -> None:
     batch = ["dataset.max_rows=600", "train.per_device_train_batch_size=256"]
     settings = [*TINY, *batch, "mode=train", "instance.attn_implementation=eager"]
 
-    def little_memory() -> None:  # more than it takes to begin (1.6 GB), less than the batch takes (3.9)
+    def little_memory() -> None:  # the process starts with 1.6 GB, and the batch needs 3.9
         resource.setrlimit(resource.RLIMIT_DATA, (2_500_000_000, 2_500_000_000))
 
     done = subprocess.run(

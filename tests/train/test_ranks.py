@@ -1,4 +1,4 @@
-"""Two gloo ranks stand in for several GPUs: the same training as one process with twice the batch."""
+"""Two gloo ranks in place of several GPUs: the same training as one process with twice the batch."""
 
 import json
 import os
@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ import pytest
 
 from sftlab.errors import ConfigError
 from sftlab.instance.machine import Machine
+from sftlab.model.base import Base
+from sftlab.results import SplitCounts, TokenCounts
 from sftlab.runtime.processes import child
-from sftlab.train.stage import TrainTask
+from sftlab.runtime.store import key_of
+from sftlab.train.worker import TrainTask, require_agreement
 
 pytestmark = pytest.mark.smoke
 
-# Training rows that do not fill the last batch of both ranks (accelerate fills it with the first rows again), and an
-# odd number of validation rows: none of them may count twice. Without dropout, whose draws differ between ranks; in
-# fp32, whose sums differ least.
+# The training rows do not fill the last batch of both ranks (accelerate repeats the first rows), and the number of
+# validation rows is odd: no row may count twice. Without dropout, whose draws differ between ranks, and in float32,
+# where sums differ least.
 EXACT = [
     "model=tiny_random",
     "tracking=none",
@@ -38,7 +43,7 @@ EXACT = [
 ]
 ONE = ["train.per_device_train_batch_size=8"]
 TWO = ["train.per_device_train_batch_size=4", "instance.num_processes=2"]
-# As if sftlab itself had been started by a launcher: its ranks must not believe these.
+# As if a launcher had started sftlab; its ranks must ignore these variables.
 LAUNCHED = {**os.environ, "RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"}
 
 
@@ -84,31 +89,33 @@ def test_two_ranks_train_like_one_process_with_twice_the_batch(one: dict[str, An
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-3)
     # Every validation row counts once, by its tokens.
     assert eval_losses(two) == pytest.approx(eval_losses(one), abs=1e-3)
-    # Ranks that did not share their gradients would have drifted apart.
+    # Ranks that did not average their gradients would have different weights.
     checksums = two["receipt"]["rank_checksums"]
     assert len(checksums) == 2
     assert checksums[0] == checksums[1] == pytest.approx(one["receipt"]["rank_checksums"][0], rel=1e-4)
 
 
-def test_a_model_that_two_ranks_share_out_trains_as_well(
+def task_of(stage: Path, folder: Path, strategy: str) -> TrainTask:
+    """The task of a finished training, to be trained in another folder with another strategy."""
+    task = TrainTask.model_validate_json((stage / "inputs.json").read_text("utf-8"))
+    machine = replace(task.machine, strategy=strategy)
+    return task.model_copy(update={"machine": machine, "checkpoints": folder})
+
+
+def test_a_model_that_two_ranks_shard_trains_as_well(
     tmp_path: Path, two: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FSDP2, and its checkpoints are whole: as those of DDP, but for what resumes training."""
+    """FSDP2 writes full checkpoints, which differ from those of DDP only in what resuming needs."""
     import torch
     from safetensors.torch import load_file
 
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}")
     stage = two["folder"] / two["stages"]["train"]
-    inputs = json.loads((stage / "inputs.json").read_text("utf-8"))
-    inputs["machine"]["strategy"] = "fsdp"
-    inputs["checkpoints"] = str(tmp_path)
-    inputs["tokens"] = str(two["folder"] / two["stages"]["tokens"])
-    machine = Machine(**inputs["machine"])
+    task = task_of(stage, tmp_path, "fsdp")
+    machine = task.machine
 
     def train() -> dict[str, Any]:
-        child(
-            "fsdp_on_cpu", tmp_path, TrainTask(inputs), launcher=machine.launcher(), environment=machine.environment()
-        )
+        child("fsdp_on_cpu", tmp_path, task, launcher=machine.launcher(), environment=machine.environment())
         assert losses(tmp_path) == pytest.approx(two["losses"], abs=1e-3)
         return json.loads((tmp_path / "receipt.json").read_text("utf-8"))
 
@@ -129,21 +136,18 @@ def test_a_model_that_two_ranks_share_out_trains_as_well(
 def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gemma 3's classes to wrap name parts that it does not have, and FSDP's outputs would be rounded to bfloat16."""
+    """Gemma 3 names classes to wrap that it does not have, and FSDP would round outputs to bfloat16."""
     monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}")
     settings = ["model.name_or_path=random:gemma3_vision", "instance.bf16=true", "train.num_train_epochs=1"]
     run = end(start(tmp_path, "run", *TWO, *settings), tmp_path / "run")
     stage = tmp_path / run["stages"]["train"]
-    inputs = json.loads((stage / "inputs.json").read_text("utf-8"))
-    inputs["tokens"] = str(tmp_path / run["stages"]["tokens"])
     found = {}
     for strategy in ("ddp", "fsdp"):
         folder = tmp_path / strategy
         folder.mkdir()
-        inputs["machine"]["strategy"] = strategy
-        inputs |= {"checkpoints": str(folder), "as_on_gpu": True}
-        machine = Machine(**inputs["machine"])
-        child("fsdp_on_cpu", folder, TrainTask(inputs), launcher=machine.launcher(), environment=machine.environment())
+        task = task_of(stage, folder, strategy)
+        variables = {**task.machine.environment(), "LOSS_AS_ON_GPU": "1"}
+        child("fsdp_on_cpu", folder, task, launcher=task.machine.launcher(), environment=variables)
         receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
         assert receipt["strategy"] == strategy
         rows = json.loads((folder / "checkpoint-4" / "rows.json").read_text("utf-8"))
@@ -152,14 +156,14 @@ def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp
 
 
 def test_rows_without_padding_are_the_same_training(tmp_path: Path, one: dict[str, Any], two: dict[str, Any]) -> None:
-    """Of a batch that is one sequence: no row sees another one, and none that only fills the last batch counts."""
+    """A batch is one sequence: no row attends to another, and rows repeated in the last batch do not count."""
     run = end(start(tmp_path, "run", *TWO, "+train.extra.padding_free=true"), tmp_path / "run")
     assert run["losses"] == pytest.approx(one["losses"], abs=1e-3)
     assert eval_losses(run) == pytest.approx(eval_losses(one), abs=1e-3)
     assert run["receipt"]["rank_checksums"][0] == pytest.approx(two["receipt"]["rank_checksums"][0], rel=1e-4)
 
 
-def test_ddp_does_not_look_for_parameters_without_a_gradient(tmp_path: Path, two: dict[str, Any]) -> None:
+def test_ddp_does_not_search_for_parameters_without_a_gradient(tmp_path: Path, two: dict[str, Any]) -> None:
     """A model that reads images has some, and they are frozen; train.extra decides if it sets the key."""
     assert two["receipt"]["find_unused_parameters"] is False
     for name, overrides, expected in (
@@ -173,7 +177,7 @@ def test_ddp_does_not_look_for_parameters_without_a_gradient(tmp_path: Path, two
         assert checksums[0] == checksums[1]
 
 
-def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: dict[str, Any]) -> None:
+def test_a_killed_run_resumes_with_another_number_of_ranks(tmp_path: Path, one: dict[str, Any]) -> None:
     for ranks, checkpoint in ((TWO, "checkpoint-4"), (ONE, "checkpoint-8")):
         process = start(tmp_path, "killed", *ranks)
         until = time.monotonic() + 900
@@ -192,7 +196,7 @@ def test_a_killed_run_goes_on_with_another_number_of_ranks(tmp_path: Path, one: 
 
 
 def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dict[int, subprocess.Popen[str]]:
-    """The same command on two machines, each in a folder (and with a store) of its own."""
+    """The same command on two machines, each with its own folder and store."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -206,7 +210,7 @@ def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dic
 
 
 def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], int]:
-    """Machine 0's run, and how often machine 1, which has trained nothing for itself, had nothing to train."""
+    """The run of machine 0, and how often machine 1 reported that there was nothing to train."""
     first = end(started[0], folder / "0" / "run")
     _, errors = started[1].communicate(timeout=900)
     assert started[1].returncode == 0, errors
@@ -220,23 +224,23 @@ NOTHING = "there is nothing to train; machine 0 has it already"
 
 
 def test_two_machines_train_like_one(tmp_path: Path, one: dict[str, Any]) -> None:
-    """Each with a store of its own; what machine 0 has already, the other one does not wait for."""
+    """Each has its own store; machine 1 does not wait for a training that machine 0 has already."""
     constant = ["train.lr_scheduler_type=constant", "train.warmup_steps=0"]
-    first, told = both(nodes(tmp_path), tmp_path)
+    first, idle = both(nodes(tmp_path), tmp_path)
     assert first["receipt"]["num_processes"] == 2
     assert first["losses"] == pytest.approx(one["losses"], abs=1e-3)
-    assert told == 0
+    assert idle == 0
     assert list((tmp_path / "1").glob("outputs/store/train/*")) == []
-    again, told = both(nodes(tmp_path), tmp_path)  # cached on machine 0
+    again, idle = both(nodes(tmp_path), tmp_path)  # cached on machine 0
     assert again["selection"]["checkpoint"] == first["selection"]["checkpoint"]
-    assert told == 1
+    assert idle == 1
     both(nodes(tmp_path, *constant), tmp_path)
-    shorter, told = both(nodes(tmp_path, *constant, "train.num_train_epochs=2"), tmp_path)  # derived there
+    shorter, idle = both(nodes(tmp_path, *constant, "train.num_train_epochs=2"), tmp_path)  # derived there
     assert len(shorter["losses"]) == 8
-    assert told == 2
+    assert idle == 2
 
 
-def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one: dict[str, Any]) -> None:
+def test_machines_that_share_a_store_continue_a_killed_run(tmp_path: Path, one: dict[str, Any]) -> None:
     store = f"store={tmp_path / 'store'}"
     process = start(tmp_path, "killed", *ONE, store)
     until = time.monotonic() + 900
@@ -257,7 +261,7 @@ def test_machines_that_share_a_store_take_over_a_killed_run(tmp_path: Path, one:
     both(nodes(tmp_path, store), tmp_path)
 
 
-def test_a_machine_whose_other_one_is_killed_or_missing_ends(tmp_path: Path) -> None:
+def test_a_machine_ends_if_the_other_one_is_killed_or_missing(tmp_path: Path) -> None:
     started = nodes(tmp_path, "train.num_train_epochs=300")
     until = time.monotonic() + 900
     while not list(tmp_path.glob("0/outputs/store/train/*.partial/checkpoint-4/checkpoint.json")):
@@ -276,27 +280,39 @@ def test_a_machine_whose_other_one_is_killed_or_missing_ends(tmp_path: Path) -> 
         assert "Traceback" not in errors
 
 
+@pytest.fixture
+def task(config: Callable[..., Any]) -> TrainTask:
+    cfg = config("model=tiny_random")
+    counts = SplitCounts(rows=1, tokens=9, supervised=4, truncated=0, left_out=0, longest=9)
+    return TrainTask(
+        checkpoints=Path("/c"),
+        tokens=Path("/t"),
+        counts=TokenCounts(train=counts, validation=counts, prompt_bos=1, turn_ends=[]),
+        base=Base("tiny", Path("/m"), "identity", False, None),
+        peft=cfg.peft,
+        train=cfg.train,
+        machine=Machine("cpu", "cpu", 1, "sdpa", nnodes=2),
+        seed=1,
+    )
+
+
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("changed", "step", "message"),
     [
-        ({"seed": 2}, "were given different rows or settings; start the same command on each"),
-        ({"step": 4}, r"not every machine sees the checkpoints to go on from \(/c\); set store= to a folder that all"),
+        ({"seed": 2}, 0, "have different rows or settings; run the same command on each"),
+        ({}, 4, r"not every machine sees the checkpoints to resume from \(/c\); set store= to a folder that all"),
     ],
 )
-def test_machines_that_disagree_end_with_2(monkeypatch: pytest.MonkeyPatch, other: dict[str, int], said: str) -> None:
-    from sftlab.runtime.store import key_of
-    from sftlab.train.stage import _agree
-
-    given = {"peft": {"r": 8}, "train": {"max_length": 9}, "seed": 1, "counts": {}, "checkpoints": "/c"}
-    compared = {**{name: given[name] for name in ("peft", "train", "counts")}, "seed": other.get("seed", 1)}
-    theirs = (key_of(compared), other.get("step", 0))
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, theirs])
-    with pytest.raises(ConfigError, match=said):
-        _agree(given, 0)
+def test_machines_that_disagree_end_with_2(
+    task: TrainTask, monkeypatch: pytest.MonkeyPatch, changed: dict[str, int], step: int, message: str
+) -> None:
+    other = task.model_copy(update=changed)
+    theirs = key_of(other.model_dump(mode="json", include={"peft", "train", "seed", "counts"})), step
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: [*own, theirs])
+    with pytest.raises(ConfigError, match=message):
+        require_agreement(task, 0)
 
 
-def test_machines_that_agree_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sftlab.train.stage import _agree
-
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: mine * 2)
-    _agree({"peft": {}, "train": {}, "seed": 1, "counts": {}, "checkpoints": "/c"}, 8)
+def test_machines_that_agree_train(task: TrainTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own * 2)
+    require_agreement(task, 8)

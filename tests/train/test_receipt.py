@@ -1,4 +1,4 @@
-"""What took effect is read off the model: libraries replace methods of modules, not the modules."""
+"""What took effect is read from the model: libraries replace methods of modules, not the modules."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ pytestmark = pytest.mark.smoke  # torch
 
 
 def of_liger(name: str) -> Callable[..., Any]:
-    """A function that was defined in a module of Liger."""
+    """A function defined in a module of Liger."""
     scope: dict[str, Any] = {"__name__": f"liger_kernel.transformers.{name}"}
     exec("def forward(self, x):\n    return x\n", scope)
-    made: Callable[..., Any] = scope["forward"]
-    return made
+    forward: Callable[..., Any] = scope["forward"]
+    return forward
 
 
 @pytest.fixture
@@ -36,10 +36,10 @@ def trainer(model: Any, *, smoothing: bool = False) -> Any:
 
 
 def test_modules_that_liger_patched_are_counted(llama: Any) -> None:
-    from sftlab.train.stage import liger_modules
+    from sftlab.train.receipt import liger_modules
 
     assert liger_modules(llama) == 0
-    # As its monkey_patch does it: bound to the instance, whose class stays transformers'.
+    # As its monkey_patch does: bound to the instance, whose class is that of transformers.
     llama.model.norm.__dict__["forward"] = MethodType(of_liger("rms_norm"), llama.model.norm)
     llama.model.layers[0].mlp.__dict__["forward"] = MethodType(of_liger("swiglu"), llama.model.layers[0].mlp)
     assert liger_modules(llama) == 2
@@ -49,7 +49,7 @@ PATCH = """
 import sys
 from test_receipt import tiny, with_adapters
 from transformers.integrations.liger import apply_liger_kernel
-from sftlab.train.stage import liger_modules
+from sftlab.train.receipt import liger_modules
 model = with_adapters(tiny(sys.argv[1]))
 before = liger_modules(model)
 apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
@@ -59,7 +59,7 @@ print(before, liger_modules(model))
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gemma3_vision", "qwen3"])
 def test_modules_that_the_real_liger_patches_are_counted(architecture: str) -> None:
-    """Below adapters, as a training has them. Patching needs no GPU, and changes classes of its process too."""
+    """Below adapters, as in training. Patching needs no GPU, and changes classes for the whole process."""
     pytest.importorskip("liger_kernel")
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(
@@ -68,7 +68,7 @@ def test_modules_that_the_real_liger_patches_are_counted(architecture: str) -> N
     assert done.returncode == 0, done.stderr
     before, after = map(int, done.stdout.split()[-2:])
     assert before == 0
-    assert after >= 7  # of two layers the MLP and two norms, and the last norm
+    assert after >= 7  # MLP and two norms in each of two layers, and the last norm
 
 
 @pytest.mark.parametrize("adapters", [True, False])
@@ -79,7 +79,7 @@ def test_the_head_is_the_one_that_the_model_has_now(llama: Any, adapters: bool, 
     from peft import LoraConfig, get_peft_model
     from trl.trainer.utils import add_fused_lm_head
 
-    from sftlab.train.stage import output_head
+    from sftlab.train.receipt import output_head
 
     model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"])) if adapters else llama
     assert output_head(trainer(model)) == "whole logits"
@@ -94,7 +94,7 @@ def test_the_head_is_the_one_that_the_model_has_now(llama: Any, adapters: bool, 
     assert output_head(SimpleNamespace(own_head=True)) == "head on target positions"
 
 
-# — arithmetic —
+# ------------------------------------------------------------------- floating-point operations
 
 
 def tiny(architecture: str, attention: str = "eager") -> Any:
@@ -130,19 +130,19 @@ def with_adapters(model: Any, r: int = 4, top_layers: float = 1.0, dropout: floa
 
 @pytest.mark.parametrize("adapters", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gemma3_vision", "qwen3"])
-def test_arithmetic_is_that_which_torch_counts(architecture: str, adapters: bool) -> None:
-    """But for attention scores (bmm)."""
+def test_flops_are_those_that_torch_counts(architecture: str, adapters: bool) -> None:
+    """Except attention scores (bmm)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sftlab.train.stage import flops_per_token
+    from sftlab.train.flops import flops_per_token
 
     model = tiny(architecture)
     if adapters:
         model = with_adapters(model)
         model.gradient_checkpointing_enable()
-        model.enable_input_require_grads()  # as the trainer does with it
-        model.eval()  # in which nothing is computed again
+        model.enable_input_require_grads()  # as the trainer does with checkpointing
+        model.eval()  # without recomputation
     ids = torch.randint(3, 300, (2, 64))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, logits_to_keep=torch.arange(40, 64), use_cache=False).logits.sum().backward()
@@ -151,11 +151,11 @@ def test_arithmetic_is_that_which_torch_counts(architecture: str, adapters: bool
     assert flops_per_token(model, 24 / 64) * ids.numel() == sum(counts.values())
 
 
-def test_below_the_lowest_adapter_nothing_is_computed_backward() -> None:
+def test_layers_below_the_lowest_adapter_have_no_backward_pass() -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from sftlab.train.stage import flops_per_token
+    from sftlab.train.flops import flops_per_token
 
     model = with_adapters(tiny("llama"), top_layers=0.5)
     layers = model.get_base_model().model.layers
@@ -165,7 +165,7 @@ def test_below_the_lowest_adapter_nothing_is_computed_backward() -> None:
         model(input_ids=ids, use_cache=False).logits.sum().backward()
     counts = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     counts.pop("aten.bmm")
-    # The gradient of that layer's own input is not needed either, and is not left out of the formula.
+    # The formula counts the gradient of that layer's input, which is not needed either.
     attention = layers[1].self_attn
     first = sum(part.base_layer.weight.numel() for part in (attention.q_proj, attention.k_proj, attention.v_proj))
     adapters = sum(
@@ -175,12 +175,12 @@ def test_below_the_lowest_adapter_nothing_is_computed_backward() -> None:
     assert flops_per_token(model, 1.0) == expected
 
 
-def test_arithmetic_of_gemma_by_hand() -> None:
-    """The shape of Gemma 3 4B: 3.2 billion weights in its layers, 0.7 in the head, 0.4 that text does not pass."""
+def test_flops_of_gemma_by_hand() -> None:
+    """The shape of Gemma 3 4B: 3.2 billion weights in its layers, 0.7 in the head, 0.4 in the vision tower."""
     import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
-    from sftlab.train.stage import flops_per_token
+    from sftlab.train.flops import flops_per_token
 
     text = {
         "vocab_size": 262_208, "hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 34,
@@ -207,11 +207,11 @@ def test_arithmetic_of_gemma_by_hand() -> None:
     assert flops_per_token(adapted, 1.0) == 4 * (layers + head) + 6 * 16 * 34 * sides
 
 
-def test_of_a_mixture_of_experts_the_experts_of_a_token_are_counted() -> None:
+def test_only_the_experts_of_a_token_are_counted() -> None:
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    from sftlab.train.stage import flops_per_token
+    from sftlab.train.flops import flops_per_token
 
     shape = {
         "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2,

@@ -16,7 +16,7 @@ def candidate(folder: Path, job: int, epoch: float, losses: list[float], tokens:
     return Candidate(mean, epoch, int(epoch), str(checkpoint), job, [f"job={job}"], None, 1.0)
 
 
-def test_the_lowest_loss_over_all_jobs_is_kept(tmp_path: Path) -> None:
+def test_the_lowest_loss_over_all_jobs_is_selected(tmp_path: Path) -> None:
     made = [
         candidate(tmp_path, 0, 1, [1.0] * 40),
         candidate(tmp_path, 0, 2, [0.9] * 40),
