@@ -44,13 +44,13 @@ CASES: list[Case] = [
     (["+hydra.callbacks.other._target_=os.getcwd"], None, ["hydra.callbacks.other._target_"]),
     (["~hydra.callbacks.study"], None, ["hydra.callbacks.study"]),
     (["+hydra.job.env_set.HF_TOKEN=abc"], None, ["hydra.job.env_set.HF_TOKEN"]),
-    (REPORT, None, ["r: holds no run.json", "name a run's folder with hydra.run.dir="]),
+    (REPORT, None, ["r: has no run.json", "set hydra.run.dir to the folder of a run"]),
     (REPORT, text("r/run.json", "{"), ["r/run.json: is not JSON", "name another run, or run the command again"]),
-    (REPORT, text("r/run.json", "[]"), ["r/run.json: has schema_version None, and 1 is read here; run the command"]),
+    (REPORT, text("r/run.json", "[]"), ["r/run.json: schema_version=None is not supported", "run the command again"]),
     (
         REPORT,
         text("r/run.json", '{"schema_version": 1, "evaluation": 3}'),
-        ["r: its files are not as a run writes them: AttributeError", "run its command again"],
+        ["r/run.json: is not the record of a run: AttributeError", "run the command again"],
     ),
 ]
 

@@ -39,7 +39,7 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     score, problems = scorer(cfg), list[str]()
     left, right = _read(a, cfg, problems), _read(b, cfg, problems)
     if problems:
-        raise ConfigError(_first(problems))
+        raise ConfigError(*_first(problems))
     pairs = _pairs(a, left, b, right, cfg)
     letters = _letters(a, pairs) if score.lettered else ""
     examples = []
@@ -81,10 +81,10 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     return predictions[0], predictions[1]
 
 
-def _first(problems: list[str]) -> str:
-    """The first of many problems, one per line, and how many more there are."""
+def _first(problems: list[str]) -> list[str]:
+    """The first of many problems, and how many more there are."""
     more = [f"… and {len(problems) - SHOWN:,} more broken rows"] if len(problems) > SHOWN else []
-    return "\n".join([*problems[:SHOWN], *more])
+    return [*problems[:SHOWN], *more]
 
 
 def _predictions(rows: list[Row], examples: list[Example], score: Scorer) -> list[Prediction]:
@@ -118,7 +118,7 @@ def _pairs(a: Path, left: dict[str, Row], b: Path, right: dict[str, Row], cfg: E
                 f"in {b}:{other.line}; give two files about the same questions"
             )
     if problems:
-        raise ConfigError(_first(problems))
+        raise ConfigError(*_first(problems))
     if changed := [row.line for row, other in pairs if "" != row.doc_hash != other.doc_hash != ""]:
         log.warning("%s:%d: %d questions have another doc_hash in %s", a, changed[0], len(changed), b)
     return pairs

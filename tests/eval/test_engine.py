@@ -17,8 +17,8 @@ from sftlab.eval.answers import Question
 from sftlab.eval.engines import Settings, Transformers, Vllm
 from sftlab.eval.forced import FORCING, choose_letters
 from sftlab.eval.prompts import tokenize_prompts
-from sftlab.model import base as models
 from sftlab.model.base import Base
+from sftlab.model.random import save_random_model
 from sftlab.records import Example
 
 PROMPTS = [[number + 10 * step for step in range(1, 4 + 5 * number)] for number in (7, 1, 4, 2, 9, 3, 5)]
@@ -27,7 +27,7 @@ PROMPTS = [[number + 10 * step for step in range(1, 4 + 5 * number)] for number 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    models._random("llama", 0, folder)
+    save_random_model("llama", 0, folder)
     # A sampling option of a model's own config, which vLLM ignores.
     path = folder / "generation_config.json"
     values = json.loads(path.read_text("utf-8"))
@@ -235,7 +235,7 @@ def test_letters_with_the_same_tokens_are_refused(tmp_path: Path, config: Any) -
     """A tokenizer without upper case cannot tell a from A."""
     folder = tmp_path / "model"
     folder.mkdir()
-    models._random("llama", 0, folder)
+    save_random_model("llama", 0, folder)
     values = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     (folder / "tokenizer.json").write_text(json.dumps(values | {"normalizer": {"type": "Lowercase"}}), "utf-8")
     base = Base("lower", folder, "identity", False, None)

@@ -396,8 +396,8 @@ def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> 
     ("overrides", "message"),
     [
         (["instance=large", "instance.num_processes=4", "eval.tensor_parallel_size=3"], "does not divide the 4 GPUs"),
-        (["instance=cpu", "eval.tensor_parallel_size=2"], "on the CPU there is nothing"),
-        (["instance=large", "eval.engine=transformers", "eval.tensor_parallel_size=2"], "only vLLM spreads"),
+        (["instance=cpu", "eval.tensor_parallel_size=2"], "this runs on the CPU"),
+        (["instance=large", "eval.engine=transformers", "eval.tensor_parallel_size=2"], "only vLLM shards"),
     ],
 )
 def test_an_impossible_tensor_parallel_size_is_refused(config: Make, overrides: list[str], message: str) -> None:

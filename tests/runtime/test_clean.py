@@ -45,9 +45,8 @@ def chain(store: Path, seed: int) -> dict[str, Stage]:
 
 
 def record(folder: Path, status: str = "success", **values: Any) -> Run:
-    run = Run(folder, {"status": status, **values})
-    folder.mkdir(parents=True, exist_ok=True)
-    run.save()
+    run = Run.start(folder, name="demo", mode="train", seed=1, command="")
+    run.update(status=status, **values)
     return run
 
 
@@ -524,7 +523,7 @@ def test_a_missing_and_an_empty_store(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_missing_folder_of_runs_stops_the_deletion(store: Path, tmp_path: Path) -> None:
     """A typo in clean.outputs must not make runs look deleted."""
     made, moved = chain(store, 1), chain(store, 2)
-    record(tmp_path / "here", stages=made["train"].key)
+    record(tmp_path / "here", stages={"train": made["train"].key})
     Store(store).register(tmp_path / "here")
     with pytest.raises(ConfigError, match=r"clean.outputs='.*archiv': no such folder"):
         clean(store, tmp_path / "archiv", delete=True)
