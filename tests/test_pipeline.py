@@ -266,7 +266,7 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
 
 def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
     """Also where it is found only then that it does not need gradient checkpointing."""
-    settings = [*TINY, "mode=train", "train.num_train_epochs=3", "seed=7", "peft.lora_dropout=0.1"]
+    settings = [*TINY, "mode=train", "train.num_train_epochs=3", "seed=7", "peft.lora_dropout=0.1", "instance.bf16=false"]
     undisturbed = whole(place, *settings, "hydra.run.dir=undisturbed", "store=undisturbed_store")
     assert undisturbed.returncode == 0, undisturbed.stderr
     process = subprocess.Popen(
@@ -330,7 +330,7 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
     run = read(place / "branched" / "run.json")
     kinds = [job["trained_as"] for job in run["jobs"]]
     assert kinds == ["a job of its own", *["a decay of 3 steps from job 0"] * 2]
-    assert "has its first" in done.stdout + done.stderr
+    assert "reuses the first" in done.stdout + done.stderr
     assert [row["epoch"] for row in run["selection"]["candidates"]] == [1, 2, 3, 1, 1, 2]
     # Nothing is left of what was only there to go on from.
     trained = [Path(place / read(file)["stages"]["train"]) for file in sorted((place / "branched").glob("*/job.json"))]
