@@ -273,6 +273,7 @@ def test_on_a_cpu_without_what_a_gpu_machine_may_lack(tmp_path: Path) -> None:
     for name in ("tiny-llama, full-64", "tiny-gemma3, full-64", "tiny-gemma3, medqa", "tiny-llama, full-32"):
         row = table[name]
         assert row["ratio"] == pytest.approx(row["tokens_per_second"] / row["bare_tokens_per_second"], abs=0.001)
+        assert row["gradient_checkpointing"] is row["bare_gradient_checkpointing"] is False
     assert table["tiny-llama, full-64"]["memory_error"] is not None
     assert found["targets"][0]["met"] is not None
     assert "not measured" in done.stdout

@@ -210,7 +210,7 @@ def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dic
 
 
 def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], int]:
-    """The run of machine 0, and how often machine 1 reported that there was nothing to train."""
+    """The run of machine 0, and how often machine 1 logged that there was nothing to train."""
     first = end(started[0], folder / "0" / "run")
     _, errors = started[1].communicate(timeout=900)
     assert started[1].returncode == 0, errors

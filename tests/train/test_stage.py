@@ -1,4 +1,4 @@
-"""What the parent of a training does with the files of its child: resume, reuse, share, release."""
+"""What the parent of a training does with its files: reuse, resume, share and release them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make(tmp_path: Path) -> Callable[[Config], stage.Trained]:
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[TrainTask]:
-    """The tasks of all child processes. In place of each, checkpoints are written until step 24, or ``diverge``."""
+    """The tasks of all child processes. Instead of training, each writes a checkpoint for every epoch."""
     started: list[TrainTask] = []
 
     def child(module: str, folder: Path, task: TrainTask, **_: Any) -> None:
