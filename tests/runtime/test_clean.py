@@ -16,6 +16,7 @@ import pytest
 
 from sftlab.errors import ConfigError, StageError
 from sftlab.records import Candidate
+from sftlab.results import Status
 from sftlab.runtime import clean as module
 from sftlab.runtime.clean import clean, unreferenced
 from sftlab.runtime.job import Job
@@ -44,10 +45,9 @@ def chain(store: Path, seed: int) -> dict[str, Stage]:
     return made
 
 
-def record(folder: Path, status: str = "success", **values: Any) -> Run:
-    run = Run(folder, {"status": status, **values})
-    folder.mkdir(parents=True, exist_ok=True)
-    run.save()
+def record(folder: Path, status: Status = "success", **values: Any) -> Run:
+    run = Run.start(folder, name="x", mode="train", seed=1, command="sftlab")
+    run.update(status=status, **values)
     return run
 
 
@@ -524,7 +524,7 @@ def test_no_store_and_an_empty_one(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_folder_of_runs_that_is_not_there_stops_the_deletion(store: Path, tmp_path: Path) -> None:
     """A word mistyped in clean.outputs must not make the runs that were moved there look as if they were gone."""
     made, moved = chain(store, 1), chain(store, 2)
-    record(tmp_path / "here", stages=made["train"].key)
+    record(tmp_path / "here", stages={"train": made["train"].key})
     Store(store).register(tmp_path / "here")
     with pytest.raises(ConfigError, match=r"clean.outputs='.*archiv': no such folder"):
         clean(store, tmp_path / "archiv", delete=True)
