@@ -106,6 +106,7 @@ class LoraFields(Section):
     top_layers: Annotated[float, Field(gt=0, le=1)]
     use_rslora: bool
     use_dora: bool
+    fused: bool
 
 
 class Lora(LoraFields):
@@ -146,6 +147,7 @@ class TrainConfig(Section):
     bf16: Automatic
     gradient_checkpointing: Automatic
     use_liger_kernel: bool
+    torch_compile: bool
     logging_steps: PositiveInt
     save_total_limit: PositiveInt | None
     extra: dict[str, Any]

@@ -75,6 +75,12 @@ class Receipt(Record):
     """Whether activations were recomputed in the backward pass."""
     liger_modules: int
     """Modules that run a Liger kernel."""
+    fused_lora_layers: int = 0
+    """Adapters that are computed in one fused operation (peft.fused)."""
+    compiled_graphs: int = 0
+    """Graphs that torch.compile compiled (train.torch_compile)."""
+    optimizer: str | None = None
+    """Class of the optimizer, with "fused" if one kernel updates all weights."""
     loss: str
     """Loss function, and how log-probabilities are computed."""
     optimizer_state: list[str]

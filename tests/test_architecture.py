@@ -32,6 +32,7 @@ HEAVY = {
 }  # fmt: skip
 # Imported inside functions only: a subclass must know its parent.
 HEAVY_MODULES = {
+    "sftlab.model.fused_lora",
     "sftlab.train.batches",
     "sftlab.train.callbacks",
     "sftlab.train.trainer",

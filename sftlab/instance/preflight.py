@@ -53,6 +53,8 @@ def check(machine: Machine, cfg: Config) -> None:
             problems += _compiler(machine.name)
     elif cfg.instance.device == "auto" and "CUDA_VISIBLE_DEVICES" not in os.environ:
         problems += _unused_gpu(machine.name)
+    if trains and cfg.train.torch_compile and machine.device == "cpu":
+        problems += _cpp_compiler()
     if uses_vllm:
         problems += _vllm(machine)
     if problems:
@@ -156,6 +158,15 @@ def _compiler(name: str) -> Iterator[str]:
             f"instance={name}: Triton compiles kernels with Python's headers, and {header} does not exist; install "
             f"them (Debian and Ubuntu: sudo apt install {python}-dev; Fedora and RHEL: sudo dnf install "
             f"{python}-devel), or use a Python from uv or conda, which includes them"
+        )
+
+
+def _cpp_compiler() -> Iterator[str]:
+    """Report a missing C++ compiler, with which torch.compile generates code for a CPU."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        yield (
+            "train.torch_compile=true: needs a C++ compiler, and neither g++ nor clang++ is installed; install one "
+            "(Debian and Ubuntu: sudo apt install g++), or set it to false"
         )
 
 

@@ -46,6 +46,9 @@ def receipt(trainer: Any, train: TrainConfig, machine: Machine, counts: TokenCou
         padding_mask=trainer.padding_mask,
         gradient_checkpointing=checkpointed(model),
         liger_modules=liger_modules(model),
+        fused_lora_layers=fused_lora_layers(model),
+        compiled_graphs=compiled_graphs(),
+        optimizer=_optimizer(trainer.optimizer),
         loss=f"{args.loss_type} of completion tokens, {head}",
         optimizer_state=_state_types(trainer.optimizer),
         # Of a frozen weight if there is one: adapters are float32, whatever the base is.
@@ -92,6 +95,26 @@ def checkpointed(model: Any) -> bool:
 def liger_modules(model: Any) -> int:
     """Number of modules that run Liger's code."""
     return sum(_runs_code_of("liger_kernel", module.forward) for module in model.modules())
+
+
+def fused_lora_layers(model: Any) -> int:
+    """Number of adapters whose forward pass is ``model.fused_lora``."""
+    variants = (variant for module in model.modules() for variant in getattr(module, "lora_variant", {}).values())
+    return sum(type(variant).__module__ == "sftlab.model.fused_lora" for variant in variants)
+
+
+def compiled_graphs() -> int:
+    """Number of graphs that torch.compile has compiled in this process."""
+    import torch
+
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def _optimizer(optimizer: Any) -> str:
+    """Class of the optimizer, and whether one kernel updates all weights (``fused``)."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return f"{type(optimizer).__name__}, fused" if fused else type(optimizer).__name__
 
 
 def output_head(trainer: Any) -> str:

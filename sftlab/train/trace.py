@@ -185,6 +185,10 @@ def _model(task: TraceTask, shape: Shape, dtype: Any) -> Any:
             model = get_peft_model(model, lora)
             if shape.train.bf16:
                 keep_inputs(model)
+            if not isinstance(shape.peft, NoPeft) and shape.peft.fused:
+                from sftlab.model.fused_lora import fuse
+
+                fuse(model)
             # TRL trains the adapters of a quantised model in bfloat16, and others in float32.
             trained = torch.bfloat16 if isinstance(shape.peft, Qlora) and shape.train.bf16 else torch.float32
             for parameter in model.parameters():

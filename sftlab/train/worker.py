@@ -22,7 +22,7 @@ from sftlab.runtime.store import key_of, sync, write_json
 from sftlab.tracking import wandb as tracking
 from sftlab.train.arguments import distribute, sft_arguments
 from sftlab.train.checkpoints import METRICS, RECEIPT, earlier_machines, last_resumable
-from sftlab.train.receipt import TrainingResult, receipt
+from sftlab.train.receipt import TrainingResult, compiled_graphs, receipt
 from sftlab.train.schedule import decay_steps
 
 
@@ -91,6 +91,8 @@ def run(folder: Path, task: TrainTask) -> None:
     with suppress(DivergedError):  # recorded as diverged_at_step
         output = trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
         seconds = output.metrics["train_runtime"]
+    if train.torch_compile and not compiled_graphs():
+        raise StageError("train.torch_compile=true had no effect: no part of the model was compiled; set it to false")
     diverged = checkpoints.diverged_at_step
     checksums = _checksums(trainer) if diverged is None else []
     if len(set(checksums)) > 1:
@@ -205,6 +207,10 @@ def _trainer(task: TrainTask, model: Any, arguments: Any, callbacks: list[Any]) 
     )
     if task.train.bf16:
         keep_inputs(trainer.model)
+    if not isinstance(task.peft, NoPeft) and task.peft.fused:
+        from sftlab.model.fused_lora import fuse
+
+        fuse(trainer.model)
     return trainer
 
 

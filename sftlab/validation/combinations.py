@@ -49,6 +49,9 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
             "an adapter on lm_head would not be trained: the loss uses the weight of lm_head alone",
             "leave lm_head out",
         )
+    if not isinstance(cfg.peft, NoPeft) and cfg.peft.use_dora and cfg.peft.fused:
+        message = "DoRA adapters have no fused form"
+        yield Problem("peft.fused", "true", message, "set it to false", ("peft.use_dora",))
     if extra.get("packing_strategy") == "wrapped":
         yield Problem(
             "train.extra.packing_strategy",

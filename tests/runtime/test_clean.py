@@ -16,6 +16,7 @@ import pytest
 
 from sftlab.errors import ConfigError, StageError
 from sftlab.records import Candidate
+from sftlab.results import Status
 from sftlab.runtime import clean as module
 from sftlab.runtime.clean import clean, unreferenced
 from sftlab.runtime.job import Job
@@ -44,8 +45,8 @@ def chain(store: Path, seed: int) -> dict[str, Stage]:
     return made
 
 
-def record(folder: Path, status: str = "success", **values: Any) -> Run:
-    run = Run.start(folder, name="demo", mode="train", seed=1, command="")
+def record(folder: Path, status: Status = "success", **values: Any) -> Run:
+    run = Run.start(folder, name="x", mode="train", seed=1, command="sftlab")
     run.update(status=status, **values)
     return run
 

@@ -11,6 +11,9 @@ from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
+from test_cli import whole
+
+from sftlab.runtime.run import Run
 
 pytestmark = pytest.mark.smoke  # torch
 
@@ -115,7 +118,9 @@ def tiny(architecture: str, attention: str = "eager") -> Any:
     return model
 
 
-def with_adapters(model: Any, r: int = 4, top_layers: float = 1.0, dropout: float = 0.0, dora: bool = False) -> Any:
+def with_adapters(
+    model: Any, r: int = 4, top_layers: float = 1.0, dropout: float = 0.0, dora: bool = False, fused: bool = False
+) -> Any:
     from peft import get_peft_model
 
     from sftlab.config import Lora
@@ -123,7 +128,7 @@ def with_adapters(model: Any, r: int = 4, top_layers: float = 1.0, dropout: floa
 
     lora = Lora(
         method="lora", r=r, lora_alpha=8.0, lora_dropout=dropout, target_modules="all-linear", use_rslora=False,
-        use_dora=dora, top_layers=top_layers,
+        use_dora=dora, top_layers=top_layers, fused=fused,
     )  # fmt: skip
     return get_peft_model(model, lora_config(lora, model))
 
@@ -223,3 +228,20 @@ def test_only_the_experts_of_a_token_are_counted() -> None:
     attention = 32 * (32 + 2 * 16) + 32 * 32
     router, experts = 8 * 32, 2 * 3 * 32 * 16
     assert flops_per_token(model, 1.0) == 6 * (2 * (attention + router + experts) + 100 * 32)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_a_compiled_model_and_a_fused_optimizer_are_recorded(tmp_path: Path, optim: str) -> None:
+    """With the backend that compiles to eager code: generating C++ would take a minute."""
+    settings = [
+        *("model=tiny_random", "instance=cpu", "tracking=none", "mode=train", "instance.bf16=false"),
+        *("dataset.split={train: 4, validation: 2, test: 2}", "train.num_train_epochs=1", f"train.optim={optim}"),
+    ]
+    if compiled := optim == "adamw_torch":
+        settings += ["train.torch_compile=true", "+train.extra.torch_compile_backend=eager"]
+    done = whole(tmp_path, *settings, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    receipt = Run.read(tmp_path / "run").record.receipt
+    assert receipt is not None
+    assert (receipt.compiled_graphs > 0) == compiled
+    assert receipt.optimizer == ("AdamW" if compiled else "AdamW, fused")
