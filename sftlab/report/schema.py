@@ -19,9 +19,13 @@ shares and differences are fractions; intervals are `[low, high]` at the confide
 """
 
 
+Schema = dict[str, Any]
+"""A JSON schema, as pydantic generates it."""
+
+
 def page() -> str:
     """Render the page: one section per record, in the order in which they are first mentioned."""
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, Schema] = {}
     for model in (RunRecord, JobRecord):
         schema = model.model_json_schema(mode="serialization")
         records |= {model.__name__: schema} | schema.pop("$defs", {})
@@ -29,7 +33,7 @@ def page() -> str:
     return "\n".join([HEAD, *sections])
 
 
-def _mentioned(records: dict[str, dict[str, Any]], *start: str) -> list[str]:
+def _mentioned(records: dict[str, Schema], *start: str) -> list[str]:
     order: list[str] = []
     todo = list(start)
     while todo:
@@ -40,7 +44,7 @@ def _mentioned(records: dict[str, dict[str, Any]], *start: str) -> list[str]:
     return order
 
 
-def _section(name: str, schema: dict[str, Any]) -> str:
+def _section(name: str, schema: Schema) -> str:
     rows = [
         f"| `{field}` | {_type(value)} | {_line(value['description'])} |"
         for field, value in schema["properties"].items()
@@ -59,7 +63,7 @@ def _section(name: str, schema: dict[str, Any]) -> str:
     )
 
 
-def _type(schema: dict[str, Any]) -> str:
+def _type(schema: Schema) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})" if name != "JsonValue" else "JSON"
