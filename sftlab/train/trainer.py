@@ -14,9 +14,8 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sftlab.model.base import needs_padding_mask
+from sftlab.records import IGNORED
 from sftlab.train.batches import StepSampler, row_lengths
-
-IGNORED = -100  # label of a token without a loss
 
 Batch = dict[str, torch.Tensor]
 """``input_ids``, ``labels`` and what else the model takes, of shape (rows, tokens)."""
@@ -55,7 +54,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             return super()._get_train_sampler(train_dataset)
         self.sampler = StepSampler(
             self.lengths,
-            rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            rows_per_step=self.rows_per_step,
             ranks=self.args.world_size,
             micro_batches=self.args.gradient_accumulation_steps,
             seed=self.args.data_seed,
@@ -64,6 +63,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             rank=self.args.process_index,
         )
         return self.sampler
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows per optimizer step over all ranks."""
+        return int(self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size)
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
