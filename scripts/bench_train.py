@@ -34,11 +34,12 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from sftlab.config import Config
-from sftlab.dataset.tokenize import COUNTS, IGNORED, Tokenized
+from sftlab.dataset.tokenize import COUNTS, Tokenized
 from sftlab.hydra_app.compose import CONF
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base
+from sftlab.records import IGNORED
 from sftlab.results import SplitCounts, TokenCounts
 from sftlab.runtime.processes import NEEDED, QUIET
 from sftlab.runtime.store import Stage, Store, write_json

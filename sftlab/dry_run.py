@@ -17,6 +17,7 @@ from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned_data
 from sftlab.eval import contenders
 from sftlab.eval import stage as evaluate
+from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
@@ -24,7 +25,7 @@ from sftlab.instance import machine as instance
 from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.pipeline import check_generation, check_rows, evaluated_model, with_precision
+from sftlab.pipeline import check_generation, evaluated_model, with_precision
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import ScratchStore, Store
 from sftlab.train import memory, plan, schedule
@@ -49,7 +50,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
     data = _dataset(cfg, store, temporary)
     test = contenders.read_test(cfg, temporary, data)
     gate(cfg, temporary, data, test.examples, test.key)
-    check_rows(cfg, data)
+    check_answers(cfg, {**data.for_training(), "test": test.examples})
     base = _model("model", cfg.model, store, cfg.seed)
     is_trained = False
     if base is None:
@@ -85,6 +86,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
     preflight.check(machine, cfg)
     data = _dataset(cfg, store, temporary) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, temporary, data)
+    check_answers(cfg, {"test": test.examples})
     log.info("test set: %d rows; engine: %s on %s", len(test.examples), cfg.eval.engine, machine.device)
     for name, section in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
         base = _model(name, section, store, cfg.seed)

@@ -113,7 +113,7 @@ def with_keys(error: ConfigError, *keys: str) -> list[Problem]:
     return [replace(problem, keys=(*problem.keys, *keys)) for problem in error.problems]
 
 
-def to_json(error: SftlabError) -> dict[str, Any]:
+def to_json(error: SftlabError) -> dict[str, object]:
     """Convert an error to JSON values, for a child process to report it to its parent."""
     problems = [asdict(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
     return {"type": type(error).__name__, "message": str(error), "problems": problems}

@@ -15,9 +15,9 @@ from sftlab.errors import OutOfMemoryError, StageError, advised
 from sftlab.eval import contenders, decision
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
+from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.predictions import load_pair
-from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.instance import precision, preflight
 from sftlab.model import base as models
@@ -45,7 +45,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     data = dataset.make(store, cfg.dataset, cfg.seed)
     test = contenders.read_test(cfg, store, data)
     job.overlap, examined = gate(cfg, store, data, test.examples, test.key)  # before the model is downloaded
-    check_rows(cfg, data)
+    check_answers(cfg, {**data.for_training(), "test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
@@ -171,6 +171,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     store, cfg = Store(cfg.store), pinned_data(cfg)
     data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, store, data)
+    check_answers(cfg, {"test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
@@ -208,18 +209,6 @@ def compare_files(run: Run, cfg: Config) -> Path:
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation)
     return run.folder / "report.html"
-
-
-def check_rows(cfg: Config, data: dataset.Dataset) -> None:
-    """Check the answers in the rows of a training job.
-
-    Raises:
-        ConfigError: Checkpoints are ranked by answers, and those to validation rows cannot be scored.
-    """
-    if cfg.select.metric == "exact_match":
-        scorer(cfg.eval).check(data.split("validation"), "validation")
-    if MODES[cfg.mode].evaluates and (warning := scorer(cfg.eval).check_completions(data.split("train"))):
-        log.warning(warning)
 
 
 def check_generation(cfg: Config, base: Base, test: EvalSet) -> None:

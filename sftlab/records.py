@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+IGNORED = -100  # label of a token without a loss
+
 
 @dataclass(frozen=True)
 class Record:

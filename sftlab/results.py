@@ -247,11 +247,11 @@ class JobSummary(Record):
     job: int
     """Its number."""
     overrides: list[str]
-    """What it was started with."""
+    """Overrides of the job, as on a command line."""
     status: Status
     """How it ended."""
     error: str | None
-    """Why it failed."""
+    """Why it failed; null otherwise."""
     ranked: bool
     """Whether its checkpoints were ranked with those of the selected job."""
     trained_as: str
@@ -452,11 +452,11 @@ class EvaluationRow(Record):
     job: int
     """Its number."""
     overrides: list[str]
-    """What it was started with."""
+    """Overrides of the job, as on a command line."""
     status: Status
     """How it ended."""
     error: str | None = None
-    """Why it failed."""
+    """Why it failed; null otherwise."""
     model: str | None = None
     """The evaluated model."""
     base: str | None = None
@@ -485,7 +485,7 @@ class PlanRow(PlanCell):
     job: int
     """Its number."""
     overrides: list[str]
-    """What it was started with."""
+    """Overrides of the job, as on a command line."""
 
 
 # ------------------------------------------------------------------- overlap
@@ -561,27 +561,27 @@ class RunRecord(Record):
     schema_version: int = SCHEMA_VERSION
     """Version of this schema."""
     id: str
-    """Identifies the run."""
+    """Unique id of the run."""
     status: Status
-    """running, success or failed."""
+    """State of the run."""
     error: str | None = None
-    """Why it failed."""
+    """Why it failed; null otherwise."""
     experiment: str
-    """The config key name."""
+    """The config key ``name``."""
     mode: str
-    """The config key mode."""
+    """The config key ``mode``."""
     command: str
     """The command line."""
     started: str
-    """ISO time, UTC."""
+    """ISO time in UTC."""
     finished: str | None = None
-    """ISO time, UTC."""
+    """ISO time in UTC."""
     git: str | None = None
     """Commit of sftlab's checkout, with a + if it has changes; null if installed otherwise."""
     versions: dict[str, str] = {}
     """Installed versions of the libraries."""
     seed: int
-    """The config key seed."""
+    """The config key ``seed``."""
     revisions: dict[str, str] = {}
     """Commits of hub models and datasets, by the config key that pins them."""
     template_time: str | None = None
@@ -623,13 +623,13 @@ class JobRecord(Record):
     number: int
     """Number of the job in its sweep; 0 for a single run."""
     overrides: list[str]
-    """What it was started with."""
+    """Overrides of the job, as on a command line."""
     config: dict[str, JsonValue]
     """Its configuration, with resolved number formats and pinned commits once they are known."""
     status: Status = "running"
-    """running, success or failed."""
+    """State of the job."""
     error: str | None = None
-    """Why it failed."""
+    """Why it failed; null otherwise."""
     exit_code: int = 0
     """Exit code of a single run that fails like this job."""
     run: str | None = None

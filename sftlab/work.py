@@ -114,7 +114,7 @@ def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
     data = dataset.make(store, cfg.dataset, cfg.seed)
     preview(
         base.tokenizer(),
-        {name: data.split(name) for name in ("train", "validation")},
+        data.for_training(),
         max_length=cfg.train.max_length,
         folder=folder,
         seed=cfg.seed,

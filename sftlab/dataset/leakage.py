@@ -35,7 +35,7 @@ def gate(
     """
 
     def build(folder: Path) -> None:
-        splits = {"train": data.split("train"), "validation": data.split("validation"), "test": test}
+        splits = {**data.for_training(), "test": test}
         write_json(folder / "overlap.json", asdict(overlap.find_overlaps(splits, max_overlap=cfg.dataset.max_overlap)))
 
     inputs = {"version": 1, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows, cfg.seed]}

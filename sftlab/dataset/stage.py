@@ -32,6 +32,10 @@ class Dataset:
         known = _memory.get(self.stage.key) or _remember(self.stage.key, Rendered(_read(self.stage.path), {}))
         return list(known.splits[name])
 
+    def for_training(self) -> Splits:
+        """Return the examples of train and validation."""
+        return {name: self.split(name) for name in ("train", "validation")}
+
     def counts(self) -> str:
         """Return the numbers of rows as they are logged: "320 train, 48 validation, 200 test"."""
         return counts_of({name: self.split(name) for name in SPLITS})

@@ -13,13 +13,12 @@ from sftlab.dataset.prompt import tokenize, tokenize_all, turn_end
 from sftlab.dataset.stage import Dataset
 from sftlab.errors import ConfigError
 from sftlab.model.base import Base
-from sftlab.records import Example
+from sftlab.records import IGNORED, Example
 from sftlab.results import SplitCounts, TokenCounts
 from sftlab.runtime.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
-IGNORED = -100  # label of a token without a loss
 COUNTS = "counts.json"
 
 

@@ -56,25 +56,16 @@ class Judged:
 
 
 def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSet:
-    """Read the test set: that of eval.dataset if it is set, else of the dataset itself.
-
-    Raises:
-        ConfigError: Answers to its rows cannot be judged.
-    """
+    """Read the test set: that of eval.dataset if it is set, else of the dataset itself."""
     mounted = cfg.eval.dataset is not None
     if cfg.eval.dataset is not None:
         data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
     assert data is not None
     rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
-    if MODES[cfg.mode].reads_test:
-        score = scorer(cfg.eval)
-        score.check(rows)
-        if warning := score.check_completions(rows, "test"):
-            log.warning(warning)
-        if cfg.eval.group_by is not None:
-            source = cfg.eval.dataset or cfg.dataset
-            values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
-            rows = [replace(row, subgroup=values[row.id]) for row in rows]
+    if MODES[cfg.mode].reads_test and cfg.eval.group_by is not None:
+        source = cfg.eval.dataset or cfg.dataset
+        values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
+        rows = [replace(row, subgroup=values[row.id]) for row in rows]
     return EvalSet(rows, data.stage.key)
 
 

@@ -169,7 +169,7 @@ class Transformers:
         """Yield the index of each prompt and its completion. Prompts of similar length share a batch."""
         import torch
 
-        sampling: dict[str, Any] = {"do_sample": False}
+        sampling: dict[str, object] = {"do_sample": False}
         if self.settings.temperature > 0:
             torch.manual_seed(seed)
             sampling = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0, "top_p": 1.0}

@@ -13,34 +13,61 @@ HEAD = f"""# run.json and job.json
 
 <!-- Generated from sftlab/results.py by scripts/schema. -->
 
-`run.json` is one [RunRecord](#runrecord), `job.json` in the folder of each job one [JobRecord](#jobrecord). This is
-schema version {SCHEMA_VERSION}. `mode=report` reads version 1 too. Readers ignore unknown fields. Accuracies, scores,
-shares and differences are fractions; intervals are `[low, high]` at the confidence `level` beside them.
+`run.json` in the folder of a run is one [RunRecord](#runrecord); `job.json` in the folder of a job is one
+[JobRecord](#jobrecord). This is schema version {SCHEMA_VERSION}. `mode=report` reads version 1 too.
+
+```python
+import json
+
+with open("outputs/demo/TIME/run.json") as file:
+    run = json.load(file)
+print(run["selection"]["epoch"], run["evaluation"]["comparison"]["verdict"]["outcome"])  # 2.0 better
+```
+
+- Accuracies, scores, shares and differences are fractions: 0.67 is 67 %.
+- An interval is `[low, high]` at the confidence `level` beside it: 0.95 is 95 %.
+- A *scalar* is a string, a number, a boolean or null. A map has any names; `string → number` is a map with numbers as
+  values.
+- A later version may add fields: ignore those that you do not know.
 """
+
+Schema = dict[str, Any]
+"""A JSON schema, as pydantic generates it."""
+
+# Config keys in descriptions, such as train.max_length and mode=plan.
+KEY = r"(?:(?:dataset|eval|instance|merge|model|select|train)\.\w+(?:=\w+)?|mode=\w+)"
+SCALAR = {"string", "integer", "number", "boolean", "null"}
 
 
 def page() -> str:
-    """Render the page: one section per record, in the order in which they are first mentioned."""
-    records: dict[str, dict[str, Any]] = {}
+    """Render the page: a tree of the records, then one section per record."""
+    records: dict[str, Schema] = {}
     for model in (RunRecord, JobRecord):
         schema = model.model_json_schema(mode="serialization")
         records |= {model.__name__: schema} | schema.pop("$defs", {})
-    sections = [_section(name, records[name]) for name in _mentioned(records, "RunRecord", "JobRecord")]
-    return "\n".join([HEAD, *sections])
-
-
-def _mentioned(records: dict[str, dict[str, Any]], *start: str) -> list[str]:
     order: list[str] = []
-    todo = list(start)
-    while todo:
-        name = todo.pop(0)
-        if name not in order and name != "JsonValue":
-            order.append(name)
-            todo += re.findall(r"#/\$defs/(\w+)", str(records[name]))
-    return order
+    tree = [*_tree(records, "RunRecord", order), *_tree(records, "JobRecord", order)]
+    return "\n".join([HEAD, *tree, "", *(_section(name, records[name]) for name in order)])
 
 
-def _section(name: str, schema: dict[str, Any]) -> str:
+def _tree(records: dict[str, Schema], name: str, order: list[str], field: str = "", depth: int = 0) -> list[str]:
+    """The record and those below it, as a nested list. A record that was listed before is not repeated below."""
+    lines = ["  " * depth + f"- {f'`{field}`: ' if field else ''}{_link(name)}"]
+    if name in order:
+        return lines
+    order.append(name)
+    for key, schema in records[name]["properties"].items():
+        for inner in dict.fromkeys(re.findall(r"#/\$defs/(\w+)", str(schema))):
+            if inner != "JsonValue":
+                lines += _tree(records, inner, order, key, depth + 1)
+    return lines
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _section(name: str, schema: Schema) -> str:
     rows = [
         f"| `{field}` | {_type(value)} | {_line(value['description'])} |"
         for field, value in schema["properties"].items()
@@ -59,26 +86,29 @@ def _section(name: str, schema: dict[str, Any]) -> str:
     )
 
 
-def _type(schema: dict[str, Any]) -> str:
+def _type(schema: Schema) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})" if name != "JsonValue" else "JSON"
+        return _link(name) if name != "JsonValue" else "JSON"
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(map(_type, schema["anyOf"])))
+        types = list(dict.fromkeys(map(_type, schema["anyOf"])))
+        return "scalar" if set(types) == SCALAR else " or ".join(types)
     if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
+        return " or ".join(f"`{value}`" for value in schema["enum"])
     if "prefixItems" in schema:
         return f"[{', '.join(map(_type, schema['prefixItems']))}]"
     if schema.get("type") == "array":
-        return f"list of {_type(schema['items'])}"
+        items = _type(schema["items"])
+        return f"list of ({items})" if " or " in items else f"list of {items}"
     if schema.get("type") == "object":
         values = schema.get("additionalProperties")
-        return f"map of {_type(values)}" if isinstance(values, dict) and values else "map of JSON"
+        return f"string → {_type(values)}" if isinstance(values, dict) and values else "string → JSON"
     return str(schema["type"])
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+    text = re.sub(rf"(?<![`\w.]){KEY}", r"`\g<0>`", " ".join(text.split()).replace("``", "`"))
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sftlab.config import Config, TrackingConfig
 from sftlab.runtime.job import Job
@@ -30,7 +29,7 @@ class Result:
     header: list[str]
     rows: list[list[str]]
     figure: Path
-    history: list[dict[str, Any]]
+    history: list[dict[str, float | None]]
 
 
 def of_job(cfg: Config, job: Job, folder: Path) -> dict[str, str]:
@@ -163,7 +162,7 @@ def _send(result: Result) -> None:
                 if isinstance(value, int | float)
             }
             run.log({"train/global_step": row["step"], **named})
-        media: dict[str, Any] = {}
+        media: dict[str, object] = {}
         if result.rows:
             media["result"] = wandb.Table(columns=result.header, data=result.rows)
         if result.figure.is_file():

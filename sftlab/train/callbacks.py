@@ -165,7 +165,7 @@ def _folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def _mean_loss(history: list[dict[str, Any]], after: int) -> float | None:
+def _mean_loss(history: list[dict[str, float]], after: int) -> float | None:
     """The mean training loss of the steps after a step. Each logged value is the mean since the value before."""
     logged = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row and row["step"] > after]
     steps = [step - before for (step, _), before in zip(logged, [after, *(step for step, _ in logged)], strict=False)]
@@ -174,7 +174,7 @@ def _mean_loss(history: list[dict[str, Any]], after: int) -> float | None:
     return round(total / sum(steps), 6) if logged else None
 
 
-def _last(history: list[dict[str, Any]], name: str) -> float | None:
+def _last(history: list[dict[str, float]], name: str) -> float | None:
     return next((float(row[name]) for row in reversed(history) if name in row), None)
 
 

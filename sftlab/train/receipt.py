@@ -54,7 +54,7 @@ def receipt(trainer: Any, train: TrainConfig, machine: Machine, counts: TokenCou
         # Of a frozen weight if there is one: adapters are float32, whatever the base is.
         base_dtype=str(min(parameters, key=lambda parameter: parameter.requires_grad).dtype),
         autocast="bfloat16" if train.bf16 else None,
-        effective_batch=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        effective_batch=trainer.rows_per_step,
         optimizer_steps=trainer.state.global_step,
         supervised_tokens=counts.train.supervised,
         supervised_share=round(supervised, 4),

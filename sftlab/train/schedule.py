@@ -14,8 +14,7 @@ def steps(counts: TokenCounts, train: TrainConfig, machine: Machine) -> int | No
     """Optimizer steps of a job; None with packing, where the number of sequences is not known before."""
     if train.packing:
         return None
-    batches = ceil(counts.train.rows / (train.per_device_train_batch_size * machine.world_size))
-    return train.num_train_epochs * ceil(batches / machine.accumulation(train))
+    return train.num_train_epochs * ceil(counts.train.rows / machine.effective_batch(train))
 
 
 def check_length(counts: TokenCounts, train: TrainConfig, machine: Machine) -> None:

@@ -14,9 +14,11 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sftlab.model.base import needs_padding_mask
+from sftlab.records import IGNORED
 from sftlab.train.batches import StepSampler, row_lengths
 
-IGNORED = -100  # label of a token without a loss
+Batch = dict[str, torch.Tensor]
+"""``input_ids``, ``labels`` and what else the model takes, of shape (rows, tokens)."""
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -52,7 +54,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             return super()._get_train_sampler(train_dataset)
         self.sampler = StepSampler(
             self.lengths,
-            rows_per_step=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            rows_per_step=self.rows_per_step,
             ranks=self.args.world_size,
             micro_batches=self.args.gradient_accumulation_steps,
             seed=self.args.data_seed,
@@ -62,8 +64,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         )
         return self.sampler
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows per optimizer step over all ranks."""
+        return int(self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size)
+
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Mean negative log-likelihood of the target tokens, in nats.
 
@@ -96,7 +103,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         """
         return super().get_batch_samples(map(self._without_repetitions, epoch_iterator), num_batches, device)
 
-    def _without_repetitions(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _without_repetitions(self, batch: Batch) -> Batch:
         state, labels = self.accelerator.gradient_state, batch["labels"]
         if state.end_of_dataloader and state.remainder > 0 and not self.args.packing:
             own = max(0, state.remainder - self.accelerator.process_index * self.args.per_device_train_batch_size)
@@ -156,7 +163,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _row_losses(self, model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _row_losses(self, model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihood and number of target tokens of each row of a batch."""
         tokens = (batch["labels"][:, 1:] != IGNORED).sum(dim=1)
         if self.args.device.type == "cpu":
@@ -174,7 +181,7 @@ def _without_mask(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return args, {name: value for name, value in kwargs.items() if name != "attention_mask"}
 
 
-def token_losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def token_losses(model: Any, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log-likelihood of every target token of a batch, and the row of each: two flat tensors.
 
     Only positions at which a row of the batch has a target go through the output head.

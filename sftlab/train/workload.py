@@ -8,8 +8,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from sftlab.config import TrainConfig
-from sftlab.dataset.tokenize import IGNORED, Tokenized
+from sftlab.dataset.tokenize import Tokenized
 from sftlab.instance.machine import Machine
+from sftlab.records import IGNORED
 from sftlab.train.counting import Batch
 
 DRAWN_STEPS = 200  # steps from which the padding of a longer epoch is estimated

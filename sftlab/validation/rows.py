@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from sftlab.config import Config, DatasetConfig
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem, with_keys
+from sftlab.eval.checks import check_answers
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.model import hub
-from sftlab.records import Example
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import Store, key_of
 from sftlab.validation.combinations import evaluation_problems
 from sftlab.validation.files import is_local
 from sftlab.validation.keys import shown
-
-log = logging.getLogger(__name__)
 
 # Keys of the datasets whose rows this process has checked: the jobs of a sweep share them.
 CHECKED: set[str] = set()
@@ -86,8 +83,10 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
     if known in CHECKED:
         return
     splits = dataset.load(store, data, cfg.seed, mounted=mounted, column=column)
-    if not scorer(cfg.eval).lettered or data.choices is not None:
-        _check_answers(cfg, splits, mounted=mounted, tested=tested)
+    has_choices = not scorer(cfg.eval).lettered or data.choices is not None
+    if has_choices and not any(evaluation_problems(cfg)):  # these are reported themselves
+        used = {"train": not mounted, "validation": not mounted, "test": tested}
+        check_answers(cfg, {name: rows for name, rows in splits.items() if used[name]})
     if not splits["test"] and MODES[cfg.mode].reads_test and cfg.eval.dataset is None:
         yield Problem(
             f"{section}.split",
@@ -99,28 +98,6 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
         )
     else:
         CHECKED.add(known)
-
-
-def _check_answers(cfg: Config, splits: dict[str, list[Example]], *, mounted: bool, tested: bool) -> None:
-    """Check that answers to the rows can be judged, and that the completions trained on would count as correct.
-
-    Raises:
-        ConfigError: targets that no answer can equal, or completions of which none is read as its target.
-    """
-    if any(evaluation_problems(cfg)):
-        return  # reported themselves
-    score, warnings = scorer(cfg.eval), []
-    if tested:
-        score.check(splits["test"])
-    if MODES[cfg.mode].trains and not mounted:
-        if cfg.select.metric == "exact_match":
-            score.check(splits["validation"], "validation")
-        if MODES[cfg.mode].evaluates:
-            warnings.append(score.check_completions(splits["train"]))
-    if tested:
-        warnings.append(score.check_completions(splits["test"], "test"))
-    for warning in filter(None, warnings):
-        log.warning(warning)
 
 
 def _split(section: str, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:
