@@ -249,7 +249,7 @@ def test_a_sweep_shares_epochs_exactly_and_survives_a_bad_job(place: Path) -> No
     assert [len([row for row in run["selection"]["candidates"] if row["job"] == job]) for job in (0, 2, 4)] == [1, 3, 2]
     assert [run["jobs"][job]["trained_as"] for job in (0, 2, 4)] == [
         "the first epochs of job 2",
-        "a job of its own",
+        "trained separately",
         "the first epochs of job 2",
     ]
     with (place / "swept" / "sweep.csv").open() as file:
@@ -340,7 +340,7 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
     assert done.returncode == 0, done.stderr
     run = read(place / "branched" / "run.json")
     kinds = [job["trained_as"] for job in run["jobs"]]
-    assert kinds == ["a job of its own", *["a decay of 3 steps from job 0"] * 2]
+    assert kinds == ["trained separately", *["a decay of 3 steps from job 0"] * 2]
     assert "reuses the first" in done.stdout + done.stderr
     assert [row["epoch"] for row in run["selection"]["candidates"]] == [1, 2, 3, 1, 1, 2]
     # Nothing is left of what was only there to go on from.

@@ -20,6 +20,7 @@ def run(values: Values) -> Values:
         "schema_version": 2,
         **_converted(values, precision=_precision, evaluation=_evaluation),
         "evaluations": [_row(row) for row in values.get("evaluations") or []],
+        "jobs": [_job_summary(row) for row in values.get("jobs") or []],
     }
 
 
@@ -43,6 +44,11 @@ def _converted(values: Values, **converters: Any) -> Values:
 
 def _precision(values: Values) -> Values:
     return {"bf16": values["train.bf16"], "dtype": values["eval.dtype"], "measured": values["measured"]}
+
+
+def _job_summary(values: Values) -> Values:
+    own = values["trained_as"] == "a job of its own"
+    return {**values, "trained_as": "trained separately"} if own else values
 
 
 def _row(values: Values) -> Values:

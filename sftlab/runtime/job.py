@@ -17,7 +17,7 @@ from sftlab.runtime import earlier
 from sftlab.runtime.store import write_json
 
 JOB, RUN = "job.json", "run.json"
-OWN = "a job of its own"
+OWN = "trained separately"
 
 
 class Job(JobRecord):

@@ -186,7 +186,7 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
                 "status": "success",
                 "error": None,
                 "ranked": True,
-                "trained_as": "a job of its own",
+                "trained_as": "trained separately",
             }
             for job in range(jobs)
         ],
