@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sftlab.config import Config, DatasetConfig
 from sftlab.dataset import stage as dataset
-from sftlab.errors import ConfigError, Problem, with_keys
+from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.model import hub
@@ -17,7 +17,6 @@ from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import Store, key_of
 from sftlab.validation.combinations import evaluation_problems
 from sftlab.validation.files import is_local
-from sftlab.validation.keys import shown
 
 log = logging.getLogger(__name__)
 
