@@ -19,7 +19,7 @@ from hydra._internal import hydra as hydra_engine
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sftlab.errors import ConfigError, SftlabError, StageError, Terminated, redacted
+from sftlab.errors import ConfigError, Problem, SftlabError, StageError, Terminated, redacted
 from sftlab.hydra_app.callback import StudyCallbacks
 from sftlab.hydra_app.compose import COMPOSITION_ERRORS, CONF, ComposeOnce
 from sftlab.hydra_app.study import Study
@@ -48,15 +48,19 @@ def main() -> None:
         for argument in sys.argv[1:]:
             if redacted(argument) != argument:
                 raise ConfigError(
-                    f"{redacted(argument)}: holds a secret, and the command line is written to files; log in, or set "
-                    "HF_TOKEN or WANDB_API_KEY in the environment, and leave it out here"
+                    Problem(
+                        redacted(argument),
+                        None,
+                        "holds a secret, and the command line is written to files",
+                        "log in, or set HF_TOKEN or WANDB_API_KEY in the environment, and leave it out here",
+                    )
                 )
         sys.argv[1:] = options_first(sys.argv[1:])
         _run_jobs(study)
         code = _check_only_printed(sys.argv[1:]) if study.folder is None else finish(study)
     except HydraException as error:
         study.fail(str(error))
-        _exit_with(ConfigError(explain(error, sys.argv[1:])), tracebacks=tracebacks)
+        _exit_with(explain(error, sys.argv[1:]), tracebacks=tracebacks)
     except SftlabError as error:
         study.fail(str(error))
         _exit_with(error, tracebacks=tracebacks)
@@ -71,11 +75,11 @@ def main() -> None:
     except BaseException as error:
         if not study.has_started and isinstance(error, COMPOSITION_ERRORS):
             # Hydra raises these about an override such as model=null or train=[1].
-            _exit_with(ConfigError(explain(error, sys.argv[1:])), tracebacks=tracebacks)
+            _exit_with(explain(error, sys.argv[1:]), tracebacks=tracebacks)
         if study.folder is None and isinstance(error, OmegaConfBaseException):
             # A key of Hydra's, such as hydra.run.dir. Validation reports the keys of sftlab.
-            reason = f"{error.full_key}: {str(error).splitlines()[0]}; set it to a value"
-            _exit_with(ConfigError(reason), tracebacks=tracebacks)
+            problem = Problem(str(error.full_key), None, str(error).splitlines()[0], "set it to a value")
+            _exit_with(ConfigError(problem), tracebacks=tracebacks)
         file_reason = _file_reason(error, study)
         study.fail(file_reason or f"{type(error).__name__}: {error}")
         if file_reason:

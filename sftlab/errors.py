@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 # Names of environment variables whose values are secret.
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+LISTED = 20  # problems that the text of a ConfigError lists
 _HF_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
@@ -19,6 +21,17 @@ def redacted(text: str) -> str:
         if len(value) >= 8 and value in text and SECRET_NAME.search(name):
             text = text.replace(value, f"${name}")
     return _HF_TOKEN.sub("hf_…", text)
+
+
+def shown(value: Any) -> str:
+    """Write a value as on the command line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {shown(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class Problem:
 
     def redacted(self) -> Problem:
         """Return the problem without secrets."""
+        if redacted(str(self)) == str(self):
+            return self
         value = None if self.value is None else redacted(self.value)
         return replace(
             self, key=redacted(self.key), value=value, message=redacted(self.message), remedy=redacted(self.remedy)
@@ -69,17 +84,18 @@ class SftlabError(Exception):
 class ConfigError(SftlabError):
     """Invalid input (configuration, data, files), detected before a model is loaded.
 
-    ``problems`` are its records. ``str()`` is the text of a single problem, or a list of all of them.
+    ``problems`` are its records. ``str()`` is the text of a single problem, or a list of the first ``LISTED``.
     """
 
     exit_code = 2
 
-    def __init__(self, *problems: Problem | str) -> None:
-        records = [problem if isinstance(problem, Problem) else Problem("", None, problem) for problem in problems]
-        self.problems = tuple(dict.fromkeys(record.redacted() for record in records))
-        lines = list(dict.fromkeys(map(str, self.problems)))
-        several = f"{len(lines)} problems:\n" + "\n".join(f"  - {line}" for line in lines)
-        super().__init__(lines[0] if len(lines) == 1 else several)
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = tuple(dict.fromkeys(problem.redacted() for problem in problems))
+        texts = list(dict.fromkeys(map(str, self.problems)))
+        lines = [f"{len(texts):,} problems:", *(f"  - {text}" for text in texts[:LISTED])]
+        if len(texts) > LISTED:
+            lines.append(f"  … and {len(texts) - LISTED:,} more")
+        super().__init__(texts[0] if len(texts) == 1 else "\n".join(lines))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[Problem, ...]]:
         """Pickle the records: a launcher returns an exception of a job from another process."""

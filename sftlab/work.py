@@ -13,7 +13,7 @@ from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.pinning import pinned_data
-from sftlab.errors import ConfigError, StageError, advised
+from sftlab.errors import ConfigError, Problem, StageError, advised
 from sftlab.instance import machine as instance
 from sftlab.instance import preflight
 from sftlab.model import base as models
@@ -147,7 +147,12 @@ def render_again(folder: Path, destination: Path) -> Path:
         page.write(run, destination)
     except (AttributeError, LookupError, TypeError, ValueError, StageError) as error:
         raise ConfigError(
-            f"{folder}: its files are not those of a run: {type(error).__name__}: {error}; run its command again"
+            Problem(
+                str(folder),
+                None,
+                f"its files are not those of a run: {type(error).__name__}: {error}",
+                "run its command again",
+            )
         ) from error
     return destination / "report.html"
 

@@ -113,7 +113,7 @@ def problem(arguments: list[str]) -> str | None:
     except ConfigError as error:
         return str(error)
     except (HydraException, TypeError, ValueError) as error:
-        return explain(error, arguments)
+        return str(explain(error, arguments))
     return None
 
 

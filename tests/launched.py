@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError
 from sftlab.runtime.processes import serve
 
 
@@ -38,7 +38,7 @@ def run(folder: Path, task: Task) -> None:
         case "environment":
             (folder / "environment").write_text("\n".join(f"{name}={os.environ[name]}" for name in os.environ), "utf-8")
         case "config":
-            raise ConfigError("dataset.user: a reason\nof two lines – é")
+            raise ConfigError(Problem("dataset.user", None, "a reason\nof two lines – é"))
         case "stage":
             raise StageError("the loss is not a number")
         case "bug":

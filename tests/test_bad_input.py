@@ -11,7 +11,7 @@ from conftest import write_model
 from test_cli import refused, sftlab
 
 from sftlab.config import ModelConfig
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError
 from sftlab.model import base as models
 from sftlab.runtime.store import Store
 
@@ -107,7 +107,7 @@ def test_an_error_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     said = StageError("GET https://hub/?key=abcdefgh1234 with hf_" + "x" * 34 + " failed")
     assert str(said) == "GET https://hub/?key=$SOME_API_KEY with hf_… failed"
     monkeypatch.setenv("SHORT_KEY", "GET")  # too short to be told from a word
-    assert str(ConfigError("GET failed")) == "GET failed"
+    assert str(ConfigError(Problem("", None, "GET failed"))) == "GET failed"
 
 
 def test_trusting_a_models_code_is_said_loudly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

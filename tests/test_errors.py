@@ -21,20 +21,31 @@ from sftlab.errors import (
 
 LIGER = Problem("train.use_liger_kernel", "true", "needs a GPU", "set it to false", ("instance.device",))
 ROWS = Problem("rows.jsonl, row 41", None, "two lines\n    of text")
+TEXT = Problem("", None, "a message")
 
 
 def test_a_problem_has_place_value_message_and_remedy() -> None:
     assert str(LIGER) == "train.use_liger_kernel=true: needs a GPU; set it to false"
     assert str(ROWS) == "rows.jsonl, row 41: two lines\n    of text"
-    assert str(Problem("", None, "a message")) == "a message"
+    assert str(TEXT) == "a message"
 
 
 def test_several_problems_are_a_list_and_each_is_in_it_once() -> None:
     assert str(ConfigError(LIGER, LIGER)) == str(ConfigError(LIGER)) == str(LIGER)
-    error = ConfigError(LIGER, "text", LIGER, ROWS)
-    assert error.problems == (LIGER, Problem("", None, "text"), ROWS)
+    error = ConfigError(LIGER, TEXT, LIGER, ROWS)
+    assert error.problems == (LIGER, TEXT, ROWS)
     assert str(error).splitlines()[:2] == ["3 problems:", f"  - {LIGER}"]
     assert error.exit_code == 2
+
+
+def test_the_text_lists_the_first_of_many_problems_and_counts_the_others() -> None:
+    rows = [Problem(f"rows.jsonl, row {number}", None, "is empty") for number in range(1, 1035)]
+    error = ConfigError(*rows)
+    first, *listed, last = str(error).splitlines()
+    assert first == "1,034 problems:"
+    assert listed == [f"  - {row}" for row in rows[:20]]
+    assert last == "  … and 1,014 more"
+    assert error.problems == tuple(rows)
 
 
 def test_a_problem_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +78,12 @@ def test_a_key_inside_a_section_can_fix_a_problem_of_the_section() -> None:
 
 
 def test_a_problem_that_names_no_key_may_be_fixed_by_any() -> None:
-    assert unfixable(ConfigError("text", LIGER), ["seed"]) == [LIGER]
+    assert unfixable(ConfigError(TEXT, LIGER), ["seed"]) == [LIGER]
 
 
 @pytest.mark.parametrize(
     "error",
-    [ConfigError(LIGER, ROWS, "text"), ConfigError("text"), StageError("a\nb – é"), OutOfMemoryError("c"),
+    [ConfigError(LIGER, ROWS, TEXT), ConfigError(TEXT), StageError("a\nb – é"), OutOfMemoryError("c"),
      SftlabError("d")],
 )  # fmt: skip
 def test_an_error_crosses_the_process_border(error: SftlabError) -> None:

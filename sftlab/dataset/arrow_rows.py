@@ -10,7 +10,7 @@ from typing import Any
 from sftlab.dataset.rows import Row, Rows, Table
 from sftlab.dataset.values import ABSENT
 from sftlab.dataset.wording import listing
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 
 
 def read_parquet(file: Path, data: bytes) -> Table:
@@ -24,10 +24,14 @@ def read_parquet(file: Path, data: bytes) -> Table:
     try:
         table = parquet.ParquetFile(BufferReader(data)).read()
     except (ArrowException, OSError) as error:
-        raise ConfigError(f"{file}: cannot be read as Parquet: {error}; copy or write it again") from error
+        raise ConfigError(
+            Problem(str(file), None, f"cannot be read as Parquet: {error}", "copy or write it again")
+        ) from error
     names = table.column_names
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"{file}: two columns have the same name ({listing(duplicates, 5)}); rename one of them")
+        raise ConfigError(
+            Problem(str(file), None, f"two columns have the same name ({listing(duplicates, 5)})", "rename one of them")
+        )
     return Table(arrow_rows(table.to_pylist(), table.schema), [])
 
 

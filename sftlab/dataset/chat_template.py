@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sftlab.dataset.wording import short
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import marks as reasoning_marks
 from sftlab.model.reasoning import without_marks
 
@@ -48,10 +48,9 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: list[Message], *, generati
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
     except Exception as error:  # a template is code of the model's author, and may raise anything
-        raise ConfigError(
-            f"the chat template of {tokenizer.name_or_path} refuses the messages: {error}; "
-            "set dataset.system=null if it accepts no system turn, or set model.chat_template to another one"
-        ) from error
+        message = f"the template of {tokenizer.name_or_path} refuses the messages: {error}"
+        remedy = "set dataset.system=null if it accepts no system turn, or set model.chat_template to another one"
+        raise ConfigError(Problem("model.chat_template", None, message, remedy, ("dataset.system",))) from error
     assert isinstance(text, str)
     return text
 
@@ -75,8 +74,8 @@ def end_token(tokenizer: PreTrainedTokenizerBase, tail: str) -> int | None:
     return next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in ends), None)
 
 
-def extra_text(tokenizer: PreTrainedTokenizerBase, head: str, tail: str, row: str) -> str | None:
-    """Describe text that a template adds around the assistant text; None if there is none.
+def extra_text(tokenizer: PreTrainedTokenizerBase, head: str, tail: str, row: str) -> Problem | None:
+    """Return the problem of text that a template adds around the assistant text; None if there is none.
 
     White space, tokens of the tokenizer with a role or channel after them, and an empty thought are not extra text.
 
@@ -91,16 +90,13 @@ def extra_text(tokenizer: PreTrainedTokenizerBase, head: str, tail: str, row: st
     before, after = own.sub("", without_marks(head)).strip(), tail[: end.start()].strip() if end else ""
     if not before and not after:
         return None
-    remedy = (
-        "Set model.chat_template to a Jinja file that writes it in the generation prompt (add_generation_prompt), or "
-        "that leaves it out"
-        if before
-        else "Set model.chat_template to a Jinja file that leaves it out"
-    )
-    return (
-        f"model.chat_template: the template of {tokenizer.name_or_path} writes {short(before or after)!r} "
-        f"{'before' if before else 'after'} the assistant text ({row}), and the model would be trained to write it. "
-        f"{remedy}"
+    in_prompt = "writes it in the generation prompt (add_generation_prompt), or that " if before else ""
+    return Problem(
+        "model.chat_template",
+        None,
+        f"the template of {tokenizer.name_or_path} writes {short(before or after)!r} "
+        f"{'before' if before else 'after'} the assistant text ({row}), and the model would be trained to write it",
+        f"set model.chat_template to a Jinja file that {in_prompt}leaves it out",
     )
 
 

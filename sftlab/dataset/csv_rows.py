@@ -17,7 +17,7 @@ from warnings import catch_warnings, simplefilter
 from sftlab.dataset.rows import Table
 from sftlab.dataset.values import Cell
 from sftlab.dataset.wording import listing, short
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 
@@ -47,18 +47,24 @@ def read_csv(file: Path, text: str) -> Table:
     _check_header(file, table, skipped)
     header, delimiter = table.header, DELIMITERS.get(table.delimiter, repr(table.delimiter))
     rows: list[dict[str, object] | None] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for line, row in table.rows:
         fits = len(row) == len(header)
         rows.append(dict(zip(header, row, strict=True)) if fits else None)
         if not fits:
             cells = "1 cell" if len(row) == 1 else f"{len(row)} cells"
             problems.append(
-                f"{file}:{line + skipped}: has {cells}, and the header has {len(header)} "
-                f"({listing(header, 5)}); quote cells that hold a {delimiter}, or fix the row"
+                Problem(
+                    f"{file}:{line + skipped}",
+                    None,
+                    f"has {cells}, and the header has {len(header)} ({listing(header, 5)})",
+                    f"quote cells that hold a {delimiter}, or fix the row",
+                )
             )
     if table.error:
-        problems.append(f"{file}:{table.line + skipped}: cannot be read as CSV: {table.error}; fix the row")
+        problems.append(
+            Problem(f"{file}:{table.line + skipped}", None, f"cannot be read as CSV: {table.error}", "fix the row")
+        )
     _parse_nested(file, header, [row for row in rows if row])
     return Table(rows, problems)
 
@@ -112,8 +118,13 @@ class _Parsed(NamedTuple):
             for line, row in self.rows:
                 if number < len(row) and row[number].strip() and number:
                     raise ConfigError(
-                        f"{file}:{1 + skipped}: column {number + 1} has no name, and line {line + skipped} has "
-                        f"{short(row[number], 40)!r} in it; name the column"
+                        Problem(
+                            f"{file}:{1 + skipped}",
+                            None,
+                            f"column {number + 1} has no name, and line {line + skipped} has "
+                            f"{short(row[number], 40)!r} in it",
+                            "name the column",
+                        )
                     )
         keep = [number for number in range(len(self.header)) if number not in nameless or number == 0]
         width = len(self.header)
@@ -141,8 +152,12 @@ def _most_plausible(file: Path, parsed: list[_Parsed], candidates: int) -> _Pars
     if len(even) > 1:
         names = " and ".join(f"{DELIMITERS[table.delimiter]} ({len(table.header)} columns)" for table in even)
         raise ConfigError(
-            f"{file}:1: cells may be separated by {names}, as every row has as many; quote the cells that hold one "
-            "of them, or write the table as JSON lines"
+            Problem(
+                f"{file}:1",
+                None,
+                f"cells may be separated by {names}, as every row has as many",
+                "quote the cells that hold one of them, or write the table as JSON lines",
+            )
         )
     return even[0] if even else max(parsed, key=lambda table: (table.fitting, len(table.header)))
 
@@ -150,13 +165,21 @@ def _most_plausible(file: Path, parsed: list[_Parsed], candidates: int) -> _Pars
 def _check_header(file: Path, table: _Parsed, skipped: int) -> None:
     header = table.header
     if duplicates := sorted({name for name in header if header.count(name) > 1}):
-        raise ConfigError(f"{file}:1: two columns have the same name ({listing(duplicates, 5)}); rename one of them")
+        raise ConfigError(
+            Problem(
+                f"{file}:1", None, f"two columns have the same name ({listing(duplicates, 5)})", "rename one of them"
+            )
+        )
     widths = {len(row) for _, row in table.rows}
     if len(header) == 1 and len(widths) == 1 and not widths & {0, 1} and len(table.rows) > 1:
         delimiter = DELIMITERS.get(table.delimiter, repr(table.delimiter))
         raise ConfigError(
-            f"{file}:{1 + skipped}: the first line has 1 cell ({short(header[0], 40)}), and every other line has "
-            f"{widths.pop()}; delete it if it is not the header, or quote cells that hold a {delimiter}"
+            Problem(
+                f"{file}:{1 + skipped}",
+                None,
+                f"the first line has 1 cell ({short(header[0], 40)}), and every other line has {widths.pop()}",
+                f"delete it if it is not the header, or quote cells that hold a {delimiter}",
+            )
         )
 
 
@@ -181,8 +204,12 @@ def _parse_nested(file: Path, header: list[str], rows: list[dict[str, object]]) 
             for row, cell, value in nested:
                 if _is_array(cell.strip()):
                     raise ConfigError(
-                        f"{file}: column {column!r} has NumPy arrays as text: {short(cell, 40)}; write lists: "
-                        f"table[{column!r}].map(list), or the table as JSON lines or Parquet"
+                        Problem(
+                            str(file),
+                            None,
+                            f"column {column!r} has NumPy arrays as text: {short(cell, 40)}",
+                            f"write lists: table[{column!r}].map(list), or the table as JSON lines or Parquet",
+                        )
                     )
                 row[column] = Cell(cell, value) if _is_json(cell) else value
 

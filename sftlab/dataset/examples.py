@@ -16,11 +16,11 @@ from sftlab.dataset.splits import Splits, cap, divided_groups, split_examples
 from sftlab.dataset.templates import Templates
 from sftlab.dataset.values import is_null, plain
 from sftlab.dataset.wording import listing
-from sftlab.errors import ConfigError
+from sftlab.errors import LISTED, ConfigError, Problem, shown
 from sftlab.records import Example
 
-SHOWN = 20  # problems of rows that an error lists
-PATIENCE = 20  # seconds after which reading stops if SHOWN problems are known: a slow pattern is slow in every row
+# Seconds after which reading stops if an error would list LISTED problems: a slow pattern is slow in every row.
+PATIENCE = 20
 
 Subgroups = dict[str, str | None]
 """The value of each test row in a column, by the row's id."""
@@ -47,33 +47,40 @@ def render_examples(
         column: a column of the test rows (``eval.group_by``) whose values are returned as subgroups.
 
     Raises:
-        ConfigError: there is nothing to read, rows do not fit (the first 20 problems are listed), or too few rows.
+        ConfigError: there is nothing to read, rows do not fit (a problem for each), or there are too few.
     """
     key = "eval.dataset" if mounted else "dataset"
     source = _read(cfg, seed, commit, key)
     if not any(map(any, source.splits.values())):
-        _raise_all(source.problems)
-        raise ConfigError(f"{key}.name_or_path={cfg.name_or_path!r}: has no rows; give a source with at least one")
+        empty = Problem(
+            f"{key}.name_or_path", shown(cfg.name_or_path), "has no rows", "give a source with at least one"
+        )
+        raise ConfigError(*(source.problems or [empty]))
     sources.restore_whole_numbers(source.splits)
     if column is not None:
         _check_column(column, source.splits)
     examples, subgroups = _render(source, cfg, key, column)
     if not any(examples.values()):
         total = sum(map(len, source.splits.values()))
-        raise ConfigError(f"{key}.keep={cfg.keep!r}: is false for all {total:,} rows; change it")
+        raise ConfigError(Problem(f"{key}.keep", shown(cfg.keep), f"is false for all {total:,} rows", "change it"))
     if mounted:
         test = next(iter(examples.values())) if len(examples) == 1 else examples.get("test", [])
         splits: Splits = {"train": [], "validation": [], "test": test}
     else:
         splits = split_examples(examples, cfg, seed)
-        _raise_all(divided_groups(splits, key))
+        if problems := divided_groups(splits, key):
+            raise ConfigError(*problems)
     splits = cap(splits, cfg.max_rows, seed, f"{key}.max_rows")
     for name in ("test",) if mounted else ("train", "validation"):
         if not splits[name]:
             raise ConfigError(
-                f"{key}.split={cfg.split}: the {name} split of {cfg.name_or_path} has no rows; "
-                f"change {key}.split{f', {key}.group_by' if cfg.group_by else ''} or {key}.max_rows, or give a source "
-                "that has them"
+                Problem(
+                    f"{key}.split",
+                    shown(cfg.split),
+                    f"the {name} split of {cfg.name_or_path} has no rows",
+                    f"change {key}.split{f', {key}.group_by' if cfg.group_by else ''} or {key}.max_rows, or "
+                    "give a source that has them",
+                )
             )
     if column is None:
         return Rendered(splits, {})
@@ -108,7 +115,7 @@ def _generate(cfg: DatasetConfig, seed: int, key: str) -> Rows:
                 break
             rows = vignettes.rows(factor * wanted, seed)
     except ValueError as error:
-        raise ConfigError(f"{key}.split={cfg.split}: {error}") from error
+        raise ConfigError(Problem(f"{key}.split", shown(cfg.split), str(error))) from error
     return [*rows]
 
 
@@ -139,27 +146,39 @@ def _render(
                     continue
                 example = templates.example(row, f"{split}-{number:06}", place)
             except RecursionError:
-                problems.append(f"{place}: has lists or objects nested too deeply; fix or delete it")
+                problems.append(Problem(place, None, "has lists or objects nested too deeply", "fix or delete it"))
                 continue
             except ConfigError as error:
-                problems += map(str, error.problems)
-                if len(problems) >= SHOWN and monotonic() - started > PATIENCE:
-                    _raise_all(problems, f"; the rows after {at} were not read")
+                problems += error.problems
+                if len(problems) >= LISTED and monotonic() - started > PATIENCE:
+                    unread = Problem(
+                        cfg.name_or_path, None, f"the rows after {at} were not read", "fix the rows before them"
+                    )
+                    raise ConfigError(unread, *problems) from error
                 continue
             if (other := first.setdefault(example.id, at)) is not at:
                 problems.append(
-                    f"{place}: two rows have the id {example.id!r}, the other is {other}; fix {key}.id, or set it to "
-                    "null"
+                    Problem(
+                        place,
+                        None,
+                        f"two rows have the id {example.id!r}, the other is {other}",
+                        f"fix {key}.id, or set it to null",
+                    )
                 )
             if column is not None:
                 subgroups[example.id] = _subgroup(values.get(column))
             examples[split].append(example)
-    _raise_all(problems)
+    if problems:
+        raise ConfigError(*problems)
     rendered = [example for rows in examples.values() for example in rows]
     if cfg.group_by is not None and rendered and not any(example.group for example in rendered):
         raise ConfigError(
-            f"{key}.group_by={cfg.group_by!r}: renders to nothing for every row; name a column that has values, or set "
-            "it to null"
+            Problem(
+                f"{key}.group_by",
+                shown(cfg.group_by),
+                "renders to nothing for every row",
+                "name a column that has values, or set it to null",
+            )
         )
     return examples, subgroups
 
@@ -167,19 +186,15 @@ def _render(
 def _templates(source: Source, cfg: DatasetConfig, key: str) -> dict[str, Templates]:
     """Compile the templates for every split with rows; splits may have different columns."""
     compiled: dict[str, Templates] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for split, rows in source.splits.items():
         try:
             if any(rows):
                 compiled[split] = Templates(cfg, key, _columns(rows))
         except ConfigError as error:
-            problems += map(str, error.problems)
+            problems += error.problems
     if problems:
-        try:
-            _raise_all(source.problems)
-        except ConfigError as error:
-            problems += map(str, error.problems)
-        raise ConfigError(*problems)
+        raise ConfigError(*problems, *source.problems)
     return compiled
 
 
@@ -187,7 +202,9 @@ def _check_column(column: str, splits: Mapping[str, Rows]) -> None:
     rows = next(rows for name in ("test", "all", "train", *splits) if (rows := splits.get(name)))
     columns = _columns(rows)
     if column not in columns:
-        raise ConfigError(f"eval.group_by={column!r}: there is no such column; the test rows have {listing(columns)}")
+        raise ConfigError(
+            Problem("eval.group_by", shown(column), "there is no such column", f"the test rows have {listing(columns)}")
+        )
 
 
 def _columns(rows: Rows) -> list[str]:
@@ -198,15 +215,3 @@ def _subgroup(value: object) -> str | None:
     if is_null(value) or not str(value).strip():
         return None
     return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
-
-
-def _raise_all(problems: list[str], end: str = "") -> None:
-    """Raise a single error for all problems, if there are any; it lists the first ``SHOWN``."""
-    if not problems:
-        return
-    if len(problems) == 1:
-        raise ConfigError(problems[0])
-    more = f"\n    … and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
-    raise ConfigError(
-        f"{len(problems):,} problems in the rows{end}:" + "".join(f"\n    {line}" for line in problems[:SHOWN]) + more
-    )

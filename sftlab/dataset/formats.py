@@ -11,7 +11,7 @@ from sftlab.dataset.csv_rows import read_csv
 from sftlab.dataset.json_rows import read_json, read_lines
 from sftlab.dataset.rows import Table
 from sftlab.dataset.wording import short
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
@@ -55,8 +55,12 @@ def read_file(file: Path) -> Table:
     suffix = suffix_of(file)
     if suffix is None:
         raise ConfigError(
-            f"{file}: does not end in {', '.join(SUFFIXES)} (with .gz or .zst if it is compressed); convert the file, "
-            "or rename it if it has one of these formats"
+            Problem(
+                str(file),
+                None,
+                f"does not end in {', '.join(SUFFIXES)} (with .gz or .zst if it is compressed)",
+                "convert the file, or rename it if it has one of these formats",
+            )
         )
     data = _content(file)
     if suffix == ".parquet":
@@ -77,26 +81,34 @@ def _content(file: Path) -> bytes:
 
     data = file.read_bytes()
     if not data:
-        raise ConfigError(f"{file}: is empty; give a file with rows")
+        raise ConfigError(Problem(str(file), None, "is empty", "give a file with rows"))
     compression = file.suffix.lower()
     if compression in COMPRESSED and data.startswith(LFS):
         _check_magic(file, data, compression)
     if compression == ".gz":
         if not data.startswith(GZIP):
-            raise ConfigError(f"{file}: is not compressed by gzip; rename it to {file.with_suffix('').name}")
+            raise ConfigError(
+                Problem(str(file), None, "is not compressed by gzip", f"rename it to {file.with_suffix('').name}")
+            )
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ConfigError(f"{file}: is damaged or incomplete: {error}; copy or download it again") from error
+            raise ConfigError(
+                Problem(str(file), None, f"is damaged or incomplete: {error}", "copy or download it again")
+            ) from error
     elif compression == ".zst":
         from pyarrow import BufferReader, CompressedInputStream  # type: ignore[import-untyped]
 
         if not data.startswith(ZSTD):
-            raise ConfigError(f"{file}: is not compressed by zstd; rename it to {file.with_suffix('').name}")
+            raise ConfigError(
+                Problem(str(file), None, "is not compressed by zstd", f"rename it to {file.with_suffix('').name}")
+            )
         try:
             data = CompressedInputStream(BufferReader(data), "zstd").read()
         except OSError as error:
-            raise ConfigError(f"{file}: is damaged or incomplete: {error}; copy or download it again") from error
+            raise ConfigError(
+                Problem(str(file), None, f"is damaged or incomplete: {error}", "copy or download it again")
+            ) from error
     _check_magic(file, data, suffix_of(file) or "")
     return data
 
@@ -104,11 +116,17 @@ def _content(file: Path) -> bytes:
 def _check_magic(file: Path, data: bytes, expected: str) -> None:
     """Refuse a file whose first bytes belong to another format than the suffix ``expected``."""
     if data.startswith(LFS):
-        raise ConfigError(f"{file}: is a pointer of Git LFS, not the file itself; run `git lfs pull`")
+        raise ConfigError(
+            Problem(str(file), None, "is a pointer of Git LFS, not the file itself", "run `git lfs pull`")
+        )
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|body)", data[:200], re.IGNORECASE):
         raise ConfigError(
-            f"{file}: is a web page (HTML) or XML: {short(data[:200].decode('utf-8', 'replace'), 40)}; "
-            "download the file itself"
+            Problem(
+                str(file),
+                None,
+                f"is a web page (HTML) or XML: {short(data[:200].decode('utf-8', 'replace'), 40)}",
+                "download the file itself",
+            )
         )
     for magic, (content, suffix) in MAGIC.items():
         if data.startswith(magic) and suffix != expected:
@@ -120,7 +138,7 @@ def _check_magic(file: Path, data: bytes, expected: str) -> None:
                 remedy = f"rename it to {file.name}{suffix}"
             else:
                 remedy = f"rename it to {stem(file)}{suffix}"
-            raise ConfigError(f"{file}: is {content}; {remedy}")
+            raise ConfigError(Problem(str(file), None, f"is {content}", remedy))
 
 
 def _text(file: Path, data: bytes) -> str:
@@ -131,21 +149,27 @@ def _text(file: Path, data: bytes) -> str:
     """
     encoding = _encoding(data)
     if encoding == "binary":
-        raise ConfigError(f"{file}: is not text; convert it to one of {', '.join(SUFFIXES)}")
+        raise ConfigError(Problem(str(file), None, "is not text", f"convert it to one of {', '.join(SUFFIXES)}"))
     if encoding is None:
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            problem, encoding = f"{file}:{line}: is not UTF-8 (byte 0x{data[error.start]:02x})", "WINDOWS-1252"
+            place, message = f"{file}:{line}", f"is not UTF-8 (byte 0x{data[error.start]:02x})"
+            encoding = "WINDOWS-1252"
     else:
-        problem = f"{file}: is {encoding}, not UTF-8"
+        place, message = str(file), f"is {encoding}, not UTF-8"
     compression = file.suffix.lower()
     command = {".gz": "zcat {} | iconv", ".zst": "zstdcat {} | iconv"}.get(compression, "iconv").format(file.name)
     source = "" if compression in COMPRESSED else f" {file.name}"
     raise ConfigError(
-        f"{problem}; write it again as UTF-8, for example with `{command} -f {encoding} -t UTF-8{source} > "
-        f"utf8{suffix_of(file)}`"
+        Problem(
+            place,
+            None,
+            message,
+            f"write it again as UTF-8, for example with `{command} -f {encoding} -t UTF-8{source} > "
+            f"utf8{suffix_of(file)}`",
+        )
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sftlab.dataset.rows import Row, Table
 from sftlab.dataset.wording import listing, short
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 
 Object = dict[str, Any]
 """A JSON object."""
@@ -29,7 +29,7 @@ def read_lines(file: Path, text: str) -> Table:
         ConfigError: the file holds JSON of another structure.
     """
     rows: list[Row | None] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line or line.isspace():
             continue
@@ -38,18 +38,27 @@ def read_lines(file: Path, text: str) -> Table:
         except (ValueError, RecursionError) as error:
             if not rows and (table := _over_several_lines(file, text, line)):
                 return table
-            problems.append(f"{file}:{number}: is not JSON: {error}; fix or delete the line")
+            problems.append(Problem(f"{file}:{number}", None, f"is not JSON: {error}", "fix or delete the line"))
             row = None
         else:
             alone = isinstance(row, list | dict) and not rows and not problems and text.strip() == line.strip()
             if alone and not (isinstance(row, dict) and _is_row(row)):
                 return _table(file, row, duplicates)  # the only line holds all rows
             if duplicates:
-                problems.append(f"{file}:{number}: has the key {duplicates[0][1]!r} twice in an object; fix the line")
+                problems.append(
+                    Problem(
+                        f"{file}:{number}", None, f"has the key {duplicates[0][1]!r} twice in an object", "fix the line"
+                    )
+                )
                 row = None
             elif not isinstance(row, dict):
                 problems.append(
-                    f"{file}:{number}: is JSON, but not an object of column → value; fix or delete the line"
+                    Problem(
+                        f"{file}:{number}",
+                        None,
+                        "is JSON, but not an object of column → value",
+                        "fix or delete the line",
+                    )
                 )
                 row = None
         rows.append(row)
@@ -67,7 +76,7 @@ def read_json(file: Path, text: str) -> Table:
     except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):
             return read_lines(file, text)
-        raise ConfigError(f"{file}: is not JSON: {error}; fix the file") from error
+        raise ConfigError(Problem(str(file), None, f"is not JSON: {error}", "fix the file")) from error
     return _table(file, value, duplicates)
 
 
@@ -78,13 +87,19 @@ def _over_several_lines(file: Path, text: str, first: str) -> Table | None:
     except (ValueError, RecursionError) as error:
         if first.strip() != "{" and (not first.lstrip().startswith("[") or first.rstrip().endswith("]")):
             return None
-        raise ConfigError(f"{file}: is JSON over several lines that breaks off: {error}; fix the file") from error
+        raise ConfigError(
+            Problem(str(file), None, f"is JSON over several lines that breaks off: {error}", "fix the file")
+        ) from error
     if "\n" not in text.lstrip()[:end]:
         return None
     if text.lstrip()[end:].strip():
         raise ConfigError(
-            f"{file}: has JSON objects that span several lines; write one object per line: "
-            f"`jq -c . {file.name} > lines.jsonl`"
+            Problem(
+                str(file),
+                None,
+                "has JSON objects that span several lines",
+                f"write one object per line: `jq -c . {file.name} > lines.jsonl`",
+            )
         )
     return _table(file, *_parse(text))
 
@@ -109,15 +124,25 @@ def _table(file: Path, value: Any, duplicates: Duplicates) -> Table:
         part, key = duplicates[0]
         rows = value if isinstance(value, list) else list(value.values())
         row = next((f", row {number}" for number, row in enumerate(rows, start=1) if _contains(row, part)), "")
-        raise ConfigError(f"{file}{row}: has the key {key!r} twice in an object; fix the file")
+        raise ConfigError(Problem(f"{file}{row}", None, f"has the key {key!r} twice in an object", "fix the file"))
     if isinstance(value, dict):
         value = _unwrapped(file, value)
     if not isinstance(value, list) or (value and not any(isinstance(row, dict) for row in value)):
         raise ConfigError(
-            f"{file}: is not a list of objects; write a JSON array of rows, or one object per line (.jsonl)"
+            Problem(
+                str(file),
+                None,
+                "is not a list of objects",
+                "write a JSON array of rows, or one object per line (.jsonl)",
+            )
         )
     problems = [
-        f"{file}, row {number}: is {short(json.dumps(row), 40)}, not an object of column → value; fix or delete it"
+        Problem(
+            f"{file}, row {number}",
+            None,
+            f"is {short(json.dumps(row), 40)}, not an object of column → value",
+            "fix or delete it",
+        )
         for number, row in enumerate(value, start=1)
         if not isinstance(row, dict)
     ]
@@ -154,12 +179,21 @@ def _unwrapped(file: Path, value: Object) -> list[Any]:
         return next(iter(lists.values()))
     if len(tables) > 1:
         raise ConfigError(
-            f"{file}: is an object with several lists of rows ({listing(tables, 5)}); write each list to its own file"
+            Problem(
+                str(file),
+                None,
+                f"is an object with several lists of rows ({listing(tables, 5)})",
+                "write each list to its own file",
+            )
         )
     if len(lists) == len(value) > 1 or (len(objects) == len(value) > 1 and all(map(_is_column, objects))):
         raise ConfigError(
-            f"{file}: is an object of columns ({listing(value, 5)}), as pandas writes by default; write rows: "
-            "to_json(…, orient='records', lines=True)"
+            Problem(
+                str(file),
+                None,
+                f"is an object of columns ({listing(value, 5)}), as pandas writes by default",
+                "write rows: to_json(…, orient='records', lines=True)",
+            )
         )
     if len(objects) == len(value) > 1 and _common_keys(objects):
         named = any("id" in row for row in objects)

@@ -10,7 +10,7 @@ from pathlib import Path
 from sftlab.config import Config
 from sftlab.dataset import overlap
 from sftlab.dataset.stage import Dataset
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.records import Example
 from sftlab.results import OverlapRecord
 from sftlab.runtime.store import Stage, Store, write_json
@@ -54,9 +54,13 @@ def gate(
         )
     if report.leaking and not cfg.dataset.allow_overlap:
         raise ConfigError(
-            f"dataset.max_overlap={cfg.dataset.max_overlap}: {report.leaking} questions of one split are in another; "
-            "delete them, raise the limit, or set dataset.allow_overlap=true (the report will state the overlap)\n"
-            + overlap.describe(report)
+            Problem(
+                "dataset.max_overlap",
+                shown(cfg.dataset.max_overlap),
+                f"{report.leaking} questions of one split are in another",
+                "delete them, raise the limit, or set dataset.allow_overlap=true (the report will state the overlap)\n"
+                + overlap.describe(report),
+            )
         )
     values = {**asdict(report), "leaking": report.leaking, "allow_overlap": cfg.dataset.allow_overlap}
     return OverlapRecord.model_validate(values), stage

@@ -17,7 +17,7 @@ from sftlab.dataset.chat_template import (
     token_ids,
     unmark,
 )
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import marks_with_spacing, opening_at_end, unclosed
 from sftlab.records import Example
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-REPORTED = 20  # rows that an error names
+CAUSES = ("model.chat_template", "dataset")  # keys that decide whether a template changes the text of a row
 
 # Indentation of the first line with text. A single space is a separator, as after "Answer:".
 _INDENTATION = re.compile(r"(?:\s*\n)?( {2,}| *\t[ \t]*)(?=\S)")
@@ -47,7 +47,7 @@ class Tokens:
 
 
 class ChangedTextError(ConfigError):
-    """A chat template changes the text of a row."""
+    """A chat template changes the text of a row, which the problem names."""
 
 
 def messages(example: Example) -> list[Message]:
@@ -60,31 +60,28 @@ def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Exampl
     """Apply ``tokenize`` or ``prompt_tokens`` to every example of a split.
 
     Raises:
-        ConfigError: the chat template changes texts; lists the rows of the split for which it does.
+        ConfigError: the chat template changes texts; has a problem for each row of the split for which it does.
     """
     from tqdm.auto import tqdm
 
-    changed = []
+    changed: list[Problem] = []
     for example in tqdm(examples, desc=f"tokenizing {split}", leave=False, delay=3):
         try:
             tokens = tokenize_one(example)
         except ChangedTextError as error:
-            changed.append(str(error))
+            changed += error.problems
             continue
         yield tokens
     if changed:
-        more = [f"… and {len(changed) - REPORTED} more"] if len(changed) > REPORTED else []
-        raise ConfigError(
-            "\n".join(
-                [
-                    f"model.chat_template: the template changes the text of {len(changed)} of {len(examples)} {split} "
-                    "rows. Set model.chat_template to a Jinja file that writes it unchanged, or change the text in "
-                    "dataset.assistant, dataset.user or dataset.system",
-                    *changed[:REPORTED],
-                    *more,
-                ]
-            )
+        summary = Problem(
+            "model.chat_template",
+            None,
+            f"the template changes the text of {len(changed)} of {len(examples)} {split} rows",
+            "set model.chat_template to a Jinja file that writes it unchanged, or change the text in "
+            "dataset.assistant, dataset.user or dataset.system",
+            ("dataset",),
         )
+        raise ConfigError(summary, *changed)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
@@ -105,9 +102,15 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     full_text = render(tokenizer, turns, generation=False)
     if not full_text.startswith(prompt_text):
         raise ConfigError(
-            f"{example.id}: the chat template of {tokenizer.name_or_path} does not begin a conversation with its "
-            "prompt (it may strip or move text); set model.chat_template to another one"
-            + (", or set dataset.system=null if it moves the system text" if example.system else "")
+            Problem(
+                example.id,
+                None,
+                f"the chat template of {tokenizer.name_or_path} does not begin a conversation with its prompt (it may "
+                "strip or move text)",
+                "set model.chat_template to another one"
+                + (", or set dataset.system=null if it moves the system text" if example.system else ""),
+                ("model.chat_template", "dataset.system"),
+            )
         )
     written, answer = full_text[len(prompt_text) :], turns[-1]["content"].strip()
     body = _body(written, answer, outline_of(tokenizer, tuple(turn["role"] for turn in turns[:-1])).tail)
@@ -115,25 +118,33 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
     whole = (opening_at_end(prompt_text) + body).rstrip()
     if not whole.endswith(answer):
         lost, instead = (unmark(part, marks) for part in _difference(answer, whole.strip()))
-        raise ChangedTextError(
-            f"{example.id}: instead of {lost} in the assistant text the template writes {instead}"
-            + (_spacing_remedy(whole) if "".join(whole.split()) == "".join(answer.split()) else "")
-        )
+        message = f"instead of {lost} in the assistant text the template writes {instead}"
+        remedy = _spacing_remedy(whole) if "".join(whole.split()) == "".join(answer.split()) else ""
+        raise ChangedTextError(Problem(example.id, None, message, remedy, CAUSES))
     if end_token(tokenizer, tail := written[len(body) :]) is None:
         raise ConfigError(
-            f"model.chat_template: the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. "
-            "It contains no special token of the tokenizer that ends a completion, so generation could not stop there. "
-            f"Set model.chat_template to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) after "
-            "the assistant text"
+            Problem(
+                "model.chat_template",
+                None,
+                f"the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. It contains no "
+                "special token of the tokenizer that ends a completion, so generation could not stop there",
+                f"set model.chat_template to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) "
+                "after the assistant text",
+            )
         )
     if problem := extra_text(tokenizer, whole[: -len(answer)], tail, example.id):
         raise ConfigError(problem)
     if not unclosed(answer) and (mark := unclosed(body, prompt_text)):
         raise ConfigError(
-            f"{example.id}: the chat template of {tokenizer.name_or_path} opens a reasoning block before the assistant "
-            "text, and the text does not close it: it would be trained as reasoning without an answer. "
-            f"Write {mark} before the answer in dataset.assistant, or set model.chat_template to a Jinja file that "
-            "opens no block"
+            Problem(
+                example.id,
+                None,
+                f"the chat template of {tokenizer.name_or_path} opens a reasoning block before the assistant text, "
+                "and the text does not close it: it would be trained as reasoning without an answer",
+                f"write {mark} before the answer in dataset.assistant, or set model.chat_template to a Jinja file "
+                "that opens no block",
+                ("model.chat_template", "dataset.assistant"),
+            )
         )
     prompt, text = token_ids(tokenizer, prompt_text, marks)
     completion, _ = token_ids(tokenizer, written, marks)
@@ -164,7 +175,8 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[Message], row: str) 
     outline = outline_of(tokenizer, tuple(turn["role"] for turn in turns))
     for turn in turns:
         if not outline.has_text_of(turn["role"]) or turn["content"].strip() not in text:
-            raise ChangedTextError(f"{row}: the prompt does not contain the {turn['role']} text unchanged")
+            message = f"the prompt does not contain the {turn['role']} text unchanged"
+            raise ChangedTextError(Problem(row, None, message, keys=CAUSES))
     return text
 
 
@@ -195,4 +207,4 @@ def _common_prefix(text: str, other: str) -> int:
 def _spacing_remedy(written: str) -> str:
     """Return how to write a text that the template changes in white space only."""
     spaced = [f"{text.strip()} as {text!r}" for text in marks_with_spacing(written)]
-    return "; only white space differs" + (f": write {' and '.join(spaced)} in dataset.assistant" if spaced else "")
+    return "only white space differs" + (f": write {' and '.join(spaced)} in dataset.assistant" if spaced else "")

@@ -16,6 +16,7 @@ from sftlab.dataset.conversations import (
 )
 from sftlab.dataset.values import ABSENT, NULL, Cell, Conversation, Dict, List, Texts, Turn, is_null
 from sftlab.dataset.wording import column_path, item_path
+from sftlab.errors import Problem
 
 Row = Mapping[str, object]
 """A row as it was read: column → value."""
@@ -25,10 +26,10 @@ Rows = Sequence[Row | None]
 
 
 class Table(NamedTuple):
-    """The rows of a file, and a message for each row that cannot be read."""
+    """The rows of a file, and a problem for each row that cannot be read."""
 
     rows: Rows
-    problems: list[str]
+    problems: list[Problem]
 
 
 @dataclass

@@ -16,7 +16,7 @@ import regex
 
 from sftlab.dataset.values import NULL, Absent, Dict, List, NotTextError, Null, Texts, Turn, is_null, plain
 from sftlab.dataset.wording import short
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import answered, names_mark
 
 if TYPE_CHECKING:
@@ -36,8 +36,12 @@ def matches_within_limit(find: Any, text: str, pattern: str) -> Iterator[Any]:
         yield from find(text, timeout=SECONDS)
     except TimeoutError as error:
         raise ConfigError(
-            f"pattern {pattern!r} takes more than {SECONDS:g} s on {text[:30]!r} … ({len(text):,} characters); "
-            "remove nested repetitions, such as (a+)+ or (.*,)*"
+            Problem(
+                "",
+                None,
+                f"pattern {pattern!r} takes more than {SECONDS:g} s on {text[:30]!r} … ({len(text):,} characters)",
+                "remove nested repetitions, such as (a+)+ or (.*,)*",
+            )
         ) from error
 
 

@@ -13,7 +13,7 @@ from sftlab.dataset.formats import SUFFIXES, read_file, stem, suffix_of
 from sftlab.dataset.rows import Rows
 from sftlab.dataset.values import Cell, is_null
 from sftlab.dataset.wording import listing
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ class _MissingShardError(ValueError):
 
 
 class Source(NamedTuple):
-    """The rows by split (``all`` for a source with a single split), and a message for each row that cannot be read."""
+    """The rows by split (``all`` for a source with a single split), and a problem for each row that cannot be read."""
 
     splits: dict[str, Rows]
-    problems: list[str]
+    problems: list[Problem]
 
 
 def is_data(name: str) -> bool:
@@ -72,37 +72,41 @@ def files(path: Path) -> dict[str, list[Path]]:
     """
     if path.is_file():
         return {"all": [path]}
+
+    def refused(message: str, remedy: str = "") -> ConfigError:
+        return ConfigError(Problem(str(path), None, message, remedy))
+
     entries = {file.name: file for file in sorted(path.iterdir(), key=_natural) if not file.name.startswith(".")}
     broken = [name for name, file in entries.items() if not file.exists() and not _is_document(file)]
     if broken:
-        raise ConfigError(
-            f"{path}: {listing(broken, 5)} cannot be read: a link to {entries[broken[0]].readlink()}, which is not "
-            "there; fetch that file, or remove the link"
+        link = entries[broken[0]].readlink()
+        raise refused(
+            f"{listing(broken, 5)} cannot be read: a link to {link}, which is not there",
+            "fetch that file, or remove the link",
         )
     data = {name: stem(file) for name, file in entries.items() if file.is_file() and _is_readable(file)}
     left = [name for name, file in entries.items() if name not in data and (_may_be_data(file) or _has_data(file))]
     if not data and not left:
-        raise ConfigError(f"{path}: has no {', '.join(SUFFIXES)} file; check the path")
+        raise refused(f"has no {', '.join(SUFFIXES)} file", "check the path")
     try:
         splits, other = _by_split(data, shards=True)
     except _MissingShardError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise refused(str(error)) from error
     except ValueError as error:
         split = any(map(_splits, data.values()))
         named = "" if split else "name each after its split (train, validation or test), "
-        raise ConfigError(
-            f"{path}: {error}; {named}keep one of them in the folder, or name one file instead of the folder"
-        ) from error
+        remedy = f"{named}keep one of them in the folder, or name one file instead of the folder"
+        raise refused(str(error), remedy) from error
     left = sorted([*left, *other])
     folders = [name for name in left if entries[name].is_dir()]
     if left and not splits and left == folders:
-        raise ConfigError(f"{path}: has data in folders only ({listing(folders, 5)}); name one of them")
+        raise refused(f"has data in folders only ({listing(folders, 5)})", "name one of them")
     if left:
         unsupported = any(entries[name].is_file() and not suffix_of(entries[name]) for name in left)
-        raise ConfigError(
-            f"{path}: {listing(left, 5)} would not be read; move what is not data out of the folder, and name the "
-            f"rest after a split (train, validation or test) with one of {', '.join(SUFFIXES)} as suffix"
-            + (", after converting it" if unsupported else "")
+        raise refused(
+            f"{listing(left, 5)} would not be read",
+            "move what is not data out of the folder, and name the rest after a split (train, validation or test) "
+            f"with one of {', '.join(SUFFIXES)} as suffix{', after converting it' if unsupported else ''}",
         )
     return {split: [entries[name] for name in names] for split, names in splits.items()}
 
@@ -114,7 +118,7 @@ def read(path: Path) -> Source:
         ConfigError: a file cannot be read, or a split of a folder has no rows.
     """
     splits: dict[str, Rows] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for split, shards in files(path).items():
         tables = [read_file(shard) for shard in shards]
         splits[split] = [row for table in tables for row in table.rows]
@@ -122,7 +126,12 @@ def read(path: Path) -> Source:
         if not splits[split] and split != "all":
             cut = "" if split == "train" else ", or remove it to have them cut from train"
             raise ConfigError(
-                f"{path}: {listing(file.name for file in shards)} has no rows; write the {split} rows into it{cut}"
+                Problem(
+                    str(path),
+                    None,
+                    f"{listing(file.name for file in shards)} has no rows",
+                    f"write the {split} rows into it{cut}",
+                )
             )
     return Source(splits, problems)
 
@@ -137,13 +146,23 @@ def read_hub(name: str, splits: Mapping[str, Rows]) -> Source:
         known, other = _by_split({split: split for split in splits}, shards=False)
     except ValueError as error:
         raise ConfigError(
-            f"{name}: {error}; write the splits to use to files with datasets.load_dataset({name!r}, "
-            "split=…).to_json('train.jsonl'), and set name_or_path to their folder"
+            Problem(
+                name,
+                None,
+                str(error),
+                f"write the splits to use to files with datasets.load_dataset({name!r}, "
+                "split=…).to_json('train.jsonl'), and set name_or_path to their folder",
+            )
         ) from error
     if empty := [split for names in known.values() for split in names if not splits[split] and len(known) > 1]:
         raise ConfigError(
-            f"{name}: the split {empty[0]} has no rows; write the others to files with datasets.load_dataset({name!r}, "
-            "split=…).to_json('train.jsonl'), and set name_or_path to their folder"
+            Problem(
+                name,
+                None,
+                f"the split {empty[0]} has no rows",
+                f"write the others to files with datasets.load_dataset({name!r}, "
+                "split=…).to_json('train.jsonl'), and set name_or_path to their folder",
+            )
         )
     if other:
         log.warning("%s: the splits %s are not used; %s are", name, listing(other), listing(known))

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from sftlab.config import DatasetConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.records import Example
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,12 @@ def cap(splits: Splits, max_rows: int | None, seed: int, key: str) -> Splits:
     shares = {name: len(rows) * max_rows / total for name, rows in splits.items() if rows}
     if max_rows < len(shares):
         raise ConfigError(
-            f"{key}={max_rows}: is less than one row for each of {', '.join(shares)}; set at least {len(shares)}"
+            Problem(
+                key,
+                shown(max_rows),
+                f"is less than one row for each of {', '.join(shares)}",
+                f"set at least {len(shares)}",
+            )
         )
     counts = {name: max(1, int(share)) for name, share in shares.items()}
     # Rows left by rounding down go to the largest remainders; a split that got a row above its share gives one back.
@@ -82,7 +87,7 @@ def cap(splits: Splits, max_rows: int | None, seed: int, key: str) -> Splits:
     return capped
 
 
-def divided_groups(splits: Mapping[str, Sequence[Example]], key: str) -> list[str]:
+def divided_groups(splits: Mapping[str, Sequence[Example]], key: str) -> list[Problem]:
     """Return a problem for each group with rows in two splits, which is possible in splits of the source only."""
     home: dict[str, str] = {}
     problems = []
@@ -90,8 +95,12 @@ def divided_groups(splits: Mapping[str, Sequence[Example]], key: str) -> list[st
         for group in dict.fromkeys(example.group for example in rows if example.group):
             if home.setdefault(group, name) != name:
                 problems.append(  # noqa: PERF401
-                    f"{key}.group_by: the source has rows of group {group!r} in {home[group]} and in {name}; "
-                    f"move them into one split, or set {key}.group_by=null"
+                    Problem(
+                        f"{key}.group_by",
+                        None,
+                        f"the source has rows of group {group!r} in {home[group]} and in {name}",
+                        f"move them into one split, or set {key}.group_by=null",
+                    )
                 )
     return problems
 
@@ -156,26 +165,34 @@ def _check_counts(counts: Mapping[str, int], splits: Splits, rows: list[Example]
     asked = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     there = f"{cfg.name_or_path} has {len(rows):,} of them" + (" after keep" if cfg.keep else "")
     total = sum(counts.values())
-    problem = f"dataset.split={{{_sizes(cfg)}}}: asks for {total:,} rows ({asked}), and"
+    value, message = f"{{{_sizes(cfg)}}}", f"asks for {total:,} rows ({asked}), and"
     if total > len(rows):
         remedy = f"ask for at most {len(rows):,} in total, or for shares (below 1)"
         if cfg.keep and cfg.name_or_path.startswith("generate:"):
             remedy = "change dataset.keep so that it is true for more generated rows, or set it to null"
-        raise ConfigError(f"{problem} {there}; {remedy}")
+        raise ConfigError(Problem("dataset.split", value, f"{message} {there}", remedy))
     drawn = ", ".join(f"{len(splits[name]):,} {name}" for name in counts)
     raise ConfigError(
-        f"{problem} rows of a group stay together, so that {there}, in {drawn}; "
-        f"ask for at most {len(splits[short[0]]):,} {short[0]} rows, or for shares (below 1)"
+        Problem(
+            "dataset.split",
+            value,
+            f"{message} rows of a group stay together, so that {there}, in {drawn}",
+            f"ask for at most {len(splits[short[0]]):,} {short[0]} rows, or for shares (below 1)",
+        )
     )
 
 
 def _too_few(asked: Mapping[str, int], splits: Mapping[str, list[Example]], cfg: DatasetConfig) -> ConfigError:
     counts = ", ".join(f"{count:,} {name}" for name, count in asked.items())
     return ConfigError(
-        f"dataset.split={{{_sizes(cfg)}}}: asks for {counts} rows, and {cfg.name_or_path} has its own splits with "
-        f"{counts_of(splits)}{' after keep' if cfg.keep else ''}; set "
-        "dataset.split={train: 0.8, validation: 0.1, test: 0.1}: splits of the source are then used whole, and the "
-        "others are cut from train"
+        Problem(
+            "dataset.split",
+            f"{{{_sizes(cfg)}}}",
+            f"asks for {counts} rows, and {cfg.name_or_path} has its own splits with "
+            f"{counts_of(splits)}{' after keep' if cfg.keep else ''}",
+            "set dataset.split={train: 0.8, validation: 0.1, test: 0.1}: splits of the source are "
+            "then used whole, and the others are cut from train",
+        )
     )
 
 

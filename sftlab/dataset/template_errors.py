@@ -11,6 +11,7 @@ from sftlab.dataset.rows import TemplateRow
 from sftlab.dataset.sandbox import SIMPLE, environment
 from sftlab.dataset.values import Dict, List, is_null, plain
 from sftlab.dataset.wording import column_path, item_path, listing, short
+from sftlab.errors import Problem, shown
 
 KEEP = ("{{ 1 if (", ") else '' }}")
 """The template around the expression ``keep``: it renders to nothing where the expression is false."""
@@ -18,7 +19,7 @@ KEEP = ("{{ 1 if (", ") else '' }}")
 
 def template_problems(
     key: str, source: str, columns: Sequence[str], whole: str = "", noun: str = "column"
-) -> list[str]:
+) -> list[Problem]:
     """Return what is wrong with a template over these columns; an empty list if it can be rendered.
 
     Args:
@@ -31,29 +32,29 @@ def template_problems(
     from jinja2 import TemplateSyntaxError, meta
 
     named = [column for column in columns if len(column) > 1 and not column.isidentifier() and column in source]
-    odd = f"; write {item_path('row', max(named, key=len))} for the column of that name" if named else ""
+    odd = f"write {item_path('row', max(named, key=len))} for the column of that name" if named else ""
     try:
         tree = environment().parse(source)
         environment().from_string(source)  # compiling detects unknown filters
     except TemplateSyntaxError as error:
         if key.endswith(".keep") and "{{" in source.removeprefix(KEEP[0]):
-            return [f"{key}: is an expression, not a template; write it without {{{{ and }}}}"]
-        hint = "; besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
-        hint = hint or odd or "; fix the template"
-        return [f"{key}: is not a Jinja template: {error.message} (line {error.lineno}){hint}"]
+            return [Problem(key, None, "is an expression, not a template", "write it without {{ and }}")]
+        hint = "besides Jinja's own filters there are search and sql" if "filter" in str(error.message) else ""
+        message = f"is not a Jinja template: {error.message} (line {error.lineno})"
+        return [Problem(key, None, message, hint or odd or "fix the template")]
     unknown = sorted(meta.find_undeclared_variables(tree) - {*columns, whole})
-    there = "the rows have" if noun == "column" else "there is only"
-    return [f"{key}: there is no {noun} {name!r}; {there} {listing(columns)}{odd}" for name in unknown]
+    there = f"{'the rows have' if noun == 'column' else 'there is only'} {listing(columns)}"
+    remedy = f"{there}; {odd}" if odd else there
+    return [Problem(key, None, f"there is no {noun} {name!r}", remedy) for name in unknown]
 
 
-def bare_column(key: str, source: str, columns: Sequence[str]) -> list[str]:
+def bare_column(key: str, source: str, columns: Sequence[str]) -> list[Problem]:
     """Return a problem if a template is only the name of a column, which would be rendered as that name."""
     column = source.strip()
     if len(column) < 2 or column not in columns:
         return []
-    return [
-        f"{key}={source!r}: is a fixed text, the name of a column; write {{{{ {column_path(column)} }}}} for its values"
-    ]
+    remedy = f"write {{{{ {column_path(column)} }}}} for its values"
+    return [Problem(key, shown(source), "is a fixed text, the name of a column", remedy)]
 
 
 def lone_expression(source: str) -> str | None:
@@ -88,18 +89,16 @@ def null_safe_comparison(name: str, source: str) -> str:
     return ""
 
 
-def not_text(name: str, source: str, row: TemplateRow, value: Any) -> str:
-    """Describe a value that a template writes although it is not text: its path, its type and the remedy."""
+def not_text(name: str, source: str, row: TemplateRow, value: Any) -> tuple[str, str]:
+    """Describe a value that a template writes although it is not text: its path and its type, and the remedy."""
     path = _path_of(source, row, value)
     column = f"column {path}" if path else "an expression"
     kind = {"List": "list", "Dict": "dict", "Turn": "dict", "Texts": "list"}.get(
         type(value).__name__, type(value).__name__
     )
     article = "an" if kind[0] in "aeiou" else "a"
-    return (
-        f"writes {column}, which is {article} {kind} and not text: {short(repr(plain(value)))}; "
-        f"{_remedy(name, path, value)}"
-    )
+    message = f"writes {column}, which is {article} {kind} and not text: {short(repr(plain(value)))}"
+    return message, _remedy(name, path, value)
 
 
 def _remedy(name: str, path: str, value: Any) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftlab.config import DatasetConfig
@@ -20,7 +21,7 @@ from sftlab.dataset.template_errors import (
 )
 from sftlab.dataset.values import NULL, Conversation, NotTextError
 from sftlab.dataset.wording import listing, short
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.records import Example
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class Templates:
         """
         self.key = key
         self._keep = cfg.keep
-        problems: list[str] = []
+        self._row_remedy = f"fix the row, or leave it out by {key}.keep"
+        problems: list[Problem] = []
         self._sources = {name: source for name in TEMPLATES if (source := getattr(cfg, name)) is not None}
         if cfg.keep is not None:
             self._sources["keep"] = KEEP[0] + cfg.keep + KEEP[1]
@@ -91,18 +93,18 @@ class Templates:
         try:
             return self._text("keep", row) != ""
         except ConfigError as error:
-            raise ConfigError(f"{self.place(row, place)}: {error}") from error
+            raise self._placed(row, place, error.problems) from error
 
     def example(self, row: TemplateRow | Row, default_id: str, place: str) -> Example:
         """Render a row.
 
         Raises:
-            ConfigError: a line for each problem: a template cannot be rendered; the prompt, completion or target is
+            ConfigError: a problem for each fault: a template cannot be rendered; the prompt, completion or target is
                 empty; the target is not one of the choices; no template reads some turns of a conversation.
         """
         row = row if isinstance(row, TemplateRow) else wrap(row)
         row.unread()
-        problems: list[str] = []
+        problems: list[Problem] = []
         text: dict[str, str | None] = {}
         for name in ("system", "user", "assistant"):  # a turn has to be read by a template that the model sees
             text[name] = self._checked(name, row, problems)
@@ -114,10 +116,9 @@ class Templates:
         try:
             group, options = self._group(row), _options(text["options"], f"{self.key}.options")
         except ConfigError as error:
-            problems.append(str(error))
+            problems += error.problems
         if problems:
-            place = self.place(row, place)
-            raise ConfigError(*(f"{place}: {problem}" for problem in dict.fromkeys(problems)))
+            raise self._placed(row, place, problems)
         return Example(
             id=text["id"] if text["id"] is not None else default_id,
             system=text["system"] or "",
@@ -139,6 +140,16 @@ class Templates:
         known = isinstance(name, str | int) and not isinstance(name, bool) and str(name).strip()
         return f"{place} ({short(str(name), 40)})" if known else place
 
+    def _placed(self, row: TemplateRow, place: str, problems: Iterable[Problem]) -> ConfigError:
+        """Return the error of a row whose problems name no place yet."""
+        key = self.place(row, place)
+        return ConfigError(*(replace(problem, key=key) for problem in problems))
+
+    def _problem(self, name: str, message: str, remedy: str) -> Problem:
+        """Return a problem of a template in a row."""
+        key = f"{self.key}.{name}"
+        return Problem("", None, f"{key} {message}", remedy, (key,))
+
     def _text(self, name: str, row: TemplateRow) -> str | None:
         """Render a template; None if the dataset does not set it."""
         if name in self._constant or name not in self._compiled:
@@ -152,82 +163,73 @@ class Templates:
     def _render_error(self, name: str, row: TemplateRow, error: Exception) -> ConfigError:
         source = self._sources[name]
         if isinstance(error, NotTextError):
-            return ConfigError(f"{self.key}.{name} {not_text(name, source, row, error.value)}")
+            return ConfigError(self._problem(name, *not_text(name, source, row, error.value)))
         if isinstance(error, TypeError) and "'Null'" in str(error) and (hint := null_safe_comparison(name, source)):
-            return ConfigError(f"{self.key}.{name} compares a value that is null; write `{hint}`")
+            return ConfigError(self._problem(name, "compares a value that is null", f"write `{hint}`"))
         # Jinja names the types of values with their module.
         message = " ".join((str(error) or type(error).__name__).replace(f"{NotTextError.__module__}.", "").split())
-        return ConfigError(f"{self.key}.{name} cannot be rendered: {message}; fix the row or the template")
+        return ConfigError(self._problem(name, f"cannot be rendered: {message}", "fix the row or the template"))
 
-    def _checked(self, name: str, row: TemplateRow, problems: list[str]) -> str | None:
+    def _checked(self, name: str, row: TemplateRow, problems: list[Problem]) -> str | None:
         """Render a template; add a problem if it fails, is not Unicode, or is empty where text is required."""
         try:
             text = self._text(name, row)
         except ConfigError as error:
-            problems.append(str(error))
+            problems += error.problems
             return None
         if text is None:
             return None
         problems += self._surrogates(name, text)
         if not text.strip() and name in ("user", "assistant"):
-            problems.append(f"{self.key}.{name} renders to nothing; fix the row, or leave it out by {self.key}.keep")
+            problems.append(self._problem(name, "renders to nothing", self._row_remedy))
         elif not text.strip() and name == "id":
-            problems.append(f"{self.key}.id renders to nothing; fix the row, or set {self.key}.id=null")
+            problems.append(self._problem(name, "renders to nothing", f"fix the row, or set {self.key}.id=null"))
         return text
 
-    def _surrogates(self, name: str, text: str) -> list[str]:
+    def _surrogates(self, name: str, text: str) -> list[Problem]:
         if text.isascii() or not (half := _SURROGATE.search(text)):
             return []
-        return [
-            f"{self.key}.{name} has half of a surrogate pair (\\u{ord(half[0]):04x}), which is not a "
-            "character; write the file again as UTF-8"
-        ]
+        message = f"has half of a surrogate pair (\\u{ord(half[0]):04x}), which is not a character"
+        return [self._problem(name, message, "write the file again as UTF-8")]
 
-    def _choices(self, text: str | None, problems: list[str]) -> str:
+    def _choices(self, text: str | None, problems: list[Problem]) -> str:
         choices = "".join(sorted(set(text or "")))
         if choices and not choices.isalnum():
             words = any(len(word) > 1 for word in re.findall(r"\w+", text or ""))
-            problems.append(
-                f"{self.key}.choices renders to {short(text or '')!r}; "
-                + (
-                    f"for words set eval.task=exact {self.key}.choices=null"
-                    if words
-                    else "write the letters with nothing between them"
-                )
-            )
+            remedy = "write the letters with nothing between them"
+            if words:
+                remedy = f"for words set eval.task=exact {self.key}.choices=null"
+            problems.append(self._problem("choices", f"renders to {short(text or '')!r}", remedy))
             return ""
         if len(choices) == 1:
-            problems.append(
-                f"{self.key}.choices renders to a single letter, {choices!r}; an answer needs at least two choices"
-            )
+            message = f"renders to a single letter, {choices!r}"
+            problems.append(self._problem("choices", message, "an answer needs at least two choices"))
             return ""
         return choices
 
-    def _targets(self, row: TemplateRow, choices: str, problems: list[str]) -> list[str]:
+    def _targets(self, row: TemplateRow, choices: str, problems: list[Problem]) -> list[str]:
         """Return the correct answers: a single text, or the items of a list that is the template's only expression."""
         try:
             value = self._answers(row)
         except ConfigError as error:
-            problems.append(str(error))
+            problems += error.problems
             return []
         targets: list[str] = []
         for number, target in enumerate(value if isinstance(value, list) else [value]):
-            item = f" item {number}" if isinstance(value, list) else ""
+            item = f"item {number} " if isinstance(value, list) else ""
             if not target.strip():
-                problems.append(
-                    f"{self.key}.target{item} renders to nothing; fix the row, or leave it out by {self.key}.keep"
-                )
+                problems.append(self._problem("target", f"{item}renders to nothing", self._row_remedy))
             elif choices and target.strip() not in set(choices):
-                problems.append(
-                    f"target {short(target.strip())!r} is not one of {', '.join(choices)}; "
-                    f"fix the row, or set {self.key}.choices"
-                    + (f", or for words set eval.task=exact {self.key}.choices=null" if len(target.strip()) > 1 else "")
-                )
+                message = f"target {short(target.strip())!r} is not one of {', '.join(choices)}"
+                remedy = f"fix the row, or set {self.key}.choices"
+                if len(target.strip()) > 1:
+                    remedy += f", or for words set eval.task=exact {self.key}.choices=null"
+                problems.append(Problem("", None, message, remedy, (f"{self.key}.target", f"{self.key}.choices")))
             else:
                 problems += self._surrogates("target", target)
                 targets.append(target.strip() if choices else target)
         if not targets and isinstance(value, list) and not value:
-            problems.append(f"{self.key}.target is an empty list; fix the row, or leave it out by {self.key}.keep")
+            problems.append(self._problem("target", "is an empty list", self._row_remedy))
         return list(dict.fromkeys(targets))
 
     def _answers(self, row: TemplateRow) -> str | list[str]:
@@ -262,7 +264,7 @@ class Templates:
             raise
         return (text or "").strip() or None if written.texts and not written.nulls else None
 
-    def _dropped_turns(self, conversation: Conversation, read: list[int], unread: list[int]) -> str:
+    def _dropped_turns(self, conversation: Conversation, read: list[int], unread: list[int]) -> Problem:
         path, turns = conversation.path, len(conversation.read)
         only = f"({self._keep}) and " if self._keep else ""
         if not read:
@@ -271,9 +273,12 @@ class Templates:
         else:
             name, keep = f"{turns} turns", f"{only}{path} | length <= {turns - len(unread)}"
             parts = f"and the templates read {_numbers(read)}: {_numbers(unread)}"
-        return (
-            f"{path} has {name}, {parts} would be dropped. Conversations with several turns are not supported; "
-            f"leave such rows out by \"{self.key}.keep='{keep}'\", or write all turns into {self.key}.user by a loop"
+        return Problem(
+            "",
+            None,
+            f"{path} has {name}, {parts} would be dropped. Conversations with several turns are not supported",
+            f"leave such rows out by \"{self.key}.keep='{keep}'\", or write all turns into {self.key}.user by a loop",
+            (self.key,),
         )
 
 
@@ -307,5 +312,5 @@ def _options(text: str | None, key: str) -> dict[str, str] | None:
             options = dict(zip(options["label"], options["text"], strict=True))
         return {str(letter): str(text_of(option)) for letter, option in options.items() if option is not None}
     except (ValueError, TypeError, AttributeError) as error:
-        remedy = "write {{ column | tojson }}"
-        raise ConfigError(f"{key} is not a JSON object of letter → text: {error}; {remedy}") from error
+        message = f"{key} is not a JSON object of letter → text: {error}"
+        raise ConfigError(Problem("", None, message, "write {{ column | tojson }}", (key,))) from error

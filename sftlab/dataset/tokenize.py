@@ -11,7 +11,7 @@ from typing import Any
 
 from sftlab.dataset.prompt import tokenize, tokenize_all, turn_end
 from sftlab.dataset.stage import Dataset
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.model.base import Base
 from sftlab.records import IGNORED, Example
 from sftlab.results import SplitCounts, TokenCounts
@@ -133,16 +133,24 @@ def _fit(rows: Sequence[Row], split: str, max_length: int, allowed: bool) -> lis
     if not fitting:
         shortest = min(len(row.prompt) for row in rows)
         raise ConfigError(
-            f"train.max_length={max_length}: is not longer than the shortest prompt ({shortest} tokens, {split}); "
-            f"set at least {longest}, the length of the longest row"
+            Problem(
+                "train.max_length",
+                shown(max_length),
+                f"is not longer than the shortest prompt ({shortest} tokens, {split})",
+                f"set at least {longest}, the length of the longest row",
+            )
         )
     over = [row for row in fitting if len(row.input_ids) > max_length]
     if over and not allowed:
         worst = max(over, key=lambda row: len(row.input_ids))
         raise ConfigError(
-            f"train.max_length={max_length}: truncates the completion of {len(over)} of {len(rows)} {split} rows "
-            f"(the longest, {worst.id}, has {len(worst.input_ids)} tokens); set "
-            f"train.max_length={len(worst.input_ids)}, or allow it with train.allow_truncated_completion=true"
+            Problem(
+                "train.max_length",
+                shown(max_length),
+                f"truncates the completion of {len(over)} of {len(rows)} {split} rows (the longest, "
+                f"{worst.id}, has {len(worst.input_ids)} tokens)",
+                f"set train.max_length={len(worst.input_ids)}, or allow it with train.allow_truncated_completion=true",
+            )
         )
     if left_out := len(rows) - len(fitting):
         log.warning(

@@ -16,7 +16,7 @@ from typing import Any
 import regex
 
 from sftlab.dataset.sandbox import matches_within_limit
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.eval.lenient import lenient
 
 LAYERS = 50  # pairs of quotes or emphasis marks that ``normalise_answer`` removes
@@ -29,27 +29,26 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
     Raises:
         ConfigError: the pattern does not compile, or does not have exactly one capturing group.
     """
+    keys = ("eval.pattern",)
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         where = "" if error.pos is None else f" at position {error.pos}"
-        raise ConfigError(
-            f"answer pattern {pattern!r} is not a regular expression: {error.msg}{where}; "
-            r"a literal parenthesis is written \( and in YAML the pattern belongs in single quotes"
-        ) from error
+        message = f"answer pattern {pattern!r} is not a regular expression: {error.msg}{where}"
+        remedy = r"a literal parenthesis is written \( and in YAML the pattern belongs in single quotes"
+        raise ConfigError(Problem("", None, message, remedy, keys)) from error
     except OverflowError as error:
-        raise ConfigError(
-            f"answer pattern {pattern!r} has a repetition with too large a count: {error}; lower the count"
-        ) from error
+        message = f"answer pattern {pattern!r} has a repetition with too large a count: {error}"
+        raise ConfigError(Problem("", None, message, "lower the count", keys)) from error
     if compiled.groups != 1:
-        raise ConfigError(
-            f"answer pattern {pattern!r} has {compiled.groups} capturing groups; exactly one must capture the "
-            r"answer, as in the answer is\s*\(([A-Z])\); write any other as (?:...)"
-        )
+        message = f"answer pattern {pattern!r} has {compiled.groups} capturing groups"
+        remedy = r"exactly one must capture the answer, as in the answer is\s*\(([A-Z])\); write any other as (?:...)"
+        raise ConfigError(Problem("", None, message, remedy, keys))
     try:
         return regex.compile(pattern)  # unlike re, it supports a time limit
     except regex.error as error:
-        raise ConfigError(f"answer pattern {pattern!r} is not a regular expression: {error}; rewrite it") from error
+        message = f"answer pattern {pattern!r} is not a regular expression: {error}"
+        raise ConfigError(Problem("", None, message, "rewrite it", keys)) from error
 
 
 def probe(pattern: str) -> None:

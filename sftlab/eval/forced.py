@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.eval.answers import Question
 from sftlab.eval.engines import Engine, Settings
 from sftlab.eval.extract import compile_pattern, strict
@@ -101,8 +101,13 @@ def continuations(tokenizer: Any, text: str, letters: str) -> dict[str, list[int
         same = next((other for other in options if other != letter and options[other][: len(ids)] == ids), None)
         if same is not None:
             raise ConfigError(
-                f"eval.forced=true: the tokenizer gives the choices {letter!r} and {same!r} the same tokens, so the "
-                "model cannot choose between them; set eval.forced=false, or other letters with dataset.choices"
+                Problem(
+                    "eval.forced",
+                    "true",
+                    f"the tokenizer gives the choices {letter!r} and {same!r} the same tokens, so the model "
+                    "cannot choose between them",
+                    "set eval.forced=false, or other letters with dataset.choices",
+                )
             )
     return options
 

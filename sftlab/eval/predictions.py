@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.eval.extract import compile_pattern, normalise_answer
 from sftlab.eval.rows import Row, columns, is_letter, parse
 from sftlab.eval.scorers import Scorer, scorer
@@ -24,8 +24,6 @@ from sftlab.model.reasoning import opened_by_prompt
 from sftlab.records import Example, Prediction
 
 log = logging.getLogger(__name__)
-
-SHOWN = 20  # broken rows that a message names
 
 
 def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list[Prediction]]:
@@ -36,10 +34,10 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     Raises:
         ConfigError: A file cannot be read, a row does not fit, or the files do not pair up.
     """
-    score, problems = scorer(cfg), list[str]()
+    score, problems = scorer(cfg), list[Problem]()
     left, right = _read(a, cfg, problems), _read(b, cfg, problems)
     if problems:
-        raise ConfigError(*_first(problems))
+        raise ConfigError(*problems)
     pairs = _pairs(a, left, b, right, cfg)
     letters = _letters(a, pairs) if score.lettered else ""
     examples = []
@@ -61,30 +59,38 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     if lettered and all(target.isdecimal() for _, target in targets):
         line, target = targets[0]
         raise ConfigError(
-            f"{a}:{line}: target {target[:60]!r} is a number, as all targets are, but all answers that "
-            f"eval.pattern={cfg.pattern!r} reads are letters; write the letter of the right option as target in every "
-            "row of both files"
+            Problem(
+                f"{a}:{line}",
+                None,
+                f"target {target[:60]!r} is a number, as all targets are, but all answers that "
+                f"eval.pattern={cfg.pattern!r} reads are letters",
+                "write the letter of the right option as target in every row of both files",
+            )
         )
     if problems := list(score.unmatched(with_text, lambda example: f"{a}:{lines[example.id]}: id {example.id!r}")):
         raise ConfigError(*problems)
     if cfg.group_by is not None and all(example.subgroup is None for example in examples):
         known = ", ".join(columns(next(_objects(a, []))[1]))
         raise ConfigError(
-            f"eval.group_by={cfg.group_by!r}: no row of {a} or {b} has a value in such a column; there are {known}"
+            Problem(
+                "eval.group_by",
+                shown(cfg.group_by),
+                f"no row of {a} or {b} has a value in such a column",
+                f"there are {known}",
+            )
         )
     if lettered and (words := [(line, target) for line, target in targets if len(target) > 1]):
         line, target = words[0]
         raise ConfigError(
-            f"{a}:{line}: target {target[:60]!r} is not a letter, but all answers that eval.pattern={cfg.pattern!r} "
-            "reads are letters; write the letter of the right option as target, or set another eval.pattern"
+            Problem(
+                f"{a}:{line}",
+                None,
+                f"target {target[:60]!r} is not a letter, but all answers that "
+                f"eval.pattern={cfg.pattern!r} reads are letters",
+                "write the letter of the right option as target, or set another eval.pattern",
+            )
         )
     return predictions[0], predictions[1]
-
-
-def _first(problems: list[str]) -> list[str]:
-    """The first of many problems, and how many more there are."""
-    more = [f"… and {len(problems) - SHOWN:,} more broken rows"] if len(problems) > SHOWN else []
-    return [*problems[:SHOWN], *more]
 
 
 def _predictions(rows: list[Row], examples: list[Example], score: Scorer) -> list[Prediction]:
@@ -106,7 +112,9 @@ def _pairs(a: Path, left: dict[str, Row], b: Path, right: dict[str, Row], cfg: E
         if (ids := [name for name in rows if name not in others])
     ]
     if lacking:
-        raise ConfigError("; ".join(lacking) + "; let both models answer the same questions, or delete the other rows")
+        raise ConfigError(
+            Problem("", None, "; ".join(lacking), "let both models answer the same questions, or delete the other rows")
+        )
     same = folded if scorer(cfg).lettered else normalise_answer
     pairs = [(row, right[name]) for name, row in left.items()]
     problems = []
@@ -114,11 +122,15 @@ def _pairs(a: Path, left: dict[str, Row], b: Path, right: dict[str, Row], cfg: E
         if set(map(same, row.targets)) != set(map(same, other.targets)):
             ours, theirs = (" or ".join(targets)[:60] for targets in (row.targets, other.targets))
             problems.append(
-                f"{a}:{row.line}: id {row.generation.id!r} has target {ours!r}, but {theirs!r} "
-                f"in {b}:{other.line}; give two files about the same questions"
+                Problem(
+                    f"{a}:{row.line}",
+                    None,
+                    f"id {row.generation.id!r} has target {ours!r}, but {theirs!r} in {b}:{other.line}",
+                    "give two files about the same questions",
+                )
             )
     if problems:
-        raise ConfigError(*_first(problems))
+        raise ConfigError(*problems)
     if changed := [row.line for row, other in pairs if "" != row.doc_hash != other.doc_hash != ""]:
         log.warning("%s:%d: %d questions have another doc_hash in %s", a, changed[0], len(changed), b)
     return pairs
@@ -129,14 +141,18 @@ def _letters(a: Path, pairs: list[tuple[Row, Row]]) -> str:
     letters = {letter for row, other in pairs for letter in (*row.targets, *row.options, *other.options)}
     if (choice := all(is_letter(target) for row, _ in pairs for target in row.targets)) and len(letters) < 2:
         raise ConfigError(
-            f"{a}: an answer set of one letter, {pairs[0][0].targets[0]!r}; add choices to rows, as in "
-            '"choices": "ABCD"'
+            Problem(
+                str(a),
+                None,
+                f"an answer set of one letter, {pairs[0][0].targets[0]!r}",
+                'add choices to rows, as in "choices": "ABCD"',
+            )
         )
     return "".join(sorted(letters)) if choice else ""
 
 
-def _read(path: Path, cfg: EvalConfig, problems: list[str]) -> dict[str, Row]:
-    """The rows of a file by id. Problems with rows are appended to ``problems``, one line each."""
+def _read(path: Path, cfg: EvalConfig, problems: list[Problem]) -> dict[str, Row]:
+    """The rows of a file by id. Problems with rows are appended to ``problems``."""
     pattern = compile_pattern(cfg.pattern) if scorer(cfg).lettered else None
     rows: dict[str, Row] = {}
     before = len(problems)
@@ -144,15 +160,18 @@ def _read(path: Path, cfg: EvalConfig, problems: list[str]) -> dict[str, Row]:
         try:
             row = parse(values, line, f"{path}:{line}", pattern, cfg.group_by)
         except ConfigError as error:
-            problems.append(str(error))
+            problems += error.problems
             continue
         seen = rows.setdefault(row.generation.id, row)
         again = row == seen and row.filter is not None and (row.filter == "" or row.filter != seen.filter)
         if seen is not row and not again:
-            where = f"is in line {seen.line} already; delete one of them, and use the rows of one task only"
-            problems.append(f"{path}:{line}: id {row.generation.id!r} {where}")
+            message = f"id {row.generation.id!r} is in line {seen.line} already"
+            remedy = "delete one of them, and use the rows of one task only"
+            problems.append(Problem(f"{path}:{line}", None, message, remedy))
     if not rows and len(problems) == before:
-        raise ConfigError(f"{path}: is empty or has no rows; give a JSONL file with at least one prediction")
+        raise ConfigError(
+            Problem(str(path), None, "is empty or has no rows", "give a JSONL file with at least one prediction")
+        )
     if several := [row.line for row in rows.values() if row.answers > 1]:
         log.warning("%s:%d: %d questions have several answers; the first is scored", path, several[0], len(several))
     return _opened(path, rows)
@@ -187,7 +206,7 @@ def _opened(path: Path, rows: dict[str, Row]) -> dict[str, Row]:
     return {name: replace(row, generation=opened.get(name, row.generation)) for name, row in rows.items()}
 
 
-def _objects(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a JSONL file with their line numbers. Other lines are appended to ``problems``."""
     try:
         with path.open("rb") as lines:
@@ -199,8 +218,12 @@ def _objects(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, A
                     if not isinstance(values, dict):
                         raise ValueError(f"{text[:60]!r} has no fields")
                 except (ValueError, RecursionError) as error:
-                    problems.append(f"{path}:{number}: is not a JSON object: {error}; write one object per line")
+                    problems.append(
+                        Problem(f"{path}:{number}", None, f"is not a JSON object: {error}", "write one object per line")
+                    )
                     continue
                 yield number, values
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}; name a JSONL file of predictions") from error
+        raise ConfigError(
+            Problem(str(path), None, f"cannot be read: {error.strerror}", "name a JSONL file of predictions")
+        ) from error

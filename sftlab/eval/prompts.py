@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sftlab.config import EvalConfig
 from sftlab.dataset.prompt import prompt_tokens, tokenize_all, turn_end
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.eval.forced import FORCING, answer_pattern, continuations
 from sftlab.model.base import Base, stop_tokens
 from sftlab.records import Example
@@ -58,7 +58,12 @@ def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, 
     """
     if not examples:
         raise ConfigError(
-            "eval: the test set has no rows; give the dataset a test split, or set eval.dataset to another dataset"
+            Problem(
+                "eval",
+                None,
+                "the test set has no rows",
+                "give the dataset a test split, or set eval.dataset to another dataset",
+            )
         )
     tokenizer = base.tokenizer()
     tokenized = tokenize_all(partial(prompt_tokens, tokenizer), examples, "test")
@@ -96,9 +101,12 @@ def _check_length(longest: int, model: Path, cfg: EvalConfig) -> None:
     if longest + cfg.max_tokens > length:
         left = length - longest
         raise ConfigError(
-            f"eval.max_tokens={cfg.max_tokens}: the longest prompt has {longest} tokens, and the model's context is "
-            f"{length} tokens; "
-            + (f"set eval.max_tokens={left} or less" if left > 0 else "leave out long rows with dataset.keep")
+            Problem(
+                "eval.max_tokens",
+                shown(cfg.max_tokens),
+                f"the longest prompt has {longest} tokens, and the model's context is {length} tokens",
+                f"set eval.max_tokens={left} or less" if left > 0 else "leave out long rows with dataset.keep",
+            )
         )
 
 

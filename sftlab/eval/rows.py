@@ -28,7 +28,7 @@ from typing import Any
 import regex
 
 from sftlab.dataset.values import is_null
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.eval.extract import can_read, normalise_answer, strict
 from sftlab.model.reasoning import answered
 from sftlab.records import Generation
@@ -71,17 +71,24 @@ def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[
     needed = ("doc_id", "resps", "target") if harness else ("id", "completion", "target")
     if missing := [name for name in needed if values.get(name) is None or (name == "target" and values[name] == "")]:
         raise ConfigError(
-            f"{place}: has no {' and no '.join(missing)}, but {', '.join(list(values)[:12]) or 'no fields'}; give rows "
-            "with id, completion and target, or samples_*.jsonl of lm-evaluation-harness (doc_id, resps, target)"
+            Problem(
+                place,
+                None,
+                f"has no {' and no '.join(missing)}, but {', '.join(list(values)[:12]) or 'no fields'}",
+                "give rows with id, completion and target, or samples_*.jsonl of lm-evaluation-harness "
+                "(doc_id, resps, target)",
+            )
         )
     plain, likeliest, answers = _harness(values, place, pattern is not None) if harness else (values, None, 1)
     name, completion, readings = plain["id"], plain["completion"], plain.get("readings")
     if isinstance(name, float) and name.is_integer():
         name = int(name)  # data frames turn 7 into 7.0
     if isinstance(name, bool) or not isinstance(name, str | int):
-        raise ConfigError(f"{place}: {needed[0]} {_text(name)[:60]} is neither text nor a whole number; fix the row")
+        raise ConfigError(
+            Problem(place, None, f"{needed[0]} {_text(name)[:60]} is neither text nor a whole number", "fix the row")
+        )
     if not isinstance(completion, str):
-        raise ConfigError(f"{place}: completion {_text(completion)[:60]} is not text; fix the row")
+        raise ConfigError(Problem(place, None, f"completion {_text(completion)[:60]} is not text", "fix the row"))
     options = _options(plain.get("choices")) | _options(plain.get("options"))
     targets = [_target(target, options, place, pattern, index=harness) for target in _targets(plain, place)]
     letter = readings.get("forced") if isinstance(readings, dict) else None
@@ -102,7 +109,9 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
     resps, arguments, doc = values["resps"], values.get("arguments"), values.get("doc")
     if not isinstance(resps, list) or not resps or not all(isinstance(answers, list) and answers for answers in resps):
         raise ConfigError(
-            f"{place}: resps {_text(resps)[:60]} lacks a list of answers per request; log the samples again"
+            Problem(
+                place, None, f"resps {_text(resps)[:60]} lacks a list of answers per request", "log the samples again"
+            )
         )
     asked = [_items(request) or [""] for request in _items(arguments)]
     row = {"id": values["doc_id"], "target": values["target"], "prompt": asked[0][0] if asked else ""}
@@ -116,9 +125,13 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
     try:
         likelihoods = [float(answer[0]) for answer in first]
     except (TypeError, ValueError, LookupError) as error:
-        raise ConfigError(f"{place}: resps {_text(resps)[:60]} is neither text nor log-likelihoods") from error
+        raise ConfigError(
+            Problem(place, None, f"resps {_text(resps)[:60]} is neither text nor log-likelihoods")
+        ) from error
     if not choice or not 2 <= len(likelihoods) <= len(ascii_uppercase):
-        raise ConfigError(f"{place}: resps has {len(first)} log-likelihoods; eval.task=choice reads 2 to 26 of them")
+        raise ConfigError(
+            Problem(place, None, f"resps has {len(first)} log-likelihoods", "eval.task=choice reads 2 to 26 of them")
+        )
     letters = ascii_uppercase[: len(likelihoods)]
     texts = [_text(request[1]).strip() for request in asked if len(request) > 1]
     value = _parsed(values["target"])
@@ -138,7 +151,9 @@ def _gold(target: str, letters: str, texts: list[str], place: str) -> str:
         return letters[texts.index(target)]
     if (match := _LETTER.fullmatch(target)) and match[1].upper() in letters:
         return match[1].upper()
-    raise ConfigError(f"{place}: target {target[:60]!r} is none of {len(letters)} options; give index or letter")
+    raise ConfigError(
+        Problem(place, None, f"target {target[:60]!r} is none of {len(letters)} options", "give index or letter")
+    )
 
 
 def _targets(plain: dict[str, Any], place: str) -> list[str | int | float]:
@@ -157,11 +172,16 @@ def _targets(plain: dict[str, Any], place: str) -> list[str | int | float]:
         number = isinstance(target, int | float) and math.isfinite(target)
         if not (number or (isinstance(target, str) and target.strip())):
             raise ConfigError(
-                f"{place}: target {_text(value)[:60]} holds {_text(target)[:60] or 'nothing'!r}, which is neither text "
-                'nor a number; write the right answer, or a list of them as in ["Berne", "Bern"]'
+                Problem(
+                    place,
+                    None,
+                    f"target {_text(value)[:60]} holds {_text(target)[:60] or 'nothing'!r}, which is neither "
+                    "text nor a number",
+                    'write the right answer, or a list of them as in ["Berne", "Bern"]',
+                )
             )
     if not targets:
-        raise ConfigError(f"{place}: target [] has no answer; write at least one")
+        raise ConfigError(Problem(place, None, "target [] has no answer", "write at least one"))
     # Data frames turn 7 into 7.0.
     whole = [int(target) for target in targets if isinstance(target, float) and target.is_integer()]
     return [*whole, *targets]
@@ -213,8 +233,12 @@ def _target(
     if index and whole and texts and 0 <= int(value) < len(texts):
         if target.strip() in texts and texts.index(target.strip()) != int(value):
             raise ConfigError(
-                f"{place}: target {target} may be the index of an option or its text; write the "
-                f"{'letter' if pattern else 'text'} of the right option"
+                Problem(
+                    place,
+                    None,
+                    f"target {target} may be the index of an option or its text",
+                    f"write the {'letter' if pattern else 'text'} of the right option",
+                )
             )
         return list(options)[int(value)] if pattern else texts[int(value)] or target
     if pattern is None:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError, OutOfMemoryError, advised
+from sftlab.errors import ConfigError, OutOfMemoryError, Problem, advised
 from sftlab.eval.answers import (
     ENGINE,
     FINISHED,
@@ -107,8 +107,12 @@ def check_engine(base: Base, cfg: EvalConfig) -> None:
     """
     if cfg.engine == "vllm" and reads_images(base.path) and find_spec("torchvision") is None:
         raise ConfigError(
-            f"eval.engine=vllm: {base.name} also reads images, and for such models vLLM needs torchvision; "
-            "pip install torchvision, or set eval.engine=transformers"
+            Problem(
+                "eval.engine",
+                "vllm",
+                f"{base.name} also reads images, and for such models vLLM needs torchvision",
+                "pip install torchvision, or set eval.engine=transformers",
+            )
         )
 
 

@@ -17,7 +17,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from sftlab.config import Config
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.hydra_app.compose import CONF
 from sftlab.runtime.modes import MODES
 from sftlab.validation.overrides import SUFFIXES, override, parsed, refusal, shown, with_home
@@ -63,15 +63,22 @@ def is_key(key: str) -> bool:
     return key in set(known_keys(Config)) or key.startswith("hydra") or bool(FREE_KEYS.match(key)) or "@" in key
 
 
+def problem_of(argument: str, message: str, remedy: str = "") -> Problem:
+    """Return a problem of an argument, with its key and value as they were typed."""
+    key, equal, value = argument.partition("=")
+    return Problem(key, value if equal else None, message, remedy)
+
+
 class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `{PROGRAM} --help` shows how commands are written")
+        raise ConfigError(Problem("", None, message, f"`{PROGRAM} --help` shows how commands are written"))
 
 
-def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str], list[Problem]]:
     """Options with their values, overrides, and the problems of options that do not exist."""
     actions = {name: action for action in get_args_parser()._actions for name in action.option_strings}
-    options, overrides, problems = [], [], []
+    options, overrides = list[str](), list[str]()
+    problems: list[Problem] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -92,21 +99,21 @@ def _sorted(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return options, overrides, problems
 
 
-def _unknown_option(argument: str, next_word: str | None) -> str:
+def _unknown_option(argument: str, next_word: str | None) -> Problem:
     """The problem of an option that does not exist, which may be followed by a value."""
     from sftlab.validation.keys import known_keys, nearest
 
     name, equal, value = argument.partition("=")
     key, value = name.strip("-").replace("-", "_"), value if equal else next_word or "true"
     if key in set(known_keys(Config)):
-        return f"{argument}: is not an option; write {shown(override(key, value) or f'{key}=VALUE')}"
+        return problem_of(argument, "is not an option", f"write {shown(override(key, value) or f'{key}=VALUE')}")
     known = [name for action in get_args_parser()._actions for name in action.option_strings]
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.75):
-        return f"{argument}: no such option; did you mean {close[0]}?"
-    return f"{argument}: no such option; settings are written as KEY=VALUE: {nearest(key)}"
+        return problem_of(argument, "no such option", f"did you mean {close[0]}?")
+    return problem_of(argument, "no such option", f"settings are written as KEY=VALUE: {nearest(key)}")
 
 
-def _words(arguments: Sequence[str], options: Sequence[str]) -> Iterator[str]:
+def _words(arguments: Sequence[str], options: Sequence[str]) -> Iterator[Problem]:
     """The problems of arguments that are not KEY=VALUE, such as ``compare a.jsonl b.jsonl``."""
     if name := _command_word(arguments):
         words: list[str] = []
@@ -119,7 +126,7 @@ def _words(arguments: Sequence[str], options: Sequence[str]) -> Iterator[str]:
         words = [argument for argument in words if argument not in wrong]
         typed = [argument for argument in arguments if argument in words or argument == name]
         command = _command(name, words, [*settings, *wrong], options)
-        yield f"{' '.join(typed)}: is not KEY=VALUE; write {command}"
+        yield Problem(" ".join(typed), None, "is not KEY=VALUE", f"write {command}")
         return
     rest, before = list(arguments), ""
     while rest:
@@ -127,7 +134,12 @@ def _words(arguments: Sequence[str], options: Sequence[str]) -> Iterator[str]:
         if spaced and rest[0] in (spaced[1], f"{spaced[1]}="):
             taken = rest[: 1 + spaced[2].count(" ")]
             key, value = spaced[1], taken[-1].lstrip("=")
-            yield f"{' '.join(taken)}: has spaces around its =; write {shown(override(key, value) or f'{key}=VALUE')}"
+            yield Problem(
+                " ".join(taken),
+                None,
+                "has spaces around its =",
+                f"write {shown(override(key, value) or f'{key}=VALUE')}",
+            )
         else:
             taken = rest[:1]
             if _is_word(rest[0]):
@@ -200,22 +212,22 @@ def _predictions(path: str) -> str:
     return str(file) if file.is_file() else path
 
 
-def _single_word(word: str, before: str) -> str:
+def _single_word(word: str, before: str) -> Problem:
     """The problem of a single word: a key without a value, an option of a group, or part of the value before it."""
     from sftlab.validation.keys import known_keys
 
     if word in set(known_keys(Config)):
         is_switch = refusal(word, True) is None and refusal(word, "x") is not None
-        return f"{word}: has no value; write {word}={f'true or {word}=false' if is_switch else 'VALUE'}"
+        return Problem(word, None, "has no value", f"write {word}={f'true or {word}=false' if is_switch else 'VALUE'}")
     if choice := _choice(word):
-        return f"{word}: is not KEY=VALUE; write {shown(choice)}"
+        return Problem(word, None, "is not KEY=VALUE", f"write {shown(choice)}")
     key, equal, value = before.partition("=")
     is_separate = _is_file(word) and not os.path.exists(f"{value} {word}")
     fits = equal and not is_separate and refusal(key, f"{value} {word}") is None
     joined = override(key, f"{value} {word}") if fits else None
     if joined and not os.path.isdir(CONF / key.lstrip("+").partition("@")[0]):
-        return f"{word}: is not KEY=VALUE; if it belongs to {before}, write {shown(joined)}"
-    return f"{word}: is not KEY=VALUE; `{PROGRAM} --help` shows how settings are written"
+        return Problem(word, None, "is not KEY=VALUE", f"if it belongs to {before}, write {shown(joined)}")
+    return Problem(word, None, "is not KEY=VALUE", f"`{PROGRAM} --help` shows how settings are written")
 
 
 def _choice(word: str) -> str | None:

@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from sftlab.errors import SECRET_NAME, ConfigError, unfixable
+from sftlab.errors import SECRET_NAME, ConfigError, Problem, shown, unfixable
 from sftlab.hydra_app.compose import set_for_jobs, without_hydra
 from sftlab.hydra_app.study import Study
 from sftlab.runtime.console import drop_repeated_warnings
@@ -42,8 +42,8 @@ class StudyCallbacks(Callbacks):
     """
 
     def __init__(self, study: Study, config: DictConfig) -> None:
-        if reason := next(_untrusted(config), None):
-            raise ConfigError(reason)
+        if problem := next(_untrusted(config), None):
+            raise ConfigError(problem)
         super().__init__(config)
         self.callbacks.insert(0, StudyCallback(study))
 
@@ -111,7 +111,7 @@ class StudyCallback(Callback):
             if shared := unfixable(error, sweep.varied):
                 raise ConfigError(*shared) from error
         if mode is None:
-            raise ConfigError(f"mode={sweep.first.mode!r}: should be one of {', '.join(MODES)}")
+            raise ConfigError(Problem("mode", shown(sweep.first.mode), f"should be one of {', '.join(MODES)}"))
         _check_names(config.hydra)
         _expand_home(config.hydra.sweep)
         folder = Path(config.hydra.sweep.dir)
@@ -144,8 +144,8 @@ def _redirect(config: DictConfig, folder: str) -> None:
             config.hydra.sweeper.storage = None  # Optuna's database of trials
 
 
-def _untrusted(config: DictConfig) -> Iterator[str]:
-    """Values in Hydra's section that name code to call, and environment variables that hold secrets."""
+def _untrusted(config: DictConfig) -> Iterator[Problem]:
+    """Yield the problems of Hydra's section: values that name code to call, and secrets in environment variables."""
     todo: list[tuple[str, Any]] = [("hydra", OmegaConf.to_container(config.hydra, resolve=False))]
     while todo:
         key, value = todo.pop()
@@ -154,9 +154,9 @@ def _untrusted(config: DictConfig) -> Iterator[str]:
             children = value.items() if isinstance(value, dict) else enumerate(value)
             todo += [(f"{key}.{child}", inner) for child, inner in children]
         elif name in CODE and value is not None and not str(value).startswith(TRUSTED):
-            yield f"{key}={value!r}: names code, and a config may not choose what is called; leave it out"
+            yield Problem(key, shown(value), "names code, and a config may not choose what is called", "leave it out")
         elif key.startswith("hydra.job.env_set.") and SECRET_NAME.search(name):
-            yield f"{key}: would be written to files; set the variable in the shell instead"
+            yield Problem(key, None, "would be written to files", "set the variable in the shell instead")
 
 
 def _check_names(hydra_config: DictConfig) -> None:
@@ -165,9 +165,13 @@ def _check_names(hydra_config: DictConfig) -> None:
 
     name, subdir = str(hydra_config.job.name), hydra_config.output_subdir
     if "/" in name or len(os.fsencode(name)) > LONGEST - len(".log"):
-        raise ConfigError(f"hydra.job.name={name!r}: names the log file; set it to a short name without /")
+        raise ConfigError(
+            Problem("hydra.job.name", shown(name), "names the log file", "set it to a short name without /")
+        )
     if subdir is not None and (Path(subdir).is_absolute() or ".." in Path(subdir).parts):
-        raise ConfigError(f"hydra.output_subdir={subdir!r}: is not below the run's folder; set it to .hydra or null")
+        raise ConfigError(
+            Problem("hydra.output_subdir", shown(subdir), "is not below the run's folder", "set it to .hydra or null")
+        )
 
 
 def _expand_home(section: DictConfig) -> None:
@@ -179,4 +183,4 @@ def _expand_home(section: DictConfig) -> None:
     try:
         section.dir = located(str(section.dir))
     except PydanticCustomError as error:
-        raise ConfigError(f"{section._get_full_key('dir')}={section.dir!r}: {error.message()}") from error
+        raise ConfigError(Problem(section._get_full_key("dir"), shown(section.dir), error.message())) from error

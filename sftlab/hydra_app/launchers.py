@@ -15,7 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.instance.machine import gpus_per_job, visible_gpus
 from sftlab.runtime.modes import Mode
 
@@ -58,30 +58,49 @@ def prepare(config: DictConfig, varied: set[str], mode: Mode) -> None:
     if keys := sorted(key for key in varied if key.partition(".")[0] == "instance"):
         key = keys[0] if len(keys) == 1 else "instance"
         raise ConfigError(
-            f"{key}: cannot be swept with hydra/launcher={name}, which reserves the same resources for every job; run "
-            "one sweep for each value"
+            Problem(
+                key,
+                None,
+                f"cannot be swept with hydra/launcher={name}, which reserves the same resources for every job",
+                "run one sweep for each value",
+            )
         )
     if name == "joblib" and config.hydra.launcher.n_jobs == 0:
-        raise ConfigError("hydra.launcher.n_jobs=0: no job would run; set it to 1 or more, or to -1 for one per core")
+        raise ConfigError(
+            Problem("hydra.launcher.n_jobs", "0", "no job would run", "set it to 1 or more, or to -1 for one per core")
+        )
     if config.instance.nnodes > 1:
         raise ConfigError(
-            f"instance.nnodes={config.instance.nnodes}: hydra/launcher={name} runs a job on one machine; leave out "
-            "the launcher to train on several machines"
+            Problem(
+                "instance.nnodes",
+                shown(config.instance.nnodes),
+                f"hydra/launcher={name} runs a job on one machine",
+                "leave out the launcher to train on several machines",
+            )
         )
     cluster = name == "submitit_slurm" or (name == "ray" and config.hydra.launcher.ray.init.address != "local")
     gpus, visible = gpus_per_job(config.instance.device, config.instance.num_processes), len(visible_gpus())
     if gpus > visible and not cluster:
         raise ConfigError(
-            f"hydra/launcher={name}: a job needs {gpus} GPU{'s' if gpus > 1 else ''} (instance={config.instance.name}) "
-            f"and this machine shows {visible or 'none'}; set instance=auto or instance=cpu"
-            + (", or name a cluster with hydra.launcher.ray.init.address" if name == "ray" else "")
+            Problem(
+                "hydra/launcher",
+                name,
+                f"a job needs {gpus} GPU{'s' if gpus > 1 else ''} (instance={config.instance.name}) and "
+                f"this machine shows {visible or 'none'}",
+                "set instance=auto or instance=cpu"
+                + (", or name a cluster with hydra.launcher.ray.init.address" if name == "ray" else ""),
+            )
         )
     if gpus > visible and mode.evaluates_after_jobs:
         raise ConfigError(
-            f"hydra/launcher={name}: this command evaluates the models itself after the jobs, and this machine shows "
-            f"{visible or 'none'} of the {gpus} GPUs of instance={config.instance.name}; set mode=train. Then run the "
-            "same sweep without the launcher and without mode=train on a machine with these GPUs: it reuses the "
-            "trained models"
+            Problem(
+                "hydra/launcher",
+                name,
+                "this command evaluates the models itself after the jobs, and this machine shows "
+                f"{visible or 'none'} of the {gpus} GPUs of instance={config.instance.name}",
+                "set mode=train. Then run the same sweep without the launcher and without mode=train on "
+                "a machine with these GPUs: it reuses the trained models",
+            )
         )
     if name == "ray" and not cluster:
         os.environ.update(RAY_LOOPBACK)

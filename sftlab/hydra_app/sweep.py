@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sftlab.config import Config
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.hydra_app.compose import COMPOSITION_ERRORS, without_hydra
 from sftlab.runtime.job import RUN, conflict, owner
 from sftlab.runtime.modes import MODES, SAME_WEIGHTS, Mode
@@ -92,8 +92,12 @@ def examine(config: DictConfig) -> Sweep:
             other = _composed(config, [*(chosen | {axis.key: f"{axis.key}={value}"}).values()])
             if other.hydra.sweeper != config.hydra.sweeper:
                 raise ConfigError(
-                    f"{axis.key}={value}: sets hydra.sweeper, which has no effect within a sweep over {name}; run it "
-                    f"separately: python -m sftlab {axis.key}={value}"
+                    Problem(
+                        axis.key,
+                        value,
+                        f"sets hydra.sweeper, which has no effect within a sweep over {name}",
+                        f"run it separately: python -m sftlab {axis.key}={value}",
+                    )
                 )
             after = _flat(other)
             varied |= {key: axis for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
@@ -116,13 +120,22 @@ def check_sweep(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
     """
     if not mode.has_jobs:
         raise ConfigError(
-            f"mode={mode.name}: cannot be swept, because {mode.instead}; run one command for each value, without -m "
-            "and with one value per key (and with hydra.mode=RUN if an experiment file sweeps)"
+            Problem(
+                "mode",
+                mode.name,
+                f"cannot be swept, because {mode.instead}",
+                "run one command for each value, without -m and with one value per key (and with "
+                "hydra.mode=RUN if an experiment file sweeps)",
+            )
         )
     if sweep.jobs is None and not mode.trains:
         raise ConfigError(
-            f"mode={mode.name}: has no validation loss, which a searching sweeper needs; set mode=all or mode=train, "
-            "or list the values in a plain sweep with hydra/sweeper=basic"
+            Problem(
+                "mode",
+                mode.name,
+                "has no validation loss, which a searching sweeper needs",
+                "set mode=all or mode=train, or list the values in a plain sweep with hydra/sweeper=basic",
+            )
         )
     _check_sweeper(sweep, config.hydra.sweeper)
     refused = _refused(sweep, mode)
@@ -136,19 +149,28 @@ def _check_sweeper(sweep: Sweep, sweeper: DictConfig) -> None:
     for key in ("max_batch_size", "n_trials", "n_jobs"):
         value = OmegaConf.select(sweeper, key)
         if value is not None and value < 1:
-            raise ConfigError(f"hydra.sweeper.{key}={value}: no job would run; set it to 1 or more")
+            raise ConfigError(Problem(f"hydra.sweeper.{key}", shown(value), "no job would run", "set it to 1 or more"))
     directions = OmegaConf.select(sweeper, "direction")
     several = list(directions) if OmegaConf.is_list(directions) else [directions]
     names = [str(getattr(direction, "name", direction)) for direction in several]
     if len(names) != 1 or names[0] not in ("minimize", "None"):
         raise ConfigError(
-            f"hydra.sweeper.direction={','.join(names)}: a job returns one validation loss, and a lower one is better; "
-            "set it to minimize"
+            Problem(
+                "hydra.sweeper.direction",
+                ",".join(names),
+                "a job returns one validation loss, and a lower one is better",
+                "set it to minimize",
+            )
         )
     if sweep.jobs is None and not sweep.varied:
         raise ConfigError(
-            "hydra/sweeper: has nothing to search; give a key several values or a range, such as "
-            "'train.learning_rate=interval(1e-4,1e-2)', or leave out the sweeper"
+            Problem(
+                "hydra/sweeper",
+                None,
+                "has nothing to search",
+                "give a key several values or a range, such as 'train.learning_rate=interval(1e-4,1e-2)', or leave out "
+                "the sweeper",
+            )
         )
 
 
@@ -161,14 +183,12 @@ def check_job_folders(folder: Path, jobs: list[PurePath]) -> None:
     previous = owner(folder / RUN)  # this sweep deletes the jobs of the run that was in its folder before
     for number, job in enumerate(jobs):
         if reason := not_writable((folder / job).absolute()):
-            raise ConfigError(
-                f"hydra.sweep.dir={str(folder)!r}: the folder {job} of job {number} {reason}; set it to an empty folder"
-            )
-        if reason := conflict(folder / job, folder, (previous,)):
-            raise ConfigError(
-                f"hydra.sweep.dir={str(folder)!r}: job {number} would replace a record: {reason}; set it to an empty "
-                "folder"
-            )
+            message = f"the folder {job} of job {number} {reason}"
+        elif reason := conflict(folder / job, folder, (previous,)):
+            message = f"job {number} would replace a record: {reason}"
+        else:
+            continue
+        raise ConfigError(Problem("hydra.sweep.dir", shown(str(folder)), message, "set it to an empty folder"))
 
 
 def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
@@ -194,13 +214,13 @@ def _refused(sweep: Sweep, mode: Mode) -> dict[str, list[str]]:
     return refused
 
 
-def _refusal(sweep: Sweep, config: DictConfig, mode: Mode, refused: Mapping[str, list[str]]) -> str:
+def _refusal(sweep: Sweep, config: DictConfig, mode: Mode, refused: Mapping[str, list[str]]) -> Problem:
     keys = [key for some in refused.values() for key in some]
-    shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+    listed = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
     through = sorted(axis for axis, unused in refused.items() if unused != [axis])
     by = f" (varied by {', '.join(through)})" if through else ""
     why = "" if set(keys) & set(RUN_WIDE) else f" in mode={mode.name}, because it does not affect {mode.result}"
-    problem = f"{shown}{by}: cannot be swept{why}"
+    key, message = f"{listed}{by}", f"cannot be swept{why}"
     evaluated = MODES["evaluate"].depends_on
     once = {key for axis in sweep.axes if axis.key in refused for key, of in sweep.varied.items() if of == axis}
     # A second command would evaluate one model, without knowing the seed, dataset or base of the selected job.
@@ -209,17 +229,16 @@ def _refusal(sweep: Sweep, config: DictConfig, mode: Mode, refused: Mapping[str,
         single = [axis.first for axis in sweep.axes if axis.key in refused and axis.in_file]
         if not mode.trains and all(key.startswith(UNREAD) for key in keys):
             rest = f"give it one value: {' '.join(single)}" if single else "leave it out"
-            return f"{problem}; it has no effect there, so {rest}"
+            return Problem(key, None, message, f"it has no effect there, so {rest}", tuple(keys))
         each = f"run one command for each value of {', '.join(sorted(refused))}"
-        return f"{problem}; {each}. Finished stages are reused from the store" + (
-            f" (here with {' '.join(single)})" if single else ""
-        )
+        here = f" (here with {' '.join(single)})" if single else ""
+        remedy = f"{each}. Finished stages are reused from the store{here}"
+        return Problem(key, None, message, remedy, tuple(keys))
     commands = _in_two_steps(sweep, config, mode, set(refused))
     steps = (shlex.join(["python", "-m", "sftlab", *words]) for words in commands)
-    return (
-        "\n  ".join([f"{problem}; train once, then evaluate the trained model with every value:", *steps])
-        + "\nRUN is the folder that the first command writes"
-    )
+    remedy = "\n  ".join(["train once, then evaluate the trained model with every value:", *steps])
+    remedy += "\nRUN is the folder that the first command writes"
+    return Problem(key, None, message, remedy, tuple(keys))
 
 
 def _in_two_steps(sweep: Sweep, config: DictConfig, mode: Mode, refused: set[str]) -> list[list[str]]:
@@ -242,10 +261,10 @@ def _in_two_steps(sweep: Sweep, config: DictConfig, mode: Mode, refused: set[str
 def _folders(sweep: Sweep, config: DictConfig) -> list[PurePath]:
     """The folders of the jobs. Refuse those that jobs would share, or that are not below the sweep's folder."""
     raw = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])  # type: ignore[index,call-overload]
-    remedy = "set it to a folder that differs between jobs, such as '${hydra.job.num}'"
+    key, remedy = "hydra.sweep.subdir", "set it to a folder that differs between jobs, such as '${hydra.job.num}'"
     is_numbered = any(NUMBERED.fullmatch(part) for part in raw.split("/"))
     if sweep.jobs is None and not is_numbered:
-        raise ConfigError(f"hydra.sweep.subdir={raw!r}: may be the same in two jobs; {remedy}")
+        raise ConfigError(Problem(key, shown(raw), "may be the same in two jobs", remedy))
     trials = OmegaConf.select(config, "hydra.sweeper.n_trials") or 1
     jobs = sweep.jobs or [[axis.first for axis in sweep.axes]] * trials
     if raw == "${hydra.job.num}":
@@ -256,14 +275,14 @@ def _folders(sweep: Sweep, config: DictConfig) -> list[PurePath]:
         try:
             folder = PurePath(str(composed.hydra.sweep.subdir))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"hydra.sweep.subdir={raw!r}: {str(error).splitlines()[0]}; {remedy}") from error
-        problem = f"hydra.sweep.subdir={raw!r}: is {str(folder)!r} for job {number}"
+            raise ConfigError(Problem(key, shown(raw), str(error).splitlines()[0], remedy)) from error
+        message = f"is {str(folder)!r} for job {number}"
         if folder.is_absolute() or ".." in folder.parts or not folder.parts:
-            raise ConfigError(f"{problem}, which is not below the sweep's folder; {remedy}")
+            raise ConfigError(Problem(key, shown(raw), f"{message}, which is not below the sweep's folder", remedy))
         if any(len(part.encode()) > LONGEST for part in folder.parts):
-            raise ConfigError(f"{problem}, which is too long for a file system; {remedy}")
+            raise ConfigError(Problem(key, shown(raw), f"{message}, which is too long for a file system", remedy))
         if seen.setdefault(folder, number) != number:
-            raise ConfigError(f"{problem} and for job {seen[folder]}; {remedy}")
+            raise ConfigError(Problem(key, shown(raw), f"{message} and for job {seen[folder]}", remedy))
     return list(seen)
 
 
@@ -273,7 +292,9 @@ def _axis(override: Override, in_file: list[str]) -> Axis:
     else:
         values = [str(override.value().start)]  # type: ignore[union-attr]
     if not values:
-        raise ConfigError(f"{override.input_line}: matches no choice; write KEY=VALUE1,VALUE2 with existing values")
+        raise ConfigError(
+            Problem(str(override.input_line), None, "matches no choice", "write KEY=VALUE1,VALUE2 with existing values")
+        )
     text = str(override.input_line)
     return Axis(override.get_key_element(), text, values, text in in_file)
 
@@ -285,7 +306,9 @@ def _composed(config: DictConfig, overrides: list[str], number: int = 0) -> Dict
         fixed = {_plain(word) for word in config.hydra.overrides.task}
         own = [word for word in overrides if _plain(word) not in fixed]
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{' '.join(own or overrides)}: cannot be composed: {reason}; sweep other values") from error
+        raise ConfigError(
+            Problem(" ".join(own or overrides), None, f"cannot be composed: {reason}", "sweep other values")
+        ) from error
     with open_dict(composed):
         composed.hydra.job.num, composed.hydra.job.id = number, str(number)
     HydraConfig.instance().set_config(composed)  # which interpolations such as ${hydra:job.num} read

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sftlab.errors import ConfigError, SftlabError, StageError
+from sftlab.errors import ConfigError, Problem, SftlabError, StageError, shown
 from sftlab.hydra_app.compose import without_hydra
 from sftlab.hydra_app.study import RUN_ID, Study
 from sftlab.runtime.console import drop_repeated_warnings
@@ -51,7 +51,12 @@ def run_task(study: Study, composed: DictConfig) -> float:
     around = Path(hydra_config.sweep.dir).absolute() if is_sweep else folder
     if is_sweep and record.run and (reason := conflict(folder, around, (record.run,))):
         raise ConfigError(
-            f"job {record.number} would replace a record: {reason}; set hydra.sweep.dir to an empty folder"
+            Problem(
+                "hydra.sweep.dir",
+                shown(str(hydra_config.sweep.dir)),
+                f"job {record.number} would replace a record: {reason}",
+                "set it to an empty folder",
+            )
         )
     try:
         _run(study, composed, record, folder)

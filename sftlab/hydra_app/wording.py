@@ -12,14 +12,14 @@ from hydra.errors import HydraException
 from pydantic import ValidationError
 
 from sftlab.errors import ConfigError, Problem
-from sftlab.hydra_app.arguments import FREE_KEYS, OPTIONAL_GROUPS, PROGRAM, is_key, parse_options
+from sftlab.hydra_app.arguments import FREE_KEYS, OPTIONAL_GROUPS, PROGRAM, is_key, parse_options, problem_of
 from sftlab.hydra_app.compose import COMPOSITION_ERRORS, Composer
 from sftlab.validation.overrides import letters, override, parsed, refusal, shown, wants_list
 
-REMEDY_FOR_CODE = "names code, and a config may not choose what is called; leave it out"
+NAMES_CODE = "names code, and a config may not choose what is called"
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> str:
+def explain(error: Exception, arguments: Sequence[str]) -> ConfigError:
     """Word Hydra's error about a command line, together with all other problems of the command line.
 
     Args:
@@ -28,7 +28,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     """
     options = parse_options(arguments)
     if options.config_dir and not Path(options.config_dir).is_dir():
-        return f"--config-dir {options.config_dir}: config directory {options.config_dir!r} not found; check the path"
+        message = f"config directory {options.config_dir!r} not found"
+        return ConfigError(Problem(f"--config-dir {options.config_dir}", None, message, "check the path"))
     overrides = {argument: parsed(argument) for argument in options.overrides}
     composer = Composer(options, [text for text, read in overrides.items() if read and read.is_hydra_override()])
     modes = [text for text, read in overrides.items() if read and read.key_or_group in ("hydra.mode", *OPTIONAL_GROUPS)]
@@ -38,8 +39,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         diagnosis.check_argument(argument, read, sweep=sweep)
     diagnosis.check_plugin(error)
     diagnosis.check_config()
-    problems = diagnosis.all_problems()
-    return str(ConfigError(*problems)) if problems else _in_one_line(error)
+    return ConfigError(*(diagnosis.all_problems() or [_in_one_line(error)]))
 
 
 class _Diagnosis:
@@ -50,16 +50,16 @@ class _Diagnosis:
 
     def __init__(self, composer: Composer) -> None:
         self.composer = composer
-        self.problems: list[Problem | str] = []
+        self.problems: list[Problem] = []
         self.fixed: list[str] = []
-        self.unquoted: dict[str, str] = {}
+        self.unquoted: dict[str, Problem] = {}
         """Problems of keys whose values need quotes, if the key accepts text."""
-        self.absent: dict[str, str] = {}
+        self.absent: dict[str, Problem] = {}
         """Problems of keys that must be added with a +."""
         self.uncertain: set[str] = set()
         """Keys whose intended value is unknown. Problems that follow from it are not reported."""
 
-    def all_problems(self) -> list[Problem | str]:
+    def all_problems(self) -> list[Problem]:
         """All problems, those of the grammar first."""
         return [*self.unquoted.values(), *self.problems, *self.absent.values()]
 
@@ -89,7 +89,7 @@ class _Diagnosis:
         if plugin:
             group, name, kind = plugin.groups()
             extra = name.replace("submitit", "slurm")
-            self.problems.append(f"{group}={name}{kind}: is not installed; pip install 'sftlab[{extra}]'")
+            self.problems.append(Problem(group, name + kind, "is not installed", f"pip install 'sftlab[{extra}]'"))
             self.fixed = [argument for argument in self.fixed if not argument.startswith(f"{group}=")]
 
     def check_config(self) -> None:
@@ -121,7 +121,7 @@ class _Diagnosis:
 
         added = re.search(r"An item is already at '([^']+)'", message)
         if added and (argument := self._argument(f"+{added[1]}")):
-            self.problems.append(f"{argument}: is set already; write {shown(argument[1:])}")
+            self.problems.append(problem_of(argument, "is set already", f"write {shown(argument[1:])}"))
             self.fixed[self.fixed.index(argument)] = argument[1:]
             return True
         missing = re.search(r"Could not override '([^']+)'", message)
@@ -130,18 +130,20 @@ class _Diagnosis:
             return False
         key = argument.partition("=")[0]
         self.fixed.remove(argument)
+        unset = problem_of(argument, "is not set yet", f"write {shown(f'+{argument}')}")
         if key.startswith("train.extra."):  # its value takes seconds to check
-            problem = unknown_field(key.removeprefix("train.extra."))
-            self.problems.append(problem or f"{argument}: is not set yet; write {shown(f'+{argument}')}")
+            self.problems.append(unknown_field(key.removeprefix("train.extra.")) or unset)
         elif FREE_KEYS.match(key):
-            self.absent[key] = f"{argument}: is not set yet; write {shown(f'+{argument}')}"
+            self.absent[key] = unset
             self.fixed.append(f"+{argument}")
         elif key.startswith("hydra."):
-            unknown = f"no such key; `{PROGRAM} --cfg hydra` lists Hydra's keys"
-            self.problems.append(f"{argument}: {REMEDY_FOR_CODE if key.endswith('._target_') else unknown}")
+            unknown = problem_of(argument, "no such key", f"`{PROGRAM} --cfg hydra` lists Hydra's keys")
+            code = problem_of(argument, NAMES_CODE, "leave it out")
+            self.problems.append(code if key.endswith("._target_") else unknown)
         else:
             section = key.rpartition(".")[0].replace("eval.dataset", "dataset@eval.dataset")
-            self.problems.append(f"{argument}: the chosen {section} has no such key; choose another by {section}=…")
+            message = f"the chosen {section} has no such key"
+            self.problems.append(problem_of(argument, message, f"choose another by {section}=…"))
             self.uncertain.add(key)
         return True
 
@@ -150,59 +152,62 @@ class _Diagnosis:
         return next((argument for argument in self.fixed if argument.partition("=")[0] == key), None)
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> Problem:
     """Hydra's own message in one line."""
     text = re.sub(r"\s*\n\s*", "; ", str(error).split("Config search path:")[0].strip()).removesuffix("; ")
-    return text if ";" in text else f"{text}; `{PROGRAM} --cfg all` lists all keys, with values that fit"
+    remedy = "" if ";" in text else f"`{PROGRAM} --cfg all` lists all keys, with values that fit"
+    return Problem("", None, text, remedy)
 
 
-def _unreadable(argument: str, *, sweep: bool) -> tuple[str, str | None]:
+def _unreadable(argument: str, *, sweep: bool) -> tuple[Problem, str | None]:
     """The problem of an argument that Hydra's grammar rejects, and the intended argument if it is known."""
     from sftlab.validation.keys import invalid_name, nearest
 
     key, equal, value = argument.partition("=")
     if not key.strip("+ "):
-        return f"{argument}: has no key; write KEY=VALUE", None
+        return problem_of(argument, "has no key", "write KEY=VALUE"), None
     if not equal:
-        return f"{argument}: is not KEY=VALUE; write KEY=VALUE", None
+        return problem_of(argument, "is not KEY=VALUE", "write KEY=VALUE"), None
     plain = key.strip().lstrip("+")
     if not is_key(plain):
-        return f"{argument}: no such key; {nearest(plain)}", None
+        return problem_of(argument, "no such key", nearest(plain)), None
     if value.strip()[:1] in ("[", "{") and value.strip()[-1:] not in ("]", "}") and refusal(plain, value):
         closing = {"[": "]", "{": "}"}[value.strip()[0]]
-        return f"{argument}: cannot be parsed; write KEY=VALUE with {closing} at the end of the value", None
+        return problem_of(argument, "cannot be parsed", f"write KEY=VALUE with {closing} at the end of the value"), None
     if sweep and re.search(r"(^|,)\s*(,|$)", value) and not re.search(r"['\"(\[{]", value):
         items = [item.strip() for item in value.split(",") if item.strip()]
         several = override(key.strip(), ",".join(items), sweep=True) if items else None
-        return f"{argument}: has an empty value between its commas; write {shown(several or 'KEY=VALUE')}", several
+        return problem_of(
+            argument, "has an empty value between its commas", f"write {shown(several or 'KEY=VALUE')}"
+        ), several
     if wants_list(plain) and re.fullmatch(r"\(.*\)", value.strip()):
         value = f"[{value.strip()[1:-1]}]"
     intended = override(key.strip(), value, sweep=sweep)
     is_text = not sweep and not wants_list(plain) and value.strip()[:1] not in ("[", "{")
     if is_text and (reason := refusal(plain, value)):
-        return str(invalid_name(value)) if plain == "name" else f"{plain}={value!r}: {reason}", None
+        return invalid_name(value) if plain == "name" else Problem(plain, repr(value), reason), None
     if intended is None:
         remedy = "write it in a YAML file, and add its folder with --config-dir"
-        return f"{argument}: cannot be parsed on a command line; {remedy}", None
-    return f"{argument}: cannot be parsed without quotes; write {shown(intended)}", intended
+        return problem_of(argument, "cannot be parsed on a command line", remedy), None
+    return problem_of(argument, "cannot be parsed without quotes", f"write {shown(intended)}"), intended
 
 
-def _unfit(argument: str, read: Override, composer: Composer, *, sweep: bool) -> tuple[str | None, str | None]:
+def _unfit(argument: str, read: Override, composer: Composer, *, sweep: bool) -> tuple[Problem | None, str | None]:
     """The problem of an argument that Hydra can parse, None without one, and the intended argument if it is known."""
     from sftlab.validation.keys import closest, nearest
 
     key = str(read.key_or_group)
     if not key:
-        return f"{argument}: has no key; write KEY=VALUE", None
+        return problem_of(argument, "has no key", "write KEY=VALUE"), None
     if key.startswith("hydra.sweeper.params"):
         axis = key.removeprefix("hydra.sweeper.params").lstrip(".") or "KEY"
         values = argument.partition("=")[2].strip("'\"")
         swept = f"-m {shown(f'{axis}={values}')}" if axis != "KEY" else "-m KEY=VALUE1,VALUE2"
-        return f"{argument}: is for files; on a command line write {swept}", None
+        return problem_of(argument, "is for files", f"on a command line write {swept}"), None
     choices = composer.choices(key) if not read.is_delete() else []
     if read.is_sweep_override() and key.startswith("hydra"):
         single = None if choices else override(argument.partition("=")[0], argument.partition("=")[2])
-        return f"{argument}: takes one value; write {shown(single or f'{key}=VALUE')}", single
+        return problem_of(argument, "takes one value", f"write {shown(single or f'{key}=VALUE')}"), single
     if read.is_sweep_override() and not sweep:
         return _several(argument, is_group=bool(choices)), None
     if choices and not key.startswith("hydra"):
@@ -210,31 +215,31 @@ def _unfit(argument: str, read: Override, composer: Composer, *, sweep: bool) ->
     if choices or is_key(key):
         return None, argument
     if re.match(r"(eval\.)?dataset\.split\.", key):
-        return f"{argument}: no such key; the splits are train, validation and test", None
+        return problem_of(argument, "no such key", "the splits are train, validation and test"), None
     guess = closest(key)
     intended = argument.replace(key, guess, 1).lstrip("+") if guess and not read.is_sweep_override() else None
-    return f"{argument}: no such key; {nearest(key)}", intended
+    return problem_of(argument, "no such key", nearest(key)), intended
 
 
 def _unfit_choice(
     argument: str, read: Override, composer: Composer, choices: Sequence[str]
-) -> tuple[str | None, str | None]:
+) -> tuple[Problem | None, str | None]:
     """The problem of an argument that chooses a file of a group, None without one, and the intended argument."""
     key, value = str(read.key_or_group), read.value()
     values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
     names = [str(name) if isinstance(name, str | int) and not isinstance(name, bool) else None for name in values]
     is_list = isinstance(value, list) and key not in OPTIONAL_GROUPS
     if (is_list or None in names) and not (value is None and read.package):
-        return f"{argument}: a group needs one choice; there are {', '.join(choices)}", None
+        return problem_of(argument, "a group needs one choice", f"there are {', '.join(choices)}"), None
     if unknown := [name for name in names if name and not _exists(composer, key, name, choices)]:
         hint = ""
         if close := difflib.get_close_matches(unknown[0], choices, n=1):
             hint = f"did you mean {f'+{key}={close[0]}' if key in OPTIONAL_GROUPS else close[0]}? "
-        return f"{argument.lstrip('+')}: no such choice; {hint}there are {', '.join(choices)}", None
+        return problem_of(argument.lstrip("+"), "no such choice", f"{hint}there are {', '.join(choices)}"), None
     if key in OPTIONAL_GROUPS and not read.is_add():
-        return f"{argument}: is added to the defaults; write {shown(f'+{argument}')}", f"+{argument}"
+        return problem_of(argument, "is added to the defaults", f"write {shown(f'+{argument}')}"), f"+{argument}"
     if read.is_add() and not read.is_force_add() and key in composer.default_groups() and not read.package:
-        return f"{argument}: has a choice already; write {shown(argument[1:])}", argument[1:]
+        return problem_of(argument, "has a choice already", f"write {shown(argument[1:])}"), argument[1:]
     return None, argument
 
 
@@ -243,15 +248,15 @@ def _exists(composer: Composer, group: str, name: str, choices: Sequence[str]) -
     return leaf in (composer.choices(f"{group}/{folder}") if folder else choices)
 
 
-def _several(argument: str, *, is_group: bool) -> str:
+def _several(argument: str, *, is_group: bool) -> Problem:
     """The problem of an argument with several values in a single run."""
     argument = re.sub(r'"(~[^",]*)"', r"\1", argument)  # the user did not type these quotes
     key, _, value = argument.partition("=")
     if is_group:
-        return f"{argument}: a group needs one choice; add -m to run each of them"
+        return problem_of(argument, "a group needs one choice", "add -m to run each of them")
     text = "".join(letters(value)) or value if key.endswith("dataset.choices") else value
     single = override(key, text)
     if single and wants_list(key):
-        return f"{argument}: is not a list; write {shown(single)}"
+        return problem_of(argument, "is not a list", f"write {shown(single)}")
     fix = f"write {shown(single)} for one value, or " if single and refusal(key, value) is None else ""
-    return f"{argument}: has several values; {fix}add -m to run each of them"
+    return problem_of(argument, "has several values", f"{fix}add -m to run each of them")

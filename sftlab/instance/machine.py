@@ -6,13 +6,13 @@ import importlib.util
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from sftlab.config import InstanceConfig, PeftConfig, Qlora, TrainConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 
 # OpenMP threads wait for each other by spinning. If another process needs one of the cores, each of the thousands of
 # small operations of a step then costs a time slice (measured on 2 cores, one of them busy: 53 tokens/s without these
@@ -167,10 +167,14 @@ class Machine:
         if train.global_batch_size % at_once:
             nearest = at_once * max(1, round(train.global_batch_size / at_once))
             raise ConfigError(
-                f"train.global_batch_size={train.global_batch_size}: is not a multiple of {at_once} "
-                f"(train.per_device_train_batch_size={train.per_device_train_batch_size} × {self.world_size} "
-                f"devices of instance={self.name}); set train.global_batch_size={nearest}, or change "
-                "train.per_device_train_batch_size"
+                Problem(
+                    "train.global_batch_size",
+                    shown(train.global_batch_size),
+                    f"is not a multiple of {at_once} "
+                    f"(train.per_device_train_batch_size={train.per_device_train_batch_size} × "
+                    f"{self.world_size} devices of instance={self.name})",
+                    f"set train.global_batch_size={nearest}, or change train.per_device_train_batch_size",
+                )
             )
         return train.global_batch_size // at_once
 
@@ -192,8 +196,12 @@ def find(cfg: InstanceConfig, *, elsewhere: bool = False) -> Machine:
     if gpus < wanted and not elsewhere:
         remedy = "set instance.device=cpu" if cfg.name in ("auto", "cpu") else "choose instance=auto or instance=cpu"
         raise ConfigError(
-            f"instance={cfg.name}: needs {wanted} GPU{'s' if wanted > 1 else ''}, and this machine shows "
-            f"{gpus or 'none'}; {f'set instance.num_processes={gpus}' if gpus else remedy}"
+            Problem(
+                "instance",
+                cfg.name,
+                f"needs {wanted} GPU{'s' if wanted > 1 else ''}, and this machine shows {gpus or 'none'}",
+                f"set instance.num_processes={gpus}" if gpus else remedy,
+            )
         )
     attention = cfg.attn_implementation if cfg.attn_implementation != "auto" else "sdpa"
     device, processes = "cuda" if wanted else "cpu", wanted or cfg.num_processes or 1
@@ -211,8 +219,13 @@ def find(cfg: InstanceConfig, *, elsewhere: bool = False) -> Machine:
     )
     if machine.strategy == "fsdp" and (machine.world_size == 1 or device == "cpu"):
         raise ConfigError(
-            f"instance.strategy=fsdp: shards a model over several GPUs, and instance={cfg.name} trains on "
-            f"{'the CPU' if device == 'cpu' else 'one GPU'}; set instance.strategy=ddp"
+            Problem(
+                "instance.strategy",
+                "fsdp",
+                f"shards a model over several GPUs, and instance={cfg.name} trains on "
+                f"{'the CPU' if device == 'cpu' else 'one GPU'}",
+                "set instance.strategy=ddp",
+            )
         )
     return machine
 
@@ -225,50 +238,38 @@ def gpus_per_job(device: str, num_processes: int | None) -> int:
     return num_processes or max(gpus, 1)
 
 
-def check(machine: Machine, train: TrainConfig, peft: PeftConfig) -> None:
-    """Refuse settings that cannot take effect on this machine, instead of training without them.
+def unsupported(machine: Machine, train: TrainConfig, peft: PeftConfig) -> Iterator[Problem]:
+    """Yield the problems of settings that cannot take effect on this machine: a package or a GPU is missing.
 
-    Raises:
-        ConfigError: a package or a GPU is missing; one line per setting that needs it.
+    Training would otherwise start without them.
     """
-    problems = []
     if train.use_liger_kernel and machine.device == "cpu":
-        problems.append("train.use_liger_kernel=true: Liger needs a GPU, and this trains on the CPU; set it to false")
+        message = "Liger needs a GPU, and this trains on the CPU"
+        yield Problem("train.use_liger_kernel", "true", message, "set it to false", ("instance",))
     elif train.use_liger_kernel and not _installed("liger_kernel"):
-        problems.append(
-            "train.use_liger_kernel=true: requires the package liger-kernel; pip install liger-kernel, or set it to "
-            "false"
-        )
+        remedy = "pip install liger-kernel, or set it to false"
+        yield Problem("train.use_liger_kernel", "true", "requires the package liger-kernel", remedy)
     if machine.attn_implementation == "flash_attention_2":
-        key = "instance.attn_implementation=flash_attention_2"
+        key, other = "instance.attn_implementation", "instance.attn_implementation=sdpa"
         if machine.device == "cpu":
-            problems.append(f"{key}: needs a GPU, and this trains on the CPU; set instance.attn_implementation=sdpa")
+            message = "needs a GPU, and this trains on the CPU"
+            yield Problem(key, machine.attn_implementation, message, f"set {other}", ("instance",))
         elif not _installed("flash_attn"):
-            problems.append(
-                f"{key}: requires the package flash-attn; pip install flash-attn, or set "
-                "instance.attn_implementation=sdpa"
-            )
+            message, remedy = "requires the package flash-attn", f"pip install flash-attn, or set {other}"
+            yield Problem(key, machine.attn_implementation, message, remedy)
         elif not train.bf16:
-            problems.append(
-                f"{key}: does not support float32; set train.bf16=true, or instance.attn_implementation=sdpa"
-            )
+            message, remedy = "does not support float32", f"set train.bf16=true, or {other}"
+            yield Problem(key, machine.attn_implementation, message, remedy, ("train.bf16",))
     if isinstance(peft, Qlora) and not _installed("bitsandbytes"):
-        problems.append(
-            "peft.method=qlora: requires the package bitsandbytes; pip install bitsandbytes, or set peft=lora"
-        )
+        remedy = "pip install bitsandbytes, or set peft=lora"
+        yield Problem("peft.method", "qlora", "requires the package bitsandbytes", remedy, ("peft",))
     for names, module, package in OPTIMIZERS:
         if train.optim.startswith(tuple(names.split())) and not _installed(module):
-            problems.append(
-                f"train.optim={train.optim}: requires the package {package}; pip install {package}, or set "
-                "train.optim=adamw_torch"
-            )
+            remedy = f"pip install {package}, or set train.optim=adamw_torch"
+            yield Problem("train.optim", train.optim, f"requires the package {package}", remedy)
     if train.optim.startswith("paged_") and machine.device == "cpu":
-        problems.append(
-            f"train.optim={train.optim}: pages its state between GPU and CPU memory and needs a GPU; set "
-            "train.optim=adamw_torch"
-        )
-    if problems:
-        raise ConfigError(*problems)
+        message = "pages its state between GPU and CPU memory and needs a GPU"
+        yield Problem("train.optim", train.optim, message, "set train.optim=adamw_torch", ("instance",))
 
 
 def optimizer_package(optim: str) -> str | None:

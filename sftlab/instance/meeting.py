@@ -16,16 +16,18 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from pydantic import BaseModel
 
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError
 from sftlab.instance.machine import Machine
 
 log = logging.getLogger(__name__)
 
 GREETING = b"sftlab\n"  # torch's store of an earlier job may still listen at the port, and does not speak first
 PORT_SECONDS, ANSWER_SECONDS, PAUSE = 30.0, 10.0, 0.3
-DIFFERENT = (
-    "instance.nnodes: the machines have different rows, settings or libraries; start the same command on each, with "
-    "the same data, and change only instance.node_rank"
+DIFFERENT = Problem(
+    "instance.nnodes",
+    None,
+    "the machines have different rows, settings or libraries",
+    "start the same command on each, with the same data, and change only instance.node_rank",
 )
 
 
@@ -66,7 +68,7 @@ def tell(machine: Machine, stage: str, *, train: bool) -> None:
                 request = Request.model_validate_json(_line(connection))
                 if request.machine in others:
                     connections[request.machine] = connection
-                    error = None if request.stage == stage else DIFFERENT
+                    error = None if request.stage == stage else str(DIFFERENT)
         missing = ", ".join(map(str, sorted(others - set(connections))))
         if missing and error is None and train:
             error = (
@@ -122,8 +124,8 @@ def ask(machine: Machine, stage: str) -> bool:
 
 
 def _raise(error: str | None) -> None:
-    if error == DIFFERENT:
-        raise ConfigError(error)
+    if error == str(DIFFERENT):
+        raise ConfigError(DIFFERENT)
     if error is not None:
         raise StageError(error)
 

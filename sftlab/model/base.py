@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftlab.config import ModelConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.model.gguf import dequantise, wheel_file
 from sftlab.model.hub import READ
 from sftlab.model.random import save_random_model
@@ -68,15 +68,23 @@ class Base:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"model.name_or_path={self.name!r}: its tokenizer cannot be loaded: {error}; "
-                "save one there with tokenizer.save_pretrained"
+                Problem(
+                    "model.name_or_path",
+                    shown(self.name),
+                    f"its tokenizer cannot be loaded: {error}",
+                    "save one there with tokenizer.save_pretrained",
+                )
             ) from error
         if self.chat_template is not None:
             tokenizer.chat_template = self.chat_template
         if not tokenizer.chat_template:
             raise ConfigError(
-                f"model.name_or_path={self.name!r}: its tokenizer has no chat template (it may be a pretrained model "
-                "that was never tuned for chat); set model.chat_template to a Jinja file"
+                Problem(
+                    "model.name_or_path",
+                    shown(self.name),
+                    "its tokenizer has no chat template (it may be a pretrained model that was never tuned for chat)",
+                    "set model.chat_template to a Jinja file",
+                )
             )
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

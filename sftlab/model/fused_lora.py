@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear, LoraVariant
 
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 
 
 class LoraProduct(torch.autograd.Function):  # type: ignore[misc]
@@ -66,5 +66,5 @@ def fuse(model: Any) -> int:
         for adapter in layer.lora_A:
             layer.lora_variant[adapter] = Fused()
     if not layers:
-        raise ConfigError("peft.fused=true: no layer has a plain LoRA adapter; set peft.fused=false")
+        raise ConfigError(Problem("peft.fused", "true", "no layer has a plain LoRA adapter", "set peft.fused=false"))
     return len(layers)

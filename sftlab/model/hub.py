@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sftlab.dataset.arrow_rows import arrow_rows
 from sftlab.dataset.rows import Rows
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError, shown
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
 
@@ -60,8 +60,12 @@ def check_model(name: str, revision: str | None, key: str) -> None:
             api.get_hf_file_metadata(url=hf_hub_url(name, "config.json", revision=revision))
             if not any(file.endswith(".safetensors") for file in api.list_repo_files(name, revision=revision)):
                 raise ConfigError(
-                    f"{key}={name!r}: has no weights as safetensors, and pickled weights can run code; "
-                    "name a model with safetensors"
+                    Problem(
+                        key,
+                        shown(name),
+                        "has no weights as safetensors, and pickled weights can run code",
+                        "name a model with safetensors",
+                    )
                 ) from None
 
 
@@ -127,37 +131,61 @@ def explained(name: str, key: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         raise ConfigError(
-            f"{key}={name!r}: is gated and you have no access yet; accept its terms at {page}, "
-            "then log in with `hf auth login` (or set HF_TOKEN)"
+            Problem(
+                key,
+                shown(name),
+                "is gated and you have no access yet",
+                f"accept its terms at {page}, then log in with `hf auth login` (or set HF_TOKEN)",
+            )
         ) from error
     except RevisionNotFoundError as error:
-        raise ConfigError(f"{key}={name!r}: has no such revision; see {page}") from error
+        raise ConfigError(Problem(key, shown(name), "has no such revision", f"see {page}")) from error
     except RepositoryNotFoundError as error:
         raise ConfigError(
-            f"{key}={name!r}: is neither a local path nor a repository that you can see at {page}; "
-            "check the name, and log in with `hf auth login` if it is private"
+            Problem(
+                key,
+                shown(name),
+                f"is neither a local path nor a repository that you can see at {page}",
+                "check the name, and log in with `hf auth login` if it is private",
+            )
         ) from error
     except RemoteEntryNotFoundError as error:
-        raise ConfigError(f"{key}={name!r}: has no config.json; name a saved model, see {page}/tree/main") from error
+        raise ConfigError(
+            Problem(key, shown(name), "has no config.json", f"name a saved model, see {page}/tree/main")
+        ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, TransportError, ConnectionError) as error:
         raise ConfigError(
-            f"{key}={name!r}: the hub ({constants.ENDPOINT}) cannot be reached and no copy is cached: "
-            f"{_first_line(error)}; check the network, or name a local folder"
+            Problem(
+                key,
+                shown(name),
+                f"the hub ({constants.ENDPOINT}) cannot be reached and no copy is cached: {_first_line(error)}",
+                "check the network, or name a local folder",
+            )
         ) from error
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise ConfigError(
-                f"{key}={name!r}: the hub ({constants.ENDPOINT}) refuses your token ({error.response.status_code}); "
-                f"log in with `hf auth login` (or set HF_TOKEN), and see {page} for who may read it"
+                Problem(
+                    key,
+                    shown(name),
+                    f"the hub ({constants.ENDPOINT}) refuses your token ({error.response.status_code})",
+                    f"log in with `hf auth login` (or set HF_TOKEN), and see {page} for who may read it",
+                )
             ) from error
         raise ConfigError(
-            f"{key}={name!r}: the hub ({constants.ENDPOINT}) answered {error.response.status_code}: "
-            f"{_first_line(error)}; see {page}, or try again later"
+            Problem(
+                key,
+                shown(name),
+                f"the hub ({constants.ENDPOINT}) answered {error.response.status_code}: {_first_line(error)}",
+                f"see {page}, or try again later",
+            )
         ) from error
     except HFValidationError as error:
-        raise ConfigError(f"{key}={name!r}: is neither a local path nor a hub id (owner/name); check it") from error
+        raise ConfigError(
+            Problem(key, shown(name), "is neither a local path nor a hub id (owner/name)", "check it")
+        ) from error
     except (ValueError, RuntimeError) as error:  # an unknown subset, a dataset script, files with different columns
-        raise ConfigError(f"{key}={name!r}: {_first_line(error)}; see {page}") from error
+        raise ConfigError(Problem(key, shown(name), _first_line(error), f"see {page}")) from error
     except OSError as error:
         raise StageError(
             f"{key}={name!r}: cannot be written to the hub's cache ({constants.HF_HOME}): {error.strerror or error}; "

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from sftlab.config import Config
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError, shown
 from sftlab.model.hub import MODEL_FILES, explained
 from sftlab.records import read_jsonl
 from sftlab.report import tables
@@ -55,7 +55,9 @@ def push(folder: Path, repo_id: str, *, private: bool, readme: str | None = None
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             name = url.repo_id
             if private and not api.model_info(name).private:
-                raise ConfigError(f"{PUSH_KEY}={name!r}: is public; make it private at {url}/settings, or name another")
+                raise ConfigError(
+                    Problem(PUSH_KEY, shown(name), "is public", f"make it private at {url}/settings, or name another")
+                )
             allowed = [*MODEL_FILES, "*.py", "README.md"]
             api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=allowed, ignore_patterns=[*OWN_FILES])
             if readme is not None:
@@ -64,8 +66,12 @@ def push(folder: Path, repo_id: str, *, private: bool, readme: str | None = None
             if error.response.status_code not in (401, 403):
                 raise
             raise ConfigError(
-                f"{PUSH_KEY}={repo_id!r}: the hub ({constants.ENDPOINT}) does not let you write there; log in by "
-                "`hf auth login` with a token that may write, and check the owner's name"
+                Problem(
+                    PUSH_KEY,
+                    shown(repo_id),
+                    f"the hub ({constants.ENDPOINT}) does not let you write there",
+                    "log in by `hf auth login` with a token that may write, and check the owner's name",
+                )
             ) from error
     return str(url)
 

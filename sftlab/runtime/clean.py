@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError, shown
 from sftlab.runtime.console import say
 from sftlab.runtime.job import JOB, RUN
 from sftlab.runtime.processes import INPUTS
@@ -94,7 +94,9 @@ def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) ->
     from rich.table import Table
 
     if not store.is_dir():
-        raise ConfigError(f"store={str(store)!r}: no such folder in {Path.cwd()}; set it to the store of your runs")
+        raise ConfigError(
+            Problem("store", shown(str(store)), f"no such folder in {Path.cwd()}", "set it to the store of your runs")
+        )
     unused, root = unreferenced(store, outputs), store.resolve()
     table = Table("kind", "key", "size", "last used", title="Stages that no run refers to", title_justify="left")
     for item in unused:
@@ -102,9 +104,9 @@ def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) ->
         table.add_row(item.kind, item.path.name, decimal(item.bytes), used)
     say(table if unused else f"{store}: runs refer to all stages")
     total = f"{store}: {len(unused)} folders, {decimal(sum(item.bytes for item in unused))}"
-    reason = _refusal(store, outputs, unused)
-    if delete and reason:
-        raise ConfigError(f"clean.delete=true: {reason}")
+    refusal = _refusal(store, outputs, unused)
+    if delete and refusal:
+        raise ConfigError(refusal)
     if delete and not dry_run:
         deleted = sum(_delete(root, item) for item in unused)
         _delete_remains(root)
@@ -112,21 +114,25 @@ def clean(store: Path, outputs: Path, *, delete: bool, dry_run: bool = False) ->
         say(f"{total}: {deleted} deleted" + f", {in_use} retained, which are in use" * bool(in_use))
     elif delete:
         say(f"{total}: would be deleted")
-    elif reason:
-        say(f"{total}: nothing was deleted, and clean.delete=true would be refused: {reason}")
+    elif refusal:
+        say(f"{total}: nothing was deleted, and deleting them would be refused: {refusal}")
     elif unused:
         say(f"{total}: nothing was deleted; add clean.delete=true to delete them")
 
 
-def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
-    """Why unused stages must not be deleted: unknown runs may refer to them. None if they may be deleted."""
+def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> Problem | None:
+    """Return why unused stages must not be deleted: unknown runs may refer to them. None if they may be deleted."""
     root = store.resolve()
     if unused and not outputs.is_dir():
-        return f"clean.outputs={str(outputs)!r}: no such folder; set it to the folder that contains your runs"
+        remedy = "set it to the folder that contains your runs"
+        return Problem("clean.outputs", shown(str(outputs)), "no such folder", remedy)
     if unused and not _records(root, outputs):
-        return (
-            f"there is no run below {outputs} and none is registered in the store, so all of {store} would be deleted; "
-            "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself"
+        return Problem(
+            "clean.delete",
+            "true",
+            f"there is no run below {outputs} and none is registered in the store, so all of {store} would be deleted",
+            "set store= to the store of your runs, clean.outputs= to their folder, or delete the store yourself",
+            ("store", "clean.outputs"),
         )
     if any(path.is_relative_to(outputs.absolute()) for path in (root, store.absolute())):
         return None
@@ -134,9 +140,13 @@ def _refusal(store: Path, outputs: Path, unused: list[Unused]) -> str | None:
     count = sum(f"{item.kind}/{item.path.stem}" in old for item in unused)
     if not count:
         return None
-    return (
+    return Problem(
+        "clean.delete",
+        "true",
         f"{count} of {len(unused)} folders of {store} were written by a version that did not register the runs that "
-        "use them; set clean.outputs= to a folder that contains both the store and all of these runs"
+        "use them",
+        "set clean.outputs= to a folder that contains both the store and all of these runs",
+        ("store", "clean.outputs"),
     )
 
 
@@ -164,7 +174,7 @@ def _records(root: Path, outputs: Path) -> dict[Path, str]:
         if not isinstance(error, FileNotFoundError):  # deleted just now
             remedy = "make it readable, or clean as a user who may read it"
             raise ConfigError(
-                f"{error.filename}: cannot be read ({error.strerror}), and may belong to a run; {remedy}"
+                Problem(error.filename, None, f"cannot be read ({error.strerror}), and may belong to a run", remedy)
             ) from error
 
     files: set[Path] = set()
@@ -177,8 +187,12 @@ def _records(root: Path, outputs: Path) -> dict[Path, str]:
             inside = _registered(entry)
             if not inside and (host := json.loads(entry.read_text("utf-8"))["host"]) != os.uname().nodename:
                 raise ConfigError(
-                    f"{entry}: names a run on {host} that this machine cannot see; clean there, or delete this file "
-                    "if the run was deleted"
+                    Problem(
+                        str(entry),
+                        None,
+                        f"names a run on {host} that this machine cannot see",
+                        "clean there, or delete this file if the run was deleted",
+                    )
                 )
             files.update(inside)
         for path in sorted(files):
@@ -194,7 +208,9 @@ def _registered(entry: Path) -> list[Path]:
     try:
         folder = Path(json.loads(entry.read_text("utf-8"))["folder"])
     except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{entry}: does not name the folder of a run ({error}); delete this file") from error
+        raise ConfigError(
+            Problem(str(entry), None, f"does not name the folder of a run ({error})", "delete this file")
+        ) from error
     return [folder / name for name in (RUN, JOB) if (folder / name).is_file()]
 
 

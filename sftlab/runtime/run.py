@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError, shown
 from sftlab.results import SCHEMA_VERSION, RunRecord, Status
 from sftlab.runtime import earlier
 from sftlab.runtime.job import JOB, RUN, first_problem, job_files, owner
@@ -80,10 +80,14 @@ class Run:
             values = json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise ConfigError(
-                f"{folder}: has no {RUN} ({error.strerror}); set hydra.run.dir to the folder of a run"
+                Problem(
+                    str(folder), None, f"has no {RUN} ({error.strerror})", "set hydra.run.dir to the folder of a run"
+                )
             ) from error
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: is not JSON: {error}; name another run, or run the command again") from error
+            raise ConfigError(
+                Problem(str(path), None, f"is not JSON: {error}", "name another run, or run the command again")
+            ) from error
         return cls(folder, read_record(path, values))
 
     def update(self, **values: object) -> None:
@@ -114,15 +118,20 @@ def read_record(path: Path, values: object) -> RunRecord:
     version = values.get("schema_version") if isinstance(values, dict) else None
     if version not in (SCHEMA_VERSION, earlier.SCHEMA_VERSION):
         raise ConfigError(
-            f"{path}: schema_version={version!r} is not supported (supported: {earlier.SCHEMA_VERSION} and "
-            f"{SCHEMA_VERSION}); run the command again"
+            Problem(
+                str(path),
+                None,
+                f"schema_version={version!r} is not supported (supported: {earlier.SCHEMA_VERSION} and "
+                f"{SCHEMA_VERSION})",
+                "run the command again",
+            )
         )
     assert isinstance(values, dict)
     try:
         return RunRecord.model_validate(earlier.run(values) if version == earlier.SCHEMA_VERSION else values)
     except (ValidationError, AttributeError, LookupError, TypeError) as error:
         raise ConfigError(
-            f"{path}: is not the record of a run: {first_problem(error)}; run the command again"
+            Problem(str(path), None, f"is not the record of a run: {first_problem(error)}", "run the command again")
         ) from error
 
 
@@ -146,12 +155,17 @@ def check_folder(key: str, folder: Path, store: Path) -> None:
         ConfigError: The folder is inside the store, cannot be written, or belongs to a job of another run.
     """
     if folder.resolve().is_relative_to(store.resolve()):
-        raise ConfigError(f"{key}={str(folder)!r}: is inside store={store}; set another folder")
+        raise ConfigError(Problem(key, shown(str(folder)), f"is inside store={store}", "set another folder"))
     if reason := not_writable(folder.absolute()):
-        raise ConfigError(f"{key}={str(folder)!r}: {reason}; set it to a folder that you may write to")
+        raise ConfigError(Problem(key, shown(str(folder)), reason, "set it to a folder that you may write to"))
     if (folder / JOB).is_file() and not (folder / RUN).exists():
         raise ConfigError(
-            f"{key}={str(folder)!r}: is the folder of a sweep's job; set it to another folder, or delete this one"
+            Problem(
+                key,
+                shown(str(folder)),
+                "is the folder of a sweep's job",
+                "set it to another folder, or delete this one",
+            )
         )
 
 

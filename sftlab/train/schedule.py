@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 
 from sftlab.config import TrainConfig
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.instance.machine import Machine
 from sftlab.results import TokenCounts
 
@@ -30,10 +30,13 @@ def check_length(counts: TokenCounts, train: TrainConfig, machine: Machine) -> N
     if warmup + decay > total:
         room = total - warmup
         raise ConfigError(
-            f"train.lr_scheduler_kwargs.num_decay_steps={decay}: warm-up ({warmup:g} steps) and decay take more than "
-            f"the {total} steps of the job; "
-            + (f"set num_decay_steps to at most {int(room)}" if room >= 1 else "lower train.warmup_steps")
-            + ", or raise train.num_train_epochs"
+            Problem(
+                "train.lr_scheduler_kwargs.num_decay_steps",
+                shown(decay),
+                f"warm-up ({warmup:g} steps) and decay take more than the {total} steps of the job",
+                (f"set num_decay_steps to at most {int(room)}" if room >= 1 else "lower train.warmup_steps")
+                + ", or raise train.num_train_epochs",
+            )
         )
 
 

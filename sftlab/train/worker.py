@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
-from sftlab.errors import ConfigError, StageError
+from sftlab.errors import ConfigError, Problem, StageError
 from sftlab.instance.machine import Machine
 from sftlab.model.adapters import keep_inputs, lora_config
 from sftlab.model.base import Base, beside_text, load
@@ -68,7 +68,7 @@ def run(folder: Path, task: TrainTask) -> None:
     try:
         arguments = SFTConfig(**sft_arguments(folder, train, machine, task.seed))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"train: SFTConfig rejects these settings: {error}") from error
+        raise ConfigError(Problem("train", None, f"SFTConfig rejects these settings: {error}")) from error
     resumed = last_resumable(task.checkpoints)
     first_step = resumed.step if resumed else 0
     if train.use_liger_kernel:
@@ -130,7 +130,12 @@ def _require_liger_kernels(base: Base) -> None:
     kind = AutoConfig.from_pretrained(base.path, trust_remote_code=base.trust_remote_code).model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise ConfigError(
-            f"train.use_liger_kernel=true: Liger has no kernels for {kind} models; set train.use_liger_kernel=false"
+            Problem(
+                "train.use_liger_kernel",
+                "true",
+                f"Liger has no kernels for {kind} models",
+                "set train.use_liger_kernel=false",
+            )
         )
 
 
@@ -146,13 +151,21 @@ def require_agreement(task: TrainTask, first_step: int) -> None:
     answers = gather_object([(own, first_step)])
     if len({key for key, _ in answers}) > 1:
         raise ConfigError(
-            "instance.nnodes: the machines have different rows or settings; run the same command on each, with the "
-            "same data, and only instance.node_rank different"
+            Problem(
+                "instance.nnodes",
+                None,
+                "the machines have different rows or settings",
+                "run the same command on each, with the same data, and only instance.node_rank different",
+            )
         )
     if len({step for _, step in answers}) > 1:
         raise ConfigError(
-            f"instance.nnodes: not every machine sees the checkpoints to resume from ({task.checkpoints}); set store= "
-            "to a folder that all machines share, or delete this folder to start from the beginning"
+            Problem(
+                "instance.nnodes",
+                None,
+                f"not every machine sees the checkpoints to resume from ({task.checkpoints})",
+                "set store= to a folder that all machines share, or delete this folder to start from the beginning",
+            )
         )
 
 
@@ -182,8 +195,13 @@ def _model(task: TrainTask) -> Any:
         )
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"model: cannot be loaded with instance.attn_implementation={machine.attn_implementation} and "
-            f"peft.method={peft.method}: {error}; change one of them"
+            Problem(
+                "model",
+                None,
+                f"cannot be loaded with instance.attn_implementation={machine.attn_implementation} and "
+                f"peft.method={peft.method}: {error}",
+                "change one of them",
+            )
         ) from error
     model.config.use_cache = False
     for name in beside_text(model):

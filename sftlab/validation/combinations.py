@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sftlab.config import Config, InstanceConfig, NoPeft
 from sftlab.dataset.template_errors import template_problems
-from sftlab.errors import ConfigError, Problem, with_keys
+from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.extract import probe
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
 from sftlab.runtime.modes import MODES
-from sftlab.validation.keys import shown
 
 
 def run_problems(cfg: Config) -> Iterator[Problem]:
@@ -145,8 +145,8 @@ def _text(cfg: Config) -> Iterator[Problem]:
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     if cfg.eval.extract is not None:
-        for text in template_problems("eval.extract", cfg.eval.extract, ["text"], noun="variable"):
-            yield Problem("", None, text, keys=("eval.extract", "eval.task"))
+        for problem in template_problems("eval.extract", cfg.eval.extract, ["text"], noun="variable"):
+            yield replace(problem, keys=("eval.task",))
 
 
 def _choice(cfg: Config) -> Iterator[Problem]:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sftlab.dataset.sources import is_data
-from sftlab.errors import Problem
-from sftlab.validation.keys import shown
+from sftlab.errors import Problem, shown
 
 
 def is_local(name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sftlab.config import Config, Lora, NoPeft, Qlora
-from sftlab.errors import Problem, redacted
+from sftlab.errors import Problem, redacted, shown
 from sftlab.validation import overrides
 
 METHODS = {get_args(part.model_fields["method"].annotation)[0]: part for part in (NoPeft, Lora, Qlora)}
@@ -57,17 +56,6 @@ def nearest(key: str) -> str:
     """Return the remedy for an unknown key: the closest key, or the command that lists all keys."""
     close = closest(key)
     return f"did you mean {close}?" if close else "`python -m sftlab --cfg job` lists all keys"
-
-
-def shown(value: Any) -> str:
-    """Write a value as on the command line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {shown(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else repr(value)
 
 
 def alternatives(options: Sequence[str]) -> str:

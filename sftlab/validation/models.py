@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 
 from sftlab.config import Config
-from sftlab.errors import ConfigError, Problem, with_keys
+from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.model import gguf, hub, random
 from sftlab.validation.files import is_local
-from sftlab.validation.keys import alternatives, shown
+from sftlab.validation.keys import alternatives
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sftlab.config import Config, DatasetConfig
 from sftlab.dataset import stage as dataset
-from sftlab.errors import ConfigError, Problem, with_keys
+from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.checks import check_answers
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
@@ -16,7 +16,6 @@ from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import Store, key_of
 from sftlab.validation.combinations import evaluation_problems
 from sftlab.validation.files import is_local
-from sftlab.validation.keys import shown
 
 # Keys of the datasets whose rows this process has checked: the jobs of a sweep share them.
 CHECKED: set[str] = set()

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sftlab.config import TrainConfig
-from sftlab.errors import Problem
-from sftlab.validation.keys import shown
+from sftlab.errors import Problem, shown
 from sftlab.validation.libraries import OPTIMIZERS, SCHEDULES
 
 KWARGS = "train.lr_scheduler_kwargs"

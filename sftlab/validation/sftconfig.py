@@ -11,9 +11,8 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from sftlab.config import TrainConfig
-from sftlab.errors import Problem
+from sftlab.errors import Problem, shown
 from sftlab.runtime.processes import RANK_VARIABLES
-from sftlab.validation.keys import shown
 from sftlab.validation.libraries import SFT_FIELDS
 from sftlab.validation.overrides import type_message
 

@@ -54,5 +54,5 @@ def _problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.predictions":
         yield from prediction_problems(cfg)
     if MODES[cfg.mode].reads_data:  # other modes read the files of finished runs only
-        yield from dataset_problems(cfg)
         yield from model_problems(cfg)
+        yield from dataset_problems(cfg)  # last, since there may be one per row

@@ -191,12 +191,11 @@ def test_all_rows_that_a_template_changes_are_reported_at_once(folder: Path, tmp
     rows = [row | {"rationale": f"<think>{row['id']}</think> (A)"} for row in vignettes(40)]
     with pytest.raises(ConfigError) as caught:
         stage.make(Store(tmp_path / "store"), data(tmp_path, rows), base, 4096, False)
-    first, *lines = str(caught.value).splitlines()
-    assert "30 of 30 train rows" in first
-    assert "model.chat_template" in first
-    assert len(lines) == 21
-    assert all("<think>row-" in line for line in lines[:20])
-    assert "10 more" in lines[20]
+    summary, *rows = caught.value.problems
+    assert "30 of 30 train rows" in str(summary)
+    assert summary.key == "model.chat_template"
+    assert len(rows) == 30
+    assert all(f"<think>{row.key}</think>" in row.message for row in rows)
 
 
 ASSISTANT = "{% if message['role'] == 'assistant' %}"
@@ -256,7 +255,7 @@ def test_a_thought_that_the_prompt_begins_and_the_template_drops_is_refused(fold
 
 def test_an_answer_within_the_thought_of_the_prompt_is_refused(folder: Path) -> None:
     result = tokenizer(folder, BEGUN.replace(CONTENT, ASSISTANT + "<think>\n{% endif %}" + CONTENT))
-    with pytest.raises(ConfigError, match=r"r0: .* Write </think> before the answer in dataset\.assistant"):
+    with pytest.raises(ConfigError, match=r"r0: .* write </think> before the answer in dataset\.assistant"):
         tokenize(result, example("A"))
     assert result.decode(tokenize(result, example("</think>A")).completion) == "</think>A</s>"
 

@@ -579,12 +579,12 @@ def test_broken_rows_are_reported_all_at_once(tmp_path: Path) -> None:
     for mounted in (False, True):
         with pytest.raises(ConfigError) as caught:
             examples(tmp_path / "a.jsonl", mounted=mounted)
-        first, *message, more = str(caught.value).split("\n    ")
-        assert first == "34 problems in the rows:"
+        first, *message, more = str(caught.value).splitlines()
+        assert first == "34 problems:"
         assert len(message) == 20
         assert "a.jsonl:3: is not JSON" in message[0]
         assert f"a.jsonl, row 6 (row-5): {'eval.' if mounted else ''}dataset.assistant renders to nothing" in message[1]
-        assert more == "… and 14 more"
+        assert more == "  … and 14 more"
 
 
 def test_every_kind_of_broken_row_in_every_split_is_reported(tmp_path: Path) -> None:
@@ -617,7 +617,7 @@ def test_a_slow_pattern_does_not_run_over_every_row(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(rendering, "PATIENCE", -1)
     write_rows(tmp_path / "a.jsonl", [vignette(number, rationale="") for number in range(90)])
-    with pytest.raises(ConfigError, match="20 problems in the rows; the rows after row 20 were not read:"):
+    with pytest.raises(ConfigError, match=r"^21 problems:\n  - .*a\.jsonl: the rows after row 20 were not read"):
         examples(tmp_path / "a.jsonl")
 
 

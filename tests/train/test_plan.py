@@ -15,7 +15,7 @@ from conftest import composed
 from test_cli import quick
 
 from sftlab import pipeline
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError
+from sftlab.errors import ConfigError, OutOfMemoryError, Problem, StageError
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.results import PlanCell
@@ -170,7 +170,7 @@ def test_the_changes_do_not_change_the_rows_per_step(config: Callable[..., Any])
     "failure",
     [
         KeyError("vocab_size"),
-        ConfigError("model.name_or_path: cannot be read"),
+        ConfigError(Problem("model.name_or_path", None, "cannot be read")),
         OutOfMemoryError("trace: out of memory"),
         StageError("sftlab.train.trace: was ended by SIGKILL"),
     ],

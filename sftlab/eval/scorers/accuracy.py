@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.eval.scorers.base import Scorer, View, counts, library_metric
 from sftlab.eval.statistics import compare, minimal_detectable_difference, wilson
 from sftlab.model.reasoning import answered
@@ -54,9 +54,9 @@ class Accuracy(Scorer):
         return self.compared(answered(row.assistant)) or None
 
     @property
-    def reading(self) -> str:
-        """The settings that extract an answer, as a message names them."""
-        return f"eval.task={self.cfg.task}, eval.extract={self.cfg.extract!r}"
+    def reading(self) -> tuple[str, str]:
+        """The key that decides how an answer is extracted, and its value as messages write it."""
+        return "eval.extract", shown(self.cfg.extract)
 
     def remedies(self) -> tuple[str, Iterator[tuple[str, str]]]:
         """What to change if no completion is read as its target: in words, and settings (key, value) to try."""
@@ -85,19 +85,19 @@ class Accuracy(Scorer):
             f"{first.assistant.strip()[-80:]!r} and is read as {repr(answer[:60]) if answer else 'nothing'}"
         )
         named = "training" if split == "train" else split
+        key, value = self.reading
         if len(wrong) < len(rows) or mounted:
             return (
-                f"{self.reading}: {len(wrong)} of {len(rows)} {named} completions are not read as their target; {place}"
+                f"{key}={value}: {len(wrong)} of {len(rows)} {named} completions are not read as their target; {place}"
             )
         words, settings = self.remedies()
         remedy = f"change dataset.assistant, or {words}"
-        for key, value in settings:
-            if not type(self)(self.cfg.model_copy(update={key: value}))._misread(rows):
-                remedy = f"set {override(f'eval.{key}', value)}"
+        for name, setting in settings:
+            if not type(self)(self.cfg.model_copy(update={name: setting}))._misread(rows):
+                remedy = f"set {override(f'eval.{name}', setting)}"
                 break
-        raise ConfigError(
-            f"{self.reading}: none of {len(rows)} {named} completions is read as its target: {place}; {remedy}"
-        )
+        message = f"none of {len(rows)} {named} completions is read as its target: {place}"
+        raise ConfigError(Problem(key, value, message, remedy, ("eval.task", "dataset")))
 
     def _misread(self, rows: Sequence[Example]) -> list[tuple[Example, str | None]]:
         answers = [(row, self.stated(row)) for row in rows]
@@ -107,12 +107,12 @@ class Accuracy(Scorer):
         """Report the minimum detectable effect, and whether it is larger than eval.hoped_difference."""
         n = len({group or number for number, group in enumerate(groups)})
         visible = minimal_detectable_difference(n, alpha=self.cfg.alpha)
-        shown = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
+        points = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
         rows = "questions" if n == len(groups) else "groups of questions, each counted once,"
         messages = [
             (
                 logging.INFO,
-                f"test set: {n} {rows} can show {shown} (80 % power, if a fifth of the answers change, or more where "
+                f"test set: {n} {rows} can show {points} (80 % power, if a fifth of the answers change, or more where "
                 "the difference needs more)",
             )
         ]

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypedDict
 
 from sftlab.config import EvalConfig
 from sftlab.dataset.sandbox import environment
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem
 from sftlab.eval.extract import unfenced
 from sftlab.eval.statistics import changed, noise
 from sftlab.model.reasoning import answered
@@ -147,21 +147,23 @@ class Scorer(ABC):
         """Check before a model is loaded that answers to these examples can be judged.
 
         Raises:
-            ConfigError: One line per kind of problem, with the first rows that have it.
+            ConfigError: One problem per kind, with the first rows that have it.
         """
         problems = list(self.unmatched(examples, lambda row: f"{split} row {row.id!r}"))
         if problems:
             raise ConfigError(*problems)
 
-    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[str]:
+    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[Problem]:
         """Yield problems with targets that no answer can equal; ``name`` names a row in a message."""
         targets = [(row, target) for row in examples for target in row.accepted]
         if empty := [(row, target) for row, target in targets if not self.compared(answered(target))]:
             cfg = self.cfg
             by = "" if cfg.extract is None else f" eval.extract={cfg.extract!r} makes nothing of it;"
-            yield (
-                f"eval.task={cfg.task}: nothing is left to compare of the target:{by} {listed(empty, name)}; change "
-                f"{'eval.extract or ' if by else ''}the row"
+            yield Problem(
+                "eval.task",
+                cfg.task,
+                f"nothing is left to compare of the target:{by} {listed(empty, name)}",
+                f"change {'eval.extract or ' if by else ''}the row",
             )
 
     def check_completions(self, examples: Sequence[Example], split: str = "train") -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, Problem, shown
 from sftlab.eval.extract import can_read, compile_pattern, last, read, strict, with_group
 from sftlab.eval.scorers.accuracy import LOOKED_AT, Accuracy, override
 from sftlab.eval.scorers.base import Answer, listed, more
@@ -43,19 +43,23 @@ class Choice(Accuracy):
         """Check that every row has choices, and that the pattern can extract every target.
 
         Raises:
-            ConfigError: One line per kind of problem, with the first rows that have it.
+            ConfigError: One problem per kind, with the first rows that have it.
         """
         problems = []
         if silent := [row for row in examples if not row.choices]:
             problems.append(
-                f"eval.task=choice: {split} row {silent[0].id!r}{more(len(silent) - 1)} has no letters to choose from; "
-                "let dataset.choices give at least two, or set eval.task=exact"
+                Problem(
+                    "eval.task",
+                    "choice",
+                    f"{split} row {silent[0].id!r}{more(len(silent) - 1)} has no letters to choose from",
+                    "let dataset.choices give at least two, or set eval.task=exact",
+                )
             )
         problems += self.unmatched(examples, lambda row: f"{split} row {row.id!r}")
         if problems:
             raise ConfigError(*problems)
 
-    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[str]:
+    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[Problem]:
         """Yield the problem of targets that the group of eval.pattern cannot match, with a pattern that can."""
         pattern = self.cfg.pattern
         targets = [(row, target) for row in examples for target in row.accepted]
@@ -68,9 +72,11 @@ class Choice(Accuracy):
         able = [candidate for candidate in wider if candidate and self._reads(candidate, examples)]
         remedy = f"set {override('eval.pattern', able[0])}" if able else "let its group match such targets"
         letters = all(len(target) == 1 for _, target in lost)
-        yield (
-            f"eval.pattern={pattern!r}: its group cannot match {'all targets' if letters else 'every target'}: "
-            f"{listed(lost, name)}; {remedy}{'' if letters else ', or set eval.task=exact to compare texts'}"
+        yield Problem(
+            "eval.pattern",
+            shown(pattern),
+            f"its group cannot match {'all targets' if letters else 'every target'}: {listed(lost, name)}",
+            f"{remedy}{'' if letters else ', or set eval.task=exact to compare texts'}",
         )
 
     def _reads(self, pattern: str, examples: Sequence[Example]) -> bool:
@@ -94,9 +100,9 @@ class Choice(Accuracy):
         return _spelled(extract(text, pattern, row.choices), row, {})
 
     @property
-    def reading(self) -> str:
-        """The pattern, as a message names it."""
-        return f"eval.pattern={self.cfg.pattern!r}"
+    def reading(self) -> tuple[str, str]:
+        """The pattern, as messages write it."""
+        return "eval.pattern", shown(self.cfg.pattern)
 
     def remedies(self) -> tuple[str, Iterator[tuple[str, str]]]:
         """Other patterns: without case, and a common form."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import isfinite
 
+from sftlab.errors import Problem
 from sftlab.eval.scorers.base import Scorer, View, counts, library_metric, listed
 from sftlab.eval.statistics import (
     compare_scores,
@@ -63,15 +64,18 @@ class Rouge(Scorer):
                 scores[place] = max(scores[place], score)
         return best
 
-    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[str]:
+    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[Problem]:
         """Yield the problem of targets with nothing to compare, or without any word that ROUGE counts."""
         problems = list(super().unmatched(examples, name))
         yield from problems
         targets = [(row, target) for row in examples for target in row.accepted]
         if not problems and targets and not any(re.search(r"[a-zA-Z0-9]", target) for _, target in targets):
-            yield (
-                "eval.task=rouge: cannot be judged by this score: no target has a word of ASCII letters or digits, and "
-                f"ROUGE counts no other words: {listed(targets, name)}; set eval.task=exact"
+            yield Problem(
+                "eval.task",
+                "rouge",
+                "cannot be judged by this score: no target has a word of ASCII letters or digits, and "
+                f"ROUGE counts no other words: {listed(targets, name)}",
+                "set eval.task=exact",
             )
 
     def power(self, groups: Sequence[str | None]) -> list[tuple[int, str]]:
