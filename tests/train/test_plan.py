@@ -189,7 +189,7 @@ def test_an_estimate_that_fails_does_not_hide_that_memory_ran_out(
     settings = ["train.per_device_train_batch_size=4", "dataset.max_rows=30", f"store={tmp_path / 'store'}"]
     cfg = config("model=tiny_random", "instance=cpu", "mode=train", "tracking=none", *settings)
     with pytest.raises(StageError) as raised:
-        pipeline.run_job(cfg, Job(0, [], {}), tmp_path)
+        pipeline.run_job(cfg, Job(number=0, overrides=[], config={}), tmp_path)
     text = str(raised.value)
     assert "tried to allocate 20 GiB" in text
     assert str(failure) in text
