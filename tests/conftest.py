@@ -23,8 +23,12 @@ TEMPLATE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, for the others to run beside it and not before it."""
-    items.sort(key=lambda item: item.path.name != "test_vllm.py")
+    """The longest files first, for the others to run beside them and not before them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+LONGEST = ("test_vllm.py", "test_evaluate.py", "test_disk.py", "test_faults.py", "test_launchers.py", "test_ranks.py",
+           "test_pipeline.py", "test_modes.py", "test_plan.py")  # fmt: skip
 
 
 PLUGINS = {

@@ -17,7 +17,7 @@ import pytest
 from conftest import skip_without_plugins
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_cli import quick
+from test_cli import quick, whole
 
 from sftlab.hydra_app.compose import CONF
 from sftlab.hydra_app.launchers import RAY_LOOPBACK, claim
@@ -340,7 +340,7 @@ def test_ctrl_c_ends_the_workers_too(place: Path) -> None:
 
 @pytest.mark.smoke
 def test_optuna_gets_the_best_validation_loss_of_every_trial(place: Path) -> None:
-    done = sftlab(
+    done = whole(
         place, "+experiment=demo_optuna", *TINY, "dataset.split={train: 24, validation: 8, test: 8}",
         "hydra.sweeper.n_trials=2", "hydra.sweep.dir=searched", "instance=cpu",
     )  # fmt: skip
@@ -357,7 +357,7 @@ def test_optuna_gets_the_best_validation_loss_of_every_trial(place: Path) -> Non
 
 @pytest.mark.smoke
 def test_a_failed_trial_does_not_end_the_search(place: Path) -> None:
-    done = sftlab(
+    done = whole(
         place, "+experiment=demo_optuna", *TINY, "dataset.split={train: 24, validation: 8, test: 8}", "instance=cpu",
         "hydra.sweeper.n_trials=4", "train.learning_rate=1e-3", "peft.r=choice(0,4)", "hydra.sweep.dir=half",
     )  # fmt: skip
