@@ -137,8 +137,8 @@ TRAIN = [
 ]
 
 
-def online(server: str) -> dict[str, str]:
-    patience = {"WANDB_INIT_TIMEOUT": "5", "WANDB_FINISH_TIMEOUT": "5"}
+def online(server: str, patience_seconds: int = 5) -> dict[str, str]:
+    patience = dict.fromkeys(("WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"), str(patience_seconds))
     return {**patience, "WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
 
 
@@ -157,7 +157,7 @@ def wait(condition: Callable[[], Any], process: Started) -> Any:
 
 @pytest.mark.smoke
 def test_a_server_of_no_use_neither_ends_nor_delays_a_run(tmp_path: Path, server: str) -> None:
-    done = whole(tmp_path, *TRAIN, environment=online(server))
+    done = whole(tmp_path, *TRAIN, environment=online(server, 2))
     told = done.stdout + done.stderr
     assert done.returncode == 0, told
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
