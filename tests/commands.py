@@ -28,6 +28,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import yaml
+
 CONF = Path(__file__).parents[1] / "conf"
 # Modules that most commands import; httpx2 is for the hub's library.
 LIGHT = (
@@ -44,9 +46,28 @@ RANKS = "sftlab.runtime.ranks"
 HANDLER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
 
 
+def parse_yaml_once() -> None:
+    """Let OmegaConf parse each text once in this process and its forks."""
+    from omegaconf import omegaconf
+
+    parsed: dict[str, Any] = {}
+
+    def load(file: Any, Loader: Any) -> Any:  # noqa: N803 – its name in PyYAML
+        if isinstance(file, str):
+            return yaml.load(file, Loader)
+        text = file.read()
+        if text not in parsed:
+            file.seek(0)
+            parsed[text] = yaml.load(file, Loader)
+        return parsed[text]
+
+    omegaconf.yaml = SimpleNamespace(**{**vars(yaml), "load": load})  # type: ignore[assignment]
+
+
 def serve() -> None:
     from hydra import compose, initialize_config_dir
 
+    parse_yaml_once()
     # As a training process that quantises nothing and reports nothing leaves them out.
     sys.modules.update(dict.fromkeys(LEFT_OUT))
     for name in (*LIGHT, *sys.argv[1:]):

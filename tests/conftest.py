@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import parse_yaml_once
 
 # No test may use a network; the hub's library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+parse_yaml_once()
 
 Row = dict[str, Any]
 
