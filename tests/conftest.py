@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,11 @@ def first(argument: str) -> str:
 
     read = parsed(argument)
     return argument.partition(",")[0] if read and read.is_sweep_override() else argument
+
+
+def interruptible() -> None:
+    """Let Ctrl-C end a process also where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def vignette(number: int, **changed: Any) -> Row:

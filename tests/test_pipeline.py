@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import interruptible
 from test_cli import started, whole
 
 pytestmark = pytest.mark.smoke
@@ -300,6 +301,7 @@ def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=interruptible,
     )
     deadline = time.monotonic() + 900
     while not list((place / "interrupted_store").glob("train/*.partial/metrics.jsonl")):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import skip_without_plugins
+from conftest import interruptible, skip_without_plugins
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_cli import quick, whole
@@ -328,6 +328,7 @@ def test_ctrl_c_ends_the_workers_too(place: Path) -> None:
         command("-m", *TINY, "hydra/launcher=joblib", "instance=cpu", "store=interrupted_store",
                 "train.num_train_epochs=50,60", "hydra.sweep.dir=interrupted"),
         cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=interruptible,
     )  # fmt: skip
     wait(lambda: workers(Path("interrupted_store"), "sftlab.train.worker"), process)
     os.killpg(process.pid, signal.SIGINT)
