@@ -8,6 +8,9 @@ PYTHON ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 
+# Otherwise every process of the tests compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test check clean
 demo: .venv/installed
 	.venv/bin/python -m sftlab

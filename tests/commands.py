@@ -2,14 +2,15 @@
 
 The names of heavier ones, which only whole runs need, are this process's arguments.
 
-A line of the input is a JSON object with ``folder``, ``arguments``, ``environment``, ``code``, ``names`` and
-``output``. The fork runs the code, which may put a fault somewhere, and ``sftlab.cli.main``; in ``output`` it leaves
-out, err, and which of the modules ``names`` it has loaded.
-Answered are its exit code and the seconds that it took of a processor.
+A line of the input is a JSON object with ``folder``, ``arguments``, ``environment``, ``code``, ``names``, ``output``
+and ``session``. The fork runs the code, which may put a fault somewhere, and ``sftlab.cli.main``; in ``output`` it
+leaves out, err, and which of the modules ``names`` it has loaded. Its process id is answered at once. For the line
+``{"wait": ID}`` the answers are its exit code and the CPU seconds that it took.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -27,29 +28,67 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import yaml
+
+CONF = Path(__file__).parents[1] / "conf"
+# Modules that most commands import; httpx2 is for the hub's library.
+LIGHT = (
+    "httpx2", "jinja2.sandbox", "sftlab.cli", "sftlab.work", "sftlab.hydra_app.arguments", "sftlab.hydra_app.finish",
+    "sftlab.hydra_app.sweep", "sftlab.hydra_app.wording", "sftlab.validation.validate", "sftlab.instance.preflight",
+)  # fmt: skip
 LEFT_OUT = ("bitsandbytes", "wandb")
+# Stages whose libraries the server has imported.
+FORKED = (
+    "sftlab.train.worker", "sftlab.train.trace", "sftlab.model.merge_worker", "sftlab.eval.worker",
+    "sftlab.instance.precision_worker", "fsdp_on_cpu",
+)  # fmt: skip
+RANKS = "sftlab.runtime.ranks"
+HANDLER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
+
+
+def parse_yaml_once() -> None:
+    """Let OmegaConf parse each text once in this process and its forks."""
+    from omegaconf import omegaconf
+
+    parsed: dict[str, Any] = {}
+
+    def load(file: Any, Loader: Any) -> Any:  # noqa: N803 – its name in PyYAML
+        if isinstance(file, str):
+            return yaml.load(file, Loader)
+        text = file.read()
+        if text not in parsed:
+            file.seek(0)
+            parsed[text] = yaml.load(file, Loader)
+        return parsed[text]
+
+    omegaconf.yaml = SimpleNamespace(**{**vars(yaml), "load": load})  # type: ignore[assignment]
 
 
 def serve() -> None:
-    import httpx  # noqa: F401 – for the hub's library
-    import jinja2.sandbox  # noqa: F401
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra import compose, initialize_config_dir
 
+    parse_yaml_once()
     # As a training process that quantises nothing and reports nothing leaves them out.
     sys.modules.update(dict.fromkeys(LEFT_OUT))
-    for name in sys.argv[1:]:
+    for name in (*LIGHT, *sys.argv[1:]):
         import_module(name)
     for name in LEFT_OUT:
         del sys.modules[name]
-    OverridesParser.create().parse_override("a=1")  # builds its tables
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        compose(
+            "config", overrides=["model=tiny_random"]
+        )  # imports Hydra's plugins, and builds the tables of its parser
     gc.freeze()  # what is imported by now is not looked through again in each fork
     for line in sys.stdin:
         case = json.loads(line)
+        if "wait" in case:
+            _, status, used = os.wait4(case["wait"], 0)
+            print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
+            continue
         child = os.fork()
         if child == 0:
             os._exit(run(case))
-        _, status, used = os.wait4(child, 0)
-        print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
+        print(child, flush=True)
 
 
 class Forked(subprocess.Popen[bytes]):
@@ -63,19 +102,25 @@ class Forked(subprocess.Popen[bytes]):
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
+            arguments = command[command.index("-m") + 1 :]
+            ctypes.CDLL(None).prctl(15, arguments[0].removeprefix("sftlab.").encode())  # PR_SET_NAME, for tests
             prepare()
-            os._exit(stage(command[2:], env))
+            os._exit(stage(arguments, env))
 
 
 def stage(arguments: list[str], env: dict[str, str]) -> int:
     """What ``python -m`` does with these arguments in a process without warnings, handlers and locks of its parent."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
     logging.root.handlers.clear()
     warnings.simplefilter("ignore")
     os.environ.clear()
     os.environ.update(env)
     sys.argv = list(arguments)
+    if arguments[0] == RANKS:
+        handler = import_module(HANDLER).SubprocessHandler
+        handler._popen = lambda self, command, env: Forked(command, env, as_rank)
     code = 0
     try:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
@@ -89,10 +134,16 @@ def stage(arguments: list[str], env: dict[str, str]) -> int:
     return code
 
 
+def as_rank() -> None:
+    """Leave the session and the sockets of the launcher, as a new process would."""
+    os.setsid()
+    os.closerange(3, 1024)
+
+
 def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None]) -> subprocess.Popen[bytes]:
     """Fork a stage's process if all libraries that it needs are imported; otherwise start it."""
     task = json.loads(Path(command[-1], "inputs.json").read_text("utf-8"))
-    plain = command[2] in ("sftlab.train.worker", "sftlab.model.merge_worker", "sftlab.eval.worker")
+    plain = command[-2] in FORKED
     method, optim = task.get("peft", {}).get("method"), task.get("train", {}).get("optim", "")
     quantised = method == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
     if plain and not quantised and not task.get("report_to") and task.get("engine") != "vllm":
@@ -108,6 +159,8 @@ def run(case: dict[str, Any]) -> int:
         processes.subprocess = SimpleNamespace(Popen=start, TimeoutExpired=subprocess.TimeoutExpired)  # type: ignore
 
     output = Path(case["output"])
+    if case["session"]:
+        os.setsid()
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(output / name, os.O_CREAT | os.O_WRONLY), number)
     os.environ.clear()

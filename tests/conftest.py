@@ -3,15 +3,18 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import parse_yaml_once
 
 # No test may use a network; the hub's library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+parse_yaml_once()
 
 Row = dict[str, Any]
 
@@ -23,8 +26,12 @@ TEMPLATE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, for the others to run beside it and not before it."""
-    items.sort(key=lambda item: item.path.name != "test_vllm.py")
+    """The longest files first, for the others to run beside them and not before them."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+LONGEST = ("test_vllm.py", "test_evaluate.py", "test_disk.py", "test_faults.py", "test_launchers.py", "test_ranks.py",
+           "test_pipeline.py", "test_modes.py", "test_plan.py")  # fmt: skip
 
 
 PLUGINS = {
@@ -123,6 +130,11 @@ def first(argument: str) -> str:
 
     read = parsed(argument)
     return argument.partition(",")[0] if read and read.is_sweep_override() else argument
+
+
+def interruptible() -> None:
+    """Let Ctrl-C end a process also where the tests run in the background of a shell, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def vignette(number: int, **changed: Any) -> Row:

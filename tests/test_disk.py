@@ -34,8 +34,8 @@ def command(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "sftlab", *TINY, "hydra.run.dir=run", *overrides]
 
 
-def sftlab(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return whole(folder, *TINY, "hydra.run.dir=run", *overrides)
+def sftlab(folder: Path, *overrides: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    return whole(folder, *TINY, "hydra.run.dir=run", *overrides, code=code)
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -81,17 +81,16 @@ def test_a_full_disk_stops_a_stage_and_nothing_is_lost(
         "dd if=/dev/zero of=filler bs=1024 count=$free 2> /dev/null; "
     )
     first = 'set +e; "$@" 2> ../full; echo $? > ../code; set -e; '
-    script = MOUNT + fill + first + 'rm filler; "$@"; cp -a run ../run'
-    done = subprocess.run(
-        [*DISK, script, "sh", *command()], cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
-    )
+    script = MOUNT + fill + first + "rm filler; cp -a . ../after"
+    subprocess.run([*DISK, script, "sh", *command()], cwd=tmp_path, capture_output=True, timeout=900, check=True)
     told = (tmp_path / "full").read_text("utf-8")
     assert (tmp_path / "code").read_text("utf-8").strip() == "1", told
     assert "No space left on device" in told or "disk is full" in told
     assert "Traceback" not in told
     assert "free some space" in told
+    done = sftlab(tmp_path / "after")
     assert done.returncode == 0, done.stderr
-    assert result(tmp_path) == result(undisturbed)
+    assert result(tmp_path / "after") == result(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -162,24 +161,20 @@ def cut(path: Path) -> None:
         file.truncate(path.stat().st_size // 2)
 
 
+JUMPING = """
+import itertools, time
+real, jumps = time.time, itertools.cycle([0, 86_400, -86_400])
+time.time = lambda: real() + next(jumps)
+"""
+
+
 def test_a_clock_that_jumps(undisturbed: Path, tmp_path: Path) -> None:
     """Back and forth by a day at every look, in parent and children; and what is in the store is from tomorrow."""
     copy(undisturbed, tmp_path, "train", "merged", "generations")
     tomorrow = time.time() + 86_400
     for path in (tmp_path / "outputs").rglob("*"):
         os.utime(path, (tomorrow, tomorrow))
-    (tmp_path / "jumping").mkdir()
-    (tmp_path / "jumping" / "sitecustomize.py").write_text(
-        "import itertools, time\n"
-        "real, jumps = time.time, itertools.cycle([0, 86_400, -86_400])\n"
-        "time.time = lambda: real() + next(jumps)\n",
-        "utf-8",
-    )
-    path = os.pathsep.join(filter(None, [str(tmp_path / "jumping"), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        command(), cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=900,
-        check=False,
-    )  # fmt: skip
+    done = sftlab(tmp_path, code=JUMPING)
     assert done.returncode == 0, done.stderr
     assert result(tmp_path) == result(undisturbed)
     times = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["times"]

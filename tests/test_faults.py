@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import Started, started
 
 pytestmark = pytest.mark.smoke
 
@@ -26,16 +25,17 @@ SWEEP = [
 MEASURED = re.compile(r"id|started|finished|times|measured|.*seconds|tokens_per_second.*|mfu|peak_memory_gib")
 
 
-def start(folder: Path, sweep_dir: str) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "sftlab", *SWEEP, f"hydra.sweep.dir={sweep_dir}"]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def start(folder: Path, sweep_dir: str) -> Started:
+    return started(folder, *SWEEP, f"hydra.sweep.dir={sweep_dir}")
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=900)
+def ended(process: Started) -> str:
+    """All that a command has printed, once it has ended."""
+    return "".join(process.communicate(timeout=900))
+
+
+def finish(process: Started) -> str:
+    out = ended(process)
     assert process.returncode == 0, out
     return out
 
@@ -62,11 +62,14 @@ def stage_processes(parent: int) -> Iterator[tuple[int, str]]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().decode().split("\0")
+            name = (entry / "comm").read_text().strip()
             ppid = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, IndexError):
             continue  # it has ended
-        if ppid == parent and len(words) > 2 and words[2] in CHILDREN:
-            yield int(entry.name), CHILDREN[words[2]]
+        if ppid == parent:
+            for module, stage in CHILDREN.items():
+                if module in words[2:3] or name == module.removeprefix("sftlab.")[:15]:  # the latter is a fork
+                    yield int(entry.name), stage
 
 
 LONG_VALIDATION = [
@@ -110,45 +113,39 @@ def validating(store: Path, step: int) -> bool:
 def test_sigterm_while_validating_saves_first_and_validates_after_resuming(ranks: int, tmp_path: Path) -> None:
     settings = [*LONG_VALIDATION, f"instance.num_processes={ranks}", "train.global_batch_size=8"]
     settings[4] = f"train.per_device_train_batch_size={8 // ranks}"
-
-    def begin(folder: Path) -> subprocess.Popen[str]:
-        folder.mkdir(exist_ok=True)
-        return subprocess.Popen(
-            [sys.executable, "-m", "sftlab", *settings],
-            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-
-    finish(begin(tmp_path / "undisturbed"))
     folder = tmp_path / "disturbed"
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    finish(started(tmp_path / "undisturbed", *settings))
     store = folder / "outputs" / "store"
     for step in (4, 12):
-        process = begin(folder)
+        process = started(folder, *settings)
         until = time.monotonic() + 900
         while not validating(store, step):
             assert time.monotonic() < until
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, ended(process)
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGTERM)
-        out, _ = process.communicate(timeout=900)
+        out = ended(process)
         assert process.returncode == 128 + signal.SIGTERM, out
         assert "Traceback" not in out
         saved = next(store.glob(f"train/*.partial/checkpoint-{step}/checkpoint.json"))
         assert json.loads(saved.read_text("utf-8"))["eval_loss"] is None
-    finish(begin(folder))
+    finish(started(folder, *settings))
     found, expected = validated(folder), validated(tmp_path / "undisturbed")
     rates = [row["learning_rate"] for row in expected["curve"] if row["learning_rate"]]
     assert rates[0] == 2 * rates[-1] or rates[0] == 4 * rates[-1]  # the schedule did follow
     assert found == expected
 
 
-def wait_for_stage(process: subprocess.Popen[str], stage: str, begun: Callable[[], bool]) -> int:
+def wait_for_stage(process: Started, stage: str, begun: Callable[[], bool]) -> int:
     """The process id of a child that is at a stage, once ``begun`` says that it has got somewhere."""
     deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
         for pid, name in stage_processes(process.pid):
             if name == stage and begun():
                 return pid
-        assert process.poll() is None, f"ended before {stage}: {process.communicate()[0]}"
+        assert process.poll() is None, f"ended before {stage}: {ended(process)}"
         time.sleep(0.01)
     pytest.fail(f"{stage} was never reached")
 
@@ -187,7 +184,7 @@ def test_a_sweep_ended_at_three_points_ends_the_same(
         {"parent": os.kill, "child": os.kill, "both": os.killpg}[victim](
             child if victim == "child" else process.pid, by
         )
-        out, _ = process.communicate(timeout=900)
+        out = ended(process)
         assert (stage == "merge") == bool(re.search(r"resumes from checkpoint-(1[6-9]|2\d)\b", out)), out
         if victim == "child":
             assert process.returncode == 1, out
@@ -195,7 +192,7 @@ def test_a_sweep_ended_at_three_points_ends_the_same(
             assert "Traceback" not in out
         elif by == signal.SIGTERM:
             assert process.returncode == 128 + signal.SIGTERM, out
-            assert "sftlab: terminated;" in out
+            assert "sftlab: terminated; completed stages are reused" in out
         else:
             assert process.returncode == -signal.SIGKILL
         if victim == "child" or by == signal.SIGTERM:

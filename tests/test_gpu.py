@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_pipeline import with_environment
 
 from sftlab.instance.machine import visible_gpus
 
@@ -21,7 +22,8 @@ STUDY = [
 
 
 def run(folder: Path, *overrides: str) -> dict[str, Any]:
-    done = with_environment(folder, *STUDY, *overrides)
+    command = [sys.executable, "-m", "sftlab", *STUDY, *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     values: dict[str, Any] = json.loads((folder / "run" / "run.json").read_text("utf-8"))
     return values

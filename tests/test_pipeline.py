@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import whole
+from conftest import interruptible
+from test_cli import started, whole
 
 pytestmark = pytest.mark.smoke
 
@@ -27,18 +28,6 @@ TINY = [
 
 def command(*overrides: str) -> list[str]:
     return [sys.executable, "-m", "sftlab", *overrides]
-
-
-def with_environment(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*overrides),
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
 
 
 def read(path: Path) -> dict:
@@ -184,18 +173,20 @@ def test_compare_mode_judges_two_files(place: Path) -> None:
 @pytest.mark.parametrize("trained", ["now", "before"])
 def test_wandb_offline_gets_curve_and_table_and_no_secret(place: Path, trained: str) -> None:
     # Not a key that wandb could use: it only must not be written anywhere.
-    done = with_environment(
+    done = whole(
         place,
         *TINY[:4],
         "train.max_length=768",
         "eval.max_rows=3",
         "seed=3",
         f"hydra.run.dir=tracked-{trained}",
-        WANDB_MODE="offline",
-        HF_TOKEN="hf_secretsecretsecret",
-        WANDB_API_KEY="a" * 40,
-        SOME_OTHER_API_KEY="b" * 30,
-        SOME_TOKEN="c" * 30,
+        environment={
+            "WANDB_MODE": "offline",
+            "HF_TOKEN": "hf_secretsecretsecret",
+            "WANDB_API_KEY": "a" * 40,
+            "SOME_OTHER_API_KEY": "b" * 30,
+            "SOME_TOKEN": "c" * 30,
+        },
     )
     assert done.returncode == 0, done.stderr
     secrets = [b"hf_secretsecretsecret", b"a" * 40, b"b" * 30, b"c" * 30]
@@ -278,11 +269,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
     settings = [*TINY, *FLOAT32, "mode=train", "train.num_train_epochs=3", "seed=7", "peft.lora_dropout=0.1"]
     undisturbed = whole(place, *settings, "hydra.run.dir=undisturbed", "store=undisturbed_store")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    process = subprocess.Popen(
-        command(*settings, "hydra.run.dir=killed", "store=killed_store", "train.gradient_checkpointing=true"),
-        cwd=place,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in the other runs: sums depend on the number of threads
-        stderr=subprocess.DEVNULL,
+    process = started(
+        place, *settings, "hydra.run.dir=killed", "store=killed_store", "train.gradient_checkpointing=true"
     )
     deadline = time.monotonic() + 900
     while not list((place / "killed_store").glob("train/*.partial/checkpoint-*/checkpoint.json")):
@@ -290,7 +278,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(place: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     again = whole(place, *settings, "hydra.run.dir=killed", "store=killed_store", "train.gradient_checkpointing=auto")
     assert again.returncode == 0, again.stderr
     assert "resumes from checkpoint" in again.stdout + again.stderr
@@ -313,6 +301,7 @@ def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=interruptible,
     )
     deadline = time.monotonic() + 900
     while not list((place / "interrupted_store").glob("train/*.partial/metrics.jsonl")):

@@ -21,6 +21,8 @@ from sftlab.model.base import Base
 from sftlab.model.random import save_random_model
 from sftlab.records import Example
 
+pytestmark = pytest.mark.smoke  # torch, and a model
+
 PROMPTS = [[number + 10 * step for step in range(1, 4 + 5 * number)] for number in (7, 1, 4, 2, 9, 3, 5)]
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import skip_without_plugins
+from conftest import interruptible, skip_without_plugins
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_cli import quick
+from test_cli import quick, whole
 
 from sftlab.hydra_app.compose import CONF
 from sftlab.hydra_app.launchers import RAY_LOOPBACK, claim
@@ -328,6 +328,7 @@ def test_ctrl_c_ends_the_workers_too(place: Path) -> None:
         command("-m", *TINY, "hydra/launcher=joblib", "instance=cpu", "store=interrupted_store",
                 "train.num_train_epochs=50,60", "hydra.sweep.dir=interrupted"),
         cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=interruptible,
     )  # fmt: skip
     wait(lambda: workers(Path("interrupted_store"), "sftlab.train.worker"), process)
     os.killpg(process.pid, signal.SIGINT)
@@ -340,7 +341,7 @@ def test_ctrl_c_ends_the_workers_too(place: Path) -> None:
 
 @pytest.mark.smoke
 def test_optuna_gets_the_best_validation_loss_of_every_trial(place: Path) -> None:
-    done = sftlab(
+    done = whole(
         place, "+experiment=demo_optuna", *TINY, "dataset.split={train: 24, validation: 8, test: 8}",
         "hydra.sweeper.n_trials=2", "hydra.sweep.dir=searched", "instance=cpu",
     )  # fmt: skip
@@ -357,7 +358,7 @@ def test_optuna_gets_the_best_validation_loss_of_every_trial(place: Path) -> Non
 
 @pytest.mark.smoke
 def test_a_failed_trial_does_not_end_the_search(place: Path) -> None:
-    done = sftlab(
+    done = whole(
         place, "+experiment=demo_optuna", *TINY, "dataset.split={train: 24, validation: 8, test: 8}", "instance=cpu",
         "hydra.sweeper.n_trials=4", "train.learning_rate=1e-3", "peft.r=choice(0,4)", "hydra.sweep.dir=half",
     )  # fmt: skip

@@ -159,13 +159,11 @@ def test_the_worker_of_a_launcher_gets_an_empty_study(tmp_path: Path) -> None:
 FIXED = ["instance=cpu", "model=tiny_random"]
 REFUSED = [
     (["eval.temperature=0,0.7"], "eval.temperature"),
-    (["eval.temperature=0,0.7", "train.learning_rate=1e-3,2e-3"], "eval.temperature"),
     (["mode=train", "eval.max_tokens=8,16"], "eval.max_tokens"),
     (["mode=plan", "eval.alpha=0.1,0.2"], "eval.alpha"),
     (["select.metric=eval_loss,exact_match", "merge.max_loss_gap=0.1,0.2", "hub.private=true,false"],
      "hub.private, merge.max_loss_gap, select.metric"),
     (["tracking=none,wandb"], "tracking.backend"),
-    (["name=a,b", "store=a,b"], "name, store"),
     (["mode=train,all"], "mode"),
     (["dry_run=true,false"], "dry_run"),
     (["eval=demo,vllm"], "eval.max_tokens"),
@@ -193,13 +191,9 @@ REFUSED = [
     (["+hydra.sweeper.params={seed: '1,2'}"], "write -m KEY=VALUE1,VALUE2"),
     (["seed=1,2", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: no job would run"),
     (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: no job would run"),
-    (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs=0: no job would run"),
     (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.direction=maximize"], "set it to minimize"),
-    (["hydra/sweeper=optuna", "seed=1,2", "hydra.sweeper.direction=[maximize]"], "set it to minimize"),
     (["hydra/sweeper=optuna", "seed=1"], "nothing to search"),
     (["seed=1,2", "hydra.sweep.dir=out/${hydra.job.num}"], "hydra.sweep.dir: MissingMandatoryValue"),
-    (["seed=1,2", "hydra.job.name=a/b"], "hydra.job.name='a/b'"),
-    (["seed=1,2", "hydra.output_subdir=../x"], "hydra.output_subdir='../x'"),
 ]  # fmt: skip
 
 
@@ -223,8 +217,10 @@ def test_the_refusal_to_preview_a_sweep_names_hydra_mode(tmp_path: Path) -> None
     assert code == 0, errors
 
 
-@pytest.mark.parametrize("in_file", [False, True])
-@pytest.mark.parametrize("axis", ["seed=1,2", "model=tiny_random,smollm2_135m", "dataset.max_rows=30,40"])
+@pytest.mark.parametrize(
+    ("axis", "in_file"),
+    [("seed=1,2", False), ("model=tiny_random,smollm2_135m", False), ("dataset.max_rows=30,40", True)],
+)
 def test_no_second_command_evaluates_another_split_or_base_than_the_trained_one(
     tmp_path: Path, axis: str, in_file: bool
 ) -> None:
@@ -306,7 +302,6 @@ PLAN = ["-m", "mode=plan", "instance=cpu", "hydra.sweep.dir=out"]
     [
         ("${hydra.job.override_dirname}", ["mode=plan,model.name_or_path=m/a", "mode=plan,model.name_or_path=m/b"]),
         ("x/${hydra.job.num}/y", ["x/0/y", "x/1/y"]),
-        ("${model.name_or_path}", ["m/a", "m/b"]),
         ("${hydra:job.num}", ["0", "1"]),
     ],
 )
@@ -387,8 +382,11 @@ def test_an_error_in_the_callback_is_not_a_warning(tmp_path: Path, fault: str) -
         assert "No space left on device" in done.stderr
 
 
-@pytest.mark.parametrize("override", ["~hydra.callbacks", "hydra.callbacks=null", "hydra.callbacks={}"])
-@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize(
+    ("override", "sweep"),
+    [("~hydra.callbacks", True), ("hydra.callbacks=null", False), ("hydra.callbacks={}", False),
+     ("hydra.callbacks={}", True)],
+)  # fmt: skip
 def test_no_override_disables_the_checks(tmp_path: Path, override: str, sweep: bool) -> None:
     settings = ["-m", *FIXED, "seed=1,2"] if sweep else FIXED
     message = refused(tmp_path, *settings, override, "dataset.max_rows=-3")
@@ -456,9 +454,10 @@ LEAK = ["mode=all", "dataset.name_or_path=twice.jsonl", "dataset.max_overlap=0.9
 SPLIT = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
 
 
-@pytest.mark.parametrize("mode", ["all", "train"])
-@pytest.mark.parametrize("sweep", [False, True])
-@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "sweep", "dry"),
+    [("all", False, False), ("train", True, False), ("train", False, True), ("all", True, True)],
+)
 def test_leakage_is_refused_before_the_model_is_loaded(tmp_path: Path, mode: str, sweep: bool, dry: bool) -> None:
     rows = vignettes(12)
     write_rows(tmp_path / "twice.jsonl", [*rows, *({**row, "id": f"again-{row['id']}"} for row in rows)])
@@ -566,9 +565,9 @@ GONE, BUGGY = "StageError('the disk of the store is gone')", "KeyError('a bug')"
 
 @pytest.mark.parametrize(
     ("stage", "error", "sweep"),
-    # Each stage fails once with each kind of error, in a single run or in a sweep.
-    [(stage, error, (error == GONE) == (number % 2 == 0)) for number, stage in enumerate(sorted(STAGES))
-     for error in (GONE, BUGGY)],
+    # Each stage fails, in a single run or in a sweep; two of them by a bug.
+    [(stage, BUGGY if stage in ("data", "training") else GONE, stage in ("folder", "overlap", "training"))
+     for stage in sorted(STAGES)],
 )  # fmt: skip
 def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str, error: str, sweep: bool) -> None:
     name = STAGES[stage]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import composed, write_model
+from test_cli import whole
 
 from sftlab.errors import StageError
 from sftlab.instance import precision
@@ -133,11 +131,11 @@ def test_a_cpu_without_bfloat16_trains_and_generates_in_float32(tmp_path: Path) 
     """With a real measurement, and the instructions for bfloat16 disabled in oneDNN."""
     common = ["model=tiny_random", "instance=cpu", "tracking=none", "eval.engine=transformers", "eval.max_tokens=8",
               "dataset.split={train: 8, validation: 4, test: 4}", "train.num_train_epochs=1"]  # fmt: skip
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
     def run(name: str, *overrides: str, **variables: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "sftlab", *common, f"hydra.run.dir={name}", *overrides]
-        subprocess.run(command, cwd=tmp_path, env={**environment, **variables}, check=True, capture_output=True)
+        done = whole(tmp_path, *common, f"hydra.run.dir={name}", *overrides, environment={**environment, **variables})
+        assert done.returncode == 0, done.stderr
         values: dict[str, Any] = json.loads((tmp_path / name / "run.json").read_text("utf-8"))
         return values
 

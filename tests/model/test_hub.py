@@ -191,11 +191,11 @@ REFUSED = [
     ),
     *(
         ([f"model.name_or_path=status/{status}"], [f"the hub ({{hub}}) answered {status}", "try again later"])
-        for status in (429, 500, 503)
+        for status in (429, 503)
     ),
     *(
         ([f"model.name_or_path=status/{status}"], [f"refuses your token ({status}); log in with `hf auth login`"])
-        for status in (401, 403)
+        for status in (401,)
     ),
     (
         [*DATA, "dataset.name_or_path=status/500"],

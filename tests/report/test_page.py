@@ -796,6 +796,7 @@ def test_numbers_as_people_read_them(shown: list[str], expected: list[str]) -> N
     assert shown == expected
 
 
+@pytest.mark.smoke  # a browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
 @pytest.mark.timeout(120)
 def test_in_a_browser(tmp_path: Path) -> None:

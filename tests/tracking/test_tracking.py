@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import Started, started, whole
 
 from sftlab.config import TrackingConfig
 from sftlab.tracking import wandb as tracking
@@ -133,21 +132,21 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 TRAIN = [
-    *(sys.executable, "-m", "sftlab", "mode=train", "model=tiny_random", "dataset.max_rows=48"),
+    *("mode=train", "model=tiny_random", "dataset.max_rows=48"),
     *("train.max_length=768", "train.num_train_epochs=1", "hydra.run.dir=run"),
 ]
 
 
-def online(server: str) -> dict[str, str]:
-    patience = {"WANDB_INIT_TIMEOUT": "5", "WANDB_FINISH_TIMEOUT": "5"}
-    return {**os.environ, **patience, "WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
+def online(server: str, patience_seconds: int = 5) -> dict[str, str]:
+    patience = dict.fromkeys(("WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"), str(patience_seconds))
+    return {**patience, "WANDB_BASE_URL": server, "WANDB_API_KEY": "a" * 40, "WANDB_MODE": "online"}
 
 
 def logged(folder: Path, pattern: str) -> bytes:
     return b"".join(path.read_bytes() for path in folder.glob(f"wandb/{pattern}/*.wandb"))
 
 
-def wait(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+def wait(condition: Callable[[], Any], process: Started) -> Any:
     end = time.monotonic() + 900
     while not (found := condition()):
         assert process.poll() is None, process.communicate()
@@ -158,9 +157,7 @@ def wait(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
 
 @pytest.mark.smoke
 def test_a_server_of_no_use_neither_ends_nor_delays_a_run(tmp_path: Path, server: str) -> None:
-    done = subprocess.run(
-        TRAIN, cwd=tmp_path, env=online(server), capture_output=True, text=True, timeout=900, check=False
-    )
+    done = whole(tmp_path, *TRAIN, environment=online(server, 2))
     told = done.stdout + done.stderr
     assert done.returncode == 0, told
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
@@ -176,10 +173,9 @@ def test_a_server_of_no_use_neither_ends_nor_delays_a_run(tmp_path: Path, server
 def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
     """The server begins to answer 500; the process that wandb itself starts beside the training is killed."""
     with serving(fails=False) as (address, handler):
-        process = subprocess.Popen(
-            [*TRAIN, "train.num_train_epochs=6", "train.logging_steps=1"], cwd=tmp_path, env=online(address),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+        process = started(
+            tmp_path, *TRAIN, "train.num_train_epochs=6", "train.logging_steps=1", environment=online(address)
+        )
         checkpoint = "outputs/store/train/*.partial/checkpoint-*/checkpoint.json"
         wait(lambda: any("file_stream" in line for line in handler.seen) and list(tmp_path.glob(checkpoint)), process)
         assert not [line for line in handler.seen if "otel" in line]  # no telemetry
@@ -188,7 +184,7 @@ def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
         else:
             for pid in wandb_cores(process.pid):
                 os.kill(pid, signal.SIGKILL)
-        told, _ = process.communicate(timeout=900)
+        told = "".join(process.communicate(timeout=900))
     assert process.returncode == 0, told
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
     assert "Traceback" not in told

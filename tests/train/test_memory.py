@@ -245,6 +245,7 @@ def stepped(model: Any, *, autocast: bool) -> tuple[Any, Any, int]:
     return losses.detach(), torch.cat(gradients), sum(kept.values())
 
 
+@pytest.mark.smoke  # torch
 @pytest.mark.parametrize("autocast", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

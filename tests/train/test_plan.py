@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import composed
-from test_cli import quick
+from test_cli import whole
 
 from sftlab import pipeline
 from sftlab.errors import ConfigError, OutOfMemoryError, Problem, StageError
@@ -201,7 +201,7 @@ def test_an_estimate_that_fails_does_not_hide_that_memory_ran_out(
 
 @pytest.mark.smoke
 def test_a_plan_of_a_sweep_marks_jobs_that_cannot_fit(tmp_path: Path) -> None:
-    done = quick(
+    done = whole(
         tmp_path, "-m", *TINY, "mode=plan", "dataset.max_rows=480", "instance.attn_implementation=eager",
         "train.per_device_train_batch_size=2,256", "instance.memory_gib=1.6", "eval.engine=transformers",
         "train.gradient_checkpointing=auto", "hydra.sweep.dir=plan",
@@ -218,12 +218,12 @@ def test_a_plan_of_a_sweep_marks_jobs_that_cannot_fit(tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_a_probe_measures(tmp_path: Path) -> None:
     settings = [*TINY, "train.per_device_train_batch_size=8", "train.num_train_epochs=1"]
-    done = quick(tmp_path, *settings, "mode=plan", "plan.probe=true", "hydra.run.dir=plan")
+    done = whole(tmp_path, *settings, "mode=plan", "plan.probe=true", "hydra.run.dir=plan")
     assert done.returncode == 0, done.stderr
     (planned,) = json.loads((tmp_path / "plan" / "run.json").read_text("utf-8"))["plan"]
     assert planned["timed_by"] == "measured by a probe"
     assert 0 < planned["seconds_per_epoch"] < 60
-    done = quick(tmp_path, *settings, "mode=train", "hydra.run.dir=run")
+    done = whole(tmp_path, *settings, "mode=train", "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     assert planned["training_gib"] == pytest.approx(run["receipt"]["peak_memory_gib"], rel=0.2)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli import Started, started, whole
 
 from sftlab.errors import ConfigError
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base
 from sftlab.results import SplitCounts, TokenCounts
-from sftlab.runtime.processes import child
 from sftlab.runtime.store import key_of
 from sftlab.train.worker import TrainTask, require_agreement
 
@@ -47,12 +47,11 @@ TWO = ["train.per_device_train_batch_size=4", "instance.num_processes=2"]
 LAUNCHED = {**os.environ, "RANK": "7", "WORLD_SIZE": "9", "LOCAL_RANK": "7", "MASTER_PORT": "1"}
 
 
-def start(folder: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sftlab", *EXACT, f"hydra.run.dir={name}", *overrides]
-    return subprocess.Popen(command, cwd=folder, env=LAUNCHED, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, name: str, *overrides: str) -> Started:
+    return started(folder, *EXACT, f"hydra.run.dir={name}", *overrides, environment=LAUNCHED)
 
 
-def end(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+def end(process: subprocess.Popen[str] | Started, folder: Path) -> dict[str, Any]:
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     return {**json.loads((folder / "run.json").read_text("utf-8")), "losses": losses(folder)}
@@ -79,9 +78,11 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two ranks."""
+    """Two ranks, in processes that Python and torchrun start; in the other tests they are forks."""
     folder = tmp_path_factory.mktemp("two")
-    return end(start(folder, "run", *TWO), folder / "run") | {"folder": folder}
+    command = [sys.executable, "-m", "sftlab", *EXACT, "hydra.run.dir=run", *TWO]
+    process = subprocess.Popen(command, cwd=folder, env=LAUNCHED, stderr=subprocess.PIPE, text=True)
+    return end(process, folder / "run") | {"folder": folder}
 
 
 def test_two_ranks_train_like_one_process_with_twice_the_batch(one: dict[str, Any], two: dict[str, Any]) -> None:
@@ -102,22 +103,40 @@ def task_of(stage: Path, folder: Path, strategy: str) -> TrainTask:
     return task.model_copy(update={"machine": machine, "checkpoints": folder})
 
 
-def test_a_model_that_two_ranks_shard_trains_as_well(
-    tmp_path: Path, two: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+TRAIN = """
+import sys
+from pathlib import Path
+from sftlab.runtime.processes import child
+from sftlab.train.worker import TrainTask
+folder = Path.cwd()
+task = TrainTask.model_validate_json((folder / "task.json").read_text("utf-8"))
+child("fsdp_on_cpu", folder, task, launcher=task.machine.launcher(), environment=task.machine.environment())
+sys.exit(0)
+"""
+
+
+def train_again(task: TrainTask, **environment: str) -> dict[str, Any]:
+    """Train a task with two ranks that may shard the model: the receipt."""
+    folder = task.checkpoints
+    (folder / "task.json").write_text(task.model_dump_json(), "utf-8")
+    done = whole(folder, code=TRAIN, environment=environment)
+    assert done.returncode == 0, done.stderr
+    receipt: dict[str, Any] = json.loads((folder / "receipt.json").read_text("utf-8"))
+    return receipt
+
+
+def test_a_model_that_two_ranks_shard_trains_as_well(tmp_path: Path, two: dict[str, Any]) -> None:
     """FSDP2 writes full checkpoints, which differ from those of DDP only in what resuming needs."""
     import torch
     from safetensors.torch import load_file
 
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}")
     stage = two["folder"] / two["stages"]["train"]
     task = task_of(stage, tmp_path, "fsdp")
-    machine = task.machine
 
     def train() -> dict[str, Any]:
-        child("fsdp_on_cpu", tmp_path, task, launcher=machine.launcher(), environment=machine.environment())
+        receipt = train_again(task)
         assert losses(tmp_path) == pytest.approx(two["losses"], abs=1e-3)
-        return json.loads((tmp_path / "receipt.json").read_text("utf-8"))
+        return receipt
 
     receipt = train()
     assert receipt["strategy"] == "fsdp"
@@ -133,11 +152,8 @@ def test_a_model_that_two_ranks_shard_trains_as_well(
     assert last.is_dir()
 
 
-def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp(tmp_path: Path) -> None:
     """Gemma 3 names classes to wrap that it does not have, and FSDP would round outputs to bfloat16."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}")
     settings = ["model.name_or_path=random:gemma3_vision", "instance.bf16=true", "train.num_train_epochs=1"]
     run = end(start(tmp_path, "run", *TWO, *settings), tmp_path / "run")
     stage = tmp_path / run["stages"]["train"]
@@ -145,10 +161,7 @@ def test_a_model_that_reads_images_is_sharded_in_bfloat16_with_the_losses_of_ddp
     for strategy in ("ddp", "fsdp"):
         folder = tmp_path / strategy
         folder.mkdir()
-        task = task_of(stage, folder, strategy)
-        variables = {**task.machine.environment(), "LOSS_AS_ON_GPU": "1"}
-        child("fsdp_on_cpu", folder, task, launcher=task.machine.launcher(), environment=variables)
-        receipt = json.loads((folder / "receipt.json").read_text("utf-8"))
+        receipt = train_again(task_of(stage, folder, strategy), LOSS_AS_ON_GPU="1")
         assert receipt["strategy"] == strategy
         rows = json.loads((folder / "checkpoint-4" / "rows.json").read_text("utf-8"))
         found[strategy] = [*losses(folder), *(nats / tokens for nats, tokens in rows)]
@@ -195,25 +208,25 @@ def test_a_killed_run_resumes_with_another_number_of_ranks(tmp_path: Path, one: 
     assert list(tmp_path.glob("outputs/store/train/*.partial")) == []
 
 
-def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dict[int, subprocess.Popen[str]]:
+def nodes(folder: Path, *overrides: str, ranks: tuple[int, ...] = (0, 1)) -> dict[int, Started]:
     """The same command on two machines, each with its own folder and store."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    started = {}
+    machines = {}
     for rank in ranks:
         (folder / str(rank)).mkdir(exist_ok=True)
         own = ["instance.nnodes=2", f"instance.node_rank={rank}", f"instance.rdzv_endpoint={endpoint}"]
         size = "train.per_device_train_batch_size=4"
-        started[rank] = start(folder / str(rank), "run", size, *own, *overrides)
-    return started
+        machines[rank] = start(folder / str(rank), "run", size, *own, *overrides)
+    return machines
 
 
-def both(started: dict[int, subprocess.Popen[str]], folder: Path) -> tuple[dict[str, Any], int]:
+def both(machines: dict[int, Started], folder: Path) -> tuple[dict[str, Any], int]:
     """The run of machine 0, and how often machine 1 logged that there was nothing to train."""
-    first = end(started[0], folder / "0" / "run")
-    _, errors = started[1].communicate(timeout=900)
-    assert started[1].returncode == 0, errors
+    first = end(machines[0], folder / "0" / "run")
+    _, errors = machines[1].communicate(timeout=900)
+    assert machines[1].returncode == 0, errors
     second = json.loads((folder / "1" / "run" / "run.json").read_text("utf-8"))
     assert second["status"] == "success"
     assert second["selection"] is None
@@ -262,15 +275,15 @@ def test_machines_that_share_a_store_continue_a_killed_run(tmp_path: Path, one: 
 
 
 def test_a_machine_ends_if_the_other_one_is_killed_or_missing(tmp_path: Path) -> None:
-    started = nodes(tmp_path, "train.num_train_epochs=300")
+    machines = nodes(tmp_path, "train.num_train_epochs=300")
     until = time.monotonic() + 900
     while not list(tmp_path.glob("0/outputs/store/train/*.partial/checkpoint-4/checkpoint.json")):
-        assert time.monotonic() < until, started[0].communicate()[1]
+        assert time.monotonic() < until, machines[0].communicate()[1]
         time.sleep(0.01)
-    started[0].send_signal(signal.SIGKILL)
-    started[0].communicate()
-    _, errors = started[1].communicate(timeout=900)
-    assert started[1].returncode == 1, errors
+    machines[0].send_signal(signal.SIGKILL)
+    machines[0].communicate()
+    _, errors = machines[1].communicate(timeout=900)
+    assert machines[1].returncode == 1, errors
     assert "Traceback" not in errors
     for rank in (0, 1):
         alone = nodes(tmp_path, "train.num_train_epochs=3", "instance.rdzv_timeout_min=0.05", ranks=(rank,))[rank]

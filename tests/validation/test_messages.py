@@ -375,6 +375,7 @@ def test_invalid_input_is_refused_with_its_message(tmp_path: Path, monkeypatch: 
     compare(case, message or "", tmp_path)
 
 
+@pytest.mark.smoke  # imports trl
 @pytest.mark.parametrize("case", HEAVY_TRAINING, ids=[case.name for case in HEAVY_TRAINING])
 def test_values_that_a_library_checks(tmp_path: Path, case: Case) -> None:
     compare(case, problem(case.arguments) or "", tmp_path)
