@@ -153,16 +153,8 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
         plans.append(Cell(f"plan {shape}, {rows}", "plan", arguments, 40 if rows == "medqa" else 20))
     target = next(cell for cell in ours if cell.name == f"sftlab {sizes.llama}, full-{sizes.target}")
     overrides, rows = target.arguments["overrides"], f"full-{sizes.target}"
-    variants = [
-        train(f"plain adapters {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, "peft.fused=false"], 18, *liger),
-        train(
-            f"torch.compile {sizes.llama}, {rows}",
-            sizes.llama,
-            rows,
-            [*overrides, "train.torch_compile=true"],
-            90,
-            *liger,
-        ),
+    unfused = [
+        train(f"plain adapters {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, "peft.fused=false"], 18, *liger)
     ]
     plain = [train(f"without Liger {sizes.llama}, {rows}", sizes.llama, rows, [*overrides, off], 18)]
     quantised = ("peft=qlora", "peft.r=16", "peft.lora_dropout=0.0")
@@ -175,7 +167,7 @@ def phases_of(sizes: Sizes, place: Path) -> list[list[Worker]]:
     return [
         [*first, *(Worker([cell]) for cell in (plans if sizes.gpu else plans[:1]))],
         # Liger patches classes of transformers for the rest of the process, so trainings with Liger are last.
-        [Worker([*others, merge, *(plain if sizes.gpu else []), *with_liger, *ours, *(variants if sizes.gpu else [])])],
+        [Worker([*others, merge, *(plain if sizes.gpu else []), *with_liger, *ours, *(unfused if sizes.gpu else [])])],
         [Worker(bare)],
         [Worker(qlora)],
     ]
@@ -404,7 +396,7 @@ class Report:
             if name.startswith("sftlab "):
                 what = name.removeprefix("sftlab ")
                 rows.append({"name": what, **_row(ours, self.result(f"bare {what}"), self.result(f"plan {what}"))})
-            elif name.startswith(("qlora ", "without Liger ", "plain adapters ", "compiled ")):
+            elif name.startswith(("qlora ", "without Liger ", "plain adapters ")):
                 rows.append({"name": name, **_row(ours, None, None)})
         return rows
 

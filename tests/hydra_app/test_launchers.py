@@ -283,9 +283,10 @@ def test_a_dry_run_uses_no_launcher(tmp_path: Path) -> None:
 
 @pytest.mark.smoke
 def test_a_requeued_slurm_job_resumes_from_its_last_checkpoint(place: Path) -> None:
+    # So many epochs that the training has not ended when the signal arrives, however fast the machine is.
     process = subprocess.Popen(
         command("-m", *TINY, "hydra/launcher=submitit_local", "instance=cpu", "store=requeue_store",
-                "train.num_train_epochs=8", "hydra.sweep.dir=requeued"),
+                "train.num_train_epochs=40", "hydra.sweep.dir=requeued"),
         cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     store = place / "requeue_store"
@@ -296,7 +297,7 @@ def test_a_requeued_slurm_job_resumes_from_its_last_checkpoint(place: Path) -> N
     out, _ = process.communicate(timeout=900)
     assert process.returncode == 0, out
     assert "resumes from checkpoint" in (place / "requeued" / "0" / "sftlab.log").read_text("utf-8")
-    assert len(read(place / "requeued" / "run.json")["selection"]["candidates"]) == 8
+    assert len(read(place / "requeued" / "run.json")["selection"]["candidates"]) == 40
 
 
 @pytest.mark.smoke
