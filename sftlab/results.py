@@ -535,21 +535,30 @@ class OverlapPair(Record):
     """The largest share."""
 
 
-class OverlapRecord(Record):
-    """Leakage between splits."""
+class OverlapReport(Record):
+    """The overlap of every pair of splits."""
 
     max_overlap: float
-    """dataset.max_overlap."""
+    """The config key dataset.max_overlap."""
     n: int
     """Words per n-gram."""
     pairs: list[OverlapPair]
     """Every pair of splits."""
     worst: list[OverlapRow]
     """The largest shares, at most ten."""
-    leaking: int
-    """Exact duplicates and near duplicates together."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def leaking(self) -> int:
+        """Exact duplicates and near duplicates together; a question in two other splits counts twice."""
+        return sum(pair.exact + pair.near for pair in self.pairs)
+
+
+class OverlapRecord(OverlapReport):
+    """Leakage between splits, and whether it was allowed."""
+
     allow_overlap: bool
-    """dataset.allow_overlap."""
+    """The config key dataset.allow_overlap."""
 
 
 # ------------------------------------------------------------------- run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from sftlab.config import Config
@@ -12,10 +11,12 @@ from sftlab.dataset import overlap
 from sftlab.dataset.stage import Dataset
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.records import Example
-from sftlab.results import OverlapRecord
+from sftlab.results import OverlapRecord, OverlapReport
 from sftlab.runtime.store import Stage, Store, write_json
 
 log = logging.getLogger(__name__)
+
+OVERLAP = "overlap.json"
 
 
 def gate(
@@ -36,11 +37,12 @@ def gate(
 
     def build(folder: Path) -> None:
         splits = {**data.for_training(), "test": test}
-        write_json(folder / "overlap.json", asdict(overlap.find_overlaps(splits, max_overlap=cfg.dataset.max_overlap)))
+        report = overlap.find_overlaps(splits, max_overlap=cfg.dataset.max_overlap)
+        write_json(folder / OVERLAP, report.model_dump())
 
     inputs = {"version": 1, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows, cfg.seed]}
     stage = store.stage("overlap", {**inputs, "max_overlap": cfg.dataset.max_overlap}, build)
-    report = overlap.Report.read(stage.path / "overlap.json")
+    report = OverlapReport.model_validate_json((stage.path / OVERLAP).read_bytes())
     for pair in report.pairs:
         log.info(
             "overlap: %s in %s: %d exact, %d over %.0f %%, largest share %.0f %%, median %.0f %%",
@@ -62,5 +64,4 @@ def gate(
                 + overlap.describe(report),
             )
         )
-    values = {**asdict(report), "leaking": report.leaking, "allow_overlap": cfg.dataset.allow_overlap}
-    return OverlapRecord.model_validate(values), stage
+    return OverlapRecord(**dict(report), allow_overlap=cfg.dataset.allow_overlap), stage

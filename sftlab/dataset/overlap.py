@@ -5,87 +5,27 @@
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 import unicodedata
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sftlab.records import Example
+from sftlab.results import OverlapPair, OverlapReport, OverlapRow
 
 SPLITS = ("train", "validation", "test")
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))  # the later split is examined
 WORST = 10
 BUDGET = 1024  # rows looked up for one question before it is compared with all
 TABLE = 2**22  # cells of the tables in which questions are compared with all (16 MiB each)
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """A question, and the row of an earlier split that contains the largest share (0..1) of its distinct word n-grams.
-
-    ``exact`` is set if both are the same text after normalisation.
-    """
-
-    left_split: str
-    left_id: str
-    right_split: str
-    right_id: str
-    share: float
-    exact: bool
-    left_text: str
-    right_text: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Statistics of the questions of ``left_split`` that ``right_split`` contains.
-
-    ``exact`` counts exact duplicates, ``near`` other questions over the limit; the rest describes the shares (0..1).
-    """
-
-    left_split: str
-    right_split: str
-    examined: int
-    exact: int
-    near: int
-    mean: float
-    p50: float
-    p95: float
-    max: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """The overlap of every pair of splits, and the worst overlaps (at most 10, largest share first)."""
-
-    max_overlap: float
-    n: int
-    pairs: tuple[Pair, ...]
-    worst: tuple[Overlap, ...]
-
-    @property
-    def leaking(self) -> int:
-        """Number of exact duplicates and of overlaps over the limit. A question in two other splits counts twice."""
-        return sum(pair.exact + pair.near for pair in self.pairs)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a report from its JSON file."""
-        values = json.loads(path.read_text("utf-8"))
-        values["pairs"] = tuple(Pair(**row) for row in values["pairs"])
-        values["worst"] = tuple(Overlap(**row) for row in values["worst"])
-        return cls(**values)
 
 
 def normalise_question(question: str) -> str:
@@ -105,7 +45,7 @@ def _punctuation() -> re.Pattern[str]:
     return re.compile(rf"[{re.escape(marks)}](?<![-.](?=\d))(?<![*/%](?=\s*\d))")
 
 
-def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int = 8) -> Report:
+def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int = 8) -> OverlapReport:
     """Find the questions (``Example.user``) that an earlier split contains.
 
     The overlap of a question is the largest share of its distinct word n-grams that a single row of the other split
@@ -132,10 +72,10 @@ def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float
     pairs, overlaps = zip(*(_pair(read[left], read[right], max_overlap) for left, right in PAIRS), strict=True)
     # Sorting is stable: equal overlaps stay in the order of PAIRS and of the rows.
     worst = sorted(chain.from_iterable(overlaps), key=attrgetter("share", "exact"), reverse=True)[:WORST]
-    return Report(max_overlap, n, pairs, tuple(worst))
+    return OverlapReport(max_overlap=max_overlap, n=n, pairs=list(pairs), worst=worst)
 
 
-def describe(report: Report) -> str:
+def describe(report: OverlapReport) -> str:
     """Return the report as text: a line for each pair of splits, then the worst overlaps with both texts."""
     lines = [
         f"{pair.right_split}–{pair.left_split}: of {pair.examined} questions {pair.exact} are exact duplicates and "
@@ -173,22 +113,42 @@ class _Split:
         self.grams = grams[np.arange(len(self.rows)) + self.rows * (n - 1)]  # n - 1 windows extend into the next row
 
 
-def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[Pair, list[Overlap]]:
+def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[OverlapPair, list[OverlapRow]]:
     """Compare two splits; return the statistics and the worst overlaps."""
+    names = {"left_split": left.name, "right_split": right.name}
     if not left.examples:
-        return Pair(left.name, right.name, 0, 0, 0, 0.0, 0.0, 0.0, 0.0), []
+        nothing = dict.fromkeys(("examined", "exact", "near", "mean", "p50", "p95", "max"), 0)
+        return OverlapPair.model_validate(names | nothing), []
     duplicate = np.array([right.first.get(text, -1) for text in left.texts])
     exact = duplicate >= 0
     share, closest = _shares(left, right, skip=exact)
     share[exact], closest[exact] = 1, duplicate[exact]
-    counts = len(share), int(exact.sum()), int(((share > max_overlap) & ~exact).sum())
     p50, p95 = np.percentile(share, [50, 95])
     worst = []
     for row in np.lexsort((~exact, -share))[: min(WORST, np.count_nonzero(share))]:
         question, holder = left.examples[row], right.examples[closest[row]]
-        ids = left.name, question.id, right.name, holder.id
-        worst.append(Overlap(*ids, float(share[row]), bool(exact[row]), question.user, holder.user))
-    return Pair(left.name, right.name, *counts, float(share.mean()), float(p50), float(p95), float(share.max())), worst
+        worst.append(
+            OverlapRow(
+                **names,
+                left_id=question.id,
+                right_id=holder.id,
+                share=float(share[row]),
+                exact=bool(exact[row]),
+                left_text=question.user,
+                right_text=holder.user,
+            )
+        )
+    pair = OverlapPair(
+        **names,
+        examined=len(share),
+        exact=int(exact.sum()),
+        near=int(((share > max_overlap) & ~exact).sum()),
+        mean=float(share.mean()),
+        p50=float(p50),
+        p95=float(p95),
+        max=float(share.max()),
+    )
+    return pair, worst
 
 
 def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

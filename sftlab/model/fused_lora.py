@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear, LoraVariant
+from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from torch import nn
 
 from sftlab.errors import ConfigError, Problem
 
@@ -56,15 +57,20 @@ class Fused(LoraVariant):  # type: ignore[misc]
 
 
 def fuse(model: Any) -> int:
-    """Give every plain LoRA layer the fused product; return how many there are.
+    """Give every plain adapter of a linear layer, quantised or not, the fused product; return how many there are.
 
     Raises:
         ConfigError: there is none, because the adapters are of another kind.
     """
-    layers = [module for module in model.modules() if isinstance(module, Linear) and not module.lora_variant]
-    for layer in layers:
-        for adapter in layer.lora_A:
-            layer.lora_variant[adapter] = Fused()
-    if not layers:
+    adapters = [
+        (layer, name)
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer)
+        for name, down in layer.lora_A.items()
+        if isinstance(down, nn.Linear) and name not in layer.lora_variant
+    ]
+    for layer, name in adapters:
+        layer.lora_variant[name] = Fused()
+    if not adapters:
         raise ConfigError(Problem("peft.fused", "true", "no layer has a plain LoRA adapter", "set peft.fused=false"))
-    return len(layers)
+    return len(adapters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,9 +106,8 @@ def fused_lora_layers(model: Any) -> int:
 
 def compiled_graphs() -> int:
     """Number of graphs that torch.compile has compiled in this process."""
-    import torch
-
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    dynamo = sys.modules.get("torch._dynamo.utils")  # takes seconds to import, and is there if anything was compiled
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
 def _optimizer(optimizer: Any) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from sftlab.dataset import overlap
 from sftlab.dataset.overlap import describe, find_overlaps, normalise_question
 from sftlab.records import Example
+from sftlab.results import OverlapPair, OverlapReport, OverlapRow
 
 
 def rows(name: str, texts: Sequence[str]) -> list[Example]:
@@ -30,7 +32,7 @@ def numbered(first: int, last: int) -> str:
     return " ".join(f"word{number}" for number in range(first, last))
 
 
-def pair(report: overlap.Report, left: str, right: str) -> overlap.Pair:
+def pair(report: OverlapReport, left: str, right: str) -> OverlapPair:
     (actual,) = (pair for pair in report.pairs if (pair.left_split, pair.right_split) == (left, right))
     return actual
 
@@ -40,7 +42,12 @@ def grams(text: str, n: int) -> set[tuple[str, ...]]:
     return {tuple(words[at : at + n]) for at in range(max(len(words) - n, 0) + 1)}
 
 
-def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple[list[overlap.Pair], list[tuple]]:
+def statistics(*values: Any) -> OverlapPair:
+    """A pair with its fields in order."""
+    return OverlapPair.model_validate(dict(zip(OverlapPair.model_fields, values, strict=True)))
+
+
+def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple[list[OverlapPair], list[tuple]]:
     """The report's pairs and all its overlaps (without texts), written down as plainly as the definition."""
     pairs, actual = [], []
     for left, right in (("validation", "train"), ("test", "train"), ("test", "validation")):
@@ -59,11 +66,11 @@ def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple
                 actual.append((left, question.id, right, best[2], best[0], best[1]))
         p50, p95 = np.percentile(shares, [50, 95]) if shares else (0.0, 0.0)
         mean = float(np.mean(shares)) if shares else 0.0
-        pairs.append(overlap.Pair(left, right, len(shares), exact, near, mean, p50, p95, max(shares, default=0.0)))
+        pairs.append(statistics(left, right, len(shares), exact, near, mean, p50, p95, max(shares, default=0.0)))
     return pairs, sorted(actual, key=lambda overlap: (-overlap[4], not overlap[5]))
 
 
-def plain(worst: Sequence[overlap.Overlap]) -> list[tuple]:
+def plain(worst: Sequence[OverlapRow]) -> list[tuple]:
     return [(o.left_split, o.left_id, o.right_split, o.right_id, o.share, o.exact) for o in worst]
 
 
@@ -196,7 +203,7 @@ def test_short_questions_are_found_as_duplicates_only() -> None:
 
 def test_grams_do_not_reach_into_the_next_row() -> None:
     data = splits(train=[numbered(0, 10), numbered(10, 20)], test=[numbered(5, 15)])
-    assert find_overlaps(data, max_overlap=0.5).worst == ()
+    assert find_overlaps(data, max_overlap=0.5).worst == []
 
 
 def test_boilerplate_is_measured_and_does_not_explode() -> None:
@@ -224,9 +231,9 @@ def test_empty_and_missing_splits() -> None:
     for data in ({}, splits(), splits(train=["a b"]), {"test": rows("test", ["a b"])}):
         report = find_overlaps(data, max_overlap=0.5)
         assert len(report.pairs) == 3
-        assert report.worst == ()
+        assert report.worst == []
         assert report.leaking == 0
-    assert pair(report, "test", "train") == overlap.Pair("test", "train", 1, 0, 0, 0.0, 0.0, 0.0, 0.0)
+    assert pair(report, "test", "train") == statistics("test", "train", 1, 0, 0, 0.0, 0.0, 0.0, 0.0)
     assert pair(report, "validation", "train").examined == 0
 
 

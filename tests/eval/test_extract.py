@@ -404,6 +404,7 @@ def test_a_pattern_that_backtracks_for_ever_is_refused_in_time(
 @pytest.mark.parametrize("pattern", [r"the answer is\s*\(([A-Z])\)", r"#### *(-?[\d,.]+)", r"(?s).*?answer:\s*(\w)"])
 def test_a_common_pattern_passes_the_probe(pattern: str) -> None:
     probe(pattern)
+    assert compile_pattern(pattern).groups == 1
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ RUN: dict[str, Any] = {
         "earlier_machines": [], "diverged_at_step": None,
     },
     "overlap": {
-        "max_overlap": 0.5, "n": 8, "pairs": [], "worst": [], "leaking": 7, "allow_overlap": True,
+        "max_overlap": 0.5, "n": 8, "worst": [], "allow_overlap": True,
+        "pairs": [{"left_split": "test", "right_split": "train", "examined": 466, "exact": 5, "near": 2, "mean": 0.1,
+                   "p50": 0.1, "p95": 0.3, "max": 1.0}],
     },
     "selection": {
         "metric": "eval_loss",

@@ -23,7 +23,7 @@ LINEAR_LAYERS = 14  # in two layers: q, k, v, o, gate, up and down
 
 # Other settings that must take effect are tested in the same runs: each costs half a minute.
 MORE = {
-    "qlora": ["train.optim=adamw_8bit"],
+    "qlora": ["train.optim=adamw_8bit", "peft.fused=true"],
     "dora": ["peft.use_rslora=true", "train.packing=true", "train.max_length=512"],
 }
 
@@ -49,6 +49,7 @@ def test_method(tmp_path: Path, method: str) -> None:
         assert (adapter["use_dora"], adapter["use_rslora"]) == (method == "dora", method == "dora")
         assert receipt["quantized_layers"] == (LINEAR_LAYERS if method == "qlora" else 0)
         assert ("uint8" in receipt["optimizer_state"]) == (method == "qlora")
+        assert receipt["fused_lora_layers"] == (LINEAR_LAYERS if method == "qlora" else 0)
         assert 0 < receipt["trainable_parameters"] < receipt["parameters"]
     assert run["merge"]["changed_tensors"] > 0
     assert run["merge"]["merged_loss"] == pytest.approx(run["merge"]["adapter_loss"], abs=0.01)

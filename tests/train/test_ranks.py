@@ -327,5 +327,12 @@ def test_machines_that_disagree_end_with_2(
 
 
 def test_machines_that_agree_train(task: TrainTask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda own: own * 2)
+    gathered: list[Any] = []
+
+    def two_machines(own: list[Any]) -> list[Any]:
+        gathered.extend(own)
+        return own * 2
+
+    monkeypatch.setattr("accelerate.utils.gather_object", two_machines)
     require_agreement(task, 8)
+    assert [step for _, step in gathered] == [8]

@@ -174,7 +174,7 @@ def test_rows_in_the_store_are_not_read_again(config: Compose, tmp_path: Path, m
     checked_rows.CHECKED.clear()  # as in another process
     dataset._memory.clear()
     monkeypatch.setattr(dataset, "render_examples", lambda *_, **__: pytest.fail("was rendered again"))
-    config(*overrides)
+    assert config(*overrides) == cfg
 
 
 # — model folders —
