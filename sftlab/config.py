@@ -201,6 +201,8 @@ class EvalConfig(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
     hoped_difference: Fraction
     forced: bool
+    logprobs: bool
+    labels: list[str]
 
 
 class SelectConfig(Section):

@@ -17,7 +17,7 @@ from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
-from sftlab.eval.predictions import load_pair
+from sftlab.eval.predictions import labels, load_pair
 from sftlab.instance import machine as instance
 from sftlab.instance import precision, preflight
 from sftlab.model import base as models
@@ -204,8 +204,8 @@ def compare_files(run: Run, cfg: Config) -> Path:
     first, second = map(Path, cfg.eval.predictions)
     baseline, finetuned = load_pair(first, second, cfg.eval)
     runs = {"baseline": [baseline], "finetuned": [finetuned]}
-    names = {"baseline": "the first file", "finetuned": "the second file"}
-    evaluation = decision.decide(runs, names, cfg.eval, cfg.seed, run.folder, both_mute=False)
+    names = labels(first, second, cfg.eval)
+    evaluation = decision.decide(runs, names, cfg.eval, cfg.seed, run.folder, both_mute=False, labels=names)
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation)
     return run.folder / "report.html"

@@ -58,7 +58,8 @@ class Generation(Record):
     """An engine's completion of one prompt. ``finish_reason`` is "stop", "length" (truncated) or "unknown".
 
     ``forced`` is the letter of the forced choice if no answer was extracted; None if there was an answer, or no
-    choice was forced.
+    choice was forced. ``forced_logprobs`` has the log-probability of each letter in that choice, and ``logprobs`` those
+    directly after the question (eval.logprobs), in nats.
     """
 
     id: str
@@ -67,6 +68,8 @@ class Generation(Record):
     finish_reason: str
     tokens: int
     forced: str | None = None
+    forced_logprobs: dict[str, float] | None = None
+    logprobs: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ class Prediction(Record):
 
     ``readings`` has the answer by each way of reading (strict, last, lenient, forced); ``answer`` is that of
     eval.reading. An answer contains no reasoning, which is in ``completion`` only. ``score`` is between 0 and 1, and
-    None if answers are right or wrong. ``subgroup`` and ``targets`` are those of the example.
+    None if answers are right or wrong. ``subgroup``, ``targets`` and ``choices`` are those of the example.
+    ``forced_logprobs`` and ``logprobs`` are those of the generation.
     """
 
     id: str
@@ -90,6 +94,9 @@ class Prediction(Record):
     score: float | None = None
     subgroup: str | None = None
     targets: list[str] | None = None
+    choices: str = ""
+    forced_logprobs: dict[str, float] | None = None
+    logprobs: dict[str, float] | None = None
 
     @property
     def accepted(self) -> list[str]:
@@ -98,11 +105,11 @@ class Prediction(Record):
 
     @classmethod
     def write(cls, path: Path, records: Iterable[Self]) -> None:
-        """Write predictions to a JSONL file, replacing it. Optional fields that are None are left out."""
+        """Write predictions to a JSONL file, replacing it. Optional fields without a value are left out."""
         rows = [asdict(record) for record in records]
         for row in rows:
-            for name in ("score", "subgroup", "targets"):
-                if row[name] is None:
+            for name in ("score", "subgroup", "targets", "choices", "forced_logprobs", "logprobs"):
+                if not row[name] and row[name] != 0:
                     del row[name]
         write_jsonl(path, rows)
 

@@ -18,6 +18,9 @@ Scalar = str | int | float | bool | None
 Status = Literal["running", "success", "failed"]
 Outcome = Literal["better", "worse", "inconclusive"]
 
+LABELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
+"""What tables and figures call the two models, unless eval.labels or compared files name them."""
+
 
 class Record(BaseModel):
     """A frozen record with a docstring per field."""
@@ -299,6 +302,54 @@ class Repeats(Record):
     """The same with forced choices."""
 
 
+class Knowledge(Record):
+    """What the letters of one model have in common with the questions; every question has a letter for it."""
+
+    value: float
+    """Share of questions that the model knows, if it guesses the others without regard to the question."""
+    interval: tuple[float, float]
+    """Confidence interval of ``value``."""
+    level: float
+    """Confidence level of ``interval``."""
+    forced: dict[str, int] = {}
+    """How often each letter was the forced choice."""
+    prior: dict[str, float] = {}
+    """The prior probability of each letter that was divided out of forced choices; empty if none was."""
+
+
+class Part(Record):
+    """A part of a difference."""
+
+    value: float
+    """The part, a fraction."""
+    interval: tuple[float, float]
+    """Its confidence interval."""
+
+
+class Split(Record):
+    """A difference in right answers as the sum of three parts."""
+
+    knowledge: Part
+    """Questions that one model knows and the other does not, forced choices included."""
+    guessing: Part
+    """Right answers by luck."""
+    form: Part
+    """Known answers that are stated in a form that is extracted."""
+    level: float
+    """Confidence level of the intervals."""
+    outcome: Outcome
+    """Of the second model in knowledge: better or worse if the interval excludes 0."""
+
+
+class Constant(Record):
+    """The best constant answer: that of a model which ignores the question."""
+
+    answer: str
+    """The letter that is right most often."""
+    correct: int
+    """Questions in which it is right."""
+
+
 class ModelResult(Record):
     """One model on the test set."""
 
@@ -330,6 +381,8 @@ class ModelResult(Record):
     """Means of all scores of the task, by name."""
     repeats: Repeats | None = None
     """Differences between repeated generations (eval.repeats)."""
+    knowledge: Knowledge | None = None
+    """What the model knows; null if a question has neither an answer nor a forced choice."""
 
 
 class Comparison(Record):
@@ -366,7 +419,11 @@ class Comparison(Record):
     verdict: Verdict
     """The conclusion."""
     forced: Comparison | None = None
-    """The same with a forced choice where no answer was extracted."""
+    """The same with a forced choice where no answer was extracted; null if a row without an answer has none."""
+    split: Split | None = None
+    """The difference as knowledge, guessing and form."""
+    unsplit: str | None = None
+    """Why the difference is not split; null if it is, and for tasks other than choice."""
 
 
 class SubgroupSide(Record):
@@ -444,6 +501,10 @@ class Evaluation(Record):
     """Their comparison; null without a baseline."""
     subgroups: Subgroups | None = None
     """Results by eval.group_by."""
+    constant: Constant | None = None
+    """The best constant answer in multiple choice."""
+    labels: dict[str, str] = LABELS
+    """What the models are called: those names, or those of the compared files (eval.labels)."""
 
 
 class EvaluationRow(Record):

@@ -18,7 +18,8 @@ from sftlab.runtime.store import sync
 
 ENGINE = "engine-"
 QUESTIONS = "prompts.jsonl"  # written by the parent
-FINISHED, FORCED = "finished.jsonl", "forced.jsonl"  # a line for each completion and for each forced choice
+# A line for each completion, for each forced choice, and for the letters directly after each question.
+FINISHED, FORCED, LETTERS = "finished.jsonl", "forced.jsonl", "letters.jsonl"
 ALIVE = "alive"  # an empty file that an engine touches while it works
 SPEED = "speed.json"
 
@@ -42,23 +43,28 @@ class Question(Record):
 
 @dataclass(frozen=True)
 class Answer(Record):
-    """A completion of a question; ``tokens`` is its length. ``forced`` is the forced choice, None without one."""
+    """A completion of a question; ``tokens`` is its length.
+
+    ``forced`` has the log-probabilities of the letters in the forced choice, and ``letters`` those directly after the
+    question; None without them.
+    """
 
     repeat: int
     row: int
     completion: str
     finish_reason: str
     tokens: int
-    forced: str | None = None
+    forced: dict[str, float] | None = None
+    letters: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
-class ForcedChoice(Record):
-    """The letter that a model was made to choose for a question."""
+class Letters(Record):
+    """The log-probability of each letter that a question may be answered with."""
 
     repeat: int
     row: int
-    forced: str
+    logprobs: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,13 @@ def completed(folder: Path) -> Answers:
     folders = [folder, *sorted(folder.glob(f"{ENGINE}*"))]
     for answer in (Answer(**row) for part in folders for row in _lines(part / FINISHED)):
         answers[answer.repeat, answer.row] = answer
-    for choice in (ForcedChoice(**row) for part in folders for row in _lines(part / FORCED)):
-        place = choice.repeat, choice.row
-        if place in answers:
-            answers[place] = replace(answers[place], forced=choice.forced)
+    for name in (FORCED, LETTERS):
+        for letters in (Letters(**row) for part in folders for row in _lines(part / name)):
+            place = letters.repeat, letters.row
+            if place in answers and name == FORCED:
+                answers[place] = replace(answers[place], forced=letters.logprobs)
+            elif place in answers:
+                answers[place] = replace(answers[place], letters=letters.logprobs)
     return answers
 
 

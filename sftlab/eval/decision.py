@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sftlab.config import EvalConfig
+from sftlab.eval.knowledge import constant, unknown
 from sftlab.eval.scorers import scorer
 from sftlab.eval.statistics import holm
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
-from sftlab.results import Comparison, Evaluation, EvaluationRow, Verdict
+from sftlab.results import LABELS, Comparison, Evaluation, EvaluationRow, Verdict
 from sftlab.runtime.job import Job
+
+UNEQUAL = 0.01
+"""p-value below which truncation differs between two models."""
 
 
 def decide(
@@ -23,6 +27,7 @@ def decide(
     folder: Path,
     *,
     both_mute: bool,
+    labels: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Summarise the models, compare them if there are two, and write their predictions into the run's folder.
 
@@ -35,6 +40,7 @@ def decide(
         folder: The run's folder.
         both_mute: Whether the models can be compared as long as one of them has answers. A base model that never
             answers in the expected form is a result; a file without any answer is an error in eval.pattern.
+        labels: What tables and figures call the models; None: eval.labels, or Baseline and Fine-tuned.
     """
     score = scorer(cfg)
     scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
@@ -54,12 +60,17 @@ def decide(
         if reason := unjudgeable(named, every=both_mute):
             verdict = Verdict(outcome="inconclusive", reason=reason, judged=False)
         notes = [*verdict.notes, *_truncated(named)]
-        comparison = comparison.model_copy(update={"verdict": verdict.model_copy(update={"notes": notes})})
+        changes = {"verdict": verdict.model_copy(update={"notes": notes})}
+        unsplit = unknown(named) if score.lettered else None
+        comparison = comparison.model_copy(update={**changes, "unsplit": unsplit})
     return Evaluation(
         task=cfg.task,
-        **results,
+        baseline=results.get("baseline"),
+        finetuned=results["finetuned"],
         comparison=comparison,
         subgroups=subgroups(rows, score, seed) if cfg.group_by is not None else None,
+        constant=constant(rows["finetuned"]) if score.lettered else None,
+        labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
 
 
@@ -123,10 +134,24 @@ def _unfinished(row: Prediction) -> bool:
 
 
 def _truncated(named: Mapping[str, Sequence[Prediction]]) -> list[str]:
-    """The notes of a verdict about models whose answers are truncated nearly always."""
-    notes = []
-    for name, rows in named.items():
-        reasons = [row.finish_reason for row in rows if row.finish_reason != "unknown"]
-        if (truncated := reasons.count("length")) and truncated >= 0.9 * len(reasons):
-            notes.append(f"{truncated} of {len(reasons)} answers of {name} are truncated")
+    """The notes of a verdict about the token limit: it truncates nearly all answers of a model, or of one model more.
+
+    The second is a paired test on the questions whose finish reasons are known for both models.
+    """
+    from scipy.stats import binomtest
+
+    notes, every = [], {name: [row.finish_reason for row in rows] for name, rows in named.items()}
+    pairs = [pair for pair in zip(*every.values(), strict=True) if "unknown" not in pair]
+    one = [a == "length" for a, b in pairs if (a == "length") != (b == "length")]  # whether it is the first model's
+    if one and binomtest(sum(one), len(one)).pvalue < UNEQUAL:
+        first, second = (sum(pair[side] == "length" for pair in pairs) for side in (0, 1))
+        a, b = named
+        return [
+            f"the token limit affects the models differently: {first} of {len(pairs)} answers of {a} are truncated, "
+            f"and {second} of {b}; a larger limit (eval.max_tokens) may change the verdict"
+        ]
+    for name, reasons in every.items():
+        known = [reason for reason in reasons if reason != "unknown"]
+        if (truncated := known.count("length")) and truncated >= 0.9 * len(known):
+            notes.append(f"{truncated} of {len(known)} answers of {name} are truncated")
     return notes

@@ -52,8 +52,13 @@ class Engine(Protocol):
         Calls are independent: no cache is reused.
         """
 
-    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
-        """Yield the index of each prompt and the most likely of its allowed next tokens, in the order of completion."""
+    def logprobs(
+        self, prompts: Sequence[list[int]], tokens: Sequence[list[int]]
+    ) -> Iterator[tuple[int, dict[int, float]]]:
+        """Yield the index of each prompt and the log-probabilities of its next tokens, in the order of completion.
+
+        Log-probabilities are those over the whole vocabulary, in nats.
+        """
 
 
 def start(engine: str, settings: Settings, beat: Callable[[], None]) -> Engine:
@@ -119,18 +124,21 @@ class Vllm:
             text = decode(tokens) if decode else out.text
             yield place, Completion(text, tokens, out.finish_reason or "stop")
 
-    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
-        """Yield the index of each prompt and the most likely of its allowed next tokens, in the order of completion."""
+    def logprobs(
+        self, prompts: Sequence[list[int]], tokens: Sequence[list[int]]
+    ) -> Iterator[tuple[int, dict[int, float]]]:
+        """Yield the index of each prompt and the log-probabilities of its next tokens, in the order of completion."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         final = RequestOutputKind.FINAL_ONLY
         sampling = [
-            SamplingParams(max_tokens=1, temperature=0, allowed_token_ids=tokens, output_kind=final)
-            for tokens in allowed
+            SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=list(of_prompt), output_kind=final)
+            for of_prompt in tokens
         ]
         for place, out in self._run(prompts, sampling):
-            yield place, int(out.token_ids[0])
+            known = out.logprobs[0]
+            yield place, {token: float(known[token].logprob) for token in tokens[place]}
 
     def _run(self, prompts: Sequence[list[int]], sampling: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Do what LLM.generate does, but yield each output when it is finished."""
@@ -178,18 +186,17 @@ class Transformers:
             for place, row in zip(batch, rows, strict=True):
                 yield place, self._completion(row)
 
-    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
-        """Yield the index of each prompt and the most likely of its allowed next tokens."""
+    def logprobs(
+        self, prompts: Sequence[list[int]], tokens: Sequence[list[int]]
+    ) -> Iterator[tuple[int, dict[int, float]]]:
+        """Yield the index of each prompt and the log-probability of each of its next tokens."""
         for batch in self._batches(prompts):
-
-            def of_row(row: int, _: Any, batch: list[int] = batch) -> list[int]:
-                return allowed[batch[row]]
-
-            rows = self._continue(
-                [prompts[place] for place in batch], 1, do_sample=False, prefix_allowed_tokens_fn=of_row
-            )
-            for place, (token,) in zip(batch, rows, strict=True):
-                yield place, token
+            options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+            out = self._generate([prompts[place] for place in batch], 1, **options)
+            every = out.logits[0].float().log_softmax(-1)
+            for place, row in zip(batch, every, strict=True):
+                values = row[tokens[place]].tolist()
+                yield place, dict(zip(tokens[place], values, strict=True))
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
         """Yield the indices of the prompts of each batch, shortest prompts first."""
@@ -198,7 +205,13 @@ class Transformers:
         return (order[first : first + size] for first in range(0, len(order), size))
 
     def _continue(self, prompts: list[list[int]], tokens: int, **options: Any) -> list[list[int]]:
-        """Generate at most ``tokens`` tokens after each prompt. Only the last position of a prompt gets logits."""
+        """Generate at most ``tokens`` tokens after each prompt, and return them."""
+        out = self._generate(prompts, tokens, **options)
+        rows: list[list[int]] = out[:, max(map(len, prompts)) :].tolist()
+        return rows
+
+    def _generate(self, prompts: list[list[int]], tokens: int, **options: Any) -> Any:
+        """Call the model's generate method. Only the last position of a prompt gets logits."""
         import torch
 
         def beat(ids: Any, *_: Any, **__: Any) -> Any:
@@ -207,11 +220,9 @@ class Transformers:
 
         ids, mask = self._pad(prompts)
         with torch.no_grad():
-            out = self.model.generate(
+            return self.model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=tokens, stopping_criteria=[beat], **options
             )
-        rows: list[list[int]] = out[:, ids.shape[1] :].tolist()
-        return rows
 
     def _pad(self, prompts: list[list[int]]) -> tuple[Any, Any]:
         import torch

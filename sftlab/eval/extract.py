@@ -115,6 +115,11 @@ def read(
     }
 
 
+def likeliest(logprobs: Mapping[str, float]) -> str:
+    """Return the most likely letter, the first of equal ones."""
+    return max(logprobs, key=lambda letter: logprobs[letter])
+
+
 def can_read(pattern: str, answer: str) -> bool:
     """Return whether the group of a pattern can match an answer, whatever the pattern requires around the group.
 

@@ -1,6 +1,7 @@
-"""Forced choices: make a model choose a letter where no answer was extracted from its completion.
+"""Log-probabilities of the option letters: after a completion without an answer, and directly after the question.
 
-The completion is continued with ``Therefore, the answer is (``, and the model chooses among the letters.
+The text is continued with ``Therefore, the answer is (``. After a completion, the most likely letter is the model's
+forced choice.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def answer_pattern(cfg: EvalConfig) -> str | None:
     return cfg.pattern if cfg.forced and scorer(cfg).lettered else None
 
 
+def with_logprobs(cfg: EvalConfig) -> bool:
+    """Return whether the letters directly after each question are asked for."""
+    return cfg.logprobs and scorer(cfg).lettered
+
+
 def needs_choice(question: Question, pattern: str) -> bool:
     """Return whether no answer can be extracted from a question's completion. Reasoning does not count."""
     assert question.completion is not None
@@ -35,12 +41,14 @@ def needs_choice(question: Question, pattern: str) -> bool:
     return strict(text, compile_pattern(pattern), question.choices) is None
 
 
-def choose_letters(engine: Engine, settings: Settings, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
-    """Yield each question with the letter that the model chooses after its own text, in the order they are chosen.
+def choose_letters(
+    engine: Engine, settings: Settings, questions: Sequence[Question]
+) -> Iterator[tuple[Question, dict[str, float]]]:
+    """Yield each question with the log-probability of every letter after its own text, in the order of completion.
 
-    The text is continued as text, so that each tokenizer writes the letter in its own way. The model chooses among
-    the tokens at the first position where the letters' continuations differ. Letters that share the chosen token are
-    told apart at the next such position.
+    The text is continued as text, so that each tokenizer writes the letter in its own way. Letters whose continuations
+    share tokens are told apart at the next position where they differ; a letter's log-probability is the sum over
+    these positions.
     """
     from transformers import AutoTokenizer
 
@@ -49,33 +57,40 @@ def choose_letters(engine: Engine, settings: Settings, questions: Sequence[Quest
     tokenizer = AutoTokenizer.from_pretrained(
         settings.model, trust_remote_code=settings.trust_remote_code, local_files_only=True
     )
-    choices = [_choice(tokenizer, question, settings.max_model_len) for question in questions]
-    while choices:
+    branches = [_branch(tokenizer, question, settings.max_model_len) for question in questions]
+    known: dict[tuple[int, int], dict[str, float]] = {}
+    while branches:
         undecided = []
-        allowed = [list(dict.fromkeys(ids[0] for ids in choice.options.values())) for choice in choices]
-        for place, token in engine.choose([choice.prompt for choice in choices], allowed):
-            choice = choices[place]
-            left = {letter: ids for letter, ids in choice.options.items() if ids[0] == token}
-            if len(left) == 1:
-                yield choice.question, next(iter(left))
-            else:
-                shared = _shared(left)
-                rest = {letter: ids[len(shared) :] for letter, ids in left.items()}
-                undecided.append(_Choice(choice.question, choice.prompt + shared, rest))
-        choices = undecided
+        tokens = [list(dict.fromkeys(ids[0] for ids in branch.options.values())) for branch in branches]
+        for place, logprobs in engine.logprobs([branch.prompt for branch in branches], tokens):
+            branch = branches[place]
+            question = branch.question
+            letters = known.setdefault((question.repeat, question.row), {})
+            for token, logprob in logprobs.items():
+                left = {letter: ids for letter, ids in branch.options.items() if ids[0] == token}
+                if len(left) == 1:
+                    letters[next(iter(left))] = branch.logprob + logprob
+                else:
+                    shared = _shared(left)
+                    rest = {letter: ids[len(shared) :] for letter, ids in left.items()}
+                    undecided.append(_Branch(question, branch.prompt + shared, rest, branch.logprob + logprob))
+            if len(letters) == len(question.choices):
+                yield question, {letter: letters[letter] for letter in question.choices}
+        branches = undecided
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """A choice to make: the question, the prompt in token ids, and the ids with which each letter continues it."""
+class _Branch:
+    """A question, the prompt in token ids, the ids with which each letter continues it, and its log-probability."""
 
     question: Question
     prompt: list[int]
     options: dict[str, list[int]]
+    logprob: float = 0.0
 
 
-def _choice(tokenizer: Any, question: Question, max_model_len: int) -> _Choice:
-    """Build the prompt of a forced choice: the question's prompt, its completion and ``FORCING``."""
+def _branch(tokenizer: Any, question: Question, max_model_len: int) -> _Branch:
+    """Build the prompt: the question's prompt, its completion and ``FORCING``."""
     assert question.completion is not None
     text = question.completion.rstrip()
     # Truncated reasoning is closed first: what follows must count as the answer.
@@ -87,7 +102,7 @@ def _choice(tokenizer: Any, question: Question, max_model_len: int) -> _Choice:
     # continues its end.
     space = max_model_len - len(question.token_ids) - max(map(len, options.values())) + len(shared)
     prompt = question.token_ids + shared[max(0, len(shared) - space) :]
-    return _Choice(question, prompt, {letter: ids[len(shared) :] for letter, ids in options.items()})
+    return _Branch(question, prompt, {letter: ids[len(shared) :] for letter, ids in options.items()})
 
 
 def continuations(tokenizer: Any, text: str, letters: str) -> dict[str, list[int]]:
@@ -106,7 +121,7 @@ def continuations(tokenizer: Any, text: str, letters: str) -> dict[str, list[int
                     "true",
                     f"the tokenizer gives the choices {letter!r} and {same!r} the same tokens, so the model "
                     "cannot choose between them",
-                    "set eval.forced=false, or other letters with dataset.choices",
+                    "set eval.forced=false and eval.logprobs=false, or other letters with dataset.choices",
                 )
             )
     return options

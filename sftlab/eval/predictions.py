@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,23 @@ from sftlab.model.reasoning import opened_by_prompt
 from sftlab.records import Example, Prediction
 
 log = logging.getLogger(__name__)
+
+
+_STAMP = re.compile(r"_\d{4}-\d\d-\d\dT[\d.:-]+$")  # in the names of lm-evaluation-harness
+
+
+def labels(a: Path, b: Path, cfg: EvalConfig) -> dict[str, str]:
+    """Name the compared models: by eval.labels, or by the names of the files, or by the folders that differ."""
+    if cfg.labels:
+        return dict(zip(("baseline", "finetuned"), cfg.labels, strict=True))
+    names = [_STAMP.sub("", path.stem) for path in (a, b)]
+    if names[0] == names[1]:
+        folders = zip(*(reversed(path.absolute().parts[:-1]) for path in (a, b)), strict=False)
+        differing = next((pair for pair in folders if pair[0] != pair[1]), None)
+        names = [a.stem, b.stem] if differing is None else [f"{folder}/{names[0]}" for folder in differing]
+    if names[0] == names[1]:
+        names = [f"{names[0]} (first)", f"{names[1]} (second)"]
+    return {"baseline": names[0], "finetuned": names[1]}
 
 
 def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list[Prediction]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sftlab.errors import StageError
-from sftlab.eval.answers import ALIVE, FINISHED, FORCED
+from sftlab.eval.answers import ALIVE, FINISHED, FORCED, LETTERS
 
 
 @contextmanager
@@ -30,13 +30,13 @@ class Progress:
     def __init__(self, folders: Sequence[Path], bar: Any, stall_min: float) -> None:
         self.bar, self.stall_min = bar, stall_min
         self.engines = {folder: _Engine(folder) for folder in folders}
-        self.started, self.forced = False, 0
+        self.started, self.choices = False, 0
 
     def __call__(self, running: Collection[Path]) -> None:
         """Show what the engines have written since the last call.
 
         Raises:
-            StageError: a running engine has written no completion, no forced choice and no sign of life for
+            StageError: a running engine has written no completion, no letters and no sign of life for
                 ``stall_min`` minutes.
         """
         for engine in self.engines.values():
@@ -49,9 +49,9 @@ class Progress:
                 self.bar.update(completions)
                 self.bar.set_description("generating")
             if choices:
-                self.forced += choices
+                self.choices += choices
                 self.bar.set_description("choosing")
-                self.bar.set_postfix(forced=self.forced)
+                self.bar.set_postfix(letters=self.choices)
         for engine in (self.engines[folder] for folder in running):
             if time.monotonic() - engine.active > 60 * self.stall_min:
                 fault = "made no progress" if engine.started else "did not start"
@@ -67,15 +67,15 @@ class _Engine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.started, self.active = False, time.monotonic()
-        self.beat, self.bytes_read = 0, {FINISHED: 0, FORCED: 0}
+        self.beat, self.bytes_read = 0, {FINISHED: 0, FORCED: 0, LETTERS: 0}
 
     def look(self) -> tuple[int, int]:
-        """Return the number of new completions and of new forced choices."""
+        """Return the number of new completions and of new choices."""
         with suppress(FileNotFoundError):  # before its first step
             beat = (self.folder / ALIVE).stat().st_mtime_ns
             if beat != self.beat:
                 self.beat, self.active = beat, time.monotonic()
-        return self._new_lines(FINISHED), self._new_lines(FORCED)
+        return self._new_lines(FINISHED), self._new_lines(FORCED) + self._new_lines(LETTERS)
 
     def _new_lines(self, name: str) -> int:
         path = self.folder / name

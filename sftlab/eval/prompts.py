@@ -12,7 +12,7 @@ from pathlib import Path
 from sftlab.config import EvalConfig
 from sftlab.dataset.prompt import prompt_tokens, tokenize_all, turn_end
 from sftlab.errors import ConfigError, Problem, shown
-from sftlab.eval.forced import FORCING, answer_pattern, continuations
+from sftlab.eval.forced import FORCING, answer_pattern, continuations, with_logprobs
 from sftlab.model.base import Base, stop_tokens
 from sftlab.records import Example
 from sftlab.runtime.store import versions
@@ -71,7 +71,7 @@ def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, 
         Prompt(example.id, text, token_ids, example.choices)
         for example, (token_ids, text) in zip(examples, tokenized, strict=True)
     ]
-    if answer_pattern(cfg) is not None:
+    if answer_pattern(cfg) is not None or with_logprobs(cfg):
         for choices in sorted({example.choices for example in examples}):
             continuations(tokenizer, FORCING, choices)
     ends = {turn_end(tokenizer, example) for example in examples}

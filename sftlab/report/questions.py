@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from sftlab.eval.scorers import View
 from sftlab.records import Prediction
-from sftlab.report.tables import MODELS
 
 # The filters in the order of their buttons: for two models, or one; for right and wrong answers, or scores.
 FILTERS = {
@@ -60,7 +60,7 @@ class Browser:
         return any(name == "gained" for name, _, _ in self.buttons)
 
 
-def browser(answers: dict[str, list[Prediction]], view: View) -> Browser | None:
+def browser(answers: dict[str, list[Prediction]], view: View, models: Mapping[str, str]) -> Browser | None:
     """Build the browser from the predictions of ``baseline`` and ``finetuned``; None if there are none."""
     by_id = {name: {row.id: row for row in rows} for name, rows in answers.items() if rows}
     first = {row.id: row for rows in reversed(answers.values()) for row in rows}
@@ -85,7 +85,7 @@ def browser(answers: dict[str, list[Prediction]], view: View) -> Browser | None:
         questions.sort(key=_change)
     filters, labels = FILTERS[view.graded, len(by_id) > 1], _labels(view)
     buttons = [(name, labels[name], sum(name in row.kinds for row in questions)) for name in filters]
-    names = [MODELS[name] for name in by_id]
+    names = [models[name] for name in by_id]
     block = {
         "models": names,
         "graded": view.graded,

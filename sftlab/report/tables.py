@@ -9,8 +9,6 @@ from sftlab.eval import scorers
 from sftlab.report.text import DASH, count, level, points, probability, span
 from sftlab.results import Evaluation, EvaluationRow, ModelResult, Subgroup, SubgroupSide
 
-MODELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
-
 
 @dataclass(frozen=True)
 class Table:
@@ -24,7 +22,7 @@ class Table:
 def models(evaluation: Evaluation) -> list[tuple[str, str, ModelResult]]:
     """The evaluated models: key, name and result."""
     results = {"baseline": evaluation.baseline, "finetuned": evaluation.finetuned}
-    return [(key, MODELS[key], result) for key, result in results.items() if result is not None]
+    return [(key, evaluation.labels[key], result) for key, result in results.items() if result is not None]
 
 
 def name_of_metric(evaluation: Evaluation) -> str:
@@ -59,6 +57,26 @@ def truncated(result: ModelResult) -> str:
         return DASH
     known = result.finish_reasons
     return f"{result.truncated:,}" if known == result.n else f"{result.truncated:,} of {known:,} known"
+
+
+def counted(letters: dict[str, int]) -> str:
+    """How often each letter occurs, the most frequent first."""
+    return ", ".join(f"{letter} {number:,}" for letter, number in sorted(letters.items(), key=lambda item: -item[1]))
+
+
+def parts(evaluation: Evaluation) -> str | None:
+    """The difference as the sum of knowledge, guessing and form, or why it is not split; None without a comparison."""
+    compared = evaluation.comparison
+    if compared is None or (compared.split is None and compared.unsplit is None):
+        return None
+    if compared.split is None:
+        return f"Not split into knowledge, guessing and form: {compared.unsplit}"
+    by = compared.split
+    shown = ", so no difference in knowledge is shown" if by.outcome == "inconclusive" else ""
+    return (
+        f"{points(compared.delta)} points = {points(by.knowledge.value)} knowledge ({level(by.level)} interval "
+        f"{span(by.knowledge.interval)}{shown}), {points(by.guessing.value)} guessing, {points(by.form.value)} form"
+    )
 
 
 def subgroups(evaluation: Evaluation) -> Table:

@@ -77,6 +77,12 @@ def evaluation(judged: Evaluation) -> None:
         say(f"Verdict: {compared.verdict}")
         if compared.forced is not None:
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
+        if of := tables.parts(judged):
+            say(of)
+    for _, name, result in tables.models(judged):
+        if result.knowledge is not None and result.knowledge.forced and judged.constant is not None:
+            always = f"always {judged.constant.answer} is right in {judged.constant.correct} of {result.n}"
+            say(f"Forced choices, {name}: {tables.counted(result.knowledge.forced)} ({always})")
     if by := judged.subgroups:
         table = tables.subgroups(judged)
         shown = tables.Table(table.header, table.rows[:SHOWN], table.text)

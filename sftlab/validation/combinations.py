@@ -135,6 +135,9 @@ def _sharding(cfg: Config) -> Iterator[Problem]:
 def evaluation_problems(cfg: Config) -> Iterator[Problem]:
     """Yield settings of the answers' extraction that do not fit the task."""
     yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
+    if (names := cfg.eval.labels) and (len(names) != 2 or len(set(names)) < 2 or not all(map(str.strip, names))):
+        remedy = "write two, the base model's first, or []"
+        yield Problem("eval.labels", shown(names), "is not a list of two different names", remedy)
     if not scorer(cfg.eval).view.graded and cfg.select.metric == "exact_match":
         message = f"counts correct answers, and eval.task={cfg.eval.task} has none"
         yield Problem("select.metric", "exact_match", message, "set it to eval_loss", ("eval.task",))

@@ -15,6 +15,7 @@ import pytest
 from sftlab.errors import ConfigError
 from sftlab.eval.answers import Question
 from sftlab.eval.engines import Settings, Transformers, Vllm
+from sftlab.eval.extract import likeliest
 from sftlab.eval.forced import FORCING, choose_letters
 from sftlab.eval.prompts import tokenize_prompts
 from sftlab.model.base import Base
@@ -97,7 +98,7 @@ def test_a_choice_computes_the_logits_of_one_position(engine: Transformers) -> N
     shapes = []
     hook = engine.model.lm_head.register_forward_hook(lambda _, __, out: shapes.append(tuple(out.shape[:2])))
     try:
-        list(engine.choose(PROMPTS, [[5, 6]] * len(PROMPTS)))
+        list(engine.logprobs(PROMPTS, [[5, 6]] * len(PROMPTS)))
     finally:
         hook.remove()
     assert shapes == [(4, 1), (3, 1)]
@@ -157,29 +158,32 @@ def test_an_engine_calls_beat_at_every_token(folder: Path) -> None:
     next(outputs)
     assert beats.count >= 12  # before the first completion of a batch
     before = beats.count
-    list(engine.choose(PROMPTS, [[5, 6]] * len(PROMPTS)))
+    list(engine.logprobs(PROMPTS, [[5, 6]] * len(PROMPTS)))
     assert beats.count > before
 
 
 # — forced choice —
 
 
+Lists = Sequence[list[int]]
+
+
 class Chooses:
-    """Stands in for an engine: chooses the tokens of a letter, and records the prompts."""
+    """Stands in for an engine: the tokens of one letter have the highest log-probability. Records the prompts."""
 
     def __init__(self, tokenizer: Any, letter: str) -> None:
         self.tokenizer, self.letter = tokenizer, letter
         self.prompts: list[list[int]] = []
 
-    def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+    def logprobs(self, prompts: Lists, tokens: Lists) -> Iterator[tuple[int, dict[int, float]]]:
         self.prompts += prompts
         wanted = f"{FORCING}{self.letter})".encode()
         for place in reversed(range(len(prompts))):  # engines finish in any order
-            texts = [self.bytes([*prompts[place], token]) for token in allowed[place]]
-            assert len({*allowed[place]}) == len(allowed[place]) > 1
-            fits = [token for token, text in zip(allowed[place], texts, strict=True) if text.rfind(b"(") >= 0
+            texts = [self.bytes([*prompts[place], token]) for token in tokens[place]]
+            assert len({*tokens[place]}) == len(tokens[place]) > 1
+            fits = [token for token, text in zip(tokens[place], texts, strict=True) if text.rfind(b"(") >= 0
                     and wanted.startswith(FORCING.encode() + text[text.rfind(b"(") + 1 :])]  # fmt: skip
-            yield place, fits[0]
+            yield place, {token: -1.0 if token in fits else -5.0 for token in tokens[place]}
 
     def bytes(self, ids: list[int]) -> bytes:
         from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -194,38 +198,41 @@ def test_letters_that_share_tokens_are_told_apart(engine: Transformers, letters:
     for letter in letters:
         chooses = Chooses(engine.tokenizer, letter)
         questions = [Question(0, n, "?", [200 + n] * 5, letters, "x" * n, "stop") for n in range(3)]
-        chosen = [(question.row, choice) for question, choice in choose_letters(chooses, engine.settings, questions)]
+        chosen = [(asked.row, likeliest(known)) for asked, known in choose_letters(chooses, engine.settings, questions)]
         assert sorted(chosen) == [(0, letter), (1, letter), (2, letter)]
 
 
-def test_the_most_likely_letter_is_chosen(engine: Transformers) -> None:
-    """At each position where the letters differ, with the real engine."""
+def test_letters_have_the_log_probabilities_of_their_tokens(engine: Transformers) -> None:
+    """Summed from the first token in which a letter differs from the others, with the real engine."""
     question = Question(0, 0, "?", [300, 301, 302], "AАБ", "Hm.", "stop")
-    ((_, choice),) = choose_letters(engine, engine.settings, [question])
+    ((_, letters),) = choose_letters(engine, engine.settings, [question])
     options = {
         letter: engine.tokenizer(f"Hm.{FORCING}{letter})", add_special_tokens=False)["input_ids"] for letter in "AАБ"
     }
-    left, at = dict(options), 0
-    while len(left) > 1:
-        prompt = [300, 301, 302, *next(iter(left.values()))[:at]]
-        scores = logits(engine, prompt)
-        best = max({ids[at] for ids in left.values()}, key=lambda token: float(scores[token]))
-        left, at = {letter: ids for letter, ids in left.items() if ids[at] == best}, at + 1
-    assert choice == next(iter(left))
+    shared = next(at for at, ids in enumerate(zip(*options.values(), strict=False)) if len({*ids}) > 1)
+    for letter, ids in options.items():
+        others = [other for name, other in options.items() if name != letter]
+        end = next(at for at in range(len(ids)) if all(other[: at + 1] != ids[: at + 1] for other in others))
+        expected = sum(
+            float(logits(engine, [300, 301, 302, *ids[:at]]).log_softmax(-1)[ids[at]])
+            for at in range(shared, end + 1)
+            if any(other[:at] == ids[:at] and other[at] != ids[at] for other in others)
+        )
+        assert letters[letter] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_text_that_fills_the_context_loses_its_beginning_and_not_the_prompt(engine: Transformers) -> None:
     prompt, asked = list(range(300, 340)), []
 
     class Records:
-        def choose(self, prompts: Sequence[list[int]], allowed: Sequence[list[int]]) -> Iterator[tuple[int, int]]:
+        def logprobs(self, prompts: Lists, tokens: Lists) -> Iterator[tuple[int, dict[int, float]]]:
             asked.extend(prompts)
-            return ((place, tokens[0]) for place, tokens in enumerate(allowed))
+            return ((place, dict.fromkeys(own, -1.0)) for place, own in enumerate(tokens))
 
     for length in (41, 42, 43, 60):  # the first leaves no room for anything but the letter
         question = Question(0, 0, "?", prompt, "AB", "word " * 500, "stop")
         limited = replace(engine.settings, max_model_len=length)
-        assert [letter for _, letter in choose_letters(Records(), limited, [question])] == ["A"]
+        assert [known for _, known in choose_letters(Records(), limited, [question])] == [{"A": -1.0, "B": -1.0}]
         assert asked[-1][:40] == prompt
         assert len(asked[-1]) < length
         text = engine.tokenizer.decode(asked[-1][40:])
@@ -245,5 +252,5 @@ def test_letters_with_the_same_tokens_are_refused(tmp_path: Path, config: Any) -
     example = Example("r0", "", "which?", "a", "a", choices="Aab")
     with pytest.raises(ConfigError, match=r"eval\.forced=true: .*'A' and 'a' the same tokens.*set eval\.forced=false"):
         tokenize_prompts([example], base, "key", cfg.eval, 0)
-    quiet = config("model=tiny_random", "eval.max_tokens=8", "eval.forced=false")
+    quiet = config("model=tiny_random", "eval.max_tokens=8", "eval.forced=false", "eval.logprobs=false")
     assert tokenize_prompts([example], base, "key", quiet.eval, 0).rows

@@ -24,7 +24,7 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
 from sftlab.eval import progress
 from sftlab.eval import stage as evaluate
-from sftlab.eval.answers import ALIVE, FINISHED, FORCED, Answer, Answers, ForcedChoice, Question
+from sftlab.eval.answers import ALIVE, FINISHED, FORCED, Answer, Answers, Letters, Question
 from sftlab.eval.forced import FORCING, choose_letters
 from sftlab.eval.prompts import Prompt, Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
@@ -50,7 +50,8 @@ def model(tmp_path: Path) -> Model:
 
 
 def settings(config: Make, *overrides: str) -> Any:
-    return config("model=tiny_random", "eval.max_tokens=8", "eval.dtype=bfloat16", *overrides).eval
+    letters = "eval.logprobs=false"  # the engines of most tests are stand-ins
+    return config("model=tiny_random", "eval.max_tokens=8", "eval.dtype=bfloat16", letters, *overrides).eval
 
 
 def answer(repeat: int, row: int, text: str | None = None) -> Answer:
@@ -59,6 +60,10 @@ def answer(repeat: int, row: int, text: str | None = None) -> Answer:
 
 def line(record: Any) -> str:
     return json.dumps(asdict(record)) + "\n"
+
+
+CHOSEN = {"A": -2.0, "B": -1.0}
+Prompted = list[list[int]]
 
 
 class Engines:
@@ -241,10 +246,10 @@ def test_complete_answers_of_a_killed_run_need_no_engine(
     part = folder.with_name(folder.name + ".partial") / "engine-0"
     part.mkdir(parents=True)
     (part / FINISHED).write_text("".join(line(answer(0, row, f"silence {row}")) for row in range(7)), "utf-8")
-    (part / FORCED).write_text("".join(line(ForcedChoice(0, row, "B")) for row in range(7)), "utf-8")
+    (part / FORCED).write_text("".join(line(Letters(0, row, CHOSEN)) for row in range(7)), "utf-8")
     generated = evaluate.make(store, model, PROMPTS, eval_settings, CPU, 0)
     assert engines.asked == []
-    assert generated.rows()[6] == Generation("q6", "Question 6", "silence 6", "stop", 5, "B")
+    assert generated.rows()[6] == Generation("q6", "Question 6", "silence 6", "stop", 5, "B", CHOSEN)
 
 
 def answers(texts: dict[int, str]) -> Answers:
@@ -254,10 +259,19 @@ def answers(texts: dict[int, str]) -> Answers:
 
 def test_only_the_forced_choice_is_made_for_an_answer_that_lacks_it(config: Make) -> None:
     done = answers({3: "no letter", 5: "no letter"})
-    done[0, 5] = replace(done[0, 5], forced="B")
+    done[0, 5] = replace(done[0, 5], forced=CHOSEN)
     questions = evaluate._questions(PROMPTS, settings(config), 0, done)
     assert [(question.row, question.completion) for question in questions] == [(3, "no letter")]
     assert evaluate._questions(PROMPTS, settings(config, "eval.forced=false"), 0, done) == []
+
+
+def test_only_the_letters_after_the_question_are_computed_if_they_are_missing(config: Make) -> None:
+    done = {place: replace(one, letters=CHOSEN if place[1] != 4 else None) for place, one in answers({}).items()}
+    done |= {(1, row): answer(1, row) for row in range(7)}  # repeats need none
+    asked = evaluate._questions(PROMPTS, settings(config, "eval.logprobs=true", "eval.repeats=2"), 0, done)
+    assert [(question.repeat, question.row, question.completion) for question in asked] == [
+        (0, 4, done[0, 4].completion)
+    ]
 
 
 def test_each_repeat_has_its_own_order_and_the_first_that_of_the_test_set(config: Make) -> None:
@@ -476,10 +490,14 @@ def test_forced_choices_survive_an_engine_that_dies(tmp_path: Path, config: Make
         evaluate.make(store, *arguments)
     (file,) = choices()
     first = json.loads(file.read_text("utf-8").split("\n")[0])
-    file.write_text(json.dumps(first | {"forced": "reused"}) + "\n", "utf-8")
+    file.write_text(json.dumps(first | {"logprobs": {"A": -9, "B": -1, "C": -2}}) + "\n", "utf-8")
     rows = evaluate.make(store, *arguments).rows()
-    assert rows[first["row"]].forced == "reused"
-    assert {row.forced for row in rows} <= {"A", "B", "C", "reused"}
+    assert rows[first["row"]].forced_logprobs == {"A": -9, "B": -1, "C": -2}
+    assert rows[first["row"]].forced == "B"
+    assert {row.forced for row in rows} <= {"A", "B", "C"}
+    # One token is no answer, so each row has letters after its text, and all have those after the question.
+    assert all(set(row.logprobs or "") == set(row.forced_logprobs or "") == set("ABC") for row in rows)
+    assert any(row.logprobs != row.forced_logprobs for row in rows)
 
 
 @pytest.mark.smoke
@@ -586,9 +604,9 @@ def test_truncated_reasoning_is_closed_before_a_letter_is_forced(tmp_path: Path)
     asked: list[list[int]] = []
 
     class Engine:
-        def choose(self, prompts: list[list[int]], allowed: list[list[int]]) -> Iterator[tuple[int, int]]:
+        def logprobs(self, prompts: Prompted, tokens: Prompted) -> Iterator[tuple[int, dict[int, float]]]:
             asked.extend(prompts)
-            yield from enumerate(tokens[-1] for tokens in allowed)
+            yield from enumerate(dict.fromkeys(own, -1.0) for own in tokens)
 
     texts = ["<think>Suppose (A)", "It depends."]
     silent = [Question(0, row, "Q", [5], "AB", text, "length") for row, text in enumerate(texts)]

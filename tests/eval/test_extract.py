@@ -180,6 +180,29 @@ COMMITTED = [
     ("The answer is (B).\n\nQuestion: A man has a cough. Which test?\nAnswer: (D)", "B"),
     ("Question: which one?\nAnswer: (D)", "D"),
     ("No doubt the answer is (B).", "B"),
+    # Other words for the answer, and other languages.
+    ("Ans: B", "B"),
+    ("Ans. (B)", "B"),
+    ("Choice: C", "C"),
+    ("Answer (B)", "B"),
+    ("Option B fits best.", "B"),
+    ("The answer is (A) no wait (C) fits better", "C"),
+    ("答案：Ｂ", "B"),
+    ("正确答案是（B）。", "B"),
+    ("（Ｂ）", "B"),
+    ("Antwort: B", "B"),
+    ("Die richtige Antwort ist (B).", "B"),
+    ("Réponse : B", "B"),
+    ("La bonne réponse est (B).", "B"),
+    ("Respuesta: B", "B"),
+    ("La respuesta correcta es (B).", "B"),
+    ("Ответ: B", "B"),
+    ("Правильный ответ — B.", "B"),
+    # Ordinary words after an answer do not take it back.
+    ("The answer is (B). Wait for the culture before treatment.", "B"),
+    ("The answer is (B). One must wait.", "B"),
+    ("The answer is (B). Sorry for the long explanation.", "B"),
+    ("The answer is (B), sorry.", "B"),
 ]
 
 
@@ -239,7 +262,6 @@ UNCOMMITTED = [
     # Taken back, denied, asked, supposed.
     "The answer is (A)… no, wait",
     "The answer is (A). Never mind.",
-    "The answer is (A) no wait (C) fits better",
     "The answer is (A). But it does not fit.",
     "The answer is (A). Or is it (B)?",
     "The answer is (B). But (C) is better.",
@@ -286,6 +308,12 @@ UNCOMMITTED = [
     "(A) no, (B) yes, (C) no",
     "A: no\nB",
     "Answer: (A) Blood test: no.",
+    "A. Paris B. Lyon",
+    "Answer: A. Paris B. Lyon",
+    # Negated in other languages.
+    "Die Antwort ist nicht (A).",
+    "La respuesta no es (A).",
+    "答案不是 A。",
     # Not one of the options.
     "The answer is (F).",
     "The answer is (A). No, the answer is (F).",
@@ -328,6 +356,19 @@ def test_options_that_speak_of_letters() -> None:
     assert lenient("The answer is neither.", "ABCD", both) == "D"
     names = {"A": "B. cereus", "B": "C. difficile", "C": "E. coli"}
     assert lenient("The answer is C. difficile.", "ABC", names) == "B"
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("No.", "B"), ("no", "B"), ("The answer is no.", "B"), ("Answer: No, because it was small.", "B"),
+        ("Answer: no", "B"), ("Maybe", "C"), ("The answer is maybe.", "C"), ("Answer: yes", "A"),
+        ("There is no doubt.", None), ("The answer is yes. No other reading fits.", "A"),
+        ("The answer is (B) no.", "B"),
+    ],
+)  # fmt: skip
+def test_yes_no_and_maybe_may_be_options(text: str, letter: str | None) -> None:
+    assert lenient(text, "ABC", {"A": "yes", "B": "no", "C": "maybe"}) == letter
 
 
 def test_no_choices_no_letter() -> None:

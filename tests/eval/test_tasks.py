@@ -369,7 +369,7 @@ def answers(count: int, text: str, **more: Any) -> list[dict[str, Any]]:
 @pytest.mark.smoke  # libraries that take seconds to import
 def test_answers_that_no_pattern_reads_cannot_be_judged(tmp_path: Path) -> None:
     out, found, page = judged(tmp_path, answers(20, "Hm."), answers(20, "Well…"), f"eval.group_by={BY}")
-    assert "Verdict: inconclusive: cannot be judged by this pattern: no answer of the first file or" in out
+    assert "Verdict: inconclusive: cannot be judged by this pattern: no answer of a or" in out
     assert found["comparison"]["p_value"] == 1
     assert found["baseline"]["unparsed"] == 20
     assert "The models cannot be judged." in page
@@ -382,7 +382,7 @@ def test_one_row_of_each_is_judged_without_a_number_that_is_none(tmp_path: Path)
     one = [{"id": 1, "completion": "", "target": "a b", BY: None}]
     two = [{"id": 1, "completion": "a b", "target": "a b", BY: "x"}]
     out, found, page = judged(tmp_path, one, two, "eval.task=rouge", f"eval.group_by={BY}")
-    assert "Verdict: inconclusive: cannot be judged: every completion of the first file is empty" in out
+    assert "Verdict: inconclusive: cannot be judged: every completion of a is empty" in out
     assert found["subgroups"]["groups"][0]["reason"].startswith("too few rows")
     assert "too few rows" in page
 

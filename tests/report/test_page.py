@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from sftlab.errors import ConfigError
+from sftlab.eval.knowledge import knowledge, split
 from sftlab.eval.statistics import compare, wilson
 from sftlab.records import Prediction, write_jsonl
 from sftlab.report.page import render
@@ -91,7 +92,13 @@ def evaluation(baseline: list[Prediction], finetuned: list[Prediction]) -> dict[
         right = [[row.readings[reading] == row.target for row in rows] for rows in (baseline, finetuned)]
         return compare(right[0], right[1], groups=None, alpha=0.05, seed=1, resamples=500).model_dump()
 
+    parts = split(baseline, finetuned, 0.05)
+    assert parts is not None
     made["comparison"] = {**against("strict"), "smallest_visible_difference": 0.041, "forced": against("forced")}
+    made["comparison"]["split"] = parts.model_dump()
+    for name, rows in (("baseline", baseline), ("finetuned", finetuned)):
+        made[name]["knowledge"] = known.model_dump() if (known := knowledge(rows, 0.05)) else None
+    made["constant"] = {"answer": "A", "correct": len(baseline) // 4}
     return made
 
 
@@ -310,8 +317,9 @@ def test_everything(tmp_path: Path) -> None:
     for part in (
         "sodium-lora · 24 November 2026, 23:13 UTC",
         "The fine-tuned model is better.",
-        "no difference in knowledge is shown: the change may be one of answer format",
-        "Format or knowledge?",
+        "But no difference in knowledge is shown: the change may be one of answer form, and of luck",
+        "Knowledge, guessing or form?",
+        "A model that always answers A is right in 15 of 60 questions.",
         "Selected: epoch 2 (step 80), validation loss 1.2500.",
         "The lowest is 1.2000, but 2 checkpoints are within the noise of it",
         "Smallest difference this test set shows 4.1",
@@ -329,9 +337,9 @@ def test_everything(tmp_path: Path) -> None:
     ):
         assert part in page.text, part
     assert f"+{compared['gained']} −{compared['lost']}" in page.text
-    strict, forced = compared["delta"], compared["forced"]["delta"]
-    assert f"The strict difference of {points(strict)} points splits into {points(forced)} points of know" in page.text
-    assert f") and {points(strict - forced)} points of format" in page.text
+    strict, known = compared["delta"], compared["split"]["knowledge"]["value"]
+    assert f"The strict difference of {points(strict)} points splits into {points(known)} points of know" in page.text
+    assert f") and {points(compared['split']['form']['value'])} points of form (" in page.text
 
 
 def test_questions_block(tmp_path: Path) -> None:
@@ -514,10 +522,10 @@ def test_free_text_has_no_letters(tmp_path: Path) -> None:
         write_jsonl(path, [{**row.__dict__, **changes} for row in rows])
         run["evaluation"][name] |= {"reading": None, "readings": {}, "letters": {"select 2": len(rows)}}
     run["evaluation"]["task"] = "exact"
-    del run["evaluation"]["comparison"]["forced"]
+    del run["evaluation"]["comparison"]["forced"], run["evaluation"]["comparison"]["split"]
     save(tmp_path / "run", run)
     page = read(tmp_path / "run")
-    assert "Format or knowledge?" not in page.text
+    assert "Knowledge, guessing or form?" not in page.text
     assert "Which letters were given" not in page.text
     assert "Accuracy by group" not in page.text
 
@@ -620,7 +628,7 @@ def test_scores(tmp_path: Path) -> None:
         "Higher",
     ):
         assert part in page.text, part
-    for part in ("Accuracy", "accuracy", "Question by question", "both wrong", "Format or knowledge?"):
+    for part in ("Accuracy", "accuracy", "Question by question", "both wrong", "Knowledge, guessing or form?"):
         assert part not in page.text, part
     rows = block(page)["rows"]
     changes = [abs(row["sides"][1]["score"] - row["sides"][0]["score"]) for row in rows]

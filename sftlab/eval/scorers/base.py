@@ -100,15 +100,15 @@ class Scorer(ABC):
         """The right answers of a row, processed as answers are."""
         return [self.compared(answered(target)) for target in row.accepted]
 
-    def reader(self, examples: Sequence[Example]) -> Callable[[str, Example, str | None], Answer]:
+    def reader(self, examples: Sequence[Example]) -> Callable[[str, Example, Generation], Answer]:
         """Return a function that extracts the answer from a completion without its reasoning.
 
-        Its arguments are the text, its example, and the letter of a forced choice.
+        Its arguments are this text, its example and its generation.
         """
-        return lambda text, example, forced: (self.compared(text) or None, {})
+        return lambda text, example, generation: (self.compared(text) or None, {})
 
     def scored(self, rows: list[Prediction]) -> list[Prediction]:
-        """Return predictions with their scores; the same predictions if answers are only right or wrong.
+        """Return predictions with what depends on all of them or takes long: scores, or further readings.
 
         Apart from ``predictions``, because a score may need a library that takes seconds to import.
         """
@@ -123,7 +123,7 @@ class Scorer(ABC):
             example = by_id[generation.id]
             truncated = generation.finish_reason == "length"
             text = answered(generation.completion, generation.prompt, truncated=truncated)
-            answer, readings = read(text, example, generation.forced)
+            answer, readings = read(text, example, generation)
             rows.append(
                 Prediction(
                     id=generation.id,
@@ -137,6 +137,9 @@ class Scorer(ABC):
                     readings=readings,
                     subgroup=example.subgroup,
                     targets=example.targets,
+                    choices=example.choices,
+                    forced_logprobs=generation.forced_logprobs,
+                    logprobs=generation.logprobs,
                 )
             )
         return rows

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from sftlab.errors import ConfigError, Problem, shown
-from sftlab.eval.extract import can_read, compile_pattern, last, read, strict, with_group
+from sftlab.eval.extract import can_read, compile_pattern, last, likeliest, read, strict, with_group
+from sftlab.eval.knowledge import debiased, has_letter, is_forced, knowledge, split
 from sftlab.eval.scorers.accuracy import LOOKED_AT, Accuracy, override
 from sftlab.eval.scorers.base import Answer, listed, more
 from sftlab.model.reasoning import answered
-from sftlab.records import Example, Prediction
+from sftlab.records import Example, Generation, Prediction
 from sftlab.results import Comparison, ModelResult, ReadingCounts, Repeats
 
 READINGS = ("strict", "last", "lenient")
@@ -24,18 +26,34 @@ class Choice(Accuracy):
         """The right letters of a row."""
         return row.accepted
 
-    def reader(self, examples: Sequence[Example]) -> Callable[[str, Example, str | None], Answer]:
-        """Return a function that reads the option letter by every way of reading."""
+    def reader(self, examples: Sequence[Example]) -> Callable[[str, Example, Generation], Answer]:
+        """Return a function that reads the option letter by every way of reading.
+
+        ``logprob`` is the most likely letter directly after the question, which no text of the model precedes.
+        """
         words = {folded(target): target for example in examples for target in example.accepted}
         pattern = compile_pattern(self.cfg.pattern)
 
-        def extract(text: str, example: Example, forced: str | None) -> Answer:
+        def extract(text: str, example: Example, generation: Generation) -> Answer:
             answers = read(text, pattern, example.choices, example.options)
             readings = {name: _spelled(answer, example, words) for name, answer in answers.items()}
             answer = readings[self.cfg.reading]
-            return answer, {**readings, "forced": answer or readings["strict"] or forced}
+            readings["forced"] = answer or readings["strict"] or generation.forced
+            if generation.logprobs:
+                readings["logprob"] = likeliest(generation.logprobs)
+            return answer, readings
 
         return extract
+
+    def scored(self, rows: list[Prediction]) -> list[Prediction]:
+        """Add the reading ``debiased``: forced choices without the model's preference for some letters."""
+        letters = debiased(rows)
+        if not letters:
+            return rows
+        return [
+            replace(row, readings={**row.readings, "debiased": letters.get(place, row.readings["forced"])})
+            for place, row in enumerate(rows)
+        ]
 
     # ------------------------------------------------------------------- checks
 
@@ -121,12 +139,17 @@ class Choice(Accuracy):
             )
             for name in names
         }
-        return super().result(rows, seed).model_copy(update={"reading": self.cfg.reading, "readings": readings})
+        known = knowledge(rows, self.cfg.alpha)
+        changes = {"reading": self.cfg.reading, "readings": readings, "knowledge": known}
+        return super().result(rows, seed).model_copy(update=changes)
 
     def comparison(
         self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, repeats: Sequence[Repeats] = ()
     ) -> Comparison:
-        """Compare by eval.reading, and with forced choices. A verdict that depends on the reading says so."""
+        """Compare by eval.reading, and with forced choices. A verdict that depends on the reading says so.
+
+        Nothing is reported about knowledge if a question has neither an answer nor a forced choice of a model.
+        """
         compared = super().comparison(a, b, seed, repeats)
         noise = max((repeat.noise for repeat in repeats), default=None)
         by_reading = {
@@ -137,7 +160,8 @@ class Choice(Accuracy):
         changes: dict[str, object] = {}
         if notes := _disagreement(by_reading):
             changes["verdict"] = compared.verdict.model_copy(update={"notes": notes})
-        if self.cfg.forced:
+        changes["split"] = split(a, b, self.cfg.alpha)
+        if self.cfg.forced and all(map(has_letter, (*a, *b))) and any(map(is_forced, (*a, *b))):
             noise = max((repeat.forced_noise for repeat in repeats), default=None)
             changes["forced"] = self.judged(a, _right(a, b, "forced"), seed, noise)
         return compared.model_copy(update=changes)
