@@ -117,6 +117,8 @@ def _predictions(rows: list[Row], examples: list[Example], score: Scorer) -> lis
         if row.likeliest is not None:  # there is no text to read
             answer = row.likeliest or None
             readings: dict[str, str | None] = dict.fromkeys(predictions[number].readings, answer)
+            if row.likeliest_norm is not None:
+                readings["logprob_norm"] = row.likeliest_norm
             correct = answer in row.targets
             predictions[number] = replace(predictions[number], answer=answer, correct=correct, readings=readings)
     return predictions

@@ -8,7 +8,8 @@ also as JSON text, holds several right answers.
 
 Or it is a row of ``samples_*.jsonl`` of lm-evaluation-harness. Its id is ``doc_id``, which every task has, and not
 ``doc["id"]``. The raw text in ``resps`` is scored, not ``filtered_resps``, which another pattern has extracted. If
-``resps`` holds log-likelihoods, the most likely option is the answer, and options are A, B, C … in their order. A
+``resps`` holds log-likelihoods, the most likely option is the answer (the harness's ``acc``), options are A, B, C … in
+their order, and the most likely option per character is a further reading (``acc_norm``). A
 target that is a whole number is an index into the choices of ``doc``; one of the texts in ``doc["answers"]`` stands
 for all of them.
 """
@@ -29,11 +30,12 @@ import regex
 
 from sftlab.dataset.values import is_null
 from sftlab.errors import ConfigError, Problem
-from sftlab.eval.extract import can_read, normalise_answer, strict
+from sftlab.eval.extract import can_read, likeliest, normalise_answer, strict
 from sftlab.model.reasoning import answered
 from sftlab.records import Generation
 
 _LETTER = re.compile(r"\W*([A-Za-z])\W*")
+FLOOR = -1e6  # stands for a log-likelihood of minus infinity, which JSON cannot write
 # What engines call the end at the token limit.
 _TRUNCATED = ("length", "max_tokens", "max_length", "max_new_tokens", "model_length")
 
@@ -44,11 +46,12 @@ class Row:
 
     line: int = field(compare=False)
     filter: str | None = field(compare=False)  # None if the row is not from lm-evaluation-harness
-    generation: Generation
+    generation: Generation  # the letters' log-probabilities of such rows are in ``logprobs``
     targets: list[str]
     group: str | None
     options: dict[str, str]  # letter → text; "" if only the letter is known
     likeliest: str | None  # a letter, "" for none of them, None if the answer is a text
+    likeliest_norm: str | None  # the same by log-likelihood per character of the option, None if that is unknown
     answers: int
     doc_hash: str
     subgroup: str | None
@@ -79,7 +82,8 @@ def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[
                 "(doc_id, resps, target)",
             )
         )
-    plain, likeliest, answers = _harness(values, place, pattern is not None) if harness else (values, None, 1)
+    plain, best, answers = _harness(values, place, pattern is not None) if harness else (values, None, 1)
+    per_character = plain.get("per_character") if best is not None else None
     name, completion, readings = plain["id"], plain["completion"], plain.get("readings")
     if isinstance(name, float) and name.is_integer():
         name = int(name)  # data frames turn 7 into 7.0
@@ -95,12 +99,23 @@ def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[
     forced = letter.upper() if isinstance(letter, str) and len(letter) == 1 and letter.isalnum() else None
     prompt, reason = _text(plain.get("prompt")), _text(plain.get("finish_reason")).lower() or "unknown"
     reason = "length" if reason in _TRUNCATED else reason
-    generation = Generation(_text(name), prompt, _text(completion), reason, 0, forced)
+    letters = [_letters(plain.get(name)) for name in ("forced_logprobs", "logprobs")]
+    generation = Generation(_text(name), prompt, _text(completion), reason, 0, forced, *letters)
     source = _text(values.get("filter")) if harness else None
     group, doc_hash = _name(plain.get("group")), _text(values.get("doc_hash"))
     subgroup = None if column is None else _name(columns(values).get(column))
     return Row(
-        line, source, generation, list(dict.fromkeys(targets)), group, options, likeliest, answers, doc_hash, subgroup
+        line,
+        source,
+        generation,
+        list(dict.fromkeys(targets)),
+        group,
+        options,
+        best,
+        per_character,
+        answers,
+        doc_hash,
+        subgroup,
     )
 
 
@@ -139,8 +154,22 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
         _gold(_text(target).strip(), letters, texts, place)
         for target in (value if isinstance(value, list) else [value])
     ]
-    best = "" if any(map(math.isnan, likelihoods)) else letters[likelihoods.index(max(likelihoods))]
-    return row | {"choices": letters, "completion": ""}, best, len(resps[0])
+    row |= {"choices": letters, "completion": ""}
+    if any(map(math.isnan, likelihoods)):
+        return row, "", len(resps[0])
+    row["logprobs"] = {letter: max(value, FLOOR) for letter, value in zip(letters, likelihoods, strict=True)}
+    if len(texts) == len(letters) and all(texts):  # acc_norm of the harness divides by the characters of the option
+        lengths = {letter: len(text) for letter, text in zip(letters, texts, strict=True)}
+        row["per_character"] = likeliest({letter: row["logprobs"][letter] / lengths[letter] for letter in letters})
+    return row, likeliest(row["logprobs"]), len(resps[0])
+
+
+def _letters(value: Any) -> dict[str, float] | None:
+    """The log-probabilities of letters in sftlab's own predictions; None if there are none."""
+    if not isinstance(value, dict) or not value:
+        return None
+    numbers = all(isinstance(number, int | float) and not math.isnan(number) for number in value.values())
+    return {str(letter): float(number) for letter, number in value.items()} if numbers else None
 
 
 def _gold(target: str, letters: str, texts: list[str], place: str) -> str:

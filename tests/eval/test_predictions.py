@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,14 @@ def generated(doc_id: int, text: str, target: str, name: str = "strict-match", *
     }
 
 
-def ranked(doc_id: int, likelihoods: list[Any], target: str, **more: Any) -> dict[str, Any]:
+OPTIONS = ("no", "yes", "maybe", "never")
+
+
+def ranked(
+    doc_id: int, likelihoods: list[Any], target: str, options: Sequence[str] = OPTIONS, **more: Any
+) -> dict[str, Any]:
     """A row as lm-evaluation-harness writes it for output_type multiple_choice."""
-    texts = ["no", "yes", "maybe", "never"][: len(likelihoods)]
+    texts = options[: len(likelihoods)]
     return {
         "doc_id": doc_id,
         "doc": {"id": 21645374, "question": "Do mitochondria play a role?", "choices": texts},
@@ -273,8 +279,26 @@ def test_harness_log_likelihoods(tmp_path: Path, sample: dict[str, Any], answer:
     left, right = load(tmp_path, [sample], [row(0, "B", target)])
     expected = (answer, target, answer == target, "")
     assert [(one.answer, one.target, one.correct, one.completion) for one in left] == [expected]
-    assert left[0].readings == dict.fromkeys(("strict", "last", "lenient", "forced"), answer)
+    named = ("strict", "last", "lenient", "forced", *(["logprob"] if answer else []))
+    assert {name: left[0].readings[name] for name in named} == dict.fromkeys(named, answer)
     assert right[0].answer == "B"
+
+
+def test_the_accuracies_of_the_harness_are_readings(tmp_path: Path) -> None:
+    """``acc`` takes the most likely option, ``acc_norm`` the most likely one per character of the option."""
+    texts = ["yes", "it cannot be determined", "no"]
+    likelihoods = [[-3, -12, -6], [-5, -9, -2], [-1, -30, -8]]
+    rows = [ranked(number, values, "1", texts) for number, values in enumerate(likelihoods)]
+    left, _ = load(tmp_path, rows, [row(number, "B", "B") for number in range(3)])
+    divided = [[value / len(text) for value, text in zip(values, texts, strict=True)] for values in likelihoods]
+    assert [one.readings["logprob"] for one in left] == ["ABC"[values.index(max(values))] for values in likelihoods]
+    assert [one.readings["logprob_norm"] for one in left] == ["ABC"[values.index(max(values))] for values in divided]
+    assert [one.readings["logprob_norm"] for one in left] == ["B", "B", "A"]
+    assert left[0].logprobs == {"A": -3, "B": -12, "C": -6}
+    counts = scorer(CHOICE.model_copy(update={"alpha": 0.05})).result(left, 0).readings
+    assert (counts["logprob"].correct, counts["logprob_norm"].correct) == (0, 2)
+    Prediction.write(tmp_path / "again.jsonl", left)
+    assert [one.logprobs for one in Prediction.read(tmp_path / "again.jsonl")] == [one.logprobs for one in left]
 
 
 def test_options_asked_for_without_a_prompt_do_not_compete(tmp_path: Path) -> None:
