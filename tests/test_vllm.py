@@ -33,4 +33,7 @@ def test_smollm2_trains_merges_and_answers_in_vllm(tmp_path: Path) -> None:
     # Few rows teach the form, not the medicine: answers that can be read, which the base model hardly gives.
     assert finetuned["unparsed"] < baseline["unparsed"]
     assert sum(baseline["readings"]["forced"].values()) == baseline["readings"]["forced"]["correct"]
+    for side in (baseline, finetuned):
+        assert side["readings"]["logprob"]["unparsed"] == 0
+        assert side["knowledge"]["interval"][0] < side["knowledge"]["interval"][1]
     assert "NaN" not in (tmp_path / "run" / "run.json").read_text("utf-8")

@@ -52,6 +52,7 @@ def render(folder: Path, run: RunRecord) -> str:
     evaluation, curve = run.evaluation, folder / "loss.png"
     comparison = evaluation.comparison if evaluation is not None else None
     view = scorers.view(evaluation.task) if evaluation is not None else None
+    models = tables.models(evaluation) if evaluation is not None else []
     page = _template().render(
         run=run,
         evaluation=evaluation,
@@ -59,13 +60,13 @@ def render(folder: Path, run: RunRecord) -> str:
         verdict=comparison.verdict if comparison is not None else None,
         view=view,
         metric=tables.name_of_metric(evaluation) if evaluation is not None else "",
-        models=tables.models(evaluation) if evaluation is not None else [],
+        models=models,
         results=tables.results(evaluation) if evaluation is not None else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
         title=_title(run),
         named=evaluation is not None and evaluation.labels != LABELS,
         forced=_forced(evaluation) if evaluation is not None else [],
-        debiased=evaluation is not None and any("debiased" in of.readings for _, _, of in tables.models(evaluation)),
+        ways=list(dict.fromkeys(way for _, _, result in models for way in result.readings)),
         checkpoints=_checkpoints(run),
         failed=[job for job in run.jobs if job.status != "success"],
         curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,

@@ -590,7 +590,7 @@ WORDS = [["Ada Lovelace", "Lovelace"], ["Berne", "Bern"], ["3", "three"], ["in 1
     ("a", "b", "arguments", "right", "unparsed", "verdict"),
     [
         (THOUGHT, SPOKEN, [], [20, 20], [0, 0], "inconclusive: both models have 20 of 30 right"),
-        (SPOKEN, CUT, [], [20, 0], [0, 30], "30 of 30 answers of the second file are truncated"),
+        (SPOKEN, CUT, [], [20, 0], [0, 30], "30 of 30 answers of b are truncated"),
         (
             [{"id": 0, "completion": "The answer is a drug, so the answer is B", "target": "B", "choices": "ABCD"}],
             [{"id": 0, "completion": "The answer is B", "target": "B"}],

@@ -25,6 +25,7 @@ from sftlab.results import RunRecord
 
 STORE = "/home/me/store/train/0a"
 REASON = "260 of 466 against 239 (+4.5 points, 95 % interval +1.1 to +8.2, p = 0.0099); 41 answers gained"
+SPLIT = {"knowledge": 0.015, "guessing": 0.025, "form": 0.005}
 RUN: dict[str, Any] = {
     "schema_version": 2,
     "id": "1",
@@ -93,6 +94,12 @@ RUN["evaluation"]["comparison"]["forced"] = {
     **RUN["evaluation"]["comparison"],
     "verdict": {"outcome": "inconclusive", "reason": "it could be chance"},
 }
+RUN["evaluation"]["comparison"]["split"] = {
+    **{name: {"value": value, "interval": [-0.01, 0.05]} for name, value in SPLIT.items()},
+    "level": 0.95,
+    "outcome": "inconclusive",
+}
+RUN["evaluation"]["constant"] = {"answer": "C", "correct": 120}
 
 
 @cache
@@ -172,6 +179,9 @@ def test_people_can_read_the_rest() -> None:
         "| Fine-tuned | 55.8% | 51.3% to 60.2% | 260 | 466 | 1 | 0 |  |",
         "| Difference | +4.5 points | +1.1 to +8.2 | +41 −20 | 466 |  |  | 0.0099 |",
         "With forced choices where no answer was extracted: inconclusive: it could be chance.",
+        "+4.5 points = +1.5 knowledge (95 % interval −1.0 to +5.0, so no difference in knowledge is shown), "
+        "+2.5 guessing, +0.5 form.",
+        "A model that always answers C is right in 120 of 466 questions.",
         '| `peft.target_modules` | `["q_proj", "v_proj"]` |',
         "| `train.learning_rate` | `0.0002` |",
         "| `trainable_parameters` | `4884480` |",
@@ -339,6 +349,7 @@ def test_full_fine_tuning_and_scores() -> None:
 
 PARTS = ["git", "receipt", "overlap", "selection", "evaluation", "evaluation__baseline", "evaluation__comparison",
          "evaluation__comparison__forced", "evaluation__comparison__groups",
+         "evaluation__comparison__split", "evaluation__constant",
          "evaluation__comparison__smallest_visible_difference"]  # fmt: skip
 
 

@@ -183,6 +183,7 @@ COMBINATIONS = [
     tiny("dataset@eval.dataset=vignettes", "eval.dataset.choices=null"),
     tiny("eval.extract=x"),
     tiny("eval.task=exact", "eval.reading=last", "mode=train"),
+    tiny("eval.labels=[Ours]", "mode=train"),
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("eval.task=rouge", "select.metric=exact_match"),
