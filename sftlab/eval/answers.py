@@ -26,8 +26,9 @@ SPEED = "speed.json"
 
 @dataclass(frozen=True)
 class Question(Record):
-    """A prompt that needs a completion; or one that has a ``completion`` and needs a forced choice.
+    """A prompt that needs a completion; or one that has a ``completion`` and needs letters.
 
+    ``has_forced`` and ``has_letters`` are whether it has its forced choice and the letters directly after the question.
     ``repeat`` counts generations of the test set from 0, and ``row`` is the place in the test set. ``choices`` has the
     letters to choose from.
     """
@@ -39,6 +40,8 @@ class Question(Record):
     choices: str
     completion: str | None = None
     finish_reason: str | None = None
+    has_forced: bool = False
+    has_letters: bool = False
 
 
 @dataclass(frozen=True)

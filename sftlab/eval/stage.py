@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -183,14 +183,19 @@ def _questions(prompts: Prompts, cfg: EvalConfig, seed: int, answers: Answers) -
             random.Random(f"{seed}-{repeat}").shuffle(order)
         for row in order:
             prompt, answer = prompts.rows[row], answers.get((repeat, row))
-            done = (None, None) if answer is None else (answer.completion, answer.finish_reason)
-            question = Question(repeat, row, prompt.text, prompt.token_ids, prompt.choices, *done)
-            if (
-                answer is None
-                or (answer.forced is None and pattern is not None and needs_choice(question, pattern))
-                or (answer.letters is None and repeat == 0 and with_logprobs(cfg))
-            ):
-                questions.append(question)
+            question = Question(repeat, row, prompt.text, prompt.token_ids, prompt.choices)
+            if answer is not None:
+                question = replace(
+                    question,
+                    completion=answer.completion,
+                    finish_reason=answer.finish_reason,
+                    has_forced=answer.forced is not None,
+                    has_letters=answer.letters is not None,
+                )
+                forced = pattern is None or question.has_forced or not needs_choice(question, pattern)
+                if forced and (question.has_letters or repeat > 0 or not with_logprobs(cfg)):
+                    continue
+            questions.append(question)
     if answers:
         log.info("evaluate: %d completed answers are reused, %d remain", len(answers), len(questions))
     return questions

@@ -70,12 +70,14 @@ def run(folder: Path, task: GenerateTask) -> None:
                 tokens += len(completion.token_ids)
             seconds += time.monotonic() - begin_repeat
             if task.pattern is not None:
-                silent = [question for question in part.values() if needs_choice(question, task.pattern)]
+                lacking = [question for question in part.values() if not question.has_forced]
+                silent = [question for question in lacking if needs_choice(question, task.pattern)]
                 for question, logprobs in choose_letters(engine, task.settings, silent):
                     _append(forced, Letters(repeat, question.row, logprobs))
             if task.logprobs and repeat == 0:
                 # An empty answer that was truncated: reasoning that the prompt opens is closed first.
-                bare = [replace(question, completion="", finish_reason="length") for question in part.values()]
+                lacking = [question for question in part.values() if not question.has_letters]
+                bare = [replace(question, completion="", finish_reason="length") for question in lacking]
                 for question, logprobs in choose_letters(engine, task.settings, bare):
                     _append(letters, Letters(repeat, question.row, logprobs))
     write_json(folder / SPEED, asdict(Speed(ready - begin, seconds, tokens)))
