@@ -76,6 +76,7 @@ class DatasetConfig(Section):
     subset: str | None
     revision: str | None
     split: dict[Literal["train", "validation", "test"], Annotated[float, Field(ge=0)]]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     max_rows: PositiveInt | None
     keep: str | None
     id: str | None
@@ -86,6 +87,7 @@ class DatasetConfig(Section):
     choices: str | None
     options: str | None
     group_by: str | None
+    stratify_by: str | None
     max_overlap: Fraction
     allow_overlap: bool
 

@@ -142,8 +142,8 @@ def _stores(cfg: Config, scratch: Path) -> tuple[Store, Store]:
 
 
 def _dataset(cfg: Config, store: Store, temporary: Store) -> dataset.Dataset:
-    _log_stage("dataset", is_cached=store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))
-    data = dataset.make(temporary, cfg.dataset, cfg.seed)
+    _log_stage("dataset", is_cached=store.has("dataset", dataset.inputs(cfg.dataset)))
+    data = dataset.make(temporary, cfg.dataset)
     if data.stage.cached:  # otherwise `make` has logged this
         log.info("dataset: %s", data.counts())
     return data

@@ -42,7 +42,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     store, machine = Store(cfg.store), instance.find(cfg.instance)
     preflight.check(machine, cfg)
     cfg = pinned_data(cfg)
-    data = dataset.make(store, cfg.dataset, cfg.seed)
+    data = dataset.make(store, cfg.dataset)
     test = contenders.read_test(cfg, store, data)
     job.overlap, examined = gate(cfg, store, data, test.examples, test.key)  # before the model is downloaded
     check_answers(cfg, {**data.for_training(), "test": test.examples})
@@ -151,7 +151,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         link(run.folder / "merged", merged.stage.path)
         stages = {**winner.stages, "merged": str(merged.stage.path)}
         run.update(merge=merged.check, stages=stages)
-        test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset, cfg.seed))
+        test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
         finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
         both = {"baseline": Contender.of(base), "finetuned": finetuned}
         judged = contenders.judge(cfg, store, both, test, run.folder)
@@ -169,7 +169,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     """``mode=evaluate``: compare a model with the base on the test set. The result is set in ``job``."""
     preflight.check(instance.find(cfg.instance), cfg)
     store, cfg = Store(cfg.store), pinned_data(cfg)
-    data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
+    data = dataset.make(store, cfg.dataset) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, store, data)
     check_answers(cfg, {"test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)

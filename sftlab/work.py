@@ -66,7 +66,7 @@ def plan_job(cfg: Config, job: Job, folder: Path) -> None:
     job.config = cfg.model_dump()
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}
-    data = dataset.make(store, cfg.dataset, cfg.seed)
+    data = dataset.make(store, cfg.dataset)
     tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
@@ -92,7 +92,7 @@ def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
         cfg = cells[0][0].settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
         base = models.resolve(cfg.model, store, cfg.seed)
-        data = dataset.make(store, cfg.dataset, cfg.seed)
+        data = dataset.make(store, cfg.dataset)
         tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
         log.warning(
             "%s",
@@ -111,7 +111,7 @@ def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
     """``mode=preview``: show the rows that would be trained on, token by token. Returns the page."""
     store, cfg = Store(cfg.store), pinned_data(cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
-    data = dataset.make(store, cfg.dataset, cfg.seed)
+    data = dataset.make(store, cfg.dataset)
     preview(
         base.tokenizer(),
         data.for_training(),

@@ -7,7 +7,8 @@ import signal
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import pytest
 from commands import parse_yaml_once
@@ -151,6 +152,22 @@ def vignette(number: int, **changed: Any) -> Row:
 
 def vignettes(count: int) -> list[Row]:
     return [vignette(number) for number in range(count)]
+
+
+class Rendered(NamedTuple):
+    """The examples of each split, and by column the subgroups of the test rows."""
+
+    splits: dict[str, list[Any]]
+    subgroups: dict[str, Any]
+
+
+def rendered(cfg: Any, **options: Any) -> Rendered:
+    """Render a dataset that is on this machine."""
+    from sftlab.dataset.examples import render_examples
+
+    with TemporaryDirectory() as folder:
+        result = render_examples(cfg, None, Path(folder), **options)
+        return Rendered({name: list(rows) for name, rows in result.splits.items()}, dict(result.subgroups))
 
 
 def write_rows(path: Path, rows: list[Row]) -> Path:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.runtime import Context
 
-TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by")
+TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by", "stratify_by")
 """Keys of a dataset that are templates. ``keep`` is an expression."""
 
 MISSING = {"", "nan", "none", "null", "nat", "<na>", "n/a"}
@@ -114,7 +114,7 @@ class Templates:
         choices = self._choices(text["choices"], problems)
         targets = self._targets(row, choices, problems)
         try:
-            group, options = self._group(row), _options(text["options"], f"{self.key}.options")
+            group, options = self._label("group_by", row), _options(text["options"], f"{self.key}.options")
         except ConfigError as error:
             problems += error.problems
         if problems:
@@ -245,19 +245,30 @@ class Templates:
         except Exception as error:
             raise self._render_error("target", row, error) from error
 
-    def _group(self, row: TemplateRow) -> str | None:
-        """Render ``group_by``; None if it writes a null or an undefined value, or if it writes literal text only.
+    def stratum(self, row: TemplateRow, place: str) -> str | None:
+        """Return the stratum of a row; None if it has none.
+
+        Raises:
+            ConfigError: the template cannot be rendered.
+        """
+        try:
+            return self._label("stratify_by", row)
+        except ConfigError as error:
+            raise self._placed(row, place, error.problems) from error
+
+    def _label(self, name: str, row: TemplateRow) -> str | None:
+        """Render ``group_by`` or ``stratify_by``; None if it writes a null, an undefined value, or literal text only.
 
         "case {{ number }}" of rows without a number is not a group that these rows share.
         """
         from jinja2 import UndefinedError
 
-        if "group_by" not in self._sources:
+        if name not in self._sources:
             return None
         values = {name: NULL if _is_missing(value) else value for name, value in row.values.items()}
         written = count_written()
         try:
-            text = self._text("group_by", TemplateRow(values, row.conversations))
+            text = self._text(name, TemplateRow(values, row.conversations))
         except ConfigError as error:
             if isinstance(error.__cause__, UndefinedError):
                 return None

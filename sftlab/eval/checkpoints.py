@@ -32,7 +32,7 @@ def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
         cfg = job.settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)
-        data = dataset.make(store, cfg.dataset, cfg.seed)
+        data = dataset.make(store, cfg.dataset)
         settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
         examples = data.split("validation")
         prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)

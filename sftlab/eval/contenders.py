@@ -59,12 +59,12 @@ def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSe
     """Read the test set: that of eval.dataset if it is set, else of the dataset itself."""
     mounted = cfg.eval.dataset is not None
     if cfg.eval.dataset is not None:
-        data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
+        data = dataset.make(store, cfg.eval.dataset, mounted=True)
     assert data is not None
-    rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
+    source = cfg.eval.dataset or cfg.dataset
+    rows = dataset.test_rows(data, cfg.eval.max_rows, source.seed)
     if MODES[cfg.mode].reads_test and cfg.eval.group_by is not None:
-        source = cfg.eval.dataset or cfg.dataset
-        values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
+        values = dataset.subgroups(source, cfg.eval.group_by, mounted=mounted)
         rows = [replace(row, subgroup=values[row.id]) for row in rows]
     return EvalSet(rows, data.stage.key)
 

@@ -22,7 +22,7 @@ CHECKED: set[str] = set()
 
 MOST_GENERATED = 100_000  # rows; there are few more different questions
 # Keys outside the dataset's section that decide whether its rows can be used.
-JUDGED_BY = ("eval", "select.metric", "mode", "seed")
+JUDGED_BY = ("eval", "select.metric", "mode")
 
 
 def dataset_problems(cfg: Config) -> Iterator[Problem]:
@@ -76,12 +76,12 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
     """Check every row of a local dataset once per process."""
     tested = MODES[cfg.mode].reads_test and (mounted or cfg.eval.dataset is None)
     column = cfg.eval.group_by if tested else None
-    store, inputs = Store(cfg.store), dataset.inputs(data, cfg.seed, mounted=mounted)
+    store, inputs = Store(cfg.store), dataset.inputs(data, mounted=mounted)
     judged = {"eval": cfg.eval.model_dump(), "select": cfg.select.metric, "mode": cfg.mode}
     known = key_of({"rows": inputs, "column": column, **judged})
     if known in CHECKED:
         return
-    splits = dataset.load(store, data, cfg.seed, mounted=mounted, column=column)
+    splits = dataset.load(store, data, mounted=mounted, column=column)
     has_choices = not scorer(cfg.eval).lettered or data.choices is not None
     if has_choices and not any(evaluation_problems(cfg)):  # these are reported themselves
         used = {"train": not mounted, "validation": not mounted, "test": tested}

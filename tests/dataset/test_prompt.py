@@ -24,6 +24,7 @@ def settings(**changed: Any) -> DatasetConfig:
         "subset": None,
         "revision": None,
         "split": {"train": 0.5, "validation": 0.25, "test": 0.25},
+        "seed": 42,
         "max_rows": None,
         "keep": None,
         "id": "{{ id }}",
@@ -34,6 +35,7 @@ def settings(**changed: Any) -> DatasetConfig:
         "choices": "{{ options | join }}",
         "options": "{{ options | tojson }}",
         "group_by": None,
+        "stratify_by": None,
         "max_overlap": 1.0,
         "allow_overlap": False,
     }

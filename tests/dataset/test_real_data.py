@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import rendered
 
 from sftlab.dataset import overlap
-from sftlab.dataset.examples import render_examples
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not on this machine")
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not on thi
 
 def test_medqa_cot_splits_by_seed_and_shares_nothing(config: Any) -> None:
     cfg = config("+experiment=medqa", f"dataset.name_or_path={DATA / 'medqa_cot'}").dataset
-    splits = render_examples(cfg, 42, None).splits
+    splits = rendered(cfg).splits
     sizes = {name: len(rows) for name, rows in splits.items()}
     assert sum(sizes.values()) == 3741
     assert sizes["validation"] == sizes["test"] == 187
@@ -22,7 +22,9 @@ def test_medqa_cot_splits_by_seed_and_shares_nothing(config: Any) -> None:
         for example in rows:
             assert example.target in example.choices
             assert f"({example.target})" in example.assistant
-    assert [row.id for row in render_examples(cfg, 43, None).splits["test"]] != [row.id for row in splits["test"]]
+    assert [row.id for row in rendered(cfg.model_copy(update={"seed": 43})).splits["test"]] != [
+        row.id for row in splits["test"]
+    ]
     actual = overlap.find_overlaps(splits, max_overlap=cfg.max_overlap)
     assert {(pair.left_split, pair.right_split) for pair in actual.pairs} == {
         ("validation", "train"),
@@ -35,7 +37,7 @@ def test_medqa_mounted_as_a_test_set_is_the_whole_file(config: Any) -> None:
     cfg = config(
         "+experiment=medqa", "dataset@eval.dataset=medqa", f"eval.dataset.name_or_path={DATA / 'medqa' / 'test.jsonl'}"
     ).eval.dataset
-    splits = render_examples(cfg, 42, None, mounted=True).splits
+    splits = rendered(cfg, mounted=True).splits
     assert len(splits["test"]) == 1273
     assert splits["train"] == splits["validation"] == []
     example = splits["test"][0]

@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 def data(tmp_path: Path, rows: list[dict[str, Any]]) -> dataset.Dataset:
     path = write_rows(tmp_path / "rows.jsonl", rows)
     split = {"train": 0.75, "validation": 0.25, "test": 0}
-    return dataset.make(Store(tmp_path / "store"), settings(name_or_path=str(path), split=split), 42)
+    return dataset.make(Store(tmp_path / "store"), settings(name_or_path=str(path), split=split))
 
 
 def made(tmp_path: Path, base: Base, max_length: int, allowed: bool = False, rows: Any = None) -> tokenize.Tokenized:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import problem, vignette, vignettes, write_rows
+from conftest import problem, rendered, vignette, vignettes, write_rows
 from test_cli import refused, sftlab, whole
 
 from sftlab.config import EvalConfig
@@ -248,13 +248,11 @@ SHARES = "dataset.split={train: 0.8, validation: 0.1, test: 0.1}"
 
 
 def test_slds_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) -> None:
-    from sftlab.dataset.examples import render_examples
-
     folder = decisions(tmp_path / "slds", train=6, validation=2, test=4)
     cfg = config("+experiment=slds", f"dataset.name_or_path={folder}", *HERE)
     assert (cfg.eval.task, cfg.eval.group_by, cfg.dataset.subset) == ("rouge", "law_area", "fr_de")
-    rendered = render_examples(cfg.dataset, cfg.seed, None, column=cfg.eval.group_by)
-    splits, subgroups = rendered.splits, rendered.subgroups[cfg.eval.group_by]
+    result = rendered(cfg.dataset, column=cfg.eval.group_by)
+    splits, subgroups = result.splits, result.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "validation": 2, "test": 4}
     one = splits["test"][0]
     assert "headnote of the decision in German" in one.system
@@ -263,13 +261,11 @@ def test_slds_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) 
 
 
 def test_text_to_sql_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) -> None:
-    from sftlab.dataset.examples import render_examples
-
     folder = statements(tmp_path / "sql", train=40, test=4)
     cfg = config("+experiment=text_to_sql", f"dataset.name_or_path={folder}", *HERE)
     assert (cfg.eval.task, cfg.eval.extract, cfg.eval.group_by) == ("exact", "{{ text | sql }}", "sql_complexity")
-    rendered = render_examples(cfg.dataset, cfg.seed, None, column=cfg.eval.group_by)
-    splits, subgroups = rendered.splits, rendered.subgroups[cfg.eval.group_by]
+    result = rendered(cfg.dataset, column=cfg.eval.group_by)
+    splits, subgroups = result.splits, result.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 38, "validation": 2, "test": 4}
     assert splits["test"][1].target == "SELECT a,\n       b\nFROM test1\nWHERE a=1"
     assert subgroups[splits["test"][1].id] == "aggregation"
@@ -292,7 +288,7 @@ def test_a_column_of_the_test_rows_changes_no_stage(tmp_path: Path, config: Call
     ]
     plain, grouped = config(*settings), config(*settings, f"eval.group_by={BY}")
     store = Store(plain.store)
-    data = dataset.make(store, plain.dataset, plain.seed)
+    data = dataset.make(store, plain.dataset)
     without, with_column = read_test(plain, store, data), read_test(grouped, store, data)
     assert with_column.key == without.key
     assert {row.subgroup for row in without.examples} == {None}
@@ -504,7 +500,7 @@ def test_targets_are_checked_when_the_dataset_is_cached(tmp_path: Path, config: 
     write_rows(tmp_path / "rows.jsonl", vignettes(40))
     settings = [f"dataset.name_or_path={tmp_path / 'rows.jsonl'}", f"store={tmp_path / 'store'}", SHARES, *HERE]
     cfg = config(*settings)
-    dataset.make(Store(cfg.store), cfg.dataset, cfg.seed)
+    dataset.make(Store(cfg.store), cfg.dataset)
     with pytest.raises(ConfigError, match="its group cannot match"):
         config(*settings, "eval.pattern='answer is .([0-9])'")
     assert config(*settings, "eval.pattern='answer is .([0-9])'", "mode=train").mode == "train"

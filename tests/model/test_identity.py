@@ -123,7 +123,7 @@ def keys(cfg: Any) -> dict[str, str]:
     machine = instance.find(cfg.instance, elsewhere=True)
     prompts = Prompts([], {})
     inputs = (
-        dataset.inputs(cfg.dataset, cfg.seed),
+        dataset.inputs(cfg.dataset),
         tokenize.inputs("dataset", BASE, 8, False),
         train.inputs("tokens", BASE, cfg.peft, cfg.train, machine, cfg.seed),
         merge.inputs(Path("train/checkpoint-1"), BASE),

@@ -170,9 +170,9 @@ def test_rows_in_the_store_are_not_read_again(config: Compose, tmp_path: Path, m
     split = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
     overrides = ["model=tiny_random", f"dataset.name_or_path={rows}", split, f"store={tmp_path / 'store'}"]
     cfg = config(*overrides)
-    dataset.make(Store(cfg.store), cfg.dataset, cfg.seed)
+    dataset.make(Store(cfg.store), cfg.dataset)
     checked_rows.CHECKED.clear()  # as in another process
-    dataset._memory.clear()
+    dataset._rendered.clear()
     monkeypatch.setattr(dataset, "render_examples", lambda *_, **__: pytest.fail("was rendered again"))
     assert config(*overrides) == cfg
 
