@@ -45,7 +45,7 @@ def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Mapping[s
     """Return the inputs of a dataset: its settings, the seed, the content of its source and library versions."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # both judge rows, and change none
     return {
-        "version": 5,
+        "version": 6,
         "dataset": settings,
         "seed": seed,
         "mounted": mounted,

@@ -86,7 +86,7 @@ def test_a_csv_files_cells_stay_text(tmp_path: Path) -> None:
         writer.writerow(["007", 'Two, "quoted"\nlines?', "NA", "A"])
         writer.writerow(["1e3", "None", "x" * 200_000, "B"])
     result = examples(tmp_path / "a.csv", mounted=True, **flat())["test"]
-    assert [(row.id, row.user, row.target) for row in result] == [
+    assert [(row.id, row.question, row.target) for row in result] == [
         ("007", 'Two, "quoted"\nlines?', "A"),
         ("1e3", "None", "B"),
     ]
