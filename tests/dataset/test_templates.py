@@ -462,7 +462,7 @@ def test_a_column_whose_name_is_not_an_identifier_is_read_by_row(name: str) -> N
     remedy = re.search(r"write (\{\{.*\}\})", str(refused.value))
     assert remedy
     joined = Templates(settings(user=remedy[1]), "dataset", list(row)).example({**row, name: ["a", "b"]}, "x", "row 1")
-    assert joined.user == "a, b"
+    assert joined.question == "a, b"
 
 
 def test_the_remedy_for_a_list_of_choices_works() -> None:
@@ -508,12 +508,12 @@ def test_texts_and_pairs_of_texts_in_a_column_named_after_a_conversation(column:
     if pairs:
         loop = f"{{% for q, a in {column} %}}{{{{ q }}}}{{{{ a if not loop.last }}}} {{% endfor %}}"
         result = chat({column: turns}, id=None, user=loop, assistant=f"{{{{ {column}[-1][1] }}}}")
-        assert (result.user, result.assistant) == ("q1a1 q2 ", "a2")
+        assert (result.question, result.assistant) == ("q1a1 q2 ", "a2")
     else:
         result = chat(
             {column: turns}, id=None, user=f"{{{{ {column}[:3] | join(' ') }}}}", assistant=f"{{{{ {column} | last }}}}"
         )
-        assert (result.user, result.assistant) == ("q1 a1 q2", "a2")
+        assert (result.question, result.assistant) == ("q1 a1 q2", "a2")
     assert chat({column: turns[: 1 if pairs else 2]}, **used).assistant == "a1"
 
 
@@ -563,7 +563,7 @@ def test_conversations_of_which_nothing_is_dropped() -> None:
         == "u1"
     )
     long = chat(talk("u1", "a1", "u2", "a2"), user=LOOP, assistant="{{ messages[-1].content }}")
-    assert (long.user, long.assistant) == ("user: u1\nassistant: a1\nuser: u2\n", "a2")
+    assert (long.question, long.assistant) == ("user: u1\nassistant: a1\nuser: u2\n", "a2")
     assert chat(
         talk("u1", "a1", "u2", "a2"), user="{{ messages[:-1] | tojson }}", assistant="{{ messages[3].content }}"
     )
