@@ -71,7 +71,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Call
     result = examples(tmp_path / name, mounted=True)["test"]
     assert [example.id for example in result] == ["row-1", "row-0", "row-2"]
     assert [example.choices for example in result] == ["ABC", "AB", "AB"]
-    assert result[2].user == "Größe? (A) this (B) that"
+    assert result[2].question == "Größe? (A) this (B) that"
 
 
 def flat(**changed: Any) -> dict[str, Any]:
