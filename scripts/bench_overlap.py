@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from sftlab.dataset import overlap
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 
 SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 MAX_OVERLAP = 0.8
@@ -36,12 +36,14 @@ def corpus(rows: int, templated: float, planted: int) -> tuple[dict[str, list[Ex
         return " ".join(parts)
 
     splits = {
-        name: [Example(f"{name}-{row}", "", text(), "", "") for row in range(round(rows * share))]
+        name: [Example(f"{name}-{row}", single_turn("", text(), ""), "") for row in range(round(rows * share))]
         for name, share in SHARES.items()
     }
     for row in range(planted):
-        source = rng.choice(splits["train"]).user
-        splits["test"][row] = Example(f"test-{row}", "", source.upper().replace(" ", ",  ", 3) + "?", "", "")
+        source = rng.choice(splits["train"]).question
+        splits["test"][row] = Example(
+            f"test-{row}", single_turn("", source.upper().replace(" ", ",  ", 3) + "?", ""), ""
+        )
     return splits, planted
 
 
@@ -49,7 +51,7 @@ def naive(splits: dict[str, list[Example]], n: int = 8) -> None:
     """The same three comparisons with a dict from each gram to its rows and a counter for each question."""
     grams = {}
     for name, examples in splits.items():
-        words = [overlap.normalise_question(example.user).split() for example in examples]
+        words = [overlap.normalise_question(example.question).split() for example in examples]
         grams[name] = [{tuple(row[at : at + n]) for at in range(max(len(row) - n, 0) + 1)} for row in words]
     for left, right in overlap.PAIRS:
         holders = defaultdict(list)

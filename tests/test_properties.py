@@ -19,7 +19,7 @@ from sftlab.errors import ConfigError
 from sftlab.eval.extract import compile_pattern, last, normalise_answer, read, strict
 from sftlab.eval.lenient import lenient
 from sftlab.eval.statistics import compare, compare_scores, wilson
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 from sftlab.report import preview
 from sftlab.validation.keys import known_keys
 from sftlab.validation.validate import validate
@@ -82,7 +82,9 @@ SIZES = st.one_of(st.integers(0, 60), st.floats(0, 0.99)).map(float)
 @st.composite
 def examples(draw: Any) -> list[Example]:
     groups = draw(st.lists(st.none() | st.sampled_from("abcdefgh"), min_size=1, max_size=60))
-    return [Example(f"row-{number}", "", "?", "!", "A", group=group) for number, group in enumerate(groups)]
+    return [
+        Example(f"row-{number}", single_turn("", "?", "!"), "A", group=group) for number, group in enumerate(groups)
+    ]
 
 
 @many

@@ -11,14 +11,12 @@ from sftlab.dataset.wording import short
 from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import marks as reasoning_marks
 from sftlab.model.reasoning import without_marks
+from sftlab.records import Message, Role, text_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
-"""A chat turn: ``role`` and ``content``."""
-
-PROBES = {"system": "\U000ffff0", "user": "\U000ffff1", "assistant": "\U000ffff2"}
+PROBES: dict[Role, str] = {"system": "\U000ffff0", "user": "\U000ffff1", "assistant": "\U000ffff2"}
 """A single character in place of each turn's text: what a template writes around it, it writes around any text."""
 
 PRIVATE_USE = range(0xF0000, 0xFFFFE)  # code points that no text should contain
@@ -34,7 +32,7 @@ class Outline(NamedTuple):
     prompt: str
     tail: str | None
 
-    def has_text_of(self, role: str) -> bool:
+    def has_text_of(self, role: Role) -> bool:
         """Return whether the template writes the text of a role."""
         return PROBES[role] in self.prompt
 
@@ -56,9 +54,9 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: list[Message], *, generati
 
 
 @cache
-def outline_of(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Outline:
+def outline_of(tokenizer: PreTrainedTokenizerBase, roles: tuple[Role, ...]) -> Outline:
     """Return what the chat template writes around turns of these roles and the assistant turn after them."""
-    turns = [{"role": role, "content": PROBES[role]} for role in (*roles, "assistant")]
+    turns: list[Message] = [{"role": role, "content": PROBES[role]} for role in (*roles, "assistant")]
     full = render(tokenizer, turns, generation=False)
     before, _, tail = full.rpartition(PROBES["assistant"])
     return Outline(render(tokenizer, turns[:-1], generation=True), tail if before else None)
@@ -116,7 +114,7 @@ def mark_special_tokens(
     stay: the template looks for them, and the model generates them as tokens.
     """
     specials, first = _special_tokens(tokenizer)
-    texts = "".join(turn["content"] for turn in turns)
+    texts = "".join(map(text_of_turn, turns))
     if first.isdisjoint(texts):
         return turns, {}
     free = (char for code in PRIVATE_USE if (char := chr(code)) not in texts)
@@ -126,7 +124,7 @@ def mark_special_tokens(
         turns = [
             turn
             if turn["role"] == "assistant" and special in thoughts
-            else {**turn, "content": turn["content"].replace(special, mark)}
+            else {**turn, "content": text_of_turn(turn).replace(special, mark)}
             for turn in turns
         ]
     return turns, marks

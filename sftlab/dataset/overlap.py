@@ -46,7 +46,7 @@ def _punctuation() -> re.Pattern[str]:
 
 
 def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int = 8) -> OverlapReport:
-    """Find the questions (``Example.user``) that an earlier split contains.
+    """Find the questions (``Example.question``) that an earlier split contains.
 
     The overlap of a question is the largest share of its distinct word n-grams that a single row of the other split
     contains. Of rows with the same share, an exact duplicate is reported before others, then the first row. Shares are
@@ -96,7 +96,7 @@ class _Split:
 
     def __init__(self, name: str, examples: Sequence[Example], n: int) -> None:
         self.name, self.examples = name, examples
-        self.texts = [normalise_question(example.user) for example in examples]
+        self.texts = [normalise_question(example.question) for example in examples]
         self.first = {text: row for row, text in reversed(list(enumerate(self.texts)))}
         hashes, lengths = array("q"), array("q")
         for text in self.texts:
@@ -134,8 +134,8 @@ def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[OverlapPair,
                 right_id=holder.id,
                 share=float(share[row]),
                 exact=bool(exact[row]),
-                left_text=question.user,
-                right_text=holder.user,
+                left_text=question.question,
+                right_text=holder.question,
             )
         )
     pair = OverlapPair(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from sftlab.dataset.chat_template import (
-    Message,
     end_token,
     extra_text,
     mark_special_tokens,
@@ -19,7 +18,7 @@ from sftlab.dataset.chat_template import (
 )
 from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import marks_with_spacing, opening_at_end, unclosed
-from sftlab.records import Example
+from sftlab.records import Example, Message, text_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,12 +47,6 @@ class Tokens:
 
 class ChangedTextError(ConfigError):
     """A chat template changes the text of a row, which the problem names."""
-
-
-def messages(example: Example) -> list[Message]:
-    """Return the prompt as chat messages. An empty system text gives no system turn."""
-    system = [{"role": "system", "content": example.system}] if example.system else []
-    return [*system, {"role": "user", "content": example.user}]
 
 
 def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Example], split: str) -> Iterator[T]:
@@ -95,9 +88,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
             the turn without a special token.
         ChangedTextError: the template leaves out or rewrites part of a text.
     """
-    turns, marks = mark_special_tokens(
-        tokenizer, [*messages(example), {"role": "assistant", "content": example.assistant}]
-    )
+    turns, marks = mark_special_tokens(tokenizer, example.messages)
     prompt_text = _prompt(tokenizer, turns[:-1], example.id)
     full_text = render(tokenizer, turns, generation=False)
     if not full_text.startswith(prompt_text):
@@ -108,11 +99,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
                 f"the chat template of {tokenizer.name_or_path} does not begin a conversation with its prompt (it may "
                 "strip or move text)",
                 "set model.chat_template to another one"
-                + (", or set dataset.system=null if it moves the system text" if example.system else ""),
+                + (", or set dataset.system=null if it moves the system text" if turns[0]["role"] == "system" else ""),
                 ("model.chat_template", "dataset.system"),
             )
         )
-    written, answer = full_text[len(prompt_text) :], turns[-1]["content"].strip()
+    written, answer = full_text[len(prompt_text) :], text_of_turn(turns[-1]).strip()
     body = _body(written, answer, outline_of(tokenizer, tuple(turn["role"] for turn in turns[:-1])).tail)
     # The prompt may end with the opening mark with which the answer begins, as in "<think>\n".
     whole = (opening_at_end(prompt_text) + body).rstrip()
@@ -148,7 +139,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
         )
     prompt, text = token_ids(tokenizer, prompt_text, marks)
     completion, _ = token_ids(tokenizer, written, marks)
-    indentation = _INDENTATION.match(turns[-1]["content"])
+    indentation = _INDENTATION.match(text_of_turn(turns[-1]))
     dedented = indentation is not None and not whole[: -len(answer)].endswith(indentation[1])
     return Tokens(prompt=prompt, completion=completion, text=text, dedented=dedented)
 
@@ -159,13 +150,13 @@ def prompt_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple
     Raises:
         ChangedTextError: the template leaves out or rewrites part of a text.
     """
-    turns, marks = mark_special_tokens(tokenizer, messages(example))
+    turns, marks = mark_special_tokens(tokenizer, example.prompt)
     return token_ids(tokenizer, _prompt(tokenizer, turns, example.id), marks)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, example: Example) -> int | None:
     """Return the token by which the chat template ends an assistant turn; None if it writes no special token there."""
-    tail = outline_of(tokenizer, tuple(turn["role"] for turn in messages(example))).tail
+    tail = outline_of(tokenizer, tuple(turn["role"] for turn in example.prompt)).tail
     return None if tail is None else end_token(tokenizer, tail)
 
 
@@ -174,7 +165,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[Message], row: str) 
     text = render(tokenizer, turns, generation=True)
     outline = outline_of(tokenizer, tuple(turn["role"] for turn in turns))
     for turn in turns:
-        if not outline.has_text_of(turn["role"]) or turn["content"].strip() not in text:
+        if not outline.has_text_of(turn["role"]) or text_of_turn(turn).strip() not in text:
             message = f"the prompt does not contain the {turn['role']} text unchanged"
             raise ChangedTextError(Problem(row, None, message, keys=CAUSES))
     return text

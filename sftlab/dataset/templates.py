@@ -22,7 +22,7 @@ from sftlab.dataset.template_errors import (
 from sftlab.dataset.values import NULL, Conversation, NotTextError
 from sftlab.dataset.wording import listing, short
 from sftlab.errors import ConfigError, Problem
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -121,9 +121,7 @@ class Templates:
             raise self._placed(row, place, problems)
         return Example(
             id=text["id"] if text["id"] is not None else default_id,
-            system=text["system"] or "",
-            user=text["user"] or "",
-            assistant=text["assistant"] or "",
+            messages=single_turn(text["system"] or "", text["user"] or "", text["assistant"] or ""),
             target=targets[0],
             choices=choices,
             group=group,

@@ -21,7 +21,7 @@ from sftlab.eval.rows import Row, columns, is_letter, parse
 from sftlab.eval.scorers import Scorer, scorer
 from sftlab.eval.scorers.choice import folded
 from sftlab.model.reasoning import opened_by_prompt
-from sftlab.records import Example, Prediction
+from sftlab.records import Example, Prediction, single_turn
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +40,14 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
         raise ConfigError(*problems)
     pairs = _pairs(a, left, b, right, cfg)
     letters = _letters(a, pairs) if score.lettered else ""
-    examples = []
+    examples, nothing = [], single_turn("", "", "")
     for row, other in pairs:
         options = other.options | row.options
         choices = "".join(sorted({*options, *row.targets})) if letters and options else letters
         texts = {letter: text for letter, text in options.items() if text} or None
         group, subgroup = row.group or other.group, row.subgroup or other.subgroup
         several = row.targets if len(row.targets) > 1 else None
-        examples.append(
-            Example(row.generation.id, "", "", "", row.targets[0], choices, group, texts, subgroup, several)
-        )
+        examples.append(Example(row.generation.id, nothing, row.targets[0], choices, group, texts, subgroup, several))
     lines = {row.generation.id: row.line for row, other in pairs if row.likeliest is None or other.likeliest is None}
     with_text = [example for example in examples if example.id in lines]
     predictions = tuple(_predictions([pair[side] for pair in pairs], examples, score) for side in (0, 1))

@@ -22,7 +22,7 @@ from sftlab.model import base as models
 from sftlab.model.base import Base, stop_tokens
 from sftlab.model.random import CHATML, save_random_model
 from sftlab.model.reasoning import answered
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 from sftlab.report.preview import preview
 from sftlab.runtime.store import Store
 
@@ -57,10 +57,10 @@ def tokenizer(folder: Path, template: str, time: str | None = None) -> Any:
     return Base("tiny", folder, "identity", False, template, template_time=time).tokenizer()
 
 
-def example(assistant: str = "The answer is (A).", **changed: Any) -> Example:
-    return Example(
-        **{"id": "r0", "system": "Be brief.", "user": "Which?", "assistant": assistant, "target": "A"} | changed
-    )
+def example(
+    assistant: str = "The answer is (A).", system: str = "Be brief.", user: str = "Which?", choices: str = ""
+) -> Example:
+    return Example("r0", single_turn(system, user, assistant), "A", choices)
 
 
 @pytest.mark.parametrize(

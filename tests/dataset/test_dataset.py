@@ -71,7 +71,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Call
     result = examples(tmp_path / name, mounted=True)["test"]
     assert [example.id for example in result] == ["row-1", "row-0", "row-2"]
     assert [example.choices for example in result] == ["ABC", "AB", "AB"]
-    assert result[2].user == "Größe? (A) this (B) that"
+    assert result[2].question == "Größe? (A) this (B) that"
 
 
 def flat(**changed: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_a_csv_files_cells_stay_text(tmp_path: Path) -> None:
         writer.writerow(["007", 'Two, "quoted"\nlines?', "NA", "A"])
         writer.writerow(["1e3", "None", "x" * 200_000, "B"])
     result = examples(tmp_path / "a.csv", mounted=True, **flat())["test"]
-    assert [(row.id, row.user, row.target) for row in result] == [
+    assert [(row.id, row.question, row.target) for row in result] == [
         ("007", 'Two, "quoted"\nlines?', "A"),
         ("1e3", "None", "B"),
     ]

@@ -14,12 +14,14 @@ import pytest
 
 from sftlab.dataset import overlap
 from sftlab.dataset.overlap import describe, find_overlaps, normalise_question
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 from sftlab.results import OverlapPair, OverlapReport, OverlapRow
 
 
 def rows(name: str, texts: Sequence[str]) -> list[Example]:
-    return [Example(f"{name}-{row}", "system", text, "assistant", "target") for row, text in enumerate(texts)]
+    return [
+        Example(f"{name}-{row}", single_turn("system", text, "assistant"), "target") for row, text in enumerate(texts)
+    ]
 
 
 def splits(
@@ -55,8 +57,8 @@ def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple
         for question in data[left]:
             own, best = grams(question.user, n), (0.0, False, "")
             for row in data[right]:
-                same = normalise_question(question.user) == normalise_question(row.user)
-                share = len(own & grams(row.user, n)) / len(own)
+                same = normalise_question(question.question) == normalise_question(row.question)
+                share = len(own & grams(row.question, n)) / len(own)
                 if (share, same) > best[:2]:
                     best = (share, same, row.id)
             shares.append(best[0])
@@ -222,7 +224,7 @@ def test_boilerplate_is_measured_and_does_not_explode() -> None:
         assert actual.examined in (500, 501)
         assert actual.p50 >= 52 / 77  # of 77 grams, the boilerplate alone is 13 in each of 4 parts
     assert report.worst[0].share == 1
-    holder = {example.id: grams(example.user, 8) for name in data for example in data[name]}
+    holder = {example.id: grams(example.question, 8) for name in data for example in data[name]}
     for worst in report.worst:
         assert worst.share == len(holder[worst.left_id] & holder[worst.right_id]) / len(holder[worst.left_id])
 

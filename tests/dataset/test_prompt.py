@@ -9,11 +9,11 @@ from conftest import TEMPLATE, vignette, vignettes, write_model
 
 from sftlab.config import DatasetConfig
 from sftlab.dataset import sandbox
-from sftlab.dataset.prompt import messages, prompt_tokens, tokenize
+from sftlab.dataset.prompt import prompt_tokens, tokenize
 from sftlab.dataset.templates import Templates
 from sftlab.errors import ConfigError
 from sftlab.model.base import Base
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 
 COLUMNS = list(vignette(0))
 
@@ -49,9 +49,11 @@ def example(row: dict[str, Any] | None = None, **changed: Any) -> Example:
 def test_an_example_from_a_row() -> None:
     assert example() == Example(
         id="row-3",
-        system="Answer.",
-        user="Question 3: what is it? (A) this (B) that",
-        assistant="Reason 3. Therefore, the answer is (A) this.",
+        messages=single_turn(
+            "Answer.",
+            "Question 3: what is it? (A) this (B) that",
+            "Reason 3. Therefore, the answer is (A) this.",
+        ),
         target="A",
         choices="AB",
         group=None,
@@ -62,12 +64,12 @@ def test_an_example_from_a_row() -> None:
 def test_markup_in_a_row_stays_as_it_is_and_is_no_template() -> None:
     row = vignette(1, question="K+ < 3 & pH > 7 {{ 7 * 7 }} {% raw %}", options={"A": "<b>é</b>", "B": "2"})
     result = example(row)
-    assert result.user == "K+ < 3 & pH > 7 {{ 7 * 7 }} {% raw %} (A) <b>é</b> (B) 2"
+    assert result.question == "K+ < 3 & pH > 7 {{ 7 * 7 }} {% raw %} (A) <b>é</b> (B) 2"
     assert result.options == {"A": "<b>é</b>", "B": "2"}
 
 
 def test_jinjas_own_functions_are_no_columns() -> None:
-    assert example(user="{% for n in range(2) %}{{ n }}{% endfor %}").user == "01"
+    assert example(user="{% for n in range(2) %}{{ n }}{% endfor %}").question == "01"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +155,9 @@ def test_keep_is_a_jinja_expression() -> None:
 
 
 def test_without_a_system_text_there_is_no_system_turn() -> None:
-    assert [turn["role"] for turn in messages(example())] == ["system", "user"]
-    assert [turn["role"] for turn in messages(example(system=None))] == ["user"]
-    assert [turn["role"] for turn in messages(example(system=""))] == ["user"]
+    assert [turn["role"] for turn in example().prompt] == ["system", "user"]
+    assert [turn["role"] for turn in example(system=None).prompt] == ["user"]
+    assert [turn["role"] for turn in example(system="").prompt] == ["user"]
 
 
 # — tokens —
@@ -245,7 +247,7 @@ SURPRISES = {
 @pytest.mark.parametrize("text", SURPRISES.values(), ids=SURPRISES)
 def test_text_with_surprises_goes_through_unchanged(base: Base, text: str) -> None:
     result = example(vignette(3, question=text, rationale=f"{text} the answer is (A)"))
-    assert result.user == f"{text} (A) this (B) that"
+    assert result.question == f"{text} (A) this (B) that"
     tokens = tokenize(base.tokenizer(), result)
     assert text in tokens.text
     assert base.tokenizer().decode(tokens.prompt) == tokens.text

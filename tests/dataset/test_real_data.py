@@ -43,4 +43,4 @@ def test_medqa_mounted_as_a_test_set_is_the_whole_file(config: Any) -> None:
     example = splits["test"][0]
     assert example.options is not None
     assert set(example.options) == set(example.choices) == set("ABCD")
-    assert example.user.endswith(f"(D) {example.options['D']}")
+    assert example.question.endswith(f"(D) {example.options['D']}")

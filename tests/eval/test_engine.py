@@ -19,7 +19,7 @@ from sftlab.eval.forced import FORCING, choose_letters
 from sftlab.eval.prompts import tokenize_prompts
 from sftlab.model.base import Base
 from sftlab.model.random import save_random_model
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 
 pytestmark = pytest.mark.smoke  # torch, and a model
 
@@ -242,7 +242,7 @@ def test_letters_with_the_same_tokens_are_refused(tmp_path: Path, config: Any) -
     (folder / "tokenizer.json").write_text(json.dumps(values | {"normalizer": {"type": "Lowercase"}}), "utf-8")
     base = Base("lower", folder, "identity", False, None)
     cfg = config("model=tiny_random", "eval.max_tokens=8")
-    example = Example("r0", "", "which?", "a", "a", choices="Aab")
+    example = Example("r0", single_turn("", "which?", "a"), "a", choices="Aab")
     with pytest.raises(ConfigError, match=r"eval\.forced=true: .*'A' and 'a' the same tokens.*set eval\.forced=false"):
         tokenize_prompts([example], base, "key", cfg.eval, 0)
     quiet = config("model=tiny_random", "eval.max_tokens=8", "eval.forced=false")

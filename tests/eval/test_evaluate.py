@@ -32,7 +32,7 @@ from sftlab.eval.stage import Model
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model import base as models
-from sftlab.records import Example, Generation, Prediction
+from sftlab.records import Example, Generation, Prediction, single_turn
 from sftlab.results import Repeats
 from sftlab.runtime.processes import Child
 from sftlab.runtime.store import Store
@@ -412,7 +412,10 @@ def real(config: Make, tmp_path: Path, *overrides: str) -> tuple[Any, ...]:
     cfg = config("model=tiny_random", "dataset.max_rows=48", "eval.dtype=bfloat16", *overrides)
     base = models.resolve(cfg.model, Store(tmp_path / "store"), 0)
     user = "Which of these is it? " * 3
-    examples = [Example(f"q{n}", "Answer the question.", f"{user}{'x' * n}", "", "A", choices="ABC") for n in range(12)]
+    examples = [
+        Example(f"q{n}", single_turn("Answer the question.", f"{user}{'x' * n}", ""), "A", choices="ABC")
+        for n in range(12)
+    ]
     prompts = tokenize_prompts(examples, base, "none", cfg.eval, 0)
     return Model(base.path, base.identity, False), prompts, cfg.eval, instance.find(cfg.instance), 0
 

@@ -18,7 +18,7 @@ from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.eval.scorers import scorer
 from sftlab.eval.subgroups import subgroups
-from sftlab.records import Example, Generation, Prediction
+from sftlab.records import Example, Generation, Prediction, single_turn
 from sftlab.results import SubgroupSide, Verdict
 
 SETTINGS: dict[str, Any] = {
@@ -41,7 +41,7 @@ def read(cfg: EvalConfig, *pairs: tuple[str, str], subgroup: list[str | None] | 
     names = [f"q{number}" for number in range(len(pairs))]
     kinds = subgroup or [None] * len(pairs)
     examples = [
-        Example(name, "", "Q", "A", target, subgroup=kind)
+        Example(name, single_turn("", "Q", "A"), target, subgroup=kind)
         for name, (_, target), kind in zip(names, pairs, kinds, strict=True)
     ]
     made = [Generation(name, "Q", text, "stop", 1) for name, (text, _) in zip(names, pairs, strict=True)]
@@ -124,7 +124,7 @@ def test_the_answer_may_be_read_out_of_a_text_by_the_config() -> None:
     assert [row.correct for row in rows] == [True, True, False]
     lost = EXACT.model_copy(update={"extract": "{{ text | search('#### *(.+)') }}"})
     with pytest.raises(ConfigError, match=r"makes nothing of it; test row 'q' has target 'none'; change"):
-        scorer(lost).check([Example("q", "", "", "", "none")])
+        scorer(lost).check([Example("q", single_turn("", "", ""), "none")])
 
 
 def test_subgroups_by_hand() -> None:
@@ -255,7 +255,7 @@ def test_slds_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) 
     splits, subgroups = result.splits, result.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "validation": 2, "test": 4}
     one = splits["test"][0]
-    assert "headnote of the decision in German" in one.system
+    assert "headnote of the decision in German" in str(one.prompt[0]["content"])
     assert one.target == one.assistant == "Art. 9 BV; Rechtsgleichheit für Bürger 9."
     assert (subgroups[one.id], one.group) == ("Civil law", "100 Ia 9")
 
@@ -510,21 +510,24 @@ def test_targets_are_checked_when_the_dataset_is_cached(tmp_path: Path, config: 
 
 def test_some_training_completions_may_say_something_else() -> None:
     rows = [
-        Example(f"q{n}", "", "Q", f"The answer is ({letter})", "A", "AB") for n, letter in enumerate(["A", "B", "A"])
+        Example(f"q{n}", single_turn("", "Q", f"The answer is ({letter})"), "A", "AB")
+        for n, letter in enumerate(["A", "B", "A"])
     ]
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
     warning = scorer(cfg).check_completions(rows) or ""
     assert "1 of 3 training completions are not read as their target; train row 'q1'" in warning
     assert scorer(cfg).check_completions(rows[:1]) is None
-    thought = [Example("q", "", "Q", "<think>The answer is (B)?</think>The answer is (A)", "A", "AB")]
+    thought = [Example("q", single_turn("", "Q", "<think>The answer is (B)?</think>The answer is (A)"), "A", "AB")]
     assert scorer(cfg).check_completions(thought) is None
 
 
 def test_any_of_several_targets_scores() -> None:
     examples = [
-        Example("q0", "", "Q", "A", "Berne", targets=["Berne", "Bern"]),
-        Example("q1", "", "Q", "A", "in the year 1901", targets=["in the year 1901", "1901"]),
-        Example("q2", "", "Q", "A", "<think>Two and two.</think> Four"),  # a target that is the whole completion
+        Example("q0", single_turn("", "Q", "A"), "Berne", targets=["Berne", "Bern"]),
+        Example("q1", single_turn("", "Q", "A"), "in the year 1901", targets=["in the year 1901", "1901"]),
+        Example(
+            "q2", single_turn("", "Q", "A"), "<think>Two and two.</think> Four"
+        ),  # a target that is the whole completion
     ]
     made = [
         Generation("q0", "Q", "<think>Berne?</think>bern.", "stop", 1),
@@ -540,14 +543,14 @@ def test_any_of_several_targets_scores() -> None:
     assert scorer(EXACT).result(exact, seed=1).value == pytest.approx(2 / 3)
     scorer(EXACT).check(examples)
     with pytest.raises(ConfigError, match=r"nothing is left to compare .* test row 'q' has target '```.n```'"):
-        scorer(EXACT).check([Example("q", "", "", "", "a", targets=["a", "```\n```"])])
+        scorer(EXACT).check([Example("q", single_turn("", "", ""), "a", targets=["a", "```\n```"])])
 
 
 @pytest.mark.smoke  # libraries that take seconds to import
 def test_of_several_references_the_most_similar_scores() -> None:
     examples = [
-        Example("q0", "", "Q", "A", "a b c d", targets=["a b c d", "x y"]),
-        Example("q1", "", "Q", "A", "a b"),
+        Example("q0", single_turn("", "Q", "A"), "a b c d", targets=["a b c d", "x y"]),
+        Example("q1", single_turn("", "Q", "A"), "a b"),
     ]
     made = [Generation(name, "Q", text, "stop", 1) for name, text in (("q0", "x y z"), ("q1", "a b c d"))]
     rows = scorer(ROUGE).scored(scorer(ROUGE).predictions(made, examples))
@@ -556,7 +559,7 @@ def test_of_several_references_the_most_similar_scores() -> None:
 
 def test_choices_in_lower_case_and_several_right_letters() -> None:
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"(?i)the answer is \(([A-Z])\)"})
-    examples = [Example(f"q{n}", "", "Q", "A", "b", "abcd", targets=["b", "d"]) for n in range(3)]
+    examples = [Example(f"q{n}", single_turn("", "Q", "A"), "b", "abcd", targets=["b", "d"]) for n in range(3)]
     texts = ["The answer is (B)", "the answer is (d)", "the answer is (c)"]
     generations = [Generation(f"q{n}", "", text, "stop", 1) for n, text in enumerate(texts)]
     rows = scorer(cfg).predictions(generations, examples)
@@ -719,12 +722,12 @@ def test_a_mounted_test_set_may_be_written_otherwise() -> None:
     from sftlab.config import DatasetConfig
 
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
-    rows = [Example("q", "", "Q", "(A)", "A", "AB")]
+    rows = [Example("q", single_turn("", "Q", "(A)"), "A", "AB")]
     with pytest.raises(ConfigError, match="none of 1 test completions"):
         scorer(cfg).check_completions(rows, "test")
     mounted = cfg.model_copy(update={"dataset": DatasetConfig.model_construct()})
     assert "1 of 1 test completions are not read" in (scorer(mounted).check_completions(rows, "test") or "")
-    assert scorer(cfg).check_completions([Example("q", "", "Q", "", "A", "AB")], "test") is None
+    assert scorer(cfg).check_completions([Example("q", single_turn("", "Q", ""), "A", "AB")], "test") is None
 
 
 def test_a_warning_about_training_completions_is_logged_without_a_run(

@@ -296,7 +296,7 @@ base = models.resolve(cfg.model, Store("store"), cfg.seed)
 cfg = pinned(cfg, base)
 rows = dataset.load(Store("store"), cfg.dataset)
 text = (base.path / "chat_template.jinja").read_text("utf-8")
-print(json.dumps([revisions(cfg), text, sorted(row.user for part in rows.values() for row in part)]))
+print(json.dumps([revisions(cfg), text, sorted(row.question for part in rows.values() for row in part)]))
 """
 
 

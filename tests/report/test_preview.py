@@ -17,7 +17,7 @@ from test_tokenize import data, made
 
 from sftlab.dataset.prompt import Tokens, tokenize
 from sftlab.model.base import Base
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 from sftlab.report.preview import BINS, histogram, pick, preview, spans, statistics, visible
 
 NASTY = f"[bold]x[/bold] \x1b[31mred\u202e :smile: café 中文 👩\u200d🚀 end .\r\n\t{HOSTILE}"
@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 def example(number: int = 0, user: str = "what is it?", assistant: str = "this") -> Example:
-    return Example(id=f"row-{number}", system="", user=user, assistant=assistant, target="A")
+    return Example(id=f"row-{number}", messages=single_turn("", user, assistant), target="A")
 
 
 def shown(tokenizer: Any, row: Example, max_length: int = 10_000) -> tuple[Tokens, list[Any]]:
