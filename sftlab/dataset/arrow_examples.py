@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sftlab.records import Example
 
 BATCH = 500  # examples of a record batch; every batch of a file but the last one has as many
-SORTED = 100 * BATCH  # examples that are in memory while a file is written in another order; whole batches
+SORTED = 2**28  # bytes of examples that are in memory while a file is written in another order
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,17 @@ def text_of(example: Example) -> str:
     return json.dumps(vars(example), ensure_ascii=False)
 
 
+def batch_of(texts: Iterable[str]) -> Any:
+    """Return a record batch of stored examples."""
+    from pyarrow import Array, py_buffer, record_batch, string
+
+    # pyarrow.array would import pandas.
+    encoded = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    column = Array.from_buffers(string(), len(encoded), [None, py_buffer(offsets), py_buffer(b"".join(encoded))])
+    return record_batch([column], ["example"])
+
+
 def write(path: Path, batches: Iterable[Any]) -> None:
     """Write record batches of one schema to a file."""
     from pyarrow import OSFile, ipc
@@ -104,15 +115,17 @@ def write(path: Path, batches: Iterable[Any]) -> None:
 def reorder(source: Path | None, rows: NDArray[np.int64], target: Path) -> None:
     """Write the examples in some rows of a file, in the order of ``rows``, to another file of batches of ``BATCH``.
 
-    The source is read once for every ``SORTED`` rows, so that few examples are in memory. No source has no rows.
+    The source is read once for every ``SORTED`` bytes of it, so that few examples are in memory. No source has no rows.
     """
     import pyarrow as pa
 
     schema = pa.schema([("example", pa.string())])
+    step = len(rows) if source is None else SORTED * len(rows) // max(source.stat().st_size, 1)
+    step = max(step // BATCH, 1) * BATCH
     with pa.OSFile(str(target), "wb") as out, closing(pa.ipc.new_file(out, schema)) as writer:
-        for start in range(0, len(rows), SORTED):
-            part = rows[start : start + SORTED]
-            table = pa.table({"example": _taken(source, part)}, schema)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            table = pa.Table.from_arrays([_taken(source, part)], schema=schema)
             writer.write_table(table, max_chunksize=BATCH)
 
 
@@ -127,7 +140,13 @@ def _taken(source: Path | None, rows: NDArray[np.int64]) -> Any:
         column = file.get_batch(number).column("example")
         first, last = np.searchsorted(ascending, [before, before + len(column)])
         if last > first:
-            parts.append(column.take(pa.array(ascending[first:last] - before)))
+            parts.append(column.take(_indices(ascending[first:last] - before)))
         before += len(column)
     # The place of each row in ascending order; a row occurs once.
-    return pa.concat_arrays(parts).take(pa.array(np.searchsorted(ascending, rows)))
+    return pa.concat_arrays(parts).take(_indices(np.searchsorted(ascending, rows)))
+
+
+def _indices(rows: NDArray[np.int64]) -> Any:
+    from pyarrow import Array, int64, py_buffer
+
+    return Array.from_buffers(int64(), len(rows), [None, py_buffer(rows)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain
@@ -15,7 +15,7 @@ import numpy as np
 
 from sftlab.config import DatasetConfig
 from sftlab.dataset import sources
-from sftlab.dataset.arrow_examples import Examples, open_file, reorder, text_of, write
+from sftlab.dataset.arrow_examples import Examples, batch_of, reorder, text_of, write
 from sftlab.dataset.formats import Chunk, Parsed
 from sftlab.dataset.parallel import in_order
 from sftlab.dataset.rows import Rows, Table, wrap
@@ -95,10 +95,14 @@ def render_examples(
             )
     for name, drawn in splits.items():
         reorder(files.get(drawn.source), np.array(drawn.rows, dtype=np.int64), folder / f"{name}.arrow")
-    subgroups = {} if column is None else {column: _subgroups(files, splits["test"])}
     for file in files.values():
         file.unlink()
-    return Rendered(folder, subgroups)
+    rendered = Rendered(folder)
+    if column is None:
+        return rendered
+    values = [labels[splits["test"].source].subgroups[row] for row in splits["test"].rows]
+    ids = [example.id for example in rendered.splits["test"]]
+    return Rendered(folder, {column: dict(zip(ids, values, strict=True))})
 
 
 def _read(cfg: DatasetConfig, commit: str | None, key: str) -> Source:
@@ -138,14 +142,14 @@ def _check_rows(cfg: DatasetConfig, surveys: Mapping[str, Survey], key: str) -> 
     for split, found in surveys.items():
         if not found.rows and split != "all" and Path(cfg.name_or_path).exists():
             raise ConfigError(sources.without_rows(Path(cfg.name_or_path), split))
-    if not any(found.readable for found in surveys.values()):
+    if not any(found.columns for found in surveys.values()):
         problems = [problem for found in surveys.values() for problem in found.problems]
         message, remedy = "has no rows", "give a source with at least one"
         raise ConfigError(*(problems or [Problem(f"{key}.name_or_path", shown(cfg.name_or_path), message, remedy)]))
 
 
 class RenderedRow(NamedTuple):
-    """A rendered row: its example as JSON, what decides about its split, and its subgroup."""
+    """A rendered row: its example as JSON, and its labels."""
 
     example: str
     id: str
@@ -178,7 +182,7 @@ class Renderer:
     whole_numbers: frozenset[Place]
     subgroup: str | None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "templates"}  # another process compiles
 
     @cached_property
@@ -240,7 +244,7 @@ def _render(
     first: dict[str, str] = {}  # id → the row that has it
     labels: dict[str, Labels] = {}
     for split, chunks in source.items():
-        labels[split] = Labels([], [])
+        labels[split] = Labels([], [], [])
         write(files[split], _batches(renderers.get(split), chunks, surveys[split], labels[split], problems, first))
     if problems:
         raise ConfigError(*problems)
@@ -253,15 +257,13 @@ def _render(
 
 def _batches(
     renderer: Renderer | None,
-    chunks: Any,
+    chunks: Iterable[Chunk],
     found: Survey,
     labels: Labels,
     problems: list[Problem],
     first: dict[str, str],
 ) -> Iterator[Any]:
     """Yield the rendered rows of a split as record batches; collect their labels, and the problems."""
-    import pyarrow as pa
-
     if renderer is None:
         return
     before = accumulate(found.chunks, initial=0)
@@ -271,6 +273,7 @@ def _batches(
         for row in rendered.rows:
             labels.groups.append(row.group)
             labels.strata.append(row.stratum)
+            labels.subgroups.append(row.subgroup)
             if renderer.cfg.id is None:
                 continue  # ids are numbers
             place = at(renderer.split, row.number)
@@ -283,8 +286,7 @@ def _batches(
             unread = Problem(renderer.cfg.name_or_path, None, message, "fix the rows before them")
             raise ConfigError(unread, *problems)
         if rendered.rows:
-            columns = {name: [getattr(row, name) for row in rendered.rows] for name in ("example", "id", "subgroup")}
-            yield pa.record_batch({name: pa.array(values, pa.string()) for name, values in columns.items()})
+            yield batch_of(row.example for row in rendered.rows)
 
 
 def _renderers(
@@ -295,7 +297,7 @@ def _renderers(
     problems: list[Problem] = []
     for split, found in surveys.items():
         try:
-            if found.readable:
+            if found.columns:
                 renderers[split] = Renderer(cfg, key, split, list(found.columns), places, column)
                 renderers[split].templates  # noqa: B018
         except ConfigError as error:
@@ -316,10 +318,3 @@ def _subgroup(value: object) -> str | None:
     if is_null(value) or not str(value).strip():
         return None
     return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
-
-
-def _subgroups(files: Mapping[str, Path], test: Drawn) -> Subgroups:
-    if not test.rows:
-        return {}
-    table = open_file(files[test.source]).read_all().select(["id", "subgroup"]).take(test.rows)
-    return dict(zip(table["id"].to_pylist(), table["subgroup"].to_pylist(), strict=True))

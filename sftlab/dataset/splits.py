@@ -21,10 +21,11 @@ Splits = Mapping[str, Sequence[Example]]
 
 
 class Labels(NamedTuple):
-    """What decides about the split of each row: its group and its stratum. None: the row stands alone."""
+    """The group and the stratum of each row, which decide about its split, and its subgroup. None: it has none."""
 
     groups: list[str | None]
     strata: list[str | None]
+    subgroups: list[str | None]
 
 
 class Drawn(NamedTuple):

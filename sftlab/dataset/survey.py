@@ -20,13 +20,11 @@ Place = tuple[str, ...]
 class Survey:
     """What is known about the rows of a split before they are rendered.
 
-    ``rows`` and ``readable`` count all rows, and those that can be read; ``chunks`` has the number of rows of each
-    chunk; ``problems`` has one for each row that cannot be read. The sets have the places of values that are null, a
-    float without a fraction, and any other float.
+    ``chunks`` has the number of rows of each chunk; ``problems`` has one for each row that cannot be read. The sets
+    have the places of values that are null, a float without a fraction, and any other float.
     """
 
     rows: int = 0
-    readable: int = 0
     chunks: list[int] = field(default_factory=list)
     columns: dict[str, None] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -37,7 +35,6 @@ class Survey:
     def add(self, other: Survey) -> None:
         """Add the rows that follow."""
         self.rows += other.rows
-        self.readable += other.readable
         self.chunks += other.chunks
         self.columns |= other.columns
         self.problems += other.problems
@@ -61,7 +58,7 @@ def survey(chunks: Iterable[Chunk]) -> Survey:
 def _survey(chunk: Chunk) -> Survey:
     table = chunk.table()
     rows = [row for row in table.rows if row is not None]
-    part = Survey(len(table.rows), len(rows), [len(table.rows)], problems=table.problems)
+    part = Survey(len(table.rows), [len(table.rows)], problems=table.problems)
     for row in rows:
         part.columns.update(dict.fromkeys(row))
         for place, value in _values(row):

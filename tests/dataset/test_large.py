@@ -18,7 +18,7 @@ from conftest import rendered, vignette, write_rows
 from test_prompt import settings
 
 from sftlab.dataset import arrow_examples, formats, parallel
-from sftlab.dataset.arrow_examples import Examples, open_file, reorder, text_of, write
+from sftlab.dataset.arrow_examples import Examples, batch_of, open_file, reorder, text_of, write
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 
@@ -74,8 +74,8 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
     from datasets import Dataset
 
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved", num_shards=2)
-    assert [row.user for row in read(tmp_path / "saved")] == [
-        row.user for row in read(write_rows(tmp_path / "a.jsonl", ROWS))
+    assert [row.question for row in read(tmp_path / "saved")] == [
+        row.question for row in read(write_rows(tmp_path / "a.jsonl", ROWS))
     ]
 
 
@@ -96,7 +96,7 @@ def test_problems_of_a_stream_name_line_and_row(tmp_path: Path, small_chunks: No
 
 def test_whole_numbers_are_restored_from_nulls_in_another_chunk(tmp_path: Path, small_chunks: None) -> None:
     rows = [vignette(number, age=float(number)) for number in range(30)] + [vignette(31, age=None)]
-    texts = [row.user for row in read(write_rows(tmp_path / "a.jsonl", rows), user="{{ age }} years")]
+    texts = [row.question for row in read(write_rows(tmp_path / "a.jsonl", rows), user="{{ age }} years")]
     assert texts[:2] + texts[-1:] == ["0 years", "1 years", " years"]
 
 
@@ -129,14 +129,13 @@ def test_chunks_are_computed_in_order_and_errors_reach_the_caller(tmp_path: Path
 
 
 def test_examples_are_written_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
 
-    monkeypatch.setattr(arrow_examples, "SORTED", 60)
+    monkeypatch.setattr(arrow_examples, "SORTED", 5000)
     monkeypatch.setattr(arrow_examples, "BATCH", 10)
-    rows = [Example(f"row {number}", "", "q" * number, "a", "A") for number in range(201)]
+    rows = [Example(f"row {number}", [{"role": "user", "content": "q" * number}], "A") for number in range(201)]
     texts = list(map(text_of, rows))
     chunks = [texts[:7], texts[7:100], texts[100:]]
-    write(tmp_path / "rows.arrow", (pa.record_batch({"example": chunk}) for chunk in chunks))
+    write(tmp_path / "rows.arrow", map(batch_of, chunks))
     order = random.Random(0).sample(range(201), 150)
     reorder(tmp_path / "rows.arrow", np.array(order), tmp_path / "train.arrow")
     examples, expected = Examples(tmp_path / "train.arrow"), [rows[number] for number in order]
