@@ -14,6 +14,7 @@ from sftlab.dataset.rows import Rows, wrap
 from sftlab.dataset.sources import Source
 from sftlab.dataset.splits import Splits, cap, divided_groups, split_examples
 from sftlab.dataset.templates import Templates
+from sftlab.dataset.thinking import without_thinking
 from sftlab.dataset.values import is_null, plain
 from sftlab.dataset.wording import listing
 from sftlab.errors import LISTED, ConfigError, Problem, shown
@@ -145,6 +146,8 @@ def _render(
                 if not templates.keeps(row, place):
                     continue
                 example = templates.example(row, f"{split}-{number:06}", place)
+                if cfg.thinking == "drop":
+                    example = without_thinking(example, key, templates.place(row, place))
             except RecursionError:
                 problems.append(Problem(place, None, "has lists or objects nested too deeply", "fix or delete it"))
                 continue

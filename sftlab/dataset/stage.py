@@ -43,7 +43,7 @@ class Dataset:
 
 def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Mapping[str, object]:
     """Return the inputs of a dataset: its settings, the seed, the content of its source and library versions."""
-    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # both judge rows, and change none
+    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap", "train_on"})  # these change no row
     return {
         "version": 6,
         "dataset": settings,

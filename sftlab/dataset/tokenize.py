@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sftlab.dataset.prompt import tokenize, tokenize_all, turn_end
+from sftlab.config import TrainOn
+from sftlab.dataset.prompt import Tokens, tokenize, tokenize_all
 from sftlab.dataset.stage import Dataset
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.model.base import Base
@@ -34,21 +35,24 @@ class Tokenized:
         return TokenCounts.model_validate_json((self.stage.path / COUNTS).read_text("utf-8"))
 
 
-def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> Mapping[str, Any]:
+def inputs(
+    dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool, train_on: TrainOn
+) -> Mapping[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 5,
+        "version": 6,
         "dataset": dataset_key,
         "tokenizer": base.identity,
         "libraries": versions("transformers", "tokenizers", "jinja2"),
         "max_length": max_length,
         "allow_truncated_completion": allow_truncated_completion,
+        "train_on": train_on,
     }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A tokenised example. Labels are the token ids of the completion, and ``IGNORED`` in the prompt."""
+    """A tokenised row. Labels are the token ids of supervised assistant turns, and ``IGNORED`` elsewhere."""
 
     id: str
     input_ids: list[int]
@@ -56,12 +60,19 @@ class Row:
 
     @property
     def prompt(self) -> list[int]:
-        """The tokens of the prompt."""
-        return [token for token, label in zip(self.input_ids, self.labels, strict=True) if label == IGNORED]
+        """The tokens before the first supervised one."""
+        return self.input_ids[: next(at for at, label in enumerate(self.labels) if label != IGNORED)]
 
 
-def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_truncated_completion: bool) -> Tokenized:
-    """Tokenise training and validation rows, with a loss on the completion only.
+def make(
+    store: Store,
+    dataset: Dataset,
+    base: Base,
+    max_length: int,
+    allow_truncated_completion: bool,
+    train_on: TrainOn,
+) -> Tokenized:
+    """Tokenise training and validation rows, with a loss on assistant turns only.
 
     Raises:
         ConfigError: ``max_length`` truncates a completion (unless allowed), no prompt fits, or the chat template
@@ -72,13 +83,14 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
         tokenizer = base.tokenizer()
         splits: dict[str, list[Row]] = {}
         counts: dict[str, SplitCounts] = {}
-        turn_ends: set[int | None] = set()
+        turn_ends: set[int] = set()
         for split in ("train", "validation"):
             examples = dataset.split(split)
-            whole = list(_rows(examples, tokenizer, split))
+            tokens = list(_tokens(examples, tokenizer, split, train_on))
+            turn_ends.update(*(row.ends for row in tokens))
+            whole = [Row(row.id, row.ids, row.labels) for row in tokens]
             splits[split] = _fit(whole, split, max_length, allow_truncated_completion)
             counts[split] = _count(whole, splits[split], max_length)
-            turn_ends |= {turn_end(tokenizer, example) for example in examples}
             _save(splits[split], folder / split)
             log.info(
                 "tokens: %s: %s rows, %s tokens, %s of them supervised; longest row %s tokens, truncated rows %s",
@@ -92,23 +104,29 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
             train=counts["train"],
             validation=counts["validation"],
             prompt_bos=splits["train"][0].prompt.count(tokenizer.bos_token_id),
-            turn_ends=sorted(token for token in turn_ends if token is not None),
+            turn_ends=sorted(turn_ends),
         )
         write_json(folder / COUNTS, record.model_dump())
 
-    key = inputs(dataset.stage.key, base, max_length, allow_truncated_completion)
+    key = inputs(dataset.stage.key, base, max_length, allow_truncated_completion, train_on)
     return Tokenized(store.stage("tokens", key, build))
 
 
-def _rows(examples: Sequence[Example], tokenizer: Any, split: str) -> Iterator[Row]:
+def _tokens(examples: Sequence[Example], tokenizer: Any, split: str, train_on: TrainOn) -> Iterator[Tokens]:
     dedented = []
-    for example, tokens in zip(examples, tokenize_all(partial(tokenize, tokenizer), examples, split), strict=True):
-        if tokens.dedented:
-            dedented.append(example.id)
-        yield Row(
-            id=example.id,
-            input_ids=tokens.prompt + tokens.completion,
-            labels=[IGNORED] * len(tokens.prompt) + tokens.completion,
+    divided, rows = 0, 0
+    for tokens in tokenize_all(partial(tokenize, tokenizer, train_on=train_on), examples, split):
+        dedented += [row.id for row in tokens if row.dedented]
+        if len(tokens) > 1:
+            divided, rows = divided + 1, rows + len(tokens)
+        yield from tokens
+    if divided:
+        log.info(
+            "tokens: %s: the chat template writes an earlier assistant turn in another way than the last one. %d "
+            "conversations are trained as %d rows, one for each assistant turn with its own prompt",
+            split,
+            divided,
+            rows,
         )
     if dedented:
         log.warning(

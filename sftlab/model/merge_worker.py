@@ -184,7 +184,7 @@ def _greedy(model: Any, rows: Sequence[Row]) -> list[list[int]]:
 
     completions = []
     for row in rows[:CHECK_PROMPTS]:
-        prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+        prompt = row["input_ids"][: next(at for at, label in enumerate(row["labels"]) if label != -100)]
         ids = torch.tensor([prompt], device=model.device)
         with torch.no_grad():
             out = model.generate(

@@ -17,10 +17,11 @@ DRAWN_STEPS = 200  # steps from which the padding of a longer epoch is estimated
 
 
 class Row(NamedTuple):
-    """Number of tokens of a row, and the position of its first target."""
+    """Number of tokens of a row, the position of its first target, and the tokens without a target after it."""
 
     length: int
     first_target: int
+    between: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def rows_by_split(tokens: Tokenized) -> dict[str, list[Row]]:
     """The tokenised rows of training and validation."""
     from datasets import load_from_disk
 
-    def row(labels: Sequence[int]) -> Row:
-        return Row(len(labels), next((at for at, label in enumerate(labels) if label != IGNORED), 0))
+    def row(labels: list[int]) -> Row:
+        first = next((at for at, label in enumerate(labels) if label != IGNORED), 0)
+        return Row(len(labels), first, labels[first:].count(IGNORED))
 
     return {
         split: [row(labels) for labels in load_from_disk(str(tokens.stage.path / split))["labels"]]
@@ -83,7 +85,7 @@ def _padded(rows: Sequence[Row]) -> Batch:
 
 
 def _targets(rows: Sequence[Row]) -> int:
-    return sum(row.length - row.first_target for row in rows)
+    return sum(row.length - row.first_target - row.between for row in rows)
 
 
 def step_tokens(lengths: Sequence[int], train: TrainConfig, machine: Machine, hidden: int) -> int:

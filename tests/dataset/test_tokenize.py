@@ -29,7 +29,9 @@ def data(tmp_path: Path, rows: list[dict[str, Any]]) -> dataset.Dataset:
 
 
 def made(tmp_path: Path, base: Base, max_length: int, allowed: bool = False, rows: Any = None) -> tokenize.Tokenized:
-    return tokenize.make(Store(tmp_path / "store"), data(tmp_path, rows or vignettes(12)), base, max_length, allowed)
+    return tokenize.make(
+        Store(tmp_path / "store"), data(tmp_path, rows or vignettes(12)), base, max_length, allowed, "all"
+    )
 
 
 def lengths(tmp_path: Path, base: Base) -> tuple[list[int], list[int]]:
@@ -112,15 +114,16 @@ def test_a_row_whose_prompt_fills_max_length_is_left_out_and_counted(
     assert "left out" in caplog.text
 
 
-@pytest.mark.parametrize("what", ["dataset", "base", "max_length", "allow"])
+@pytest.mark.parametrize("what", ["dataset", "base", "max_length", "allow", "train_on"])
 def test_the_key_changes_with_each_input(tmp_path: Path, base: Base, what: str) -> None:
     other = Base("tiny", base.path, "another", False, None)
-    before = tokenize.inputs("key", base, 10, False)
+    before = tokenize.inputs("key", base, 10, False, "all")
     after = tokenize.inputs(
         "other" if what == "dataset" else "key",
         other if what == "base" else base,
         11 if what == "max_length" else 10,
         what == "allow",
+        "last" if what == "train_on" else "all",
     )
     store = Store(tmp_path)
     assert store.path("tokens", before) != store.path("tokens", after)
