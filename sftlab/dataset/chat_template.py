@@ -138,6 +138,7 @@ def end_of_calls(tokenizer: PreTrainedTokenizerBase, tail: str, outline: Outline
     return next((token for token in reversed(own) if token in special), None)
 
 
+@lru_cache(maxsize=4096)
 def has_tokens_only(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Return whether a text consists of special tokens and white space."""
     for special in _special_tokens(tokenizer)[0]:

@@ -86,9 +86,10 @@ def make(
         turn_ends: set[int] = set()
         for split in ("train", "validation"):
             examples = dataset.split(split)
-            tokens = list(_tokens(examples, tokenizer, split, train_on))
-            turn_ends.update(*(row.ends for row in tokens))
-            whole = [Row(row.id, row.ids, row.labels) for row in tokens]
+            whole: list[Row] = []
+            for row in _tokens(examples, tokenizer, split, train_on):
+                turn_ends |= row.ends
+                whole.append(Row(row.id, row.ids, row.labels))
             splits[split] = _fit(whole, split, max_length, allow_truncated_completion)
             counts[split] = _count(whole, splits[split], max_length)
             _save(splits[split], folder / split)

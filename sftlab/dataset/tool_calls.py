@@ -142,7 +142,12 @@ def _with_object(call: ToolCall, row: str) -> ToolCall:
                 ("dataset",),
             )
         )
-    return {**call, "function": {**function, "arguments": arguments}}
+    given: ToolCall = {"function": {**function, "arguments": arguments}}
+    if call.get("id") is not None:
+        given["id"] = call["id"]
+    if call.get("type") is not None:
+        given["type"] = call["type"]
+    return given
 
 
 def unwritten_names(turn: Message, text: str) -> list[str]:

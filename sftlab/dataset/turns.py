@@ -98,13 +98,13 @@ def turn_at(chat: Conversation, at: int) -> Turn | None:
     """Render an earlier assistant turn; None if the template does not continue its prompt, or refuses it."""
     try:
         prompt, full = chat.render(at, generation=True), chat.render(at + 1, generation=False)
+        if not full.startswith(prompt):
+            return None
+        written = full[len(prompt) :]
+        body = _body(chat, at, written)
+        end = _end(chat, at, written[len(body) :])
     except ConfigError:
         return None
-    if not full.startswith(prompt):
-        return None
-    written = full[len(prompt) :]
-    body = _body(chat, at, written)
-    end = _end(chat, at, written[len(body) :])
     return Turn(prompt, written, _ends(chat, written, len(body), end), end)
 
 

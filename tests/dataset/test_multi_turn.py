@@ -381,3 +381,50 @@ def test_an_example_is_stored_with_its_conversation(tmp_path: Path) -> None:
     assert Example.read(tmp_path / "rows.jsonl") == [example(CALLS)]
     assert json.loads((tmp_path / "rows.jsonl").read_text("utf-8"))["messages"][1]["tool_calls"][0]["id"] == "abcdef123"
     assert list(tokenize_all(lambda row: row.question, [example(CALLS)], "train")) == ["Weather?\n\nThanks!"]
+
+
+# — a real model —
+
+
+@pytest.mark.smoke
+def test_a_model_learns_every_turn_and_answers_the_last(tmp_path: Path, config: Any) -> None:
+    """Three-turn conversations through tokens, training, merging and generation."""
+    from sftlab.eval import stage as evaluate
+    from sftlab.eval.prompts import tokenize_prompts
+    from sftlab.instance import machine as instance
+    from sftlab.model import base as models
+    from sftlab.model import merge
+    from sftlab.train import stage as train
+
+    cfg = config(
+        *("model=smollm2_135m", "instance=cpu", "tracking=none", "train.bf16=false", "train.num_train_epochs=2"),
+        *("train.learning_rate=2e-3", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1"),
+        *("train.gradient_checkpointing=false", "train.lr_scheduler_type=constant", "train.warmup_steps=0"),
+        *("eval.engine=transformers", "eval.dtype=float32", "eval.max_tokens=12", "eval.forced=false"),
+    )
+    things = ["a river", "the moon", "my lamp", "some bread", "a violin", "the harbour", "one otter", "an anchor"] * 4
+
+    def conversation(number: int, thing: str) -> Example:
+        turns = [
+            user(f"Remember {thing}."),
+            assistant(f"Noted: {thing}."),
+            user("Are you sure?"),
+            assistant("Certain."),
+        ]
+        return Example(f"r{number}", [*turns, user("What was it?"), assistant(f"It was {thing}, friend.")], thing)
+
+    rows = [conversation(number, thing) for number, thing in enumerate(things)]
+    store, machine = Store(tmp_path / "store"), instance.find(cfg.instance)
+    base = models.resolve(cfg.model, store, cfg.seed)
+    tokens = made(tmp_path, base, rows)
+    answers = [supervised(base.tokenizer(), tokenize(base.tokenizer(), row)[0]) for row in rows[:1]]
+    assert answers == [["Noted: a river.<|im_end|>\n", "Certain.<|im_end|>\n", "It was a river, friend.<|im_end|>\n"]]
+    trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, {})
+    first, last = trained.candidates(0, [])
+    assert last.eval_loss < first.eval_loss < 1
+    merged = merge.make(store, Path(last.checkpoint), base, tokens.stage.path, machine, cfg.merge)
+    prompts = tokenize_prompts(rows[:4], base, "rows", cfg.eval, cfg.seed)
+    model = evaluate.Model(merged.stage.path, merged.stage.key, False)
+    found = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed).rows()
+    assert [row.completion for row in found] == [row.assistant for row in rows[:4]]
+    assert {row.finish_reason for row in found} == {"stop"}
