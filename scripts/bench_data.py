@@ -62,7 +62,7 @@ def main():
     data = dataset.make(Store(store), cfg.dataset)
     rendered = time.monotonic()
     base = models.resolve(cfg.model, Store(store), cfg.seed)
-    tokenize.make(Store(store), data, base, cfg.train.max_length, True)
+    tokenize.make(Store(store), data, base, cfg)
     print(rendered - start, time.monotonic() - rendered)
 if __name__ == "__main__":
     main()
@@ -144,7 +144,9 @@ def main() -> None:
                     f"{one.memory:>7.2f} GiB"
                 )
             mapped = theirs.tokenizing / ours.tokenizing
-            print(f"{'':12}tokenizing: {mapped:.2f} × Dataset.map; with reading: {sum(theirs[:2]) / sum(ours[:2]):.2f} ×")
+            print(
+                f"{'':12}tokenizing: {mapped:.2f} × Dataset.map; with reading: {sum(theirs[:2]) / sum(ours[:2]):.2f} ×"
+            )
 
 
 if __name__ == "__main__":

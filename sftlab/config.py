@@ -56,6 +56,7 @@ Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+TrainOn = Literal["all", "last"]
 Location = Annotated[str, Field(min_length=1), AfterValidator(located)]
 
 
@@ -88,6 +89,8 @@ class DatasetConfig(Section):
     options: str | None
     group_by: str | None
     stratify_by: str | None
+    train_on: TrainOn
+    thinking: Literal["keep", "drop"]
     max_overlap: Fraction
     allow_overlap: bool
 

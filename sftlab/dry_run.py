@@ -65,7 +65,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         token_key = store.path("tokens", inputs).name
         is_trained = store.has("train", train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed))
         _log_stage("train", is_cached=is_trained)
-        tokens = tokenize.make(temporary, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        tokens = tokenize.make(temporary, data, base, cfg)
         schedule.check_length(tokens.counts, cfg.train, machine)
         cfg, _ = memory.with_checkpointing(cfg, base, tokens, machine, temporary)
         print_table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
@@ -114,7 +114,7 @@ def planning(cfg: Config, folder: Path, scratch: Path) -> None:
     base = _model("model", cfg.model, store, cfg.seed)
     if base is not None:
         _log_stage("tokens", is_cached=store.has("tokens", _token_inputs(cfg, data, base)))
-        tokenize.make(temporary, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        tokenize.make(temporary, data, base, cfg)
     log.info("plan      memory and time of a step will be %s", "measured" if cfg.plan.probe else "estimated")
 
 
@@ -158,7 +158,7 @@ def _model(name: str, model: ModelConfig, store: Store, seed: int) -> Base | Non
 
 
 def _token_inputs(cfg: Config, data: dataset.Dataset, base: Base) -> Mapping[str, object]:
-    return tokenize.inputs(data.stage.key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    return tokenize.inputs(data.stage.key, base, cfg)
 
 
 def _log_stage(stage: str, *, is_cached: bool) -> None:

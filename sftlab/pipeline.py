@@ -50,7 +50,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
     check_generation(cfg, base, test)
-    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    tokens = tokenize.make(store, data, base, cfg)
     schedule.check_length(tokens.counts, cfg.train, machine)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()

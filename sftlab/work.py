@@ -67,7 +67,7 @@ def plan_job(cfg: Config, job: Job, folder: Path) -> None:
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}
     data = dataset.make(store, cfg.dataset)
-    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    tokens = tokenize.make(store, data, base, cfg)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
     if estimate is not None:
@@ -93,7 +93,7 @@ def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
         store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
         base = models.resolve(cfg.model, store, cfg.seed)
         data = dataset.make(store, cfg.dataset)
-        tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        tokens = tokenize.make(store, data, base, cfg)
         log.warning(
             "%s",
             advised(
@@ -116,6 +116,7 @@ def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
         base.tokenizer(),
         data.for_training(),
         max_length=cfg.train.max_length,
+        train_on=cfg.dataset.train_on,
         folder=folder,
         seed=cfg.seed,
         template_time=base.template_time,

@@ -154,6 +154,13 @@ def vignettes(count: int) -> list[Row]:
     return [vignette(number) for number in range(count)]
 
 
+@cache
+def training(max_length: int, *, allowed: bool = False, train_on: str = "all") -> Any:
+    """A configuration with these settings of tokenising."""
+    lengths = [f"train.max_length={max_length}", f"train.allow_truncated_completion={str(allowed).lower()}"]
+    return composed("model=tiny_random", *lengths, f"dataset.train_on={train_on}")
+
+
 class Rendered(NamedTuple):
     """The examples of each split, and by column the subgroups of the test rows."""
 

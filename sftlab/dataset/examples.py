@@ -23,6 +23,7 @@ from sftlab.dataset.sources import Source
 from sftlab.dataset.splits import SPLITS, Drawn, Labels, Splits, cap, divided_groups, draw
 from sftlab.dataset.survey import Place, Survey, restore_whole_numbers, survey, whole_numbers
 from sftlab.dataset.templates import Templates
+from sftlab.dataset.thinking import without_thinking
 from sftlab.dataset.values import is_null, plain
 from sftlab.dataset.wording import listing
 from sftlab.errors import LISTED, ConfigError, Problem, shown
@@ -205,6 +206,8 @@ class Renderer:
                 if not self.templates.keeps(row, place):
                     continue
                 example = self.templates.example(row, f"{self.split}-{number:06}", place)
+                if self.cfg.thinking == "drop":
+                    example = without_thinking(example, self.key, self.templates.place(row, place))
                 stratum = self.templates.stratum(row, place)
             except RecursionError:
                 problems.append(Problem(place, None, "has lists or objects nested too deeply", "fix or delete it"))

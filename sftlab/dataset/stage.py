@@ -49,9 +49,9 @@ class Dataset:
 
 def inputs(cfg: DatasetConfig, *, mounted: bool = False) -> Mapping[str, object]:
     """Return the inputs of a dataset: its settings, the content of its source and library versions."""
-    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # both judge rows, and change none
+    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap", "train_on"})  # these change no row
     return {
-        "version": 6,
+        "version": 7,
         "dataset": settings,
         "mounted": mounted,
         "source": _identity(cfg),

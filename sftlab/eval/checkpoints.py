@@ -35,7 +35,7 @@ def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
         data = dataset.make(store, cfg.dataset)
         settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
         examples = data.split("validation")
-        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
+        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings)
         for checkpoint in (Path(candidate.checkpoint) for candidate in job.candidates):
             total = sum(len(job.candidates) for job in jobs)
             log.info("select: validation answers of checkpoint %d of %d", len(right) + 1, total)

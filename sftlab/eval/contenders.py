@@ -75,7 +75,7 @@ def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
     Raises:
         ConfigError: A prompt leaves no room for an answer.
     """
-    return tokenize_prompts(test.examples, base, test.key, cfg.eval, cfg.seed)
+    return tokenize_prompts(test.examples, base, test.key, cfg.eval)
 
 
 def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:

@@ -244,6 +244,6 @@ def test_letters_with_the_same_tokens_are_refused(tmp_path: Path, config: Any) -
     cfg = config("model=tiny_random", "eval.max_tokens=8")
     example = Example("r0", single_turn("", "which?", "a"), "a", choices="Aab")
     with pytest.raises(ConfigError, match=r"eval\.forced=true: .*'A' and 'a' the same tokens.*set eval\.forced=false"):
-        tokenize_prompts([example], base, "key", cfg.eval, 0)
+        tokenize_prompts([example], base, "key", cfg.eval)
     quiet = config("model=tiny_random", "eval.max_tokens=8", "eval.forced=false")
-    assert tokenize_prompts([example], base, "key", quiet.eval, 0).rows
+    assert tokenize_prompts([example], base, "key", quiet.eval).rows

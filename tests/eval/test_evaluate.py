@@ -416,7 +416,7 @@ def real(config: Make, tmp_path: Path, *overrides: str) -> tuple[Any, ...]:
         Example(f"q{n}", single_turn("Answer the question.", f"{user}{'x' * n}", ""), "A", choices="ABC")
         for n in range(12)
     ]
-    prompts = tokenize_prompts(examples, base, "none", cfg.eval, 0)
+    prompts = tokenize_prompts(examples, base, "none", cfg.eval)
     return Model(base.path, base.identity, False), prompts, cfg.eval, instance.find(cfg.instance), 0
 
 
