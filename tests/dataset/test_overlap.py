@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sftlab.dataset import overlap
+from sftlab.dataset import containment, overlap
 from sftlab.dataset.overlap import describe, find_overlaps, normalise_question
 from sftlab.records import Example
 from sftlab.results import OverlapPair, OverlapReport, OverlapRow
@@ -93,8 +93,10 @@ def random_splits(seed: int) -> dict[str, list[Example]]:
 @pytest.mark.parametrize("seed", range(25))
 def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap, "WORST", 1000)
-    monkeypatch.setattr(overlap, "TABLE", budget)
-    monkeypatch.setattr(overlap, "BUDGET", budget)  # of 1: these small splits must look further
+    monkeypatch.setattr(containment, "TABLE", budget)
+    monkeypatch.setattr(containment, "BUDGET", budget)  # of 1: these small splits must look further
+    monkeypatch.setattr(overlap, "CHUNK", 10 * budget)  # of 10: a few rows at once
+    monkeypatch.setattr(overlap, "BLOCK", 100 * budget)
     data, n, limit = random_splits(seed), (1, 3, 8)[seed % 3], (0.0, 0.5, 0.8)[seed // 3 % 3]
     report = find_overlaps(data, max_overlap=limit, n=n)
     pairs, worst = by_definition(data, limit, n)
@@ -108,8 +110,8 @@ def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytes
 def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows of rare and frequent words, where the rows of the rarest words often do not hold the most."""
     monkeypatch.setattr(overlap, "WORST", 1000)
-    monkeypatch.setattr(overlap, "TABLE", 2000)
-    monkeypatch.setattr(overlap, "BUDGET", 60)
+    monkeypatch.setattr(containment, "TABLE", 2000)
+    monkeypatch.setattr(containment, "BUDGET", 60)
     rng = random.Random(seed)
     words, odds = [f"w{rank}" for rank in range(60)], [1 / (rank + 1) for rank in range(60)]
     texts = [" ".join(rng.choices(words, odds, k=12)) for _ in range(500)]
@@ -122,7 +124,7 @@ def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.M
 
 
 def test_the_row_with_the_most_rare_words_need_not_hold_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "BUDGET", 5)  # just the rows of a, b, c, d and e
+    monkeypatch.setattr(containment, "BUDGET", 5)  # just the rows of a, b, c, d and e
     extra = [f"x{number}" for number in range(300)]
     train = [
         "a b c often1 often2",
