@@ -30,9 +30,10 @@ class Containment:
     def __init__(self, members: Hashes, sizes: Indices) -> None:
         """Take the queries: the members of all, each once per query, and the number of members of each."""
         self._members, self._sizes = members, sizes
-        self._vocabulary = _Vocabulary(np.unique(members))
+        self._vocabulary = _Vocabulary(_distinct(members))
         # Two sets are equal if the sums of random numbers of their members are equal.
         self._signatures = np.zeros(len(self._vocabulary), dtype=np.uint64)  # of the holders of each member
+        self._places = np.zeros(len(self._vocabulary), dtype=np.int32)
         self._chunks: list[_Chunk] = []
         self._count = 0
 
@@ -40,18 +41,23 @@ class Containment:
         """Add holders: the members of all, repeats allowed, and the number of members of each."""
         place, column = self._vocabulary.find(members)
         row = np.searchsorted(np.cumsum(sizes), place, side="right")
-        row, column = np.divmod(np.unique(row * len(self._vocabulary) + column), len(self._vocabulary))
+        row, column = np.divmod(_distinct(row * len(self._vocabulary) + column), len(self._vocabulary))
         start, self._count = self._count, self._count + len(sizes)
         if not len(row):
             return
-        rows, row = np.unique(row, return_inverse=True)
-        columns, in_columns = np.unique(column, return_inverse=True)
+        starts = _is_first(row)
+        rows, row = row[starts], np.cumsum(starts) - 1
+        is_column = np.zeros(len(self._vocabulary), dtype=bool)
+        is_column[column] = True
+        columns = np.flatnonzero(is_column)
+        self._places[columns] = np.arange(len(columns))
+        in_columns = self._places[column]
         holders = _sums(_random(start + rows)[row], in_columns, len(columns))
         self._signatures[columns] += holders
         _, first, groups = np.unique(holders, return_index=True, return_inverse=True)
-        is_first = np.zeros(len(columns), dtype=bool)
-        is_first[first] = True
-        retained = is_first[in_columns]
+        represents = np.zeros(len(columns), dtype=bool)
+        represents[first] = True
+        retained = represents[in_columns]
         self._chunks.append(
             _Chunk(
                 rows=start + rows,
@@ -101,8 +107,7 @@ class Containment:
         """Return the first row of each distinct holder, and a sparse matrix of their merged members."""
         from scipy import sparse
 
-        merged_of = np.zeros(len(self._vocabulary), dtype=np.int32)
-        merged_of[used] = merged
+        self._places[used] = merged
         signatures = np.concatenate([chunk.signatures for chunk in self._chunks])
         is_first = np.zeros(len(signatures), dtype=bool)
         is_first[np.unique(signatures, return_index=True)[1]] = True  # in the order of rows: ties go to the first row
@@ -111,7 +116,7 @@ class Containment:
             distinct = is_first[start : start + len(chunk.rows)]
             start += len(chunk.rows)
             count = int(chunk.groups.max()) + 1
-            members = _matrix(chunk.groups, merged_of[chunk.columns], (count, merged.max() + 1))
+            members = _matrix(chunk.groups, self._places[chunk.columns], (count, merged.max() + 1))
             members.data[:] = 1
             parts.append(_matrix(chunk.row, chunk.group, (len(chunk.rows), count))[distinct] @ members)
             first.append(chunk.rows[distinct])
@@ -157,6 +162,19 @@ class _Vocabulary:
         column = np.searchsorted(self.values[:-1], hashes[place])
         known = self.values[column] == hashes[place]
         return place[known], column[known]
+
+
+def _distinct(values: Any) -> Any:
+    """Return the sorted distinct values."""
+    values = np.sort(values)  # several times faster than numpy.unique, which hashes
+    return values[_is_first(values)]
+
+
+def _is_first(values: Any) -> NDArray[np.bool_]:
+    """Return where sorted values differ from those before."""
+    first = np.ones(len(values), dtype=bool)
+    first[1:] = values[1:] != values[:-1]
+    return first
 
 
 def _random(numbers: Indices) -> Hashes:

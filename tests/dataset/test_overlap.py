@@ -5,7 +5,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ def splits(
     train: Sequence[str] = (), validation: Sequence[str] = (), test: Sequence[str] = ()
 ) -> dict[str, list[Example]]:
     return {"train": rows("train", train), "validation": rows("validation", validation), "test": rows("test", test)}
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user turns of an example are the paragraphs of its text."""
+    monkeypatch.setattr(overlap, "asked", lambda example: (example.user, example.user.split("\n\n")[0]))
 
 
 def numbered(first: int, last: int) -> str:
@@ -95,8 +102,8 @@ def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytes
     monkeypatch.setattr(overlap, "WORST", 1000)
     monkeypatch.setattr(containment, "TABLE", budget)
     monkeypatch.setattr(containment, "BUDGET", budget)  # of 1: these small splits must look further
-    monkeypatch.setattr(overlap, "CHUNK", 10 * budget)  # of 10: a few rows at once
-    monkeypatch.setattr(overlap, "BLOCK", 100 * budget)
+    monkeypatch.setattr(overlap, "CHUNK", 100 * budget)  # of 100: a few rows at once
+    monkeypatch.setattr(overlap, "BLOCK", 500 * budget)
     data, n, limit = random_splits(seed), (1, 3, 8)[seed % 3], (0.0, 0.5, 0.8)[seed // 3 % 3]
     report = find_overlaps(data, max_overlap=limit, n=n)
     pairs, worst = by_definition(data, limit, n)
@@ -206,6 +213,80 @@ def test_short_questions_are_found_as_duplicates_only() -> None:
 def test_grams_do_not_reach_into_the_next_row() -> None:
     data = splits(train=[numbered(0, 10), numbered(10, 20)], test=[numbered(5, 15)])
     assert find_overlaps(data, max_overlap=0.5).worst == []
+
+
+LONG = "How many tablets of 5 mg does a patient of 70 kg take?"
+
+
+@pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize(
+    ("train", "test", "leaks"),
+    [
+        (f"{LONG}\n\nAnd a child?", f"{LONG}\n\n{numbered(0, 50)}", True),
+        (f"{LONG}\n\n{numbered(0, 50)}", LONG.upper(), True),
+        (LONG, f"{LONG}\n\n{numbered(0, 50)}", True),
+        (f"Hi\n\n{LONG}\n\nThanks", f"Hello!\n\n{LONG}", True),
+        ("Hi\n\nWho are you?", "Hi\n\nWho are you?", True),
+        (f"Hi\n\n{LONG}", f"Hi\n\n{numbered(0, 50)}", False),
+        (f"Hey there!\n\n{LONG}", "hey there\n\nWho are you?", False),
+        ("Hello", f"Hello\n\n{LONG}", False),
+        (f"{LONG}\n\nWho are you?", f"{numbered(0, 50)}\n\nWho are you?", False),
+        (f"{'药' * 40}\n\n{'一' * 99}", f"{'药' * 40}\n\n{'二' * 99}", True),
+        (f"你好\n\n{'一' * 99}", f"你好\n\n{'二' * 99}", False),
+    ],
+)
+def test_conversations(train: str, test: str, leaks: bool) -> None:
+    assert find_overlaps(splits(train=["x", train], test=[test]), max_overlap=0.8).leaking == leaks
+
+
+@pytest.mark.usefixtures("turns")
+def test_a_conversation_is_a_closer_duplicate_than_its_opening() -> None:
+    train = [f"{LONG}\n\nWhy?", f"{LONG}\n\nWho says so?", LONG]
+    report = find_overlaps(splits(train=train, test=[f"{LONG}\n\nWho says so?", f"{LONG}\n\nWhat?"]), max_overlap=0.8)
+    assert [(o.left_id, o.right_id, o.exact) for o in report.worst] == [
+        ("test-0", "train-1", True),
+        ("test-1", "train-0", True),
+    ]
+
+
+def test_another_system_prompt_or_answer_hides_nothing() -> None:
+    data = {"train": [Example("a", "Be brief.", LONG, "Two.", "2")], "test": [Example("b", "", LONG, "Three.", "3")]}
+    assert pair(find_overlaps(data, max_overlap=0.8), "test", "train").exact == 1
+
+
+class Lazy(Sequence[Example]):
+    """Rows that are made when they are read."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.count, self.opened = name, count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        self.opened += 1
+        return self.row(index)
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self.row, range(self.count))
+
+    def row(self, index: int) -> Example:
+        text = " ".join(f"{self.name}{index * number}" for number in range(1, 101))
+        return Example(f"{self.name}-{index}", "", f"{numbered(0, 20)} {text}", "", "")
+
+
+def test_memory_does_not_grow_with_the_earlier_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "CHUNK", 2**12)
+    peaks = []
+    find_overlaps({"train": Lazy("train", 10), "test": Lazy("test", 10)}, max_overlap=0.8)  # loads libraries
+    for count in (100, 700):
+        train = Lazy("train", count)
+        tracemalloc.start()
+        find_overlaps({"train": train, "test": Lazy("test", 10)}, max_overlap=0.8)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert train.opened <= overlap.WORST
+    assert peaks[1] - peaks[0] < 200 * (700 - 100)  # a row has 500 bytes and 113 n-grams of 8 bytes
 
 
 def test_boilerplate_is_measured_and_does_not_explode() -> None:
