@@ -6,6 +6,7 @@ import logging
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from math import isfinite
 
 from sftlab.errors import ConfigError, Problem, shown
@@ -42,12 +43,12 @@ class Accuracy(Scorer):
 
     # ------------------------------------------------------------------- checks of completions
 
-    def completions(self, examples: Sequence[Example], split: str) -> list[Example]:
-        """The rows whose completion can be checked against its target.
+    def completions(self, examples: Sequence[Example], split: str) -> Iterator[Example]:
+        """Yield the rows whose completion can be checked against its target.
 
         Training rows have nothing in common with a mounted test set, so they are not checked.
         """
-        return [row for row in examples if row.assistant and (split == "test" or self.cfg.dataset is None)]
+        return (row for row in examples if row.assistant and (split == "test" or self.cfg.dataset is None))
 
     def stated(self, row: Example) -> str | None:
         """The answer that a row's own completion states."""
@@ -75,7 +76,7 @@ class Accuracy(Scorer):
         Raises:
             ConfigError: None of them is, with a setting that reads them if one is known.
         """
-        rows = self.completions(examples, split)[:LOOKED_AT]
+        rows = [*islice(self.completions(examples, split), LOOKED_AT)]
         wrong = self._misread(rows)
         if not wrong:
             return None

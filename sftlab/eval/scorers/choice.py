@@ -87,9 +87,9 @@ class Choice(Accuracy):
         written = [row for row in examples if row.assistant][:LOOKED_AT]
         return not written or any(other.stated(row) in row.accepted for row in written)
 
-    def completions(self, examples: Sequence[Example], split: str) -> list[Example]:
-        """The rows with a completion and choices, also of a mounted test set."""
-        return [row for row in examples if row.assistant and row.choices]
+    def completions(self, examples: Sequence[Example], split: str) -> Iterator[Example]:
+        """Yield the rows with a completion and choices, also of a mounted test set."""
+        return (row for row in examples if row.assistant and row.choices)
 
     def stated(self, row: Example) -> str | None:
         """The letter that a row's own completion states."""
