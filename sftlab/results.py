@@ -503,13 +503,13 @@ class OverlapRow(Record):
     right_id: str
     """Id of the row in the earlier split."""
     share: float
-    """Share of the question's n-grams, 0 to 1."""
+    """Share of the question's n-grams, 0 to 1; 1 for an exact duplicate."""
     exact: bool
-    """Whether both are the same text after normalisation."""
+    """Whether both are the same text after normalisation, or conversations with the same first user turn."""
     left_text: str
-    """Text of the question."""
+    """Text of the question: all user turns."""
     right_text: str
-    """Text of the row."""
+    """Text of the row: all user turns."""
 
 
 class OverlapPair(Record):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.integer[Any]]
 
-BUDGET = 1024  # sets looked up for one query before it is compared with all
+BUDGETS = (2**10, 2**14, 2**18)  # holders looked up for one query, in turn, before it is compared with all
 TABLE = 2**22  # cells of the tables in which queries are compared with all (16 MiB each)
 
 
@@ -34,7 +35,7 @@ class Containment:
         # Two sets are equal if the sums of random numbers of their members are equal.
         self._signatures = np.zeros(len(self._vocabulary), dtype=np.uint64)  # of the holders of each member
         self._places = np.zeros(len(self._vocabulary), dtype=np.int32)
-        self._chunks: list[_Chunk] = []
+        self._chunks: deque[_Chunk] = deque()
         self._count = 0
 
     def add(self, members: Hashes, sizes: Indices) -> None:
@@ -112,7 +113,8 @@ class Containment:
         is_first = np.zeros(len(signatures), dtype=bool)
         is_first[np.unique(signatures, return_index=True)[1]] = True  # in the order of rows: ties go to the first row
         first, parts, start = [], [], 0
-        for chunk in self._chunks:
+        while self._chunks:
+            chunk = self._chunks.popleft()
             distinct = is_first[start : start + len(chunk.rows)]
             start += len(chunk.rows)
             count = int(chunk.groups.max()) + 1
@@ -120,7 +122,6 @@ class Containment:
             members.data[:] = 1
             parts.append(_matrix(chunk.row, chunk.group, (len(chunk.rows), count))[distinct] @ members)
             first.append(chunk.rows[distinct])
-        self._chunks.clear()
         return np.concatenate(first), sparse.vstack(parts, format="csr")
 
 
@@ -206,16 +207,21 @@ def _closest(members: Indices, weight: NDArray[Any], holders: Any, postings: Any
     """
     frequency = postings.indptr[members + 1] - postings.indptr[members]
     order = np.argsort(frequency, kind="stable")
-    known = int(np.searchsorted(frequency[order].cumsum(), BUDGET, side="right"))
-    if not known:
-        return None
-    rare, rest = members[order[:known]], weight[members[order[known:]]].sum()
-    posted, owner = _entries(postings, rare)
-    score = np.bincount(posted, weights=weight[rare][owner])
-    rows = np.flatnonzero((score > 0) & (score + rest >= score.max()))
-    held, owner = _entries(holders, rows)
-    score = np.bincount(owner, weights=weight[held])
-    return (float(score.max()), int(rows[score.argmax()])) if score.max() > rest else None
+    members, total, examined = members[order], frequency[order].cumsum(), 0
+    for known in np.searchsorted(total, BUDGETS, side="right"):
+        if known == examined:
+            continue
+        examined = known
+        rare, rest = members[:known], weight[members[known:]].sum()
+        posted, owner = _entries(postings, rare)
+        score = np.bincount(posted, weights=weight[rare][owner])
+        held, _ = _entries(holders, np.array([score.argmax()]))
+        rows = np.flatnonzero((score > 0) & (score + rest >= weight[held].sum()))
+        held, owner = _entries(holders, rows)
+        score = np.bincount(owner, weights=weight[held])
+        if score.max() > rest:
+            return float(score.max()), int(rows[score.argmax()])
+    return None
 
 
 def _entries(matrix: Any, lines: Indices) -> tuple[Indices, Indices]:

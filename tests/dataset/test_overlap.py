@@ -103,7 +103,7 @@ def random_splits(seed: int) -> dict[str, list[Example]]:
 def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap, "WORST", 1000)
     monkeypatch.setattr(containment, "TABLE", budget)
-    monkeypatch.setattr(containment, "BUDGET", budget)  # of 1: these small splits must look further
+    monkeypatch.setattr(containment, "BUDGETS", (budget, 8 * budget))  # of 1: these small splits must look further
     monkeypatch.setattr(overlap, "CHUNK", 100 * budget)  # of 100: a few rows at once
     monkeypatch.setattr(overlap, "BLOCK", 500 * budget)
     data, n, limit = random_splits(seed), (1, 3, 8)[seed % 3], (0.0, 0.5, 0.8)[seed // 3 % 3]
@@ -120,7 +120,7 @@ def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.M
     """Many rows of rare and frequent words, where the rows of the rarest words often do not hold the most."""
     monkeypatch.setattr(overlap, "WORST", 1000)
     monkeypatch.setattr(containment, "TABLE", 2000)
-    monkeypatch.setattr(containment, "BUDGET", 60)
+    monkeypatch.setattr(containment, "BUDGETS", (60, 200))
     rng = random.Random(seed)
     words, odds = [f"w{rank}" for rank in range(60)], [1 / (rank + 1) for rank in range(60)]
     texts = [" ".join(rng.choices(words, odds, k=12)) for _ in range(500)]
@@ -133,7 +133,7 @@ def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.M
 
 
 def test_the_row_with_the_most_rare_words_need_not_hold_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containment, "BUDGET", 5)  # just the rows of a, b, c, d and e
+    monkeypatch.setattr(containment, "BUDGETS", (5,))  # just the rows of a, b, c, d and e
     extra = [f"x{number}" for number in range(300)]
     train = [
         "a b c often1 often2",
