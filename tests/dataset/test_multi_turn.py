@@ -399,12 +399,12 @@ def test_a_model_learns_every_turn_and_answers_the_last(tmp_path: Path, config: 
     from sftlab.train import stage as train
 
     cfg = config(
-        *("model=smollm2_135m", "instance=cpu", "tracking=none", "train.bf16=false", "train.num_train_epochs=2"),
+        *("model=smollm2_135m", "instance=cpu", "tracking=none", "train.bf16=false", "train.num_train_epochs=3"),
         *("train.learning_rate=2e-3", "train.per_device_train_batch_size=4", "train.gradient_accumulation_steps=1"),
         *("train.gradient_checkpointing=false", "train.lr_scheduler_type=constant", "train.warmup_steps=0"),
         *("eval.engine=transformers", "eval.dtype=float32", "eval.max_tokens=12", "eval.forced=false"),
     )
-    things = ["a river", "the moon", "my lamp", "some bread", "a violin", "the harbour", "one otter", "an anchor"] * 4
+    things = ["a river", "the moon", "my lamp", "some bread", "a violin", "the harbour", "one otter", "an anchor"]
 
     def conversation(number: int, thing: str) -> Example:
         turns = [
@@ -421,12 +421,15 @@ def test_a_model_learns_every_turn_and_answers_the_last(tmp_path: Path, config: 
     tokens = made(tmp_path, base, rows)
     answers = [supervised(base.tokenizer(), tokenize(base.tokenizer(), row)[0]) for row in rows[:1]]
     assert answers == [["Noted: a river.<|im_end|>\n", "Certain.<|im_end|>\n", "It was a river, friend.<|im_end|>\n"]]
+    for at in (1, 3, 5):  # with the model's own tokenizer
+        ids, _ = prompt_tokens(base.tokenizer(), Example("r0", rows[0].messages[: at + 1], "A"))
+        assert tokenize(base.tokenizer(), rows[0])[0].ids[: len(ids)] == ids
     trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, {})
-    first, last = trained.candidates(0, [])
-    assert last.eval_loss < first.eval_loss < 1
+    first, _, last = trained.candidates(0, [])
+    assert last.eval_loss < first.eval_loss
     merged = merge.make(store, Path(last.checkpoint), base, tokens.stage.path, machine, cfg.merge)
     prompts = tokenize_prompts(rows[:4], base, "rows", cfg.eval)
     model = evaluate.Model(merged.stage.path, merged.stage.key, False)
     found = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed).rows()
-    assert [row.completion for row in found] == [row.assistant for row in rows[:4]]
-    assert {row.finish_reason for row in found} == {"stop"}
+    assert [row.prompt for row in found] == [tokenize(base.tokenizer(), row)[0].text for row in rows[:4]]
+    assert all(row.completion.startswith("It was ") for row in found), found
