@@ -30,7 +30,7 @@ def used(reuse: Reuse, rows: str) -> str:
     judged = (
         f"Model {place} judged on {'these' if reuse.rows > 1 else 'this'} {plural(reuse.rows, rows.removesuffix('s'))}."
     )
-    chance = f"with a probability of {100 * reuse.chance:.2g} %"
+    chance = f"with a probability of about {100 * reuse.chance:.2g} %"
     if reuse.models == 1:
         text = f"{judged} A model that changes nothing is called better {chance}"
     else:

@@ -352,9 +352,9 @@ def test_the_number_of_models_judged_on_the_test_set_stands_beside_the_verdict(t
     used = (
         "Model 15 judged on these 12 questions. If all 15 changed nothing, at least one would be called better with a "
     )
-    assert f"{used}probability of 18 %; eval.correct_for_reuse=true adjusts p for this." in texts[0]
+    assert f"{used}probability of about 18 %; eval.correct_for_reuse=true adjusts p for this." in texts[0]
     assert "One training run is one draw" in texts[1]
-    assert f"{used}probability of 18 %. eval.correct_for_reuse=true multiplies p by 15 × 16" in texts[1]
+    assert f"{used}probability of about 18 %. eval.correct_for_reuse=true multiplies p by 15 × 16" in texts[1]
     assert "is one draw" not in texts[2]
     assert "mode=compare does not count" in texts[2]
 
