@@ -204,6 +204,7 @@ class EvalConfig(Section):
     kv_cache_gib: PositiveFloat
     stall_min: PositiveFloat
     alpha: Annotated[float, Field(gt=0, lt=1)]
+    correct_for_reuse: bool
     hoped_difference: Fraction
     forced: bool
 

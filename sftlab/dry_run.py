@@ -15,7 +15,7 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned_data
-from sftlab.eval import contenders
+from sftlab.eval import contenders, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
@@ -26,6 +26,8 @@ from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.model.base import Base
 from sftlab.pipeline import check_generation, evaluated_model, with_precision
+from sftlab.report.text import plural
+from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import ScratchStore, Store
 from sftlab.train import memory, plan, schedule
@@ -72,6 +74,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
     if MODES[cfg.mode].evaluates:
         log.info("select, merge, evaluate, report: %s", "from the cached training" if is_trained else "will run")
         _log_power(cfg, [row.group for row in test.examples])
+        _log_reuse(store, test)
 
 
 def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -100,6 +103,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
         model, prompts = Contender.of(base).model, contenders.prompts(cfg, base, test)
         _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
     _log_power(cfg, [row.group for row in test.examples])
+    _log_reuse(store, test)
 
 
 def planning(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -169,3 +173,9 @@ def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
     """Log the minimum detectable effect of a test set."""
     for level, message in scorer(cfg.eval).power(groups):
         log.log(level, "%s", message)
+
+
+def _log_reuse(store: Store, test: contenders.EvalSet) -> None:
+    """Log how many models were judged on the test set; the run itself would count one more, unless it is among them."""
+    count = max(ledger.judged(store.root, reuse.rows_key(test.examples)), default=0)
+    log.info("test set: %s judged on it so far", plural(count, "model"))

@@ -157,7 +157,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         judged = contenders.judge(cfg, store, both, test, run.folder)
         times = {**winner.times, **judged.times}
         run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
-        terminal.evaluation(judged.evaluation)
+        terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed)
     track(run, cfg, winner)
     publish(run, cfg)
     if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
@@ -182,7 +182,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     job.evaluation, job.stages, job.times = judged.evaluation, judged.stages, judged.times
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}
-    terminal.evaluation(judged.evaluation)
+    terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed)
     page.write(Run(folder, _of_job(cfg, job)))
 
 
@@ -207,7 +207,7 @@ def compare_files(run: Run, cfg: Config) -> Path:
     names = {"baseline": "the first file", "finetuned": "the second file"}
     evaluation = decision.decide(runs, names, cfg.eval, cfg.seed, run.folder, both_mute=False)
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
-    terminal.evaluation(evaluation)
+    terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"
 
 

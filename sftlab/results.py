@@ -351,6 +351,8 @@ class Comparison(Record):
     """Confidence level of ``interval``."""
     p_value: float
     """Two-sided p-value of no difference."""
+    p_adjusted: float | None = None
+    """Adjusted for the models judged earlier on the test set; null without eval.correct_for_reuse."""
     gained: int
     """Questions on which the second model is better."""
     lost: int
@@ -431,6 +433,25 @@ class Subgroups(Record):
     """One entry per subgroup."""
 
 
+class Reuse(Record):
+    """How often the test set was used: the place of a model in the store's ledger."""
+
+    test_set: str
+    """Hash of the test set: user messages and right answers, in any order."""
+    number: int
+    """Number of this model among the models judged on this test set, in the order in which they were first judged."""
+    models: int
+    """Models judged on this test set so far. The base model does not count, and other models count once."""
+    rows: int
+    """Rows of the test set."""
+    alpha: float
+    """The config key eval.alpha."""
+    chance: float
+    """Probability that at least one of ``models`` that change nothing is called better, if p is not adjusted."""
+    corrected: bool
+    """Whether p-values and verdicts are adjusted (eval.correct_for_reuse)."""
+
+
 class Evaluation(Record):
     """Base and fine-tuned model on the test set."""
 
@@ -444,6 +465,8 @@ class Evaluation(Record):
     """Their comparison; null without a baseline."""
     subgroups: Subgroups | None = None
     """Results by eval.group_by."""
+    reuse: Reuse | None = None
+    """How often the test set was used; null in mode=compare, and for a model compared with itself."""
 
 
 class EvaluationRow(Record):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sftlab.config import Config
 from sftlab.dataset import stage as dataset
-from sftlab.eval import decision
+from sftlab.eval import decision, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
@@ -17,6 +17,7 @@ from sftlab.instance import machine as instance
 from sftlab.model.base import Base
 from sftlab.records import Example
 from sftlab.results import Evaluation
+from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import Store
 
@@ -79,7 +80,7 @@ def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
 
 
 def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
-    """Generate with every contender (``baseline``, ``finetuned``), extract the answers, and compare."""
+    """Generate with every contender (``baseline``, ``finetuned``), compare the answers, and update the ledger."""
     machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     runs, stages, times = {}, {}, {}
     written: dict[str, Prompts] = {}  # by tokenizer: a fine-tuned model usually has that of its base
@@ -92,4 +93,8 @@ def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: 
         generated = evaluate.make(store, contender.model, written[tokenizer], cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
         runs[name] = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
-    return Judged(decision.decide(runs, NAMES, cfg.eval, cfg.seed, folder, both_mute=True), stages, times)
+    evaluation = decision.decide(runs, NAMES, cfg.eval, cfg.seed, folder, both_mute=True)
+    names = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in contenders.items()}
+    if names["finetuned"] != names["baseline"]:
+        evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, names["finetuned"])
+    return Judged(evaluation, stages, times)

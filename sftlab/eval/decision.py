@@ -57,7 +57,8 @@ def decide(
         comparison = comparison.model_copy(update={"verdict": verdict.model_copy(update={"notes": notes})})
     return Evaluation(
         task=cfg.task,
-        **results,
+        baseline=results.get("baseline"),
+        finetuned=results["finetuned"],
         comparison=comparison,
         subgroups=subgroups(rows, score, seed) if cfg.group_by is not None else None,
     )

@@ -14,6 +14,7 @@ from sftlab.eval import scorers
 from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
 from sftlab.report import facts, tables, text
+from sftlab.report.caveats import caveats, used_of_all
 from sftlab.report.questions import browser
 from sftlab.results import Comparison, Evaluation, RunRecord, Subgroup
 from sftlab.runtime.run import Run
@@ -77,6 +78,7 @@ def render(folder: Path, run: RunRecord) -> str:
         models=tables.models(evaluation) if evaluation is not None else [],
         results=tables.results(evaluation) if evaluation is not None else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
+        caveats=used_of_all(run.evaluations) if evaluation is None else caveats(evaluation, run.mode, run.seed),
         knowledge=_knowledge(comparison),
         checkpoints=_checkpoints(run),
         failed=[job for job in run.jobs if job.status != "success"],
@@ -111,6 +113,7 @@ def _template() -> Template:
         text.plural,
         text.sha256,
         text.sentence,
+        text.titled,
     )
     environment.filters |= {function.__name__: function for function in own}
     return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sftlab.eval import scorers
-from sftlab.report import tables
+from sftlab.report import caveats, tables
 from sftlab.report.text import level, plural
 from sftlab.results import Evaluation, EvaluationRow
 from sftlab.runtime.console import say
@@ -61,8 +61,8 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
         )
 
 
-def evaluation(judged: Evaluation) -> None:
-    """Print the models, their difference, the verdict, and the same by subgroup."""
+def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
+    """Print the models, their difference, the verdict with what limits it, and the same by subgroup."""
     view = scorers.view(judged.task)
     reading = judged.finetuned.reading
     title = "On the test set" + (f", by eval.reading={reading}" if reading not in (None, "strict") else "")
@@ -77,6 +77,8 @@ def evaluation(judged: Evaluation) -> None:
         say(f"Verdict: {compared.verdict}")
         if compared.forced is not None:
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
+    for caveat in caveats.caveats(judged, mode, seed):
+        say(caveat)
     if by := judged.subgroups:
         table = tables.subgroups(judged)
         shown = tables.Table(table.header, table.rows[:SHOWN], table.text)
@@ -94,6 +96,8 @@ def evaluations(rows: Sequence[EvaluationRow]) -> None:
     say(_printed("All evaluations on the test set", tables.evaluations(rows)))
     if sum(row.p_adjusted is not None for row in rows) > 1:
         say("p is adjusted by Holm's method for the number of comparisons; the verdicts follow the adjusted p")
+    for caveat in caveats.used_of_all(rows):
+        say(caveat)
 
 
 def _printed(title: str, table: tables.Table) -> Table:

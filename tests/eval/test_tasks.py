@@ -655,7 +655,7 @@ def test_a_partly_known_count_of_truncated_answers_says_so(tmp_path: Path) -> No
     assert [found[name]["truncated"] for name in ("baseline", "finetuned")] == [None, 1]
     assert [found[name]["finish_reasons"] for name in ("baseline", "finetuned")] == [0, 4]
     assert "1 of 4 known" in out
-    assert "<td>1 of 4 known</td>" in page
+    assert ">1 of 4 known</td>" in page
     assert "<td>–</td><td></td></tr>" in page
 
 

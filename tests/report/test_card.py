@@ -188,7 +188,7 @@ def test_people_can_read_the_rest() -> None:
         "Inconclusive means that this test set does not show a difference; it does not mean that the models are equal.",
         "shows a difference of 5.9 points or more",
         "7 questions of one split are, wholly or nearly, in an earlier split",
-        "with the seed 42:",
+        "One training run (seed 42) is one draw",
         "at commit `34558a1acf3381ff092e18480a21d7ff9c8cc713+`, with changes",
     ):
         assert said in flat, said

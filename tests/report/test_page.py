@@ -20,7 +20,7 @@ from sftlab.errors import ConfigError
 from sftlab.eval.statistics import compare, wilson
 from sftlab.records import Prediction, write_jsonl
 from sftlab.report.page import render
-from sftlab.report.text import count, date, percent, points, seconds, sha256
+from sftlab.report.text import count, date, percent, points, seconds, sha256, span
 from sftlab.results import RunRecord
 from sftlab.runtime.run import read_record
 
@@ -310,7 +310,8 @@ def test_everything(tmp_path: Path) -> None:
     for part in (
         "sodium-lora · 24 November 2026, 23:13 UTC",
         "The fine-tuned model is better.",
-        "no difference in knowledge is shown: the change may be one of answer format",
+        "no difference in knowledge is shown, so the change may be one of answer format",
+        "One training run (seed 42) is one draw",
         "Format or knowledge?",
         "Selected: epoch 2 (step 80), validation loss 1.2500.",
         "The lowest is 1.2000, but 2 checkpoints are within the noise of it",
@@ -332,6 +333,39 @@ def test_everything(tmp_path: Path) -> None:
     strict, forced = compared["delta"], compared["forced"]["delta"]
     assert f"The strict difference of {points(strict)} points splits into {points(forced)} points of know" in page.text
     assert f") and {points(strict - forced)} points of format" in page.text
+    lead = (
+        f"By strict reading: {points(strict)} points ({span(compared['interval'])}). With forced choices, which give "
+    )
+    forced_span = span(compared["forced"]["interval"])
+    assert f"{lead}every question an answer: {points(forced)} points ({forced_span}): no difference" in page.text
+
+
+def test_the_number_of_models_judged_on_the_test_set_stands_beside_the_verdict(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12)
+    reuse = {"test_set": "0" * 16, "number": 15, "models": 15, "rows": 12, "alpha": 0.05, "chance": 0.181}
+    texts = []
+    for mode, corrected in (("all", False), ("evaluate", True), ("compare", None)):
+        run["mode"] = mode
+        run["evaluation"]["reuse"] = None if corrected is None else {**reuse, "corrected": corrected}
+        save(tmp_path / "run", run)
+        texts.append(read(tmp_path / "run").text)
+    used = (
+        "Model 15 judged on these 12 questions. If all 15 changed nothing, at least one would be called better with a "
+    )
+    assert f"{used}probability of about 18 %; eval.correct_for_reuse=true adjusts p for this." in texts[0]
+    assert "One training run is one draw" in texts[1]
+    assert f"{used}probability of about 18 %. eval.correct_for_reuse=true multiplies p by 15 × 16" in texts[1]
+    assert "is one draw" not in texts[2]
+    assert "mode=compare does not count" in texts[2]
+
+
+def test_overlapping_intervals_are_explained(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12)
+    for low, overlap in ((0.3, True), (0.5, False)):
+        run["evaluation"]["baseline"]["interval"] = [0.2, 0.4]
+        run["evaluation"]["finetuned"]["interval"] = [low, 0.9]
+        save(tmp_path / "run", run)
+        assert ("These two intervals overlap, which decides nothing" in read(tmp_path / "run").text) == overlap
 
 
 def test_questions_block(tmp_path: Path) -> None:
@@ -820,6 +854,44 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert "1 of 60 questions" in lost
     assert "0 of 60 questions" in dom("#filter=all&search=nowhere")
     assert 'data-kind="differ" aria-pressed="true"' in dom("#training")
+
+
+@pytest.mark.smoke  # a browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
+@pytest.mark.timeout(120)
+def test_no_table_is_wider_than_a_phone(tmp_path: Path) -> None:
+    hostile(tmp_path / "hostile")
+    sweep = write(tmp_path / "sweep", jobs=3)
+    sweep["jobs"][2] |= {"status": "failed", "error": "x" * 90}
+    sweep["selection"]["metric"] = "exact_match"
+    sweep["evaluation"]["subgroups"] = {**SUBGROUPS, "column": "y" * 60}
+    save(tmp_path / "sweep", sweep)
+    row = {"job": 0, "overrides": ["eval.max_tokens=64"], "status": "success", "model": "owner/" + "z" * 60}
+    row |= {"evaluation": sweep["evaluation"], "p_adjusted": 0.5, "verdict": {"outcome": "inconclusive", "reason": "x"}}
+    (tmp_path / "evaluations").mkdir()
+    save(tmp_path / "evaluations", MINIMAL | {"mode": "evaluate", "evaluations": [row, {**row, "job": 1}]})
+    scores(tmp_path / "scores")
+    # A window of Chromium is at least 500 pixels wide; a frame may have any width.
+    pages = [rendered(tmp_path / name) for name in ("hostile", "sweep", "evaluations", "scores")]
+    frames = "".join(f'<iframe width="390" height="800" srcdoc="{html.escape(page)}"></iframe>' for page in pages)
+    measure = """<script>addEventListener("load", () => {
+      document.body.innerHTML += "<pre>" + JSON.stringify([...document.querySelectorAll("iframe")].map((frame) => {
+        const page = frame.contentDocument, sizes = {tables: []};
+        for (const fold of page.querySelectorAll("details")) fold.open = true;
+        for (const table of page.querySelectorAll("table"))
+          sizes.tables.push(Math.max(table.getBoundingClientRect().right, 16 + table.parentElement.scrollWidth));
+        return {...sizes, page: page.documentElement.scrollWidth};
+      })) + "</pre>";
+    })</script>"""
+    (tmp_path / "frames.html").write_text(
+        f"<!doctype html><style>iframe {{ border: 0 }}</style><body>{frames}{measure}", encoding="utf-8"
+    )
+    shown = browse(tmp_path, (tmp_path / "frames.html").as_uri())
+    sizes = json.loads(shown[shown.rindex("<pre>") + 5 : shown.rindex("</pre>")])
+    assert [len(page["tables"]) for page in sizes] == [7, 9, 1, 5]
+    for page in sizes:
+        assert page["page"] <= 390
+        assert max(page["tables"]) <= 390 - 16
 
 
 def browse(folder: Path, address: str) -> str:
