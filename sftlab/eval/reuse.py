@@ -24,7 +24,7 @@ from sftlab.runtime.store import key_of
 
 def rows_key(examples: Sequence[Example]) -> str:
     """Hash the rows of a test set."""
-    return key_of({"rows": sorted([row.user, *sorted(row.accepted)] for row in examples)})
+    return key_of({"rows": sorted([row.question, *sorted(row.accepted)] for row in examples)})
 
 
 def chance_of_better(models: int, alpha: float) -> float:
