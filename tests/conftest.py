@@ -1,20 +1,19 @@
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import parse_yaml_once
+from commands import compose_once, parse_yaml_once
 
 # No test may use a network; the hub's library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 parse_yaml_once()
+compose_once()
 
 Row = dict[str, Any]
 
@@ -59,35 +58,13 @@ def composed(*overrides: str) -> Any:
 
 
 def compose(*overrides: str) -> Any:
-    """conf/ with these overrides, without Hydra's own part: equal to what a command composes, and faster.
-
-    Files are read and merged once for all tests that choose the same options.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    choices = [one for one in parsed if one.is_delete() or _is_group(str(one.key_or_group))]
-    cfg = copy.deepcopy(_chosen(*(str(one.input_line) for one in choices)))
-    ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if one not in choices], cfg)
-    return cfg
-
-
-@cache
-def _is_group(key: str) -> bool:
-    from sftlab.hydra_app.compose import CONF
-
-    return key.startswith("hydra") or (CONF / key.partition("@")[0]).is_dir()
-
-
-@cache
-def _chosen(*choices: str) -> Any:
+    """conf/ with these overrides, without Hydra's own part."""
     from hydra import compose, initialize_config_dir
 
     from sftlab.hydra_app.compose import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(choices))
+        return compose("config", overrides=list(overrides))
 
 
 @pytest.fixture
