@@ -81,9 +81,7 @@ def problem(arguments: list[str]) -> str | None:
     from sftlab.hydra_app.arguments import options_first, parse_options
     from sftlab.hydra_app.compose import Composer
     from sftlab.hydra_app.wording import explain
-    from sftlab.instance import machine as instance
     from sftlab.instance import preflight
-    from sftlab.runtime.modes import MODES
     from sftlab.validation.validate import validate
 
     try:
@@ -92,8 +90,7 @@ def problem(arguments: list[str]) -> str | None:
         composer = Composer(options, [])
         overrides = [first(text) if options.multirun else text for text in options.overrides]
         cfg = validate(composer.compose(overrides) if options.config_dir else compose(*overrides))
-        if MODES[cfg.mode].trains or MODES[cfg.mode].evaluates:
-            preflight.check(instance.find(cfg.instance), cfg)
+        preflight.check_mode(cfg)
     except ConfigError as error:
         return str(error)
     except (HydraException, TypeError, ValueError) as error:
