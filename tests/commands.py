@@ -125,10 +125,13 @@ def serve() -> None:
         import_module(name)
     for name in LEFT_OUT:
         del sys.modules[name]
+    from sftlab.validation import rows, validate
+
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        compose(
-            "config", overrides=["model=tiny_random"]
-        )  # imports Hydra's plugins, and builds the tables of its parser
+        for choices in ([], ["model=tiny_random"], ["instance=cpu", "model=tiny_random"]):
+            cfg = compose("config", overrides=choices)  # imports Hydra's plugins, and builds the tables of its parser
+    validate.validate(cfg)  # renders the rows of the demo, which most commands read
+    rows.CHECKED.clear()
     gc.freeze()  # what is imported by now is not looked through again in each fork
     seen: Counter[tuple[str, ...]] = Counter()
     for line in sys.stdin:

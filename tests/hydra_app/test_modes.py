@@ -156,7 +156,7 @@ def test_the_worker_of_a_launcher_gets_an_empty_study(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------- what a sweep may vary
 
-FIXED = ["instance=cpu", "model=tiny_random"]
+FIXED = ["instance=cpu", "model=tiny_random", "dataset.split={train: 8, validation: 4, test: 6}"]
 REFUSED = [
     (["eval.temperature=0,0.7"], "eval.temperature"),
     (["mode=train", "eval.max_tokens=8,16"], "eval.max_tokens"),
