@@ -22,7 +22,6 @@ from sftlab.eval.contenders import Contender
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
-from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.model.base import Base
 from sftlab.pipeline import check_generation, evaluated_model, with_precision
@@ -46,7 +45,6 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
     store, temporary = _stores(cfg, scratch)
     cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance)
-    preflight.check(machine, cfg)
     batch = machine.effective_batch(cfg.train)
     log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
     data = _dataset(cfg, store, temporary)
@@ -86,7 +84,6 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
     store, temporary = _stores(cfg, scratch)
     cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance)
-    preflight.check(machine, cfg)
     data = _dataset(cfg, store, temporary) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, temporary, data)
     check_answers(cfg, {"test": test.examples})
@@ -111,8 +108,6 @@ def planning(cfg: Config, folder: Path, scratch: Path) -> None:
     store, temporary = _stores(cfg, scratch)
     cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
-    if cfg.plan.probe:
-        preflight.check(machine, cfg)
     log.info("machine: %s, %d process(es)", machine.device, machine.num_processes)
     data = _dataset(cfg, store, temporary)
     base = _model("model", cfg.model, store, cfg.seed)

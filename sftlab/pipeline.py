@@ -19,7 +19,7 @@ from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.predictions import load_pair
 from sftlab.instance import machine as instance
-from sftlab.instance import precision, preflight
+from sftlab.instance import precision
 from sftlab.model import base as models
 from sftlab.model import merge
 from sftlab.model.base import Base
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 def run_job(cfg: Config, job: Job, folder: Path) -> None:
     """Dataset → tokens → train. The results are set in ``job``."""
     store, machine = Store(cfg.store), instance.find(cfg.instance)
-    preflight.check(machine, cfg)
     cfg = pinned_data(cfg)
     data = dataset.make(store, cfg.dataset)
     test = contenders.read_test(cfg, store, data)
@@ -146,7 +145,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
     if MODES[cfg.mode].evaluates:
         store, machine = Store(cfg.store), instance.find(cfg.instance)
-        base = models.resolve(cfg.model, store, cfg.seed)
+        base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in a worker of a launcher
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
         link(run.folder / "merged", merged.stage.path)
         stages = {**winner.stages, "merged": str(merged.stage.path)}
@@ -167,7 +166,6 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
 
 def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     """``mode=evaluate``: compare a model with the base on the test set. The result is set in ``job``."""
-    preflight.check(instance.find(cfg.instance), cfg)
     store, cfg = Store(cfg.store), pinned_data(cfg)
     data = dataset.make(store, cfg.dataset) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, store, data)

@@ -15,7 +15,6 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.pinning import pinned_data
 from sftlab.errors import ConfigError, Problem, StageError, advised
 from sftlab.instance import machine as instance
-from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.report import figures, page, terminal
 from sftlab.report.preview import preview
@@ -59,8 +58,6 @@ def plan_job(cfg: Config, job: Job, folder: Path) -> None:
     """Estimate or measure the memory and time of one configuration on its machine. Nothing is trained."""
     store, cfg = Store(cfg.store), pinned_data(cfg)
     machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
-    if cfg.plan.probe:
-        preflight.check(machine, cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = pipeline.with_precision(cfg, base, store, machine)
     job.config = cfg.model_dump()

@@ -22,7 +22,7 @@ from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.prompts import Prompts
 from sftlab.eval.statistics import compare
 from sftlab.model.base import Base
-from sftlab.records import Example, Generation
+from sftlab.records import Example, Generation, single_turn
 from sftlab.report.caveats import caveats
 from sftlab.results import Comparison, Evaluation
 from sftlab.runtime import ledger
@@ -32,7 +32,7 @@ from sftlab.runtime.run import Run
 from sftlab.runtime.store import Stage, Store
 
 Make = Callable[..., Config]
-ROWS = [Example(f"q{number}", "Be brief.", f"Question {number}", "", "A", "AB") for number in range(12)]
+ROWS = [Example(f"q{number}", single_turn("Be brief.", f"Question {number}", ""), "A", "AB") for number in range(12)]
 
 
 def recorded(store: Path, model: str) -> Place:
@@ -94,9 +94,12 @@ def test_clean_retains_the_ledger(tmp_path: Path) -> None:
 
 def test_a_test_set_is_its_questions_and_right_answers() -> None:
     key = reuse.rows_key(ROWS)
-    renamed = [replace(row, id=f"other {row.id}", system="Think.", group="g") for row in reversed(ROWS)]
+    renamed = [
+        replace(row, id=f"other {row.id}", messages=single_turn("Think.", row.question, ""), group="g")
+        for row in reversed(ROWS)
+    ]
     assert reuse.rows_key(renamed) == key
-    for changed in (replace(ROWS[0], user="Another?"), replace(ROWS[0], target="B")):
+    for changed in (replace(ROWS[0], messages=single_turn("", "Another?", "")), replace(ROWS[0], target="B")):
         assert reuse.rows_key([changed, *ROWS[1:]]) != key
     assert reuse.rows_key(ROWS[1:]) != key
 
@@ -111,7 +114,7 @@ class Judge:
 
     def generated(self, store: Store, model: evaluate.Model, *_: object) -> evaluate.Generated:
         letter = "B" if model.identity == "base" else "A"
-        rows = [Generation(row.id, row.user, f"The answer is ({letter}).", "stop", 5) for row in ROWS]
+        rows = [Generation(row.id, row.question, f"The answer is ({letter}).", "stop", 5) for row in ROWS]
         folder = self.store.root / f"answers-{model.identity}"
         folder.mkdir(parents=True, exist_ok=True)
         Generation.write(folder / "generations.jsonl", rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -255,7 +256,15 @@ def more(count: int) -> str:
 @cache
 def library_metric(name: str) -> Any:
     """Load a metric of the ``evaluate`` library from this package."""
-    import evaluate
+    # The evaluators of evaluate import the pipelines of transformers, and with them torch: 5 s and 300 MB for nothing.
+    blocked: Any = None
+    imported, sys.modules["transformers"] = sys.modules.get("transformers"), blocked
+    try:
+        import evaluate
+    finally:
+        del sys.modules["transformers"]
+        if imported is not None:
+            sys.modules["transformers"] = imported
 
     return evaluate.load(str(Path(__file__).parents[1] / "metrics" / f"{name}.py"), keep_in_memory=True)
 
