@@ -656,7 +656,7 @@ def test_a_partly_known_count_of_truncated_answers_says_so(tmp_path: Path) -> No
     assert [found[name]["finish_reasons"] for name in ("baseline", "finetuned")] == [0, 4]
     assert "1 of 4 known" in out
     assert ">1 of 4 known</td>" in page
-    assert "<td>–</td><td></td></tr>" in page
+    assert 'data-label="Truncated">–</td><td data-label="p"></td></tr>' in page
 
 
 @pytest.mark.smoke
