@@ -55,7 +55,7 @@ def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple
     for left, right in (("validation", "train"), ("test", "train"), ("test", "validation")):
         shares, exact, near = [], 0, 0
         for question in data[left]:
-            own, best = grams(question.user, n), (0.0, False, "")
+            own, best = grams(question.question, n), (0.0, False, "")
             for row in data[right]:
                 same = normalise_question(question.question) == normalise_question(row.question)
                 share = len(own & grams(row.question, n)) / len(own)
@@ -170,7 +170,7 @@ def test_exact_duplicate_in_other_dress() -> None:
     (worst,) = report.worst
     # train-0 holds all of it too and comes first, but the duplicate is what a person wants to see
     assert (worst.left_id, worst.right_id, worst.share, worst.exact) == ("test-0", "train-2", 1.0, True)
-    assert worst.left_text == data["test"][0].user
+    assert worst.left_text == data["test"][0].question
     assert report.leaking == 1
 
 
