@@ -1,0 +1,187 @@
+"""Recognise the format of rows without configuration, and convert rows to conversations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sftlab.dataset.row_formats import chat, instruct, multiple_choice, refusals
+from sftlab.dataset.row_formats.match import Match
+from sftlab.dataset.row_formats.record import Converted, FormatName, Recognised, Settings, Task
+from sftlab.dataset.row_formats.sample import Sample
+from sftlab.dataset.rows import Row
+from sftlab.dataset.wording import listing
+from sftlab.errors import ConfigError, Problem
+
+SAMPLED = 200
+"""Rows by which a format is recognised."""
+
+SHORT = 5
+"""Words of an answer that can be expected to equal its target."""
+
+MOSTLY = 0.8
+"""Share of the sampled answers that are short where ``eval.task=exact`` fits."""
+
+FEW = 10
+"""Sampled rows from which equal answers are reported."""
+
+AUTO = Settings()
+
+MARKS = ("#### *(.+)", "The answer is: (.+)")
+"""Patterns of final answers after a solution, as in GSM8K and MetaMath."""
+
+_ROLES = {
+    "chat": {"messages", "system", "tools"},
+    "sharegpt": {"messages", "system", "tools"},
+    **{name: {*names} for name, names in instruct.FORMATS.items()},
+    "multiple_choice": {"question", "options", "answer", "context", "rationale", "system"},
+}
+
+
+def recognise(columns: Sequence[str], rows: Sequence[Row], settings: Settings = AUTO) -> Recognised:
+    """Recognise the format of a source.
+
+    Args:
+        columns: its columns, those of all splits.
+        rows: its first rows, of all splits.
+        settings: what the configuration says about the format.
+
+    Raises:
+        ConfigError: the rows fit no format, or several; or the column of a role, or what the answers of multiple choice
+            name, is ambiguous. Each problem has the key that decides.
+    """
+    sample = Sample(columns, rows[:SAMPLED], settings)
+    _check_columns(sample)
+    matched = _matches(sample)
+    if settings.format == "auto":
+        if refusal := refusals.preference(sample, matched):
+            raise refusal
+        if len(matched) > 1:
+            raise _ambiguous(sample, matched)
+        if not matched:
+            raise refusals.unrecognised(sample)
+    matched = [match for match in matched if settings.format in ("auto", match.format)]
+    if not matched:
+        raise refusals.unfit(sample)
+    match = matched[0]
+    describe = {"multiple_choice": multiple_choice.describe, "chat": chat.describe, "sharegpt": chat.describe}
+    found = describe.get(match.format, instruct.describe)(sample, match)
+    return _judged(sample, found)
+
+
+def convert(found: Recognised, row: Row, section: str = "dataset") -> Converted:
+    """Convert a row to a conversation.
+
+    Raises:
+        ConfigError: the row does not have the format; the problems have no place yet.
+    """
+    if found.format == "multiple_choice":
+        return multiple_choice.convert(found, row, section)
+    if found.format in ("chat", "sharegpt"):
+        return chat.convert(found, row, section)
+    return instruct.convert(found, row, section)
+
+
+def _matches(sample: Sample) -> list[Match]:
+    """Return the formats that the rows fit, without those that are a part of another one."""
+    wanted = sample.settings.format
+    names: list[FormatName] = ["alpaca", "prompt_completion", "question_answer"]
+    single = [match for name in names if wanted in ("auto", name) and (match := instruct.match(sample, name))]
+    choice = multiple_choice.match(sample) if wanted in ("auto", "multiple_choice") else None
+    if choice:  # a question with options and an answer is a question with an answer, too
+        single = [*(match for match in single if match.format != "question_answer"), choice]
+    parts = {column for match in single for column in match.columns if match.format == "prompt_completion"}
+    turns = chat.matches(sample, sorted(parts)) if wanted in ("auto", "chat", "sharegpt") else []
+    found = [*single, *turns]
+    return [
+        match
+        for match in found
+        if not any(set(match.columns) < set(other.columns) for other in found if other is not match)
+    ]
+
+
+def _check_columns(sample: Sample) -> None:
+    """Check the roles and the columns of ``dataset.columns``."""
+    key, form = f"{sample.settings.section}.columns", sample.settings.format
+    known = set().union(*_ROLES.values()) if form == "auto" else _ROLES[form]
+    problems = []
+    for role, column in (sample.settings.columns or {}).items():
+        if role not in known:
+            of = "any format" if form == "auto" else f"the format {form}"
+            problems.append(
+                Problem(f"{key}.{role}", None, f"is not a role of {of}", f"write one of {listing(sorted(known), 20)}")
+            )
+        elif column is not None and column not in sample.columns:
+            there = f"the rows have {listing(sample.columns, 20)}"
+            problems.append(Problem(f"{key}.{role}", column, "there is no such column", there))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _ambiguous(sample: Sample, matched: Sequence[Match]) -> ConfigError:
+    candidates = " and ".join(f"{match.format} ({listing(match.columns)})" for match in matched)
+    choices = " or ".join(f"{sample.settings.section}.format={match.format}" for match in matched)
+    return sample.problem(f"the rows fit {len(matched)} formats: {candidates}", f"set {choices}")
+
+
+def _judged(sample: Sample, found: Recognised) -> Recognised:
+    """Add what the sampled rows show: the evaluation that fits, and the facts to log."""
+    converted: list[Converted] = []
+    for row in sample.rows:
+        try:
+            converted.append(convert(found, row, sample.settings.section))
+        except ConfigError:
+            continue  # a problem of its row, which is reported when all rows are converted
+    targets = [row.targets[0] for row in converted]
+    facts = [*found.facts]
+    task: Task = "rouge"
+    extract = found.extract
+    if found.format == "multiple_choice":
+        task = "choice"
+        if "system" not in found.columns:
+            facts.append(f"system text: {multiple_choice.SYSTEM}")
+        if len(targets) >= FEW and len({*targets}) == 1:
+            facts.append(
+                f"the answer of all {len(targets)} sampled rows is {targets[0]}: a model can learn the letter alone"
+            )
+    elif marks := [mark for mark in MARKS if targets and all(re.search(mark, target) for target in targets)]:
+        task, extract = "exact", "{{ text | search('" + marks[0] + "') or text }}"
+    elif sum(len(target.split()) <= SHORT for target in targets) >= MOSTLY * max(len(targets), 1):
+        task = "exact"
+    facts += _facts(converted)
+    used = {*found.columns.values(), *found.option_columns}
+    if unused := [column for column in sample.columns if column and column not in used]:
+        facts.append(f"not used: {listing(unused)}")
+    return replace(found, task=task, extract=extract, facts=tuple(facts))
+
+
+def _facts(converted: Sequence[Converted]) -> list[str]:
+    """Return what the log reports about conversations."""
+    facts: list[str] = []
+    counts = [sum(message["role"] != "system" for message in row.messages) for row in converted]
+    if counts and max(counts) > 2:
+        facts.append(f"turns: {min(counts)} to {max(counts)}")
+    for name, have in (
+        ("a system text", [row for row in converted if _system(row) not in ("", multiple_choice.SYSTEM)]),
+        ("tools", [row for row in converted if row.tools]),
+        ("tool calls", [row for row in converted if any("tool_calls" in message for message in row.messages)]),
+        ("reasoning", [row for row in converted if any("reasoning_content" in message for message in row.messages)]),
+    ):
+        if have:
+            facts.append(f"{name} in {len(have)} of {len(converted)} sampled rows")
+    return facts
+
+
+def _system(row: Converted) -> str:
+    first = row.messages[0]
+    return (first.get("content") or "") if first["role"] in ("system", "developer") else ""
+
+
+def summary(found: Recognised) -> str:
+    """Return the recognised format as a line of the log."""
+    columns = ", ".join(f"{role}: {column}" for role, column in found.columns.items())
+    if found.option_columns:
+        columns += f", {'wrong ' if found.answer == 'correct' else ''}options: {listing(found.option_columns)}"
+    task = f"eval.task={found.task}" + (f' with eval.extract="{found.extract}"' if found.extract else "")
+    return "; ".join([f"format {found.format} ({columns})", *found.facts, f"{task} fits"])
