@@ -15,8 +15,8 @@ from sftlab.dataset.rows import Row
 from sftlab.dataset.values import is_null
 from sftlab.dataset.wording import column_path, short
 
-SYSTEM = ("system", "system_prompt", "system_message")
-CONTEXT = ("context", "contexts", "passage", "article", "support", "paragraph", "story", "background")
+SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
+CONTEXT = ("context", "contexts", "passage", "article", "support", "paragraph", "story", "background", "premise")
 RATIONALE = (
     *("rationale", "exp", "explanation", "cot", "complex_cot", "chain_of_thought", "reasoning", "thought"),
     *("long_answer", "cot_content"),
@@ -32,8 +32,8 @@ ALPACA: Names = {
     "history": ("history",),
 }
 PROMPT: Names = {
-    "prompt": ("prompt", "input", "inputs", "user"),
-    "completion": ("completion", "response", "output", "target", "targets", "assistant"),
+    "prompt": ("prompt", "input", "inputs", "user", "human"),
+    "completion": ("completion", "response", "output", "target", "targets", "assistant", "gpt", "bot"),
     "system": SYSTEM,
     "tools": TOOLS,
 }

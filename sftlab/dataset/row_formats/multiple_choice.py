@@ -31,6 +31,7 @@ SYSTEM = 'Answer the question. End with "the answer is (LETTER)".'
 
 QUESTION = (
     "question",
+    "question_stem",
     "stem",
     "query",
     "problem",

@@ -165,12 +165,32 @@ def _listed(value: object, path: str) -> list[tuple[str | None, object]]:
             return [(None if name is None else str(name), text) for name, text in zip(names, texts, strict=True)]
         if all(_is_label(key) for key in value):
             return [(_suffix(key) or str(key), text) for key, text in value.items()]
+    if isinstance(value, str) and (parts := _in_text(value)):
+        return [*parts]
     if isinstance(value, list) and value:
         if all(isinstance(item, dict) for item in value):
             return [_item(item) for item in value]
         if not any(isinstance(item, list | dict) for item in value):
             return [(None, item) for item in value]
     raise ValueError(path)
+
+
+def _in_text(text: str) -> list[tuple[str, str]]:
+    """Return the options of a text such as ``A. oak B. iron``: successive letters, each after a space or at a start."""
+    parts: list[tuple[str, str]] = []
+    start = end = 0
+    for letter in LETTERS:
+        mark = re.compile(rf"(?:^|(?<=\s))[(\[]?{letter}\s?[)\].:](?:\s+|(?=\S))", re.IGNORECASE)
+        match = mark.search(text, end)
+        if match is None:
+            break
+        if parts:
+            parts[-1] = (parts[-1][0], text[start : match.start()].strip(" \n\t,;"))
+        parts.append((letter, ""))
+        start = end = match.end()
+    if parts:
+        parts[-1] = (parts[-1][0], text[start:].strip(" \n\t,;"))
+    return parts if len(parts) > 1 and all(option for _, option in parts) else []
 
 
 def _item(item: Mapping[str, object]) -> tuple[str | None, object]:

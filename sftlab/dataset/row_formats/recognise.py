@@ -55,19 +55,16 @@ def recognise(columns: Sequence[str], rows: Sequence[Row], settings: Settings = 
     _check_columns(sample)
     matched = _matches(sample)
     if settings.format == "auto":
-        if refusal := refusals.preference(sample, matched):
+        if refusal := refusals.of_matches(sample, matched):
             raise refusal
-        if len(matched) > 1:
-            raise _ambiguous(sample, matched)
         if not matched:
             raise refusals.unrecognised(sample)
+        if len(matched) > 1:
+            return _same(sample, matched)
     matched = [match for match in matched if settings.format in ("auto", match.format)]
     if not matched:
         raise refusals.unfit(sample)
-    match = matched[0]
-    describe = {"multiple_choice": multiple_choice.describe, "chat": chat.describe, "sharegpt": chat.describe}
-    found = describe.get(match.format, instruct.describe)(sample, match)
-    return _judged(sample, found)
+    return _judged(sample, _described(sample, matched[0]))
 
 
 def convert(found: Recognised, row: Row, section: str = "dataset") -> Converted:
@@ -117,6 +114,34 @@ def _check_columns(sample: Sample) -> None:
             problems.append(Problem(f"{key}.{role}", column, "there is no such column", there))
     if problems:
         raise ConfigError(*problems)
+
+
+def _described(sample: Sample, match: Match) -> Recognised:
+    describe = {"multiple_choice": multiple_choice.describe, "chat": chat.describe, "sharegpt": chat.describe}
+    return describe.get(match.format, instruct.describe)(sample, match)
+
+
+def _same(sample: Sample, matched: Sequence[Match]) -> Recognised:
+    """Return the last of several formats if all of them give the same conversations.
+
+    Raises:
+        ConfigError: they do not, in a sampled row.
+    """
+    try:
+        found = [_described(sample, match) for match in matched]
+        agree = all(_agree(found, row) for row in sample.rows)
+    except ConfigError:
+        agree = False
+    if not agree:
+        raise _ambiguous(sample, matched)
+    same = " and ".join(f"{match.format} ({listing(match.columns)})" for match in matched[:-1])
+    return _judged(sample, replace(found[-1], facts=(f"{same} would give the same conversations",)))
+
+
+def _agree(formats: Sequence[Recognised], row: Row) -> bool:
+    """Return whether all formats convert a row to the same conversation."""
+    first, *others = [convert(found, row) for found in formats]
+    return all((other.messages, other.tools) == (first.messages, first.tools) for other in others)
 
 
 def _ambiguous(sample: Sample, matched: Sequence[Match]) -> ConfigError:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sftlab.dataset.row_formats import instruct, turns
+from sftlab.dataset.row_formats import instruct, multiple_choice, turns
 from sftlab.dataset.row_formats.match import Match
 from sftlab.dataset.row_formats.sample import Sample, simple
-from sftlab.dataset.wording import column_path, listing
+from sftlab.dataset.wording import column_path, listing, short
 from sftlab.errors import ConfigError
 
 PLAIN = {"text", "content", "document", "body", "raw", "code", "story"}
@@ -22,7 +22,40 @@ MARKS = re.compile(
 """Marks of the turns of a conversation that is one text."""
 
 
-def preference(sample: Sample, matched: Sequence[Match]) -> ConfigError | None:
+def of_matches(sample: Sample, matched: Sequence[Match]) -> ConfigError | None:
+    """Return the refusal of rows that fit a format, but of which a part would be lost."""
+    return _preference(sample, matched) or _judged(sample, matched) or _unread_options(sample, matched)
+
+
+def _judged(sample: Sample, matched: Sequence[Match]) -> ConfigError | None:
+    """Return the refusal of completions that are marked as good or bad (KTO)."""
+    label = next((column for column in sample.columns if simple(column) == "label"), None)
+    values = sample.values(label) if label else []
+    fits = [match for match in matched if match.format in ("prompt_completion", "chat", "sharegpt")]
+    if not fits or not values or not all(isinstance(value, bool) for value in values):
+        return None
+    section = sample.settings.section
+    return sample.problem(
+        f"the column {label} marks each answer as good or bad: that is preference data (KTO), and supervised "
+        "fine-tuning would train on the bad answers too",
+        f"to train on the good answers, set {section}.format={fits[0].format} {section}.keep={label}",
+    )
+
+
+def _unread_options(sample: Sample, matched: Sequence[Match]) -> ConfigError | None:
+    """Return the refusal of questions whose options are written in a form that is not known."""
+    options = [column for column in sample.named("options", multiple_choice.OPTIONS) if sample.values(column)]
+    if not options or [match.format for match in matched] != ["question_answer"]:
+        return None
+    section, value = sample.settings.section, sample.opened(options[0])[0]
+    return sample.problem(
+        f"the column {options[0]} does not list options, or no column names the right one: {short(repr(value))}",
+        f"name the column of the right one by {section}.columns.answer, write a list or an object of letter and text, "
+        f"or set {section}.format=question_answer to leave {options[0]} out",
+    )
+
+
+def _preference(sample: Sample, matched: Sequence[Match]) -> ConfigError | None:
     """Return the refusal of preference data: rows with a chosen and a rejected answer."""
     columns = {simple(column): column for column in sample.columns}
     if not {"chosen", "rejected"} <= columns.keys():

@@ -29,7 +29,7 @@ CALLS = {"function_call", "function-call", "tool_call"}
 """Speakers whose text is a tool call of the assistant."""
 
 SPEAKERS = ("role", "from", "speaker", "author", "sender")
-CONTENTS = ("content", "value", "text", "message")
+CONTENTS = ("content", "value", "text", "message", "parts")
 TEXT_PARTS = {"text", "input_text", "output_text", "refusal"}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
