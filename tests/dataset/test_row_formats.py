@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections import Counter
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from sftlab.dataset.row_formats.recognise import convert, recognise
 from sftlab.dataset.row_formats.record import Converted, Recognised, Settings
 from sftlab.dataset.rows import Row
 from sftlab.dataset.templates import Templates
+from sftlab.dataset.values import ABSENT
 from sftlab.errors import ConfigError
 from sftlab.eval.extract import compile_pattern, strict
 
@@ -216,6 +220,8 @@ def turn(number: int, **changed: Any) -> Row:
         (CHAT, turn(1, tool_calls=[{"id": "1"}]), ["messages[1].tool_calls[0]", "name"]),
         (CHAT, turn(1, function_call={"name": "f", "arguments": "{"}), ["messages[1].function_call", "not JSON"]),
         (CHAT, {**CHAT, "tools": "no list"}, ["tools", "'no list'"]),
+        (CHAT, {**CHAT, "tools": [{"name": "f", "since": date(2026, 1, 1)}]}, ["not JSON"]),
+        (CHAT, turn(0, content="half \ud83d"), ["user text", "\\ud83d", "UTF-8"]),
         (QUIZ, {**QUIZ, "question": ""}, ["question", "empty", "dataset.keep"]),
         (QUIZ, {**QUIZ, "answer": "D"}, ["answer", "'D'", "A, B, C"]),
         (QUIZ, {**QUIZ, "answer": ["A", "B"]}, ["answer", "single"]),
@@ -241,6 +247,45 @@ def test_a_later_row_that_does_not_fit_is_a_problem_with_its_column(good: Row, b
     with pytest.raises(ConfigError) as caught:
         convert(found, bad)
     assert all(part in str(caught.value) for part in parts)
+
+
+JUNK: list[Any] = [
+    None, ABSENT, math.nan, math.inf, 0, -1, 3.5, True, "", "[", "[]", "{}", "[1, 2]", [], [None], ["a", "b"],
+    [["a", "b"]], [{}], [{"role": "user"}], [{"role": None, "content": "a"}], [{"from": "human", "value": "x"}], {},
+    {"text": ["a"], "label": []}, {"A": None, "B": "y"}, {"role": ["user"], "content": ["x"]}, b"bytes",
+    date(2026, 1, 1), Decimal("1.5"), "\ud800", 10**30, [[["deep"]]], "(B)", '{"name": 1}', "²",
+    [{"name": "f", "arguments": "["}], [{"role": "assistant", "content": "", "tool_calls": "x"}],
+]  # fmt: skip
+
+
+def with_junk(value: Any, random_: random.Random) -> Any:
+    """A copy of a value in which one part is replaced or missing."""
+    if random_.random() < 0.3 or not isinstance(value, dict | list) or not value:
+        return random_.choice(JUNK)
+    copy = value.copy()
+    key = random_.choice(list(copy) if isinstance(copy, dict) else range(len(copy)))
+    if random_.random() < 0.2:
+        del copy[key]
+    else:
+        copy[key] = with_junk(copy[key], random_)
+    return copy
+
+
+@pytest.mark.parametrize("name", [name for name, value in EXPECTED.items() if "rows" in value])
+def test_any_row_is_converted_to_text_or_refused(name: str) -> None:
+    rows, random_ = read(FILES[name]), random.Random(name)
+    found = recognised(rows)
+    for _ in range(300):
+        row = dict(random_.choice(rows))
+        column = random_.choice(list(row))
+        row[column] = with_junk(row[column], random_)
+        try:
+            converted = convert(found, row)
+        except ConfigError:
+            continue
+        json.dumps([converted.messages, converted.tools], ensure_ascii=False, allow_nan=False).encode()
+        assert all(target.strip() for target in converted.targets)
+        assert converted.messages[-1]["role"] == "assistant"
 
 
 def test_the_columns_of_roles_may_be_named() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from contextlib import suppress
 from decimal import Decimal
 
+from sftlab.dataset.row_formats.record import Converted
 from sftlab.dataset.rows import Row
 from sftlab.dataset.values import Cell, is_null, plain
 from sftlab.dataset.wording import column_path, short
 from sftlab.errors import ConfigError, Problem
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def refused(message: str, remedy: str = "", *keys: str) -> ConfigError:
@@ -67,6 +71,26 @@ def required(row: Row, column: str, *, section: str) -> str:
     if not text.strip():
         raise empty(row, column, section)
     return text
+
+
+def check_text(row: Converted) -> None:
+    """Check that a conversation can be written as JSON in UTF-8.
+
+    Raises:
+        ConfigError: a text has half of a surrogate pair, or a tool has a value that JSON does not have.
+    """
+    for message in row.messages:
+        for name in ("content", "reasoning_content"):
+            text = message.get(name)
+            if isinstance(text, str) and not text.isascii() and (half := _SURROGATE.search(text)):
+                state = f"has half of a surrogate pair (\\u{ord(half[0]):04x}), which is not a character"
+                raise refused(f"the {message['role']} text {state}", "write the file again as UTF-8")
+    calls = [message["tool_calls"] for message in row.messages if "tool_calls" in message]
+    if row.tools or calls:
+        try:
+            json.dumps([row.tools, calls], ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise refused(f"a tool or a tool call is not JSON: {error}", "fix the row") from error
 
 
 def not_text(path: str, value: object, section: str) -> ConfigError:

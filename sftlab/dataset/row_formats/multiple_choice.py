@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from sftlab.dataset.row_formats.options import (
 )
 from sftlab.dataset.row_formats.record import AnswerKind, Converted, Message, Recognised
 from sftlab.dataset.row_formats.sample import MOST, Sample, simple
+from sftlab.dataset.row_formats.stated import letters_of
 from sftlab.dataset.rows import Row
 from sftlab.dataset.values import is_null
 from sftlab.dataset.wording import column_path, listing, short
@@ -61,8 +61,8 @@ KINDS: Mapping[AnswerKind, str] = {
     "index0": "0-based index",
     "index1": "1-based index",
     "correct": "text of the right option",
+    "stated": "letter that the last turn states",
 }
-_STATED = re.compile(r"(?i)the answer is\s*\(([A-Z])\)")
 
 
 def match(sample: Sample) -> Match | None:
@@ -145,8 +145,7 @@ def convert(found: Recognised, row: Row, section: str) -> Converted:
     context = instruct.context_in(row, columns.get("context"), section)
     lines = [question.strip(), *(f"({option.letter}) {option.text}" for option in options)]
     rationale = text_in(row, columns["rationale"], section=section).strip() if "rationale" in columns else ""
-    stated = [letter.upper() for letter in _STATED.findall(rationale)]
-    final = "" if stated and {*stated} == {correct.letter} else f"The answer is ({correct.letter})."
+    final = "" if letters_of(rationale) == [correct.letter] else f"The answer is ({correct.letter})."
     system = instruct.system_in(row, columns.get("system"), section) or [Message(role="system", content=SYSTEM)]
     messages: list[Message] = [
         *system,

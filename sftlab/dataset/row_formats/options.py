@@ -113,7 +113,10 @@ def lettered(options: Sequence[Option], path: str) -> list[Option]:
 
 def mixed(right: str, wrong: Sequence[str], question: str, path: str) -> list[Option]:
     """Return the right and the wrong options in an order that depends on their texts only."""
-    texts = sorted({right, *wrong}, key=lambda text: hashlib.sha256(f"{question}\0{text}".encode()).digest())
+    texts = sorted(
+        {right, *wrong},
+        key=lambda text: hashlib.sha256(f"{question}\0{text}".encode("utf-8", "surrogatepass")).digest(),
+    )
     return lettered([Option(index, None, text) for index, text in enumerate(texts)], path)
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sftlab.dataset.row_formats import chat, instruct, multiple_choice, refusals
+from sftlab.dataset.row_formats import chat, instruct, multiple_choice, refusals, stated
+from sftlab.dataset.row_formats.cells import check_text
 from sftlab.dataset.row_formats.match import Match
 from sftlab.dataset.row_formats.record import Converted, FormatName, Recognised, Settings, Task
 from sftlab.dataset.row_formats.sample import Sample
@@ -74,10 +75,13 @@ def convert(found: Recognised, row: Row, section: str = "dataset") -> Converted:
         ConfigError: the row does not have the format; the problems have no place yet.
     """
     if found.format == "multiple_choice":
-        return multiple_choice.convert(found, row, section)
-    if found.format in ("chat", "sharegpt"):
-        return chat.convert(found, row, section)
-    return instruct.convert(found, row, section)
+        converted = multiple_choice.convert(found, row, section)
+    elif found.format in ("chat", "sharegpt"):
+        converted = chat.convert(found, row, section)
+    else:
+        converted = instruct.convert(found, row, section)
+    check_text(converted)
+    return stated.with_options(converted, section) if found.answer == "stated" else converted
 
 
 def _matches(sample: Sample) -> list[Match]:
@@ -158,11 +162,19 @@ def _judged(sample: Sample, found: Recognised) -> Recognised:
             converted.append(convert(found, row, sample.settings.section))
         except ConfigError:
             continue  # a problem of its row, which is reported when all rows are converted
+    if found.answer is None and converted and sum(map(stated.states_option, converted)) >= MOSTLY * len(converted):
+        found = replace(found, answer="stated")
+        converted = [stated.with_options(row, "") for row in converted if stated.states_option(row)]
     targets = [row.targets[0] for row in converted]
     facts = [*found.facts]
     task: Task = "rouge"
     extract = found.extract
-    if found.format == "multiple_choice":
+    if found.answer == "stated":
+        task = "choice"
+        facts.append(
+            'answer: the letter that the last turn states as "the answer is (X)"; options: those of the question'
+        )
+    elif found.format == "multiple_choice":
         task = "choice"
         if "system" not in found.columns:
             facts.append(f"system text: {multiple_choice.SYSTEM}")

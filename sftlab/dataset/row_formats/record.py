@@ -48,8 +48,9 @@ Layout = Literal["turns", "parallel", "pairs", "texts"]
 """How a column stores a conversation: objects with a speaker, an object of parallel lists, pairs of question and
 answer, or texts that alternate between user and assistant."""
 
-AnswerKind = Literal["label", "text", "index0", "index1", "correct"]
-"""What names the right option: its label, text or index from 0 or 1, or a column that has the right option only."""
+AnswerKind = Literal["label", "text", "index0", "index1", "correct", "stated"]
+"""What names the right option: its label, text or index from 0 or 1, a column that has the right option only, or the
+last turn of a conversation, which states its letter."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Settings:
     section: str = "dataset"
     format: FormatName | Literal["auto"] = "auto"
     columns: Mapping[str, str | None] | None = None
-    answer_kind: AnswerKind | Literal["auto"] = "auto"
+    answer_kind: Literal["auto", "label", "text", "index0", "index1"] = "auto"
 
 
 @dataclass(frozen=True)
