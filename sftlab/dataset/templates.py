@@ -61,6 +61,9 @@ class Templates:
         Raises:
             ConfigError: a template has a syntax error or names a column that does not exist; lists all problems.
         """
+        if cfg.format != "template" or cfg.target is None:
+            message = "the recognition of formats is not connected yet"
+            raise ConfigError(Problem(f"{key}.format", cfg.format, message, "set it to template"))
         self.key = key
         self._keep = cfg.keep
         self._row_remedy = f"fix the row, or leave it out by {key}.keep"

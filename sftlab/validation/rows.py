@@ -55,7 +55,7 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[Pro
     """Check the settings of a dataset, then its rows if they are local, unless a completed stage contains them."""
     section, name = "eval.dataset" if mounted else "dataset", data.name_or_path
     key, local = f"{section}.name_or_path", is_local(name)
-    problems = list(_split(section, data, mounted=mounted))
+    problems = [*_split(section, data, mounted=mounted), *_format(section, data)]
     yield from problems
     if local and not name.startswith("generate:") and not Path(name).exists():
         yield Problem(key, shown(name), f"no such file or folder (seen from {Path.cwd()})", "check the path")
@@ -97,6 +97,27 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
         )
     else:
         CHECKED.add(known)
+
+
+def _format(section: str, data: DatasetConfig) -> Iterator[Problem]:
+    """Check that a dataset has the templates that it needs, and none that would have no effect."""
+    texts = {name: getattr(data, name) for name in ("user", "assistant")}
+    keys = (f"{section}.format",)
+    if data.format == "template":
+        for name, template in {**texts, "target": data.target}.items():
+            if template is None:
+                remedy = f"set it to a template, or set {section}.format=auto to recognise the format of the rows"
+                yield Problem(f"{section}.{name}", "null", f"{section}.format=template needs it", remedy, keys)
+        for name, default in {"columns": {}, "answer_kind": "auto"}.items():
+            if (value := getattr(data, name)) != default:
+                message = f"has no effect with {section}.format=template"
+                yield Problem(f"{section}.{name}", shown(value), message, f"set {section}.format=auto", keys)
+        return
+    for name, template in texts.items():
+        if template is not None:
+            message = f"has no effect with {section}.format={data.format}, which supplies the text"
+            remedy = f"set it to null, or set {section}.format=template"
+            yield Problem(f"{section}.{name}", shown(template), message, remedy, keys)
 
 
 def _split(section: str, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:

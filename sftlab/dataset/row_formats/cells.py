@@ -100,7 +100,7 @@ def not_text(path: str, value: object, section: str) -> ConfigError:
     )
     return refused(
         f"{path} is {kind}, not text: {short(repr(plain(value)))}",
-        f"write it as text, or convert it by a template (dataset=template {section}.user=…)",
+        f"write it as text, or convert it by a template ({section}.format=template)",
         f"{section}.format",
     )
 

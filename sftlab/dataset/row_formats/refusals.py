@@ -71,7 +71,9 @@ def _preference(sample: Sample, matched: Sequence[Match]) -> ConfigError | None:
             f"{section}.columns.prompt={prompts[0]} {section}.columns.completion={chosen}"
         )
     else:
-        remedy = f"to train on the chosen answers, write templates (dataset=template) over {column_path(chosen)}"
+        remedy = (
+            f"to train on the chosen answers, write templates ({section}.format=template) over {column_path(chosen)}"
+        )
     other = [f"{section}.format={match.format}" for match in matched]
     remedy += f", or set {' or '.join(other)} to train on {listing(matched[0].columns)}" if other else ""
     return sample.problem(
@@ -91,7 +93,7 @@ def unrecognised(sample: Sample) -> ConfigError:
     if marked:
         return sample.problem(
             f"the column {marked[0]} has whole conversations as one text, with marks between the turns",
-            "split it into turns, and write them as a list of messages; or write templates (dataset=template) "
+            f"split it into turns, and write a list of messages; or write templates ({section}.format=template) "
             "that extract question and answer by the filter search",
         )
     speaker = next((columns[name] for name in turns.SPEAKERS if name in columns), None)
@@ -106,7 +108,7 @@ def unrecognised(sample: Sample) -> ConfigError:
             f"the rows have plain text (column {plain[0]}) without a prompt and an answer: that is pretraining, and "
             "supervised fine-tuning trains on answers",
             f"give rows with a prompt and a completion, or write templates that divide {plain[0]} into "
-            f"{section}.user and {section}.assistant (dataset=template)",
+            f"{section}.user and {section}.assistant ({section}.format=template)",
         )
     for column in sample.columns:
         if any(turns.layout_of(value, column) for value in sample.opened(column)):

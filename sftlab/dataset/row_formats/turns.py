@@ -141,7 +141,7 @@ def _message(turn: Mapping[str, object], path: str, section: str) -> Message:
     name = _speaker(turn)
     if name not in ROLES and name not in CALLS:
         known = "system, developer, user (human), assistant (gpt), tool, function_call and observation"
-        remedy = f"rename it to one of {known}, or write templates (dataset=template)"
+        remedy = f"rename it to one of {known}, or write templates ({section}.format=template)"
         raise refused(f"{path} has the speaker {short(name)!r}", remedy, f"{section}.format")
     role: Role = ROLES.get(name, "assistant")
     key = next((key for key in CONTENTS if key in turn), "content")
