@@ -204,7 +204,7 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["choice", "exact", "rouge"]
+    task: Literal["auto", "choice", "exact", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from sftlab.dataset.row_formats import turns
 from sftlab.dataset.row_formats.cells import empty, not_text, opened, refused, required, text_in, written
+from sftlab.dataset.row_formats.fitting import STATED
 from sftlab.dataset.row_formats.match import Match
-from sftlab.dataset.row_formats.record import Converted, FormatName, Message, Recognised
+from sftlab.dataset.row_formats.record import Converted, FormatName, Recognised
 from sftlab.dataset.row_formats.sample import MOST, Sample
 from sftlab.dataset.row_formats.tools import are_calls, calls_in, text_of_calls, tools_in
 from sftlab.dataset.rows import Row
 from sftlab.dataset.values import is_null
 from sftlab.dataset.wording import column_path, short
+from sftlab.records import Message
 
 SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 CONTEXT = ("context", "contexts", "passage", "article", "support", "paragraph", "story", "background", "premise")
@@ -47,9 +48,6 @@ QUESTION: Names = {
 }
 FORMATS: Mapping[FormatName, Names] = {"alpaca": ALPACA, "prompt_completion": PROMPT, "question_answer": QUESTION}
 
-STATED = "The answer is: "
-"""What precedes the answer after a rationale."""
-
 
 def match(sample: Sample, name: FormatName) -> Match | None:
     """Return the columns of a format; None if a column that it needs is missing or has no text."""
@@ -74,10 +72,7 @@ def describe(sample: Sample, matched: Match) -> Recognised:
     Raises:
         ConfigError: several columns could have the same role.
     """
-    found = Recognised(matched.format, sample.decided(matched.roles))
-    if "rationale" in found.columns:
-        found = replace(found, extract="{{ text | search('(?s)" + STATED + "(.+)') or text }}")
-    return found
+    return Recognised(matched.format, sample.decided(matched.roles))
 
 
 def convert(found: Recognised, row: Row, section: str) -> Converted:

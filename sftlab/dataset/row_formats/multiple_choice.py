@@ -18,13 +18,14 @@ from sftlab.dataset.row_formats.options import (
     separate_columns,
     wrong_columns,
 )
-from sftlab.dataset.row_formats.record import AnswerKind, Converted, Message, Recognised
+from sftlab.dataset.row_formats.record import AnswerKind, Converted, Recognised
 from sftlab.dataset.row_formats.sample import MOST, Sample, simple
 from sftlab.dataset.row_formats.stated import letters_of
 from sftlab.dataset.rows import Row
 from sftlab.dataset.values import is_null
 from sftlab.dataset.wording import column_path, listing, short
 from sftlab.errors import ConfigError, Problem
+from sftlab.records import Message
 
 SYSTEM = 'Answer the question. End with "the answer is (LETTER)".'
 """The system text of rows that have none: a model that was not trained has to be told how to answer."""

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sftlab.dataset.row_formats import chat, instruct, multiple_choice, refusals, stated
 from sftlab.dataset.row_formats.cells import check_text
+from sftlab.dataset.row_formats.fitting import MOSTLY, Answered, fitting
+from sftlab.dataset.row_formats.instruct import text_of_answer
 from sftlab.dataset.row_formats.match import Match
-from sftlab.dataset.row_formats.record import Converted, FormatName, Recognised, Settings, Task
+from sftlab.dataset.row_formats.record import Converted, FormatName, Recognised, Settings
 from sftlab.dataset.row_formats.sample import Sample
 from sftlab.dataset.rows import Row
 from sftlab.dataset.wording import listing
 from sftlab.errors import ConfigError, Problem
 
 SAMPLED = 200
-"""Rows by which a format is recognised."""
-
-SHORT = 5
-"""Words of an answer that can be expected to equal its target."""
-
-MOSTLY = 0.8
-"""Share of the sampled answers that are short where ``eval.task=exact`` fits."""
+"""Rows of each split by which a format is recognised."""
 
 FEW = 10
 """Sampled rows from which equal answers are reported."""
 
 AUTO = Settings()
-
-MARKS = ("#### *(.+)", "The answer is: (.+)")
-"""Patterns of final answers after a solution, as in GSM8K and MetaMath."""
 
 _ROLES = {
     "chat": {"messages", "system", "tools"},
@@ -52,7 +44,7 @@ def recognise(columns: Sequence[str], rows: Sequence[Row], settings: Settings = 
         ConfigError: the rows fit no format, or several; or the column of a role, or what the answers of multiple choice
             name, is ambiguous. Each problem has the key that decides.
     """
-    sample = Sample(columns, rows[:SAMPLED], settings)
+    sample = Sample(columns, rows, settings)
     _check_columns(sample)
     matched = _matches(sample)
     if settings.format == "auto":
@@ -165,27 +157,17 @@ def _judged(sample: Sample, found: Recognised) -> Recognised:
     if found.answer is None and converted and sum(map(stated.states_option, converted)) >= MOSTLY * len(converted):
         found = replace(found, answer="stated")
         converted = [stated.with_options(row, "") for row in converted if stated.states_option(row)]
-    targets = [row.targets[0] for row in converted]
+    rows = [Answered(row.targets[0], text_of_answer(row.messages[-1]), row.choices) for row in converted]
+    task, extract = fitting(rows)
     facts = [*found.facts]
-    task: Task = "rouge"
-    extract = found.extract
     if found.answer == "stated":
-        task = "choice"
+        facts.append('answer: the letter of "the answer is (X)" in the last turn; options: those of the question')
+    elif found.format == "multiple_choice" and "system" not in found.columns:
+        facts.append(f"system text: {multiple_choice.SYSTEM}")
+    if task == "choice" and len(rows) >= FEW and len({row.target for row in rows}) == 1:
         facts.append(
-            'answer: the letter that the last turn states as "the answer is (X)"; options: those of the question'
+            f"the answer of all {len(rows)} sampled rows is {rows[0].target}: a model can learn the letter alone"
         )
-    elif found.format == "multiple_choice":
-        task = "choice"
-        if "system" not in found.columns:
-            facts.append(f"system text: {multiple_choice.SYSTEM}")
-        if len(targets) >= FEW and len({*targets}) == 1:
-            facts.append(
-                f"the answer of all {len(targets)} sampled rows is {targets[0]}: a model can learn the letter alone"
-            )
-    elif marks := [mark for mark in MARKS if targets and all(re.search(mark, target) for target in targets)]:
-        task, extract = "exact", "{{ text | search('" + marks[0] + "') or text }}"
-    elif sum(len(target.split()) <= SHORT for target in targets) >= MOSTLY * max(len(targets), 1):
-        task = "exact"
     facts += _facts(converted)
     used = {*found.columns.values(), *found.option_columns}
     if unused := [column for column in sample.columns if column and column not in used]:
@@ -220,5 +202,4 @@ def summary(found: Recognised) -> str:
     columns = ", ".join(f"{role}: {column}" for role, column in found.columns.items())
     if found.option_columns:
         columns += f", {'wrong ' if found.answer == 'correct' else ''}options: {listing(found.option_columns)}"
-    task = f"eval.task={found.task}" + (f' with eval.extract="{found.extract}"' if found.extract else "")
-    return "; ".join([f"format {found.format} ({columns})", *found.facts, f"{task} fits"])
+    return "; ".join([f"format {found.format} ({columns})", *found.facts])

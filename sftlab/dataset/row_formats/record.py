@@ -3,46 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NotRequired, Required, TypedDict
+from dataclasses import dataclass, replace
+from typing import Literal
 
-Role = Literal["system", "developer", "user", "assistant", "tool"]
-
-
-class ToolFunction(TypedDict):
-    """The function that a tool call names."""
-
-    name: str
-    arguments: NotRequired[dict[str, object] | str]
-
-
-class ToolCall(TypedDict, total=False):
-    """A call of a tool in an assistant turn."""
-
-    id: str
-    type: str
-    function: Required[ToolFunction]
-
-
-class Message(TypedDict, total=False):
-    """A turn of a conversation, in the field names of Hugging Face's chat templates.
-
-    ``content`` is text, and null or missing where an assistant turn only calls tools.
-    """
-
-    role: Required[Role]
-    content: str | None
-    tool_calls: list[ToolCall]
-    tool_call_id: str
-    name: str
-    reasoning_content: str
-
-
-Tool = dict[str, object]
-"""The JSON schema of a function that the model may call."""
+from sftlab.dataset.row_formats.fitting import Task
+from sftlab.records import Message, Tool
 
 FormatName = Literal["chat", "sharegpt", "alpaca", "prompt_completion", "question_answer", "multiple_choice"]
-Task = Literal["choice", "exact", "rouge"]
 
 Layout = Literal["turns", "parallel", "pairs", "texts"]
 """How a column stores a conversation: objects with a speaker, an object of parallel lists, pairs of question and
@@ -66,6 +33,15 @@ class Converted:
     targets: list[str]
     choices: str = ""
     options: dict[str, str] | None = None
+
+
+def with_system(row: Converted, system: str | None) -> Converted:
+    """Replace the system text of a conversation: None leaves it, and an empty text removes it."""
+    if system is None:
+        return row
+    rest = row.messages[1:] if row.messages[0]["role"] in ("system", "developer") else row.messages
+    first: list[Message] = [{"role": "system", "content": system}] if system else []
+    return replace(row, messages=[*first, *rest])
 
 
 @dataclass(frozen=True)

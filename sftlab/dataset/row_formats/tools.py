@@ -6,8 +6,8 @@ import json
 from typing import cast
 
 from sftlab.dataset.row_formats.cells import opened, refused
-from sftlab.dataset.row_formats.record import Tool, ToolCall
 from sftlab.dataset.wording import item_path, short
+from sftlab.records import Tool, ToolCall
 
 
 def tools_in(value: object, path: str) -> list[Tool] | None:

@@ -8,10 +8,11 @@ from typing import cast
 
 from sftlab.dataset.conversations import ANSWERS, ASKS, TITLES
 from sftlab.dataset.row_formats.cells import leave_out, opened, refused, written
-from sftlab.dataset.row_formats.record import Layout, Message, Role
+from sftlab.dataset.row_formats.record import Layout
 from sftlab.dataset.row_formats.tools import calls_in
 from sftlab.dataset.values import Cell
 from sftlab.dataset.wording import item_path, listing, short
+from sftlab.records import Message, Role
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
