@@ -11,8 +11,8 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
-from sftlab.errors import OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
+from sftlab.eval import contenders, decision, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
@@ -33,6 +33,7 @@ from sftlab.runtime.store import Stage, Store
 from sftlab.tracking import wandb as tracking
 from sftlab.train import advice, memory, ranking, schedule, select, sharing
 from sftlab.train import stage as train
+from sftlab.validation.combinations import evaluation_problems
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,10 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     store, machine = Store(cfg.store), instance.find(cfg.instance)
     cfg = pinned_data(cfg)
     data = dataset.make(store, cfg.dataset)
+    data.announce()
+    job.row_format = data.row_format()
     test = contenders.read_test(cfg, store, data)
+    cfg = with_task(cfg, test, data)
     job.overlap, examined = gate(cfg, store, data, test.examples, test.key)  # before the model is downloaded
     check_answers(cfg, {**data.for_training(), "test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
@@ -80,6 +84,19 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.family = sharing.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
     job.comparable = ranking.requirements(cfg, data.split("validation"), tokens.counts, trained.receipt)
+
+
+def with_task(cfg: Config, test: EvalSet, data: dataset.Dataset | None) -> Config:
+    """Replace ``eval.task=auto`` by the task that fits the rows.
+
+    Raises:
+        ConfigError: Other settings do not fit that task.
+    """
+    known = task.fitted(cfg, test.examples, [] if data is None else data.split("train"))
+    if known is not cfg and (problems := list(evaluation_problems(known))):
+        raise ConfigError(*problems)
+    task.announce(cfg, known)
+    return known
 
 
 def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Machine) -> tuple[Config, Stage | None]:
@@ -133,6 +150,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     run.update(
         **winner.origin(),
         receipt=winner.receipt,
+        row_format=winner.row_format,
         overlap=winner.overlap,
         jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
         selection=selection,
@@ -169,6 +187,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     store, cfg = Store(cfg.store), pinned_data(cfg)
     data = dataset.make(store, cfg.dataset) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, store, data)
+    cfg = with_task(cfg, test, data)
     check_answers(cfg, {"test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))

@@ -511,6 +511,30 @@ class PlanRow(PlanCell):
     """Overrides of the job, as on a command line."""
 
 
+# ------------------------------------------------------------------- format
+
+
+class RowFormat(Record):
+    """The recognised format of a dataset's rows, and one row as a model is trained on it."""
+
+    format: str
+    """Name of the format, as in the config key dataset.format."""
+    columns: dict[str, str]
+    """Column of each role."""
+    option_columns: list[str]
+    """Columns of the options, if each has its own."""
+    answer: str | None
+    """What names the right option: label, text, index0, index1, correct or stated."""
+    facts: list[str]
+    """What else was found in the first rows."""
+    summary: str
+    """The line of the log."""
+    messages: list[dict[str, JsonValue]]
+    """The turns of the first row."""
+    target: str
+    """Its right answer."""
+
+
 # ------------------------------------------------------------------- overlap
 
 
@@ -622,6 +646,8 @@ class RunRecord(Record):
     """Number formats of training and generation."""
     receipt: Receipt | None = None
     """What took effect in the training of the selected checkpoint."""
+    row_format: RowFormat | None = None
+    """Format of the dataset's rows; null if templates convert them."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     stages: dict[str, str] = {}
@@ -676,6 +702,8 @@ class JobRecord(Record):
     """Equal in jobs that share their first steps; null if the job shares none."""
     candidates: list[Candidate] = []
     """Its checkpoints."""
+    row_format: RowFormat | None = None
+    """Format of the dataset's rows; null if templates convert them."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     precision: Precision | None = None

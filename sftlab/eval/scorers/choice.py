@@ -52,7 +52,8 @@ class Choice(Accuracy):
                     "eval.task",
                     "choice",
                     f"{split} row {silent[0].id!r}{more(len(silent) - 1)} has no letters to choose from",
-                    "let dataset.choices give at least two, or set eval.task=exact",
+                    "let dataset.choices give at least two, or set eval.task=auto for exact match or ROUGE, or set "
+                    "mode=train for the validation loss only",
                 )
             )
         problems += self.unmatched(examples, lambda row: f"{split} row {row.id!r}")
