@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +20,12 @@ from sftlab.runtime.store import Stage, Store, key_of, versions, write_json
 
 log = logging.getLogger(__name__)
 
-COUNTS = "counts.json"
+COUNTS, GROUPS = "counts.json", "groups.json"
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The finished stage: ``train`` and ``validation`` as datasets on disk, and ``counts.json``."""
+    """The finished stage: ``train`` and ``validation`` as datasets on disk, ``counts.json`` and ``groups.json``."""
 
     stage: Stage
 
@@ -34,10 +35,16 @@ class Tokenized:
         return TokenCounts.model_validate_json((self.stage.path / COUNTS).read_text("utf-8"))
 
 
+def validation_groups(folder: Path) -> list[str | None]:
+    """The group of each validation row of a finished stage, in the order of its rows."""
+    groups: list[str | None] = json.loads((folder / GROUPS).read_text("utf-8"))
+    return groups
+
+
 def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> Mapping[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 5,
+        "version": 6,
         "dataset": dataset_key,
         "tokenizer": base.identity,
         "libraries": versions("transformers", "tokenizers", "jinja2"),
@@ -88,6 +95,8 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
                     for name in ("rows", "tokens", "supervised", "longest", "truncated")
                 ),
             )
+        group_of = {example.id: example.group for example in dataset.split("validation")}
+        write_json(folder / GROUPS, [group_of[row.id] for row in splits["validation"]])
         record = TokenCounts(
             train=counts["train"],
             validation=counts["validation"],

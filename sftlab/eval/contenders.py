@@ -92,4 +92,4 @@ def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: 
         generated = evaluate.make(store, contender.model, written[tokenizer], cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
         runs[name] = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
-    return Judged(decision.decide(runs, NAMES, cfg.eval, cfg.seed, folder, both_mute=True), stages, times)
+    return Judged(decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True), stages, times)
