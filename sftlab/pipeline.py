@@ -205,7 +205,7 @@ def compare_files(run: Run, cfg: Config) -> Path:
     """``mode=compare``: compare two files of predictions, of any origin. Returns the page."""
     first, second = map(Path, cfg.eval.predictions)
     baseline, finetuned = load_pair(first, second, cfg.eval)
-    runs = {"baseline": [baseline], "finetuned": [finetuned]}
+    runs = {"baseline": baseline, "finetuned": finetuned}
     names = {"baseline": "the first file", "finetuned": "the second file"}
     evaluation = decision.decide(runs, names, cfg.eval, run.folder, both_mute=False)
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})

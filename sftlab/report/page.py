@@ -76,6 +76,7 @@ def render(folder: Path, run: RunRecord) -> str:
         metric=tables.name_of_metric(evaluation) if evaluation is not None else "",
         models=tables.models(evaluation) if evaluation is not None else [],
         results=tables.results(evaluation) if evaluation is not None else None,
+        few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
         knowledge=_knowledge(comparison),
         checkpoints=_checkpoints(run),
