@@ -240,7 +240,7 @@ def detectable() -> Iterator[Table]:
 
 def main() -> None:
     """Write all tables."""
-    text = [f"Seed {SEED}. Tables without a number of draws are enumerated or have 500 to 20,000 draws per cell.\n"]
+    text = [f"Seed {SEED}. Tables are enumerated, or have 500 to 20,000 draws per cell (standard error up to 0.010).\n"]
     for part in (paired, grouped, skewed, repeated, checkpoints, detectable):
         for title, header, rows in part():
             print(title, file=sys.stderr)

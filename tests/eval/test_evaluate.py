@@ -33,7 +33,6 @@ from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, Prediction
-from sftlab.results import Repeats
 from sftlab.runtime.processes import Child
 from sftlab.runtime.store import Store
 

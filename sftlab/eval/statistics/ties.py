@@ -78,8 +78,10 @@ def _equal(
     order = np.argsort(group, kind="stable")
     sums = np.add.reduceat(residual[:, order], np.searchsorted(group[order], np.arange(group.max() + 1)), axis=1)
     weights = np.bincount(group, weights=weight)
-    # The noise of a loss grows with its tokens, and few long rows decide on its variance.
-    count = float((weights**2).sum() ** 2 / (weights**4).sum())
+    # The noise of a loss grows with its tokens, and few long rows decide on its variance: the degrees of freedom of a
+    # variance are 2n / (kurtosis - 1), and the kurtosis is three times that of the weights.
+    kurtosis = 3 * len(weights) * float((weights**4).sum() / (weights**2).sum() ** 2)
+    count = 2 * len(weights) / (kurtosis - 1)
     error = np.sqrt(len(weights) / (len(weights) - 1) * (sums**2).sum(axis=1))
     constant = error <= 1e-12 * weight.size  # the same difference in every row
 

@@ -41,9 +41,7 @@ def chances(
     same = n - gained - lost
     ways = scipy.special.gammaln([n + 1]) - sum(scipy.special.gammaln(count + 1) for count in (gained, lost, same))
     xlogy = scipy.special.xlogy
-    every: NDArray[np.float64] = np.exp(
-        ways + xlogy(gained, gain) + xlogy(lost, loss) + xlogy(same, 1 - gain - loss)
-    )
+    every: NDArray[np.float64] = np.exp(ways + xlogy(gained, gain) + xlogy(lost, loss) + xlogy(same, 1 - gain - loss))
     return every
 
 
