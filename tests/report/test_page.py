@@ -677,8 +677,12 @@ def test_repeats_few_groups_and_what_the_detectable_difference_assumes(tmp_path:
     judged = run["evaluation"]["finetuned"]
     judged |= {"groups": 12, "answers": 2 * judged["n"]}
     judged["repeats"] = {
-        **{"values": [0.5, 0.7], "changed": 9, "noise": 0.2, "forced_noise": 0.1},
-        **{"pass_at": {"1": 0.6, "2": 0.75}, "majority": 0.65},
+        "values": [0.5, 0.7],
+        "changed": 9,
+        "noise": 0.2,
+        "forced_noise": 0.1,
+        "pass_at": {"1": 0.6, "2": 0.75},
+        "majority": 0.65,
     }
     run["evaluation"]["comparison"]["smallest_visible_assumes"] = "if 21.5 % of the answers change"
     save(tmp_path / "run", run)
