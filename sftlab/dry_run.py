@@ -131,7 +131,7 @@ def preview(cfg: Config, folder: Path, scratch: Path) -> None:
 def comparison(cfg: Config, folder: Path, scratch: Path) -> None:
     """Check two files of predictions and log how small a difference they can show."""
     first, second = map(Path, cfg.eval.predictions)
-    rows, _ = load_pair(first, second, cfg.eval)
+    (rows, *_), _ = load_pair(first, second, cfg.eval)
     log.info("compare: %d rows in both %s and %s", len(rows), first, second)
     _log_power(cfg, [row.group for row in rows])
 

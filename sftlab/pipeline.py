@@ -142,8 +142,10 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     ranked = max(ranking.comparable(done), key=len)  # the first of equally large groups
     candidates = [candidate for job in ranked for candidate in job.candidates]
     settings = ranked[0].settings().select
-    answers = validation_answers(ranked) if settings.metric == "exact_match" else None
-    selected = select.select(candidates, settings.tie, run.record.seed, answers)
+    answers, groups = None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))
+    if settings.metric == "exact_match":
+        answers, groups = validation_answers(ranked)
+    selected = select.select(candidates, settings.tie, answers, groups)
     winner = next(job for job in done if job.number == selected.chosen.job)
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked)
@@ -220,9 +222,9 @@ def compare_files(run: Run, cfg: Config) -> Path:
     """``mode=compare``: compare two files of predictions, of any origin. Returns the page."""
     first, second = map(Path, cfg.eval.predictions)
     baseline, finetuned = load_pair(first, second, cfg.eval)
-    runs = {"baseline": [baseline], "finetuned": [finetuned]}
+    runs = {"baseline": baseline, "finetuned": finetuned}
     names = {"baseline": "the first file", "finetuned": "the second file"}
-    evaluation = decision.decide(runs, names, cfg.eval, cfg.seed, run.folder, both_mute=False)
+    evaluation = decision.decide(runs, names, cfg.eval, run.folder, both_mute=False)
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"

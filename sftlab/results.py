@@ -297,6 +297,10 @@ class Repeats(Record):
     """Largest difference between two values."""
     forced_noise: float
     """The same with forced choices."""
+    pass_at: dict[int, float] = {}
+    """pass@k by k: the probability that one of k answers to a question is right, estimated without bias."""
+    majority: float | None = None
+    """Accuracy of the most frequent answer of all repeats; null for scores."""
 
 
 class ModelResult(Record):
@@ -307,11 +311,15 @@ class ModelResult(Record):
     value: float
     """The metric, a fraction."""
     interval: tuple[float, float]
-    """Confidence interval of ``value``: Wilson's for an accuracy, bootstrap for a mean score."""
+    """Confidence interval of ``value``: Wilson's for an accuracy, Gaffke's for a mean score."""
     level: float
     """Confidence level of ``interval``, such as 0.95."""
     n: int
     """Questions."""
+    answers: int = 0
+    """Answers over all repeats, which the counts below refer to; 0 in files of earlier versions."""
+    groups: int | None = None
+    """Groups of rows that the interval treats as units; null if rows are independent."""
     correct: int | None = None
     """Right answers; null for scores."""
     unparsed: int
@@ -330,6 +338,17 @@ class ModelResult(Record):
     """Means of all scores of the task, by name."""
     repeats: Repeats | None = None
     """Differences between repeated generations (eval.repeats)."""
+
+
+class Changes(Record):
+    """How many answers differ between two models, and how many independent questions they are worth."""
+
+    share: float
+    """Share of the answers that are right by one model only."""
+    rows: float
+    """Independent questions with one answer each from which the difference would be as uncertain."""
+    freedom: int | None
+    """Degrees of freedom of Student's t; null if questions are independent and have one answer each."""
 
 
 class Comparison(Record):
@@ -354,17 +373,21 @@ class Comparison(Record):
     p_adjusted: float | None = None
     """Adjusted for the models judged earlier on the test set; null without eval.correct_for_reuse."""
     gained: int
-    """Questions on which the second model is better."""
+    """Questions on which the second model is better; with repeats, more often right."""
     lost: int
-    """Questions on which the second model is worse."""
+    """Questions on which the second model is worse; with repeats, less often right."""
     both_right: int | None = None
-    """Questions that both answer rightly; null for scores."""
+    """Questions that both answer rightly; null for scores and with repeats."""
     both_wrong: int | None = None
-    """Questions that both answer wrongly; null for scores."""
+    """Questions that both answer wrongly; null for scores and with repeats."""
     groups: int | None = None
     """Groups of rows that the statistics treat as units; null if rows are independent."""
     smallest_visible_difference: float | None = None
     """The difference that this test set shows with 80 % power; null if none can be shown."""
+    smallest_visible_assumes: str = ""
+    """What this difference assumes, in words."""
+    changes: Changes | None = None
+    """Changed answers; null for scores."""
     verdict: Verdict
     """The conclusion."""
     forced: Comparison | None = None

@@ -73,8 +73,18 @@ def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
                 f"Run-to-run noise, {name.lower()}: {', '.join(map(view.number, repeats.values))} in "
                 f"{len(repeats.values)} generations, each in another order; {plural(repeats.changed, 'answer')} changed"
             )
+            if repeats.majority is not None:
+                passed = ", ".join(f"pass@{k} {view.number(value)}" for k, value in repeats.pass_at.items())
+                say(f"{name}: {passed}, majority@{len(repeats.values)} {view.number(repeats.majority)}")
+    if warning := tables.few_groups(judged):
+        say(warning)
     if compared := judged.comparison:
         say(f"Verdict: {compared.verdict}")
+        if compared.smallest_visible_difference is not None:
+            visible = f"{100 * compared.smallest_visible_difference:.1f} points or more"
+            say(f"This test set shows a difference of {visible} {compared.smallest_visible_assumes}")
+        elif compared.smallest_visible_assumes:
+            say("This test set is too small to show any difference")
         if compared.forced is not None:
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
     for caveat in caveats.caveats(judged, mode, seed):
