@@ -82,7 +82,7 @@ def main() -> None:
             covered, gains, widths = 0, [], []
             for _ in range(runs):
                 targets = rng.choice(len(shares), p=shares, size=n)
-                parts = split(answers(rng, targets, a), answers(rng, targets, b), 0.05)
+                parts = split([answers(rng, targets, a)], [answers(rng, targets, b)], 0.05)
                 assert parts is not None
                 low, high = parts.knowledge.interval
                 covered += low <= b.knows - a.knows <= high

@@ -56,6 +56,7 @@ Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+TrainOn = Literal["all", "last"]
 Location = Annotated[str, Field(min_length=1), AfterValidator(located)]
 
 
@@ -70,22 +71,38 @@ class ModelConfig(Section):
 
 
 class DatasetConfig(Section):
-    """The source of the rows, their splits, and the Jinja templates that convert rows to examples."""
+    """The source of the rows, their splits, and how rows are converted to examples: by a format, or by templates."""
 
     name_or_path: Location
     subset: str | None
     revision: str | None
+    format: Literal[
+        "template",
+        "auto",
+        "chat",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "question_answer",
+        "multiple_choice",
+    ]
+    columns: dict[str, str | None]
+    answer_kind: Literal["auto", "label", "text", "index0", "index1"]
     split: dict[Literal["train", "validation", "test"], Annotated[float, Field(ge=0)]]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     max_rows: PositiveInt | None
     keep: str | None
     id: str | None
     system: str | None
-    user: str
-    assistant: str
-    target: str
+    user: str | None
+    assistant: str | None
+    target: str | None
     choices: str | None
     options: str | None
     group_by: str | None
+    stratify_by: str | None
+    train_on: TrainOn
+    thinking: Literal["keep", "drop"]
     max_overlap: Fraction
     allow_overlap: bool
 
@@ -187,7 +204,7 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["choice", "exact", "rouge"]
+    task: Literal["auto", "choice", "exact", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
@@ -199,6 +216,7 @@ class EvalConfig(Section):
     kv_cache_gib: PositiveFloat
     stall_min: PositiveFloat
     alpha: Annotated[float, Field(gt=0, lt=1)]
+    correct_for_reuse: bool
     hoped_difference: Fraction
     forced: bool
     logprobs: bool

@@ -15,17 +15,18 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned_data
-from sftlab.eval import contenders
+from sftlab.eval import contenders, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
-from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.pipeline import check_generation, evaluated_model, with_precision
+from sftlab.pipeline import check_generation, evaluated_model, with_precision, with_task
+from sftlab.report.text import plural
+from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import ScratchStore, Store
 from sftlab.train import memory, plan, schedule
@@ -44,11 +45,11 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
     store, temporary = _stores(cfg, scratch)
     cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance)
-    preflight.check(machine, cfg)
     batch = machine.effective_batch(cfg.train)
     log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
     data = _dataset(cfg, store, temporary)
     test = contenders.read_test(cfg, temporary, data)
+    cfg = with_task(cfg, test, data)
     gate(cfg, temporary, data, test.examples, test.key)
     check_answers(cfg, {**data.for_training(), "test": test.examples})
     base = _model("model", cfg.model, store, cfg.seed)
@@ -65,13 +66,14 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         token_key = store.path("tokens", inputs).name
         is_trained = store.has("train", train.inputs(token_key, base, cfg.peft, cfg.train, machine, cfg.seed))
         _log_stage("train", is_cached=is_trained)
-        tokens = tokenize.make(temporary, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        tokens = tokenize.make(temporary, data, base, cfg)
         schedule.check_length(tokens.counts, cfg.train, machine)
         cfg, _ = memory.with_checkpointing(cfg, base, tokens, machine, temporary)
         print_table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if MODES[cfg.mode].evaluates:
         log.info("select, merge, evaluate, report: %s", "from the cached training" if is_trained else "will run")
         _log_power(cfg, [row.group for row in test.examples])
+        _log_reuse(store, test)
 
 
 def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -83,9 +85,9 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
     store, temporary = _stores(cfg, scratch)
     cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance)
-    preflight.check(machine, cfg)
     data = _dataset(cfg, store, temporary) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, temporary, data)
+    cfg = with_task(cfg, test, data)
     check_answers(cfg, {"test": test.examples})
     log.info("test set: %d rows; engine: %s on %s", len(test.examples), cfg.eval.engine, machine.device)
     for name, section in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
@@ -100,6 +102,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
         model, prompts = Contender.of(base).model, contenders.prompts(cfg, base, test)
         _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
     _log_power(cfg, [row.group for row in test.examples])
+    _log_reuse(store, test)
 
 
 def planning(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -107,14 +110,12 @@ def planning(cfg: Config, folder: Path, scratch: Path) -> None:
     store, temporary = _stores(cfg, scratch)
     cfg = pinned_data(cfg)
     machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
-    if cfg.plan.probe:
-        preflight.check(machine, cfg)
     log.info("machine: %s, %d process(es)", machine.device, machine.num_processes)
     data = _dataset(cfg, store, temporary)
     base = _model("model", cfg.model, store, cfg.seed)
     if base is not None:
         _log_stage("tokens", is_cached=store.has("tokens", _token_inputs(cfg, data, base)))
-        tokenize.make(temporary, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        tokenize.make(temporary, data, base, cfg)
     log.info("plan      memory and time of a step will be %s", "measured" if cfg.plan.probe else "estimated")
 
 
@@ -130,7 +131,7 @@ def preview(cfg: Config, folder: Path, scratch: Path) -> None:
 def comparison(cfg: Config, folder: Path, scratch: Path) -> None:
     """Check two files of predictions and log how small a difference they can show."""
     first, second = map(Path, cfg.eval.predictions)
-    rows, _ = load_pair(first, second, cfg.eval)
+    (rows, *_), _ = load_pair(first, second, cfg.eval)
     log.info("compare: %d rows in both %s and %s", len(rows), first, second)
     _log_power(cfg, [row.group for row in rows])
 
@@ -142,10 +143,11 @@ def _stores(cfg: Config, scratch: Path) -> tuple[Store, Store]:
 
 
 def _dataset(cfg: Config, store: Store, temporary: Store) -> dataset.Dataset:
-    _log_stage("dataset", is_cached=store.has("dataset", dataset.inputs(cfg.dataset, cfg.seed)))
-    data = dataset.make(temporary, cfg.dataset, cfg.seed)
+    _log_stage("dataset", is_cached=store.has("dataset", dataset.inputs(cfg.dataset)))
+    data = dataset.make(temporary, cfg.dataset)
     if data.stage.cached:  # otherwise `make` has logged this
         log.info("dataset: %s", data.counts())
+    data.announce()
     return data
 
 
@@ -158,7 +160,7 @@ def _model(name: str, model: ModelConfig, store: Store, seed: int) -> Base | Non
 
 
 def _token_inputs(cfg: Config, data: dataset.Dataset, base: Base) -> Mapping[str, object]:
-    return tokenize.inputs(data.stage.key, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    return tokenize.inputs(data.stage.key, base, cfg)
 
 
 def _log_stage(stage: str, *, is_cached: bool) -> None:
@@ -169,3 +171,9 @@ def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
     """Log the minimum detectable effect of a test set."""
     for level, message in scorer(cfg.eval).power(groups):
         log.log(level, "%s", message)
+
+
+def _log_reuse(store: Store, test: contenders.EvalSet) -> None:
+    """Log how many models were judged on the test set; the run itself would count one more, unless it is among them."""
+    count = max(ledger.judged(store.root, reuse.rows_key(test.examples)), default=0)
+    log.info("test set: %s judged on it so far", plural(count, "model"))

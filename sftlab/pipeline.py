@@ -11,15 +11,15 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
-from sftlab.errors import OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
+from sftlab.eval import contenders, decision, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.predictions import labels, load_pair
 from sftlab.instance import machine as instance
-from sftlab.instance import precision, preflight
+from sftlab.instance import precision
 from sftlab.model import base as models
 from sftlab.model import merge
 from sftlab.model.base import Base
@@ -33,6 +33,7 @@ from sftlab.runtime.store import Stage, Store
 from sftlab.tracking import wandb as tracking
 from sftlab.train import advice, memory, ranking, schedule, select, sharing
 from sftlab.train import stage as train
+from sftlab.validation.combinations import evaluation_problems
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +41,19 @@ log = logging.getLogger(__name__)
 def run_job(cfg: Config, job: Job, folder: Path) -> None:
     """Dataset → tokens → train. The results are set in ``job``."""
     store, machine = Store(cfg.store), instance.find(cfg.instance)
-    preflight.check(machine, cfg)
     cfg = pinned_data(cfg)
-    data = dataset.make(store, cfg.dataset, cfg.seed)
+    data = dataset.make(store, cfg.dataset)
+    data.announce()
+    job.row_format = data.row_format()
     test = contenders.read_test(cfg, store, data)
+    cfg = with_task(cfg, test, data)
     job.overlap, examined = gate(cfg, store, data, test.examples, test.key)  # before the model is downloaded
     check_answers(cfg, {**data.for_training(), "test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
     check_generation(cfg, base, test)
-    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    tokens = tokenize.make(store, data, base, cfg)
     schedule.check_length(tokens.counts, cfg.train, machine)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
@@ -81,6 +84,19 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.family = sharing.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
     job.comparable = ranking.requirements(cfg, data.split("validation"), tokens.counts, trained.receipt)
+
+
+def with_task(cfg: Config, test: EvalSet, data: dataset.Dataset | None) -> Config:
+    """Replace ``eval.task=auto`` by the task that fits the rows.
+
+    Raises:
+        ConfigError: Other settings do not fit that task.
+    """
+    known = task.fitted(cfg, test.examples, [] if data is None else data.split("train"))
+    if known is not cfg and (problems := list(evaluation_problems(known))):
+        raise ConfigError(*problems)
+    task.announce(cfg, known)
+    return known
 
 
 def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Machine) -> tuple[Config, Stage | None]:
@@ -126,14 +142,17 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     ranked = max(ranking.comparable(done), key=len)  # the first of equally large groups
     candidates = [candidate for job in ranked for candidate in job.candidates]
     settings = ranked[0].settings().select
-    answers = validation_answers(ranked) if settings.metric == "exact_match" else None
-    selected = select.select(candidates, settings.tie, run.record.seed, answers)
+    answers, groups = None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))
+    if settings.metric == "exact_match":
+        answers, groups = validation_answers(ranked)
+    selected = select.select(candidates, settings.tie, answers, groups)
     winner = next(job for job in done if job.number == selected.chosen.job)
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked)
     run.update(
         **winner.origin(),
         receipt=winner.receipt,
+        row_format=winner.row_format,
         overlap=winner.overlap,
         jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
         selection=selection,
@@ -146,18 +165,18 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
     if MODES[cfg.mode].evaluates:
         store, machine = Store(cfg.store), instance.find(cfg.instance)
-        base = models.resolve(cfg.model, store, cfg.seed)
+        base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in a worker of a launcher
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
         link(run.folder / "merged", merged.stage.path)
         stages = {**winner.stages, "merged": str(merged.stage.path)}
         run.update(merge=merged.check, stages=stages)
-        test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset, cfg.seed))
+        test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
         finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
         both = {"baseline": Contender.of(base), "finetuned": finetuned}
         judged = contenders.judge(cfg, store, both, test, run.folder)
         times = {**winner.times, **judged.times}
         run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
-        terminal.evaluation(judged.evaluation)
+        terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed)
     track(run, cfg, winner)
     publish(run, cfg)
     if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
@@ -167,10 +186,10 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
 
 def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     """``mode=evaluate``: compare a model with the base on the test set. The result is set in ``job``."""
-    preflight.check(instance.find(cfg.instance), cfg)
     store, cfg = Store(cfg.store), pinned_data(cfg)
-    data = dataset.make(store, cfg.dataset, cfg.seed) if cfg.eval.dataset is None else None
+    data = dataset.make(store, cfg.dataset) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, store, data)
+    cfg = with_task(cfg, test, data)
     check_answers(cfg, {"test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
@@ -182,7 +201,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     job.evaluation, job.stages, job.times = judged.evaluation, judged.stages, judged.times
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}
-    terminal.evaluation(judged.evaluation)
+    terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed)
     page.write(Run(folder, _of_job(cfg, job)))
 
 
@@ -203,11 +222,11 @@ def compare_files(run: Run, cfg: Config) -> Path:
     """``mode=compare``: compare two files of predictions, of any origin. Returns the page."""
     first, second = map(Path, cfg.eval.predictions)
     baseline, finetuned = load_pair(first, second, cfg.eval)
-    runs = {"baseline": [baseline], "finetuned": [finetuned]}
+    runs = {"baseline": baseline, "finetuned": finetuned}
     names = labels(first, second, cfg.eval)
-    evaluation = decision.decide(runs, names, cfg.eval, cfg.seed, run.folder, both_mute=False, labels=names)
+    evaluation = decision.decide(runs, names, cfg.eval, run.folder, both_mute=False, labels=names)
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
-    terminal.evaluation(evaluation)
+    terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"
 
 

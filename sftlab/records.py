@@ -6,9 +6,56 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, NotRequired, Required, Self, TypedDict
 
 IGNORED = -100  # label of a token without a loss
+
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class ToolFunction(TypedDict):
+    """The function that a tool call names. ``arguments`` is an object, or its JSON text."""
+
+    name: str
+    arguments: NotRequired[dict[str, object] | str]
+
+
+class ToolCall(TypedDict, total=False):
+    """A call of a tool in an assistant turn."""
+
+    id: str
+    type: str
+    function: Required[ToolFunction]
+
+
+class Message(TypedDict, total=False):
+    """A turn of a conversation, in the field names of Hugging Face's chat templates.
+
+    ``content`` is text, and null or missing where an assistant turn only calls tools.
+    """
+
+    role: Required[Role]
+    content: str | None
+    tool_calls: list[ToolCall]
+    tool_call_id: str
+    name: str
+    reasoning_content: str
+
+
+Tool = dict[str, object]
+"""The JSON schema of a function that the model may call."""
+
+
+def text_of_turn(message: Message) -> str:
+    """Return the text of a turn; "" if it has none."""
+    return message.get("content") or ""
+
+
+def single_turn(system: str, user: str, assistant: str) -> list[Message]:
+    """Return a conversation of one question and its answer. An empty system text gives no system turn."""
+    instruction: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*instruction, {"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
 @dataclass(frozen=True)
@@ -28,8 +75,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Example(Record):
-    """One row of a dataset after its templates were rendered.
+    """One row of a dataset: a conversation whose last turn, the assistant's, is what a model should answer.
 
+    The text of that turn is empty in a test set without answers. ``tools`` are those that the model may call.
     ``choices`` has the option letters that ``target`` may be ("ABCD"), and is empty for a task that is not multiple
     choice; ``options`` maps each letter to the option's text if the dataset has it. ``group`` names the source that
     rows share, or is None. ``subgroup`` is a test row's value in the column eval.group_by, or None. ``targets`` lists
@@ -37,20 +85,38 @@ class Example(Record):
     """
 
     id: str
-    system: str
-    user: str
-    assistant: str
+    messages: list[Message]
     target: str
     choices: str = ""
     group: str | None = None
     options: dict[str, str] | None = None
     subgroup: str | None = None
     targets: list[str] | None = None
+    tools: list[Tool] | None = None
 
     @property
     def accepted(self) -> list[str]:
         """Every right answer, ``target`` first."""
         return self.targets or [self.target]
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The turns before the last one: what a model is asked."""
+        return self.messages[:-1]
+
+    @property
+    def assistant(self) -> str:
+        """The text of the last turn."""
+        return text_of_turn(self.messages[-1])
+
+    @property
+    def question(self) -> str:
+        """The text by which questions are compared: all user turns, or the whole prompt if it has none.
+
+        Instructions and earlier answers are left out, so that a question is found under another system prompt.
+        """
+        asked = [turn for turn in self.prompt if turn["role"] == "user"]
+        return "\n\n".join(map(text_of_turn, asked or self.prompt))
 
 
 @dataclass(frozen=True)

@@ -300,6 +300,10 @@ class Repeats(Record):
     """Largest difference between two values."""
     forced_noise: float
     """The same with forced choices."""
+    pass_at: dict[int, float] = {}
+    """pass@k by k: the probability that one of k answers to a question is right, estimated without bias."""
+    majority: float | None = None
+    """Accuracy of the most frequent answer of all repeats; null for scores."""
 
 
 class Knowledge(Record):
@@ -314,7 +318,8 @@ class Knowledge(Record):
     forced: dict[str, int] = {}
     """How often each letter was the forced choice."""
     prior: dict[str, float] = {}
-    """The prior probability of each letter that was divided out of forced choices; empty if none was."""
+    """The prior probability of each letter that was divided out of forced choices; with repeats of the first
+    generation. Empty if none was."""
 
 
 class Part(Record):
@@ -337,8 +342,12 @@ class Split(Record):
     """Known answers that are stated in a form that is extracted."""
     level: float
     """Confidence level of the intervals."""
+    p_value: float
+    """Two-sided p-value of no difference in knowledge."""
+    p_adjusted: float | None = None
+    """Adjusted for the models judged earlier on the test set; null without ``eval.correct_for_reuse``."""
     outcome: Outcome
-    """Of the second model in knowledge: better or worse if the interval excludes 0."""
+    """Of the second model in knowledge: better or worse if p (adjusted, if it is) is below 1 − ``level``."""
 
 
 class Constant(Record):
@@ -358,11 +367,15 @@ class ModelResult(Record):
     value: float
     """The metric, a fraction."""
     interval: tuple[float, float]
-    """Confidence interval of ``value``: Wilson's for an accuracy, bootstrap for a mean score."""
+    """Confidence interval of ``value``: Wilson's for an accuracy, Gaffke's for a mean score."""
     level: float
     """Confidence level of ``interval``, such as 0.95."""
     n: int
     """Questions."""
+    answers: int = 0
+    """Answers over all repeats, which the counts below refer to; 0 in files of earlier versions."""
+    groups: int | None = None
+    """Groups of rows that the interval treats as units; null if rows are independent."""
     correct: int | None = None
     """Right answers; null for scores."""
     unparsed: int
@@ -385,6 +398,17 @@ class ModelResult(Record):
     """What the model knows; null if a question has neither an answer nor a forced choice."""
 
 
+class Changes(Record):
+    """How many answers differ between two models, and how many independent questions they are worth."""
+
+    share: float
+    """Share of the answers that are right by one model only."""
+    rows: float
+    """Independent questions with one answer each from which the difference would be as uncertain."""
+    freedom: int | None
+    """Degrees of freedom of Student's t; null if questions are independent and have one answer each."""
+
+
 class Comparison(Record):
     """Two models on the same questions; differences are second minus first."""
 
@@ -404,18 +428,24 @@ class Comparison(Record):
     """Confidence level of ``interval``."""
     p_value: float
     """Two-sided p-value of no difference."""
+    p_adjusted: float | None = None
+    """Adjusted for the models judged earlier on the test set; null without eval.correct_for_reuse."""
     gained: int
-    """Questions on which the second model is better."""
+    """Questions on which the second model is better; with repeats, more often right."""
     lost: int
-    """Questions on which the second model is worse."""
+    """Questions on which the second model is worse; with repeats, less often right."""
     both_right: int | None = None
-    """Questions that both answer rightly; null for scores."""
+    """Questions that both answer rightly; null for scores and with repeats."""
     both_wrong: int | None = None
-    """Questions that both answer wrongly; null for scores."""
+    """Questions that both answer wrongly; null for scores and with repeats."""
     groups: int | None = None
     """Groups of rows that the statistics treat as units; null if rows are independent."""
     smallest_visible_difference: float | None = None
     """The difference that this test set shows with 80 % power; null if none can be shown."""
+    smallest_visible_assumes: str = ""
+    """What this difference assumes, in words."""
+    changes: Changes | None = None
+    """Changed answers; null for scores."""
     verdict: Verdict
     """The conclusion."""
     forced: Comparison | None = None
@@ -488,6 +518,25 @@ class Subgroups(Record):
     """One entry per subgroup."""
 
 
+class Reuse(Record):
+    """How often the test set was used: the place of a model in the store's ledger."""
+
+    test_set: str
+    """Hash of the test set: user messages and right answers, in any order."""
+    number: int
+    """Number of this model among the models judged on this test set, in the order in which they were first judged."""
+    models: int
+    """Models judged on this test set so far. The base model does not count, and other models count once."""
+    rows: int
+    """Rows of the test set."""
+    alpha: float
+    """The config key eval.alpha."""
+    chance: float
+    """Probability that at least one of ``models`` that change nothing is called better, if p is not adjusted."""
+    corrected: bool
+    """Whether p-values and verdicts are adjusted (eval.correct_for_reuse)."""
+
+
 class Evaluation(Record):
     """Base and fine-tuned model on the test set."""
 
@@ -505,6 +554,8 @@ class Evaluation(Record):
     """The best constant answer in multiple choice."""
     labels: dict[str, str] = LABELS
     """What the models are called: those names, or those of the compared files (eval.labels)."""
+    reuse: Reuse | None = None
+    """How often the test set was used; null in mode=compare, and for a model compared with itself."""
 
 
 class EvaluationRow(Record):
@@ -549,6 +600,30 @@ class PlanRow(PlanCell):
     """Overrides of the job, as on a command line."""
 
 
+# ------------------------------------------------------------------- format
+
+
+class RowFormat(Record):
+    """The recognised format of a dataset's rows, and one row as a model is trained on it."""
+
+    format: str
+    """Name of the format, as in the config key dataset.format."""
+    columns: dict[str, str]
+    """Column of each role."""
+    option_columns: list[str]
+    """Columns of the options, if each has its own."""
+    answer: str | None
+    """What names the right option: label, text, index0, index1, correct or stated."""
+    facts: list[str]
+    """What else was found in the first rows."""
+    summary: str
+    """The line of the log."""
+    messages: list[dict[str, JsonValue]]
+    """The turns of the first row."""
+    target: str
+    """Its right answer."""
+
+
 # ------------------------------------------------------------------- overlap
 
 
@@ -564,13 +639,13 @@ class OverlapRow(Record):
     right_id: str
     """Id of the row in the earlier split."""
     share: float
-    """Share of the question's n-grams, 0 to 1."""
+    """Share of the question's n-grams, 0 to 1; 1 for an exact duplicate."""
     exact: bool
-    """Whether both are the same text after normalisation."""
+    """Whether both are the same text after normalisation, or conversations with the same first user turn."""
     left_text: str
-    """Text of the question."""
+    """Text of the question: all user turns."""
     right_text: str
-    """Text of the row."""
+    """Text of the row: all user turns."""
 
 
 class OverlapPair(Record):
@@ -660,6 +735,8 @@ class RunRecord(Record):
     """Number formats of training and generation."""
     receipt: Receipt | None = None
     """What took effect in the training of the selected checkpoint."""
+    row_format: RowFormat | None = None
+    """Format of the dataset's rows; null if templates convert them."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     stages: dict[str, str] = {}
@@ -714,6 +791,8 @@ class JobRecord(Record):
     """Equal in jobs that share their first steps; null if the job shares none."""
     candidates: list[Candidate] = []
     """Its checkpoints."""
+    row_format: RowFormat | None = None
+    """Format of the dataset's rows; null if templates convert them."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     precision: Precision | None = None

@@ -15,7 +15,6 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.pinning import pinned_data
 from sftlab.errors import ConfigError, Problem, StageError, advised
 from sftlab.instance import machine as instance
-from sftlab.instance import preflight
 from sftlab.model import base as models
 from sftlab.report import figures, page, terminal
 from sftlab.report.preview import preview
@@ -59,15 +58,13 @@ def plan_job(cfg: Config, job: Job, folder: Path) -> None:
     """Estimate or measure the memory and time of one configuration on its machine. Nothing is trained."""
     store, cfg = Store(cfg.store), pinned_data(cfg)
     machine = instance.find(cfg.instance, elsewhere=not cfg.plan.probe)
-    if cfg.plan.probe:
-        preflight.check(machine, cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = pipeline.with_precision(cfg, base, store, machine)
     job.config = cfg.model_dump()
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}
-    data = dataset.make(store, cfg.dataset, cfg.seed)
-    tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+    data = dataset.make(store, cfg.dataset)
+    tokens = tokenize.make(store, data, base, cfg)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
     if estimate is not None:
@@ -92,8 +89,8 @@ def finish_plan(run: Run, records: Sequence[Job], is_sweep: bool) -> None:
         cfg = cells[0][0].settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance, elsewhere=True)
         base = models.resolve(cfg.model, store, cfg.seed)
-        data = dataset.make(store, cfg.dataset, cfg.seed)
-        tokens = tokenize.make(store, data, base, cfg.train.max_length, cfg.train.allow_truncated_completion)
+        data = dataset.make(store, cfg.dataset)
+        tokens = tokenize.make(store, data, base, cfg)
         log.warning(
             "%s",
             advised(
@@ -111,11 +108,13 @@ def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
     """``mode=preview``: show the rows that would be trained on, token by token. Returns the page."""
     store, cfg = Store(cfg.store), pinned_data(cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
-    data = dataset.make(store, cfg.dataset, cfg.seed)
+    data = dataset.make(store, cfg.dataset)
+    data.announce()
     preview(
         base.tokenizer(),
         data.for_training(),
         max_length=cfg.train.max_length,
+        train_on=cfg.dataset.train_on,
         folder=folder,
         seed=cfg.seed,
         template_time=base.template_time,
@@ -141,7 +140,7 @@ def render_again(folder: Path, destination: Path) -> Path:
         if record.selection is not None:
             figures.loss_curve(destination / "loss.png", record.experiment, record.selection, jobs(folder))
         if record.evaluation is not None:
-            terminal.evaluation(record.evaluation)
+            terminal.evaluation(record.evaluation, record.mode, record.seed)
         if record.evaluations:
             terminal.evaluations(record.evaluations)
         page.write(run, destination)

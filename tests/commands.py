@@ -11,10 +11,12 @@ leaves out, err, and which of the modules ``names`` it has loaded. Its process i
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import gc
 import json
 import logging
 import os
+import pickle
 import runpy
 import signal
 import subprocess
@@ -22,7 +24,9 @@ import sys
 import threading
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,31 +68,94 @@ def parse_yaml_once() -> None:
     omegaconf.yaml = SimpleNamespace(**{**vars(yaml), "load": load})  # type: ignore[assignment]
 
 
+def compose_once() -> None:
+    """Let Hydra read and merge the files of conf/ once for the same options, in this process and its forks.
+
+    Values of single keys are applied each time, and so are the files of any other folder.
+    """
+    from hydra._internal import config_loader_impl as loader
+    from hydra._internal.config_repository import IConfigRepository
+    from hydra.core.default_element import ResultDefault
+    from hydra.core.override_parser.types import Override
+
+    create, merge = loader.create_defaults_list, loader.ConfigLoaderImpl._compose_config_from_defaults_list
+    lists: dict[Any, Any] = {}
+    merged: dict[Any, bytes] = {}
+
+    def has_own_files(repo: IConfigRepository) -> bool:
+        return any(source.scheme() == "file" and Path(source.path) != CONF for source in repo.get_sources())
+
+    def create_defaults_list(
+        repo: IConfigRepository,
+        config_name: str,
+        overrides_list: list[Override],
+        prepend_hydra: bool,
+        skip_missing: bool,
+    ) -> Any:
+        fixed = [one for one in overrides_list if not one.is_sweep_override()]
+        values = [one for one in fixed if isinstance(one.value(), dict) or not repo.group_exists(one.key_or_group)]
+        choices = [one for one in fixed if one not in values]
+        if has_own_files(repo):
+            return create(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        key = config_name, prepend_hydra, skip_missing, *(one.input_line for one in choices)
+        if key not in lists:
+            lists[key] = create(repo, config_name, choices, prepend_hydra, skip_missing)
+        return dataclasses.replace(lists[key], config_overrides=values)
+
+    def compose(self: loader.ConfigLoaderImpl, defaults: list[ResultDefault], repo: IConfigRepository) -> Any:
+        if has_own_files(repo):
+            return merge(self, defaults, repo)
+        key = tuple((one.config_path, one.package, one.primary) for one in defaults)
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(merged[key])
+
+    loader.create_defaults_list = create_defaults_list
+    loader.ConfigLoaderImpl._compose_config_from_defaults_list = compose  # type: ignore[method-assign]
+
+
 def serve() -> None:
     from hydra import compose, initialize_config_dir
 
     parse_yaml_once()
+    compose_once()
     # As a training process that quantises nothing and reports nothing leaves them out.
     sys.modules.update(dict.fromkeys(LEFT_OUT))
     for name in (*LIGHT, *sys.argv[1:]):
         import_module(name)
     for name in LEFT_OUT:
         del sys.modules[name]
+    from sftlab.validation import rows, validate
+
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        compose(
-            "config", overrides=["model=tiny_random"]
-        )  # imports Hydra's plugins, and builds the tables of its parser
+        for choices in ([], ["model=tiny_random"], ["instance=cpu", "model=tiny_random"]):
+            cfg = compose("config", overrides=choices)  # imports Hydra's plugins, and builds the tables of its parser
+    validate.validate(cfg)  # renders the rows of the demo, which most commands read
+    rows.CHECKED.clear()
     gc.freeze()  # what is imported by now is not looked through again in each fork
+    seen: Counter[tuple[str, ...]] = Counter()
     for line in sys.stdin:
         case = json.loads(line)
         if "wait" in case:
             _, status, used = os.wait4(case["wait"], 0)
             print(os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, flush=True)
             continue
+        choices = tuple(word for word in case["arguments"] if is_choice(word))
+        seen[choices] += 1
+        if seen[choices] == 2:  # merged here, it is merged for all further forks
+            with suppress(Exception), initialize_config_dir(str(CONF), version_base="1.3"):
+                compose("config", overrides=list(choices))
         child = os.fork()
         if child == 0:
             os._exit(run(case))
         print(child, flush=True)
+
+
+def is_choice(word: str) -> bool:
+    """Whether an override chooses one option of a group."""
+    key, _, value = word.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    return bool(value) and "," not in value and (group.startswith("hydra/") or (CONF / group).is_dir())
 
 
 class Forked(subprocess.Popen[bytes]):

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
-import copy
 import json
 import os
 import signal
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import pytest
-from commands import parse_yaml_once
+from commands import compose_once, parse_yaml_once
 
 # No test may use a network; the hub's library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 parse_yaml_once()
+compose_once()
 
 Row = dict[str, Any]
 
@@ -59,35 +60,13 @@ def composed(*overrides: str) -> Any:
 
 
 def compose(*overrides: str) -> Any:
-    """conf/ with these overrides, without Hydra's own part: equal to what a command composes, and faster.
-
-    Files are read and merged once for all tests that choose the same options.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    choices = [one for one in parsed if one.is_delete() or _is_group(str(one.key_or_group))]
-    cfg = copy.deepcopy(_chosen(*(str(one.input_line) for one in choices)))
-    ConfigLoaderImpl._apply_overrides_to_config([one for one in parsed if one not in choices], cfg)
-    return cfg
-
-
-@cache
-def _is_group(key: str) -> bool:
-    from sftlab.hydra_app.compose import CONF
-
-    return key.startswith("hydra") or (CONF / key.partition("@")[0]).is_dir()
-
-
-@cache
-def _chosen(*choices: str) -> Any:
+    """conf/ with these overrides, without Hydra's own part."""
     from hydra import compose, initialize_config_dir
 
     from sftlab.hydra_app.compose import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(choices))
+        return compose("config", overrides=list(overrides))
 
 
 @pytest.fixture
@@ -104,9 +83,7 @@ def problem(arguments: list[str]) -> str | None:
     from sftlab.hydra_app.arguments import options_first, parse_options
     from sftlab.hydra_app.compose import Composer
     from sftlab.hydra_app.wording import explain
-    from sftlab.instance import machine as instance
     from sftlab.instance import preflight
-    from sftlab.runtime.modes import MODES
     from sftlab.validation.validate import validate
 
     try:
@@ -115,8 +92,7 @@ def problem(arguments: list[str]) -> str | None:
         composer = Composer(options, [])
         overrides = [first(text) if options.multirun else text for text in options.overrides]
         cfg = validate(composer.compose(overrides) if options.config_dir else compose(*overrides))
-        if MODES[cfg.mode].trains or MODES[cfg.mode].evaluates:
-            preflight.check(instance.find(cfg.instance), cfg)
+        preflight.check_mode(cfg)
     except ConfigError as error:
         return str(error)
     except (HydraException, TypeError, ValueError) as error:
@@ -151,6 +127,29 @@ def vignette(number: int, **changed: Any) -> Row:
 
 def vignettes(count: int) -> list[Row]:
     return [vignette(number) for number in range(count)]
+
+
+@cache
+def training(max_length: int, *, allowed: bool = False, train_on: str = "all") -> Any:
+    """A configuration with these settings of tokenising."""
+    lengths = [f"train.max_length={max_length}", f"train.allow_truncated_completion={str(allowed).lower()}"]
+    return composed("model=tiny_random", *lengths, f"dataset.train_on={train_on}")
+
+
+class Rendered(NamedTuple):
+    """The examples of each split, and by column the subgroups of the test rows."""
+
+    splits: dict[str, list[Any]]
+    subgroups: dict[str, Any]
+
+
+def rendered(cfg: Any, **options: Any) -> Rendered:
+    """Render a dataset that is on this machine."""
+    from sftlab.dataset.examples import render_examples
+
+    with TemporaryDirectory() as folder:
+        result = render_examples(cfg, None, Path(folder), **options)
+        return Rendered({name: list(rows) for name, rows in result.splits.items()}, dict(result.subgroups))
 
 
 def write_rows(path: Path, rows: list[Row]) -> Path:

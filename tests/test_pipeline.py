@@ -112,6 +112,7 @@ def test_dry_run_says_what_is_cached_and_writes_nothing(tiny: Path, place: Path)
     assert "train    cached" in text
     questions = read(tiny / "run.json")["evaluation"]["finetuned"]["n"]
     assert f"{questions} questions can show" in text
+    assert "test set: 1 model judged on it so far" in text
     assert sorted(path.name for path in place.iterdir()) == before
 
 
@@ -146,6 +147,11 @@ def test_evaluate_mode_takes_any_model(tiny: Path, place: Path) -> None:
     assert done.returncode == 0, done.stderr
     evaluation = read(place / "any" / "run.json")["evaluation"]
     assert evaluation["finetuned"]["n"] == evaluation["baseline"]["n"] == 5
+    # The five rows are another test set; the merged model has the name that the run gave it.
+    keys = [read(folder / "run.json")["evaluation"]["reuse"]["test_set"] for folder in (tiny, place / "any")]
+    entries = [read(place / "outputs" / "store" / ".ledger" / key / "1.json") for key in keys]
+    assert keys[0] != keys[1]
+    assert entries[0]["model"] == entries[1]["model"] == (tiny / "merged").resolve().name
 
 
 def test_compare_mode_judges_two_files(place: Path) -> None:

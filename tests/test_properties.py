@@ -14,12 +14,11 @@ from omegaconf import OmegaConf
 from test_prompt import settings as dataset_settings
 
 from sftlab.config import Config
-from sftlab.dataset.splits import cap, split_examples
+from sftlab.dataset.splits import Labels, cap, draw
 from sftlab.errors import ConfigError
 from sftlab.eval.extract import compile_pattern, last, normalise_answer, read, strict
 from sftlab.eval.lenient import lenient
 from sftlab.eval.statistics import compare, compare_scores, wilson
-from sftlab.records import Example
 from sftlab.report import preview
 from sftlab.validation.keys import known_keys
 from sftlab.validation.validate import validate
@@ -80,33 +79,35 @@ SIZES = st.one_of(st.integers(0, 60), st.floats(0, 0.99)).map(float)
 
 
 @st.composite
-def examples(draw: Any) -> list[Example]:
+def labels(draw: Any) -> Labels:
     groups = draw(st.lists(st.none() | st.sampled_from("abcdefgh"), min_size=1, max_size=60))
-    return [Example(f"row-{number}", "", "?", "!", "A", group=group) for number, group in enumerate(groups)]
+    strata = draw(st.lists(st.none() | st.sampled_from("xyz"), min_size=len(groups), max_size=len(groups)))
+    return Labels(groups, strata, strata)
 
 
 @many
-@given(examples(), st.tuples(SIZES, SIZES, SIZES), st.integers(0, 99), st.integers(3, 99))
+@given(labels(), st.tuples(SIZES, SIZES, SIZES), st.integers(0, 99), st.integers(3, 99))
 def test_a_split_has_no_row_twice_and_no_group_apart(
-    rows: list[Example], sizes: tuple[float, float, float], seed: int, most: int
+    labels: Labels, sizes: tuple[float, float, float], seed: int, most: int
 ) -> None:
-    cfg = dataset_settings(split=dict(zip(("train", "validation", "test"), sizes, strict=True)))
-    counts = [max(round(size * len(rows)) if size < 1 else int(size), 1) for size in cfg.split.values() if size]
+    rows, groups = len(labels.groups), labels.groups
+    cfg = dataset_settings(split=dict(zip(("train", "validation", "test"), sizes, strict=True)), seed=seed)
+    counts = [max(round(size * rows) if size < 1 else int(size), 1) for size in cfg.split.values() if size]
     try:
-        made = split_examples({"all": rows}, cfg, seed)
+        made = draw({"all": labels}, cfg)
     except ConfigError:  # fewer rows than asked for, or than are left of whole groups
-        assert sum(counts) + (not cfg.split["train"]) > len(rows) or any(row.group for row in rows)
+        assert sum(counts) + (not cfg.split["train"]) > rows or any(groups)
         return
-    assert made == split_examples({"all": rows}, cfg, seed)
-    drawn = [row.id for split in made.values() for row in split]
+    assert made == draw({"all": labels}, cfg)
+    drawn = [row for split in made.values() for row in split.rows]
     assert len(set(drawn)) == len(drawn)
-    assert set(drawn) <= {row.id for row in rows}
-    homes = Counter(group for split in made.values() for group in {row.group for row in split if row.group})
+    assert set(drawn) <= set(range(rows))
+    homes = Counter(group for split in made.values() for group in {groups[row] for row in split.rows} if group)
     assert set(homes.values()) <= {1}
     capped = cap(made, most, seed, "dataset.max_rows")
-    assert sum(map(len, capped.values())) == min(most, len(drawn))
+    assert sum(len(split.rows) for split in capped.values()) == min(most, len(drawn))
     for name, split in capped.items():
-        assert [row for row in made[name] if row in split] == split
+        assert [row for row in made[name].rows if row in split.rows] == split.rows
 
 
 # — statistics —
@@ -116,12 +117,15 @@ def test_a_split_has_no_row_twice_and_no_group_apart(
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.none() | st.sampled_from("abcd")), min_size=1, max_size=40))
 def test_a_comparison_turned_round_is_its_mirror_image(rows: list[tuple[bool, bool, str | None]]) -> None:
     a, b, groups = map(list, zip(*rows, strict=True))
-    there = compare(a, b, groups=groups, alpha=0.05, seed=1, resamples=200)
-    back = compare(b, a, groups=groups, alpha=0.05, seed=1, resamples=200)
+    there = compare(a, b, groups=groups, alpha=0.05)
+    back = compare(b, a, groups=groups, alpha=0.05)
     assert there.delta == pytest.approx((sum(b) - sum(a)) / len(rows))
     assert (there.gained, there.lost) == (back.lost, back.gained)
-    assert there.p_value == pytest.approx(back.p_value, abs=0.05)  # random flips
+    assert there.p_value == pytest.approx(back.p_value)
+    assert there.interval == pytest.approx((-back.interval[1], -back.interval[0]))
     assert there.interval[0] - 1e-9 <= there.delta <= there.interval[1] + 1e-9
+    assert (there.p_value < 0.05) == (not there.interval[0] <= 0 <= there.interval[1])
+    assert there.interval[0] < there.interval[1]
     assert 0 <= there.p_value <= 1
     assert -1 <= there.interval[0] <= there.interval[1] <= 1
 
@@ -130,9 +134,9 @@ def test_a_comparison_turned_round_is_its_mirror_image(rows: list[tuple[bool, bo
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
 def test_scores_stay_within_their_bounds(rows: list[tuple[float, float]]) -> None:
     a, b = map(list, zip(*rows, strict=True))
-    found = compare_scores(a, b, groups=None, alpha=0.05, seed=1, resamples=200)
+    found = compare_scores(a, b, groups=None, alpha=0.05)
     assert 0 <= found.p_value <= 1
-    assert -1 <= found.interval[0] <= found.interval[1] <= 1
+    assert -1 <= found.interval[0] < found.interval[1] <= 1
     assert found.gained + found.lost <= len(rows)
 
 

@@ -3,36 +3,65 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sftlab.dataset.rows import Row, Rows, Table
+from sftlab.dataset.rows import Row, Rows
 from sftlab.dataset.values import ABSENT
 from sftlab.dataset.wording import listing
 from sftlab.errors import ConfigError, Problem
 
+BATCH = 500  # rows of a batch: few enough to be in memory many times, enough to be worth sending to another process
 
-def read_parquet(file: Path, data: bytes) -> Table:
-    """Read a Parquet file.
+
+def table_batches(file: Path, source: Any) -> Iterator[Any]:
+    """Yield the record batches of a Parquet or Arrow file, each of at most ``BATCH`` rows.
+
+    Args:
+        file: the file, whose name decides the format.
+        source: its path, or its decompressed content as a buffer.
 
     Raises:
         ConfigError: the file is damaged, or two columns have the same name.
     """
-    from pyarrow import ArrowException, BufferReader, parquet  # type: ignore[import-untyped]
+    from pyarrow import ArrowException
+
+    kind = "Parquet" if ".parquet" in file.suffixes[-2:] else "Arrow"
+    try:
+        for batch in _parquet(source) if kind == "Parquet" else _arrow(source):
+            names = batch.schema.names
+            if duplicates := sorted({name for name in names if names.count(name) > 1}):
+                message = f"two columns have the same name ({listing(duplicates, 5)})"
+                raise ConfigError(Problem(str(file), None, message, "rename one of them"))
+            for start in range(0, batch.num_rows, BATCH):
+                yield batch.slice(start, BATCH)
+    except (ArrowException, OSError) as error:
+        message = f"cannot be read as {kind}: {error}"
+        raise ConfigError(Problem(str(file), None, message, "copy or write it again")) from error
+
+
+def _parquet(source: Any) -> Iterator[Any]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(source) as file:
+        yield from file.iter_batches(BATCH)
+
+
+def _arrow(source: Any) -> Iterator[Any]:
+    """Yield the batches of an Arrow file, or of an Arrow stream, which `datasets` writes."""
+    from pyarrow import ArrowInvalid, ipc
 
     try:
-        table = parquet.ParquetFile(BufferReader(data)).read()
-    except (ArrowException, OSError) as error:
-        raise ConfigError(
-            Problem(str(file), None, f"cannot be read as Parquet: {error}", "copy or write it again")
-        ) from error
-    names = table.column_names
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(
-            Problem(str(file), None, f"two columns have the same name ({listing(duplicates, 5)})", "rename one of them")
-        )
-    return Table(arrow_rows(table.to_pylist(), table.schema), [])
+        reader = ipc.open_file(source)
+    except ArrowInvalid:
+        source.seek(0)
+        with ipc.open_stream(source) as stream:
+            yield from stream
+        return
+    with reader:
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
 
 
 def arrow_rows(rows: Iterable[Row], schema: Any = None) -> Rows:

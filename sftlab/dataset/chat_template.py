@@ -3,65 +3,108 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
+from sftlab.dataset.tool_calls import NAME, PROBE_CALL, VALUE, call_form, formed
 from sftlab.dataset.wording import short
 from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import marks as reasoning_marks
 from sftlab.model.reasoning import without_marks
+from sftlab.records import Message, Role, Tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
-"""A chat turn: ``role`` and ``content``."""
+T = TypeVar("T")
 
-PROBES = {"system": "\U000ffff0", "user": "\U000ffff1", "assistant": "\U000ffff2"}
-"""A single character in place of each turn's text: what a template writes around it, it writes around any text."""
+FIRST_PROBE = 0x100000
+"""The first of the characters that stand in place of texts: what a template writes around one, it writes around any."""
 
 PRIVATE_USE = range(0xF0000, 0xFFFFE)  # code points that no text should contain
+
+
+class Kind(NamedTuple):
+    """What decides how a template writes a turn, besides its texts."""
+
+    role: Role
+    calls: int = 0
+    has_text: bool = True
 
 
 class Outline(NamedTuple):
     """What a chat template writes around the texts of turns.
 
-    ``prompt`` is a prompt with a probe in place of each text. ``tail`` follows the assistant text; None if the
-    template leaves that text out.
+    ``prompt`` is a prompt with a probe in place of each text. ``tail`` follows the text, or the last call, of the
+    assistant turn after it; None if the template leaves that out.
     """
 
     prompt: str
     tail: str | None
 
-    def has_text_of(self, role: str) -> bool:
-        """Return whether the template writes the text of a role."""
-        return PROBES[role] in self.prompt
+    @property
+    def header(self) -> str:
+        """What follows the last text of the prompt."""
+        return re.split(f"[{chr(FIRST_PROBE)}-{chr(sys.maxunicode)}]", self.prompt)[-1]
+
+    def has_text_of(self, turn: int) -> bool:
+        """Return whether the template writes the text of a turn."""
+        return probe(turn) in self.prompt
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: list[Message], *, generation: bool) -> str:
+def probe(turn: int) -> str:
+    """Return the character in place of a turn's text."""
+    return chr(FIRST_PROBE + turn)
+
+
+def kinds_of(turns: Sequence[Message]) -> tuple[Kind, ...]:
+    """Return the kinds of turns."""
+    return tuple(Kind(turn["role"], len(turn.get("tool_calls", ())), bool(turn["content"])) for turn in turns)
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Message],
+    *,
+    generation: bool,
+    tools: list[Tool] | None = None,
+    row: str = "",
+) -> str:
     """Write turns by the chat template; ``generation`` adds the header of an assistant turn.
 
     Raises:
-        ConfigError: the template rejects the turns.
+        ConfigError: the template rejects the turns, of the example ``row``.
     """
+    options = {"tools": tools} if tools else {}
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation)
+        text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generation, **options)
     except Exception as error:  # a template is code of the model's author, and may raise anything
-        message = f"the template of {tokenizer.name_or_path} refuses the messages: {error}"
+        message = f"the template of {tokenizer.name_or_path} refuses the messages{row and f' of {row}'}: {error}"
         remedy = "set dataset.system=null if it accepts no system turn, or set model.chat_template to another one"
-        raise ConfigError(Problem("model.chat_template", None, message, remedy, ("dataset.system",))) from error
+        raise ConfigError(Problem("model.chat_template", None, message, remedy, ("dataset",))) from error
     assert isinstance(text, str)
     return text
 
 
-@cache
-def outline_of(tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...]) -> Outline:
-    """Return what the chat template writes around turns of these roles and the assistant turn after them."""
-    turns = [{"role": role, "content": PROBES[role]} for role in (*roles, "assistant")]
+@lru_cache(maxsize=4096)
+def outline_of(tokenizer: PreTrainedTokenizerBase, prompt: tuple[Kind, ...], target: Kind) -> Outline:
+    """Return what the chat template writes around turns of these kinds and the assistant turn ``target`` after them."""
+    turns = [_probe_turn(tokenizer, kind, number) for number, kind in enumerate((*prompt, target))]
     full = render(tokenizer, turns, generation=False)
-    before, _, tail = full.rpartition(PROBES["assistant"])
+    before, _, tail = full.rpartition(VALUE if target.calls else probe(len(prompt)))
     return Outline(render(tokenizer, turns[:-1], generation=True), tail if before else None)
+
+
+def _probe_turn(tokenizer: PreTrainedTokenizerBase, kind: Kind, number: int) -> Message:
+    turn: Message = {"role": kind.role, "content": probe(number) if kind.has_text else ""}
+    if kind.role == "tool":
+        turn |= {"tool_call_id": PROBE_CALL["id"], "name": NAME}
+    if form := call_form(tokenizer) if kind.calls else None:
+        turn = formed({**turn, "tool_calls": [PROBE_CALL] * kind.calls}, form)
+    return turn
 
 
 @cache
@@ -72,6 +115,41 @@ def end_token(tokenizer: PreTrainedTokenizerBase, tail: str) -> int | None:
     harmony = {"<|channel|>", "<|return|>"} <= set(added.values())
     ends = {number for number, token in added.items() if not harmony or token not in ("<|end|>",)}
     return next((token for token in tokenizer(tail, add_special_tokens=False)["input_ids"] if token in ends), None)
+
+
+@cache
+def end_of_calls(tokenizer: PreTrainedTokenizerBase, tail: str, outline: Outline) -> int | None:
+    """Return the token that ends an assistant turn with tool calls, in what a template writes after the last call.
+
+    That is the token that ends a turn of text, or else the last special token before the next turn: marks around calls
+    are special tokens too.
+
+    Args:
+        tokenizer: the tokenizer with the template.
+        tail: what it writes after the last call.
+        outline: what it writes around the same turns if the last one is text.
+    """
+    ids, header = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (tail, outline.header))
+    end = None if outline.tail is None else end_token(tokenizer, outline.tail)
+    if end in ids:
+        return end
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    own = list(takewhile(lambda token: token not in header or token not in special, ids))
+    return next((token for token in reversed(own) if token in special), None)
+
+
+@lru_cache(maxsize=4096)
+def has_tokens_only(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Return whether a text consists of special tokens and white space."""
+    for special in _special_tokens(tokenizer)[0]:
+        text = text.replace(special, "")
+    return not text.strip()
+
+
+@cache
+def text_of_token(tokenizer: PreTrainedTokenizerBase, number: int) -> str:
+    """Return the text of a special or added token."""
+    return str(tokenizer.added_tokens_decoder[number])
 
 
 def extra_text(tokenizer: PreTrainedTokenizerBase, head: str, tail: str, row: str) -> Problem | None:
@@ -108,28 +186,52 @@ def _token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 
 
 def mark_special_tokens(
-    tokenizer: PreTrainedTokenizerBase, turns: list[Message]
-) -> tuple[list[Message], dict[str, str]]:
-    """Replace text that looks like a special token by a mark; return the turns and the text of each mark.
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], tools: list[Tool] | None = None
+) -> tuple[list[Message], list[Tool] | None, dict[str, str]]:
+    """Replace text that looks like a special token by a mark; return turns, tools and the text of each mark.
 
     An end of turn that a question quotes is text, and must not end the turn. Reasoning marks of an assistant turn
     stay: the template looks for them, and the model generates them as tokens.
     """
     specials, first = _special_tokens(tokenizer)
-    texts = "".join(turn["content"] for turn in turns)
+    texts = "".join(_strings([turns, tools]))
     if first.isdisjoint(texts):
-        return turns, {}
+        return list(turns), tools, {}
     free = (char for code in PRIVATE_USE if (char := chr(code)) not in texts)
     marks = {next(free): special for special in specials if special in texts}
     thoughts = reasoning_marks(marks.values())
+    marked = list(turns)
     for mark, special in marks.items():
-        turns = [
-            turn
-            if turn["role"] == "assistant" and special in thoughts
-            else {**turn, "content": turn["content"].replace(special, mark)}
-            for turn in turns
+        marked = [
+            turn if turn["role"] == "assistant" and special in thoughts else _replaced(turn, special, mark)
+            for turn in marked
         ]
-    return turns, marks
+        tools = _replaced(tools, special, mark)
+    return marked, tools, marks
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield the texts within turns or tools."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _replaced(value: T, old: str, new: str) -> T:
+    """Replace a text within turns or tools."""
+    result: object = value
+    if isinstance(value, str):
+        result = value.replace(old, new)
+    elif isinstance(value, Mapping):
+        result = {name: _replaced(item, old, new) for name, item in value.items()}
+    elif isinstance(value, list):
+        result = [_replaced(item, old, new) for item in value]
+    return cast("T", result)
 
 
 @cache
@@ -141,6 +243,9 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], set[
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, marks: Mapping[str, str]) -> tuple[list[int], str]:
     """Tokenise a rendered text, with the text of each mark as plain text; return ids and text."""
+    if not marks and tokenizer.is_fast:  # most rows: the tokenizer's own method has less overhead
+        encoded: list[int] = tokenizer.backend_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return encoded, text
     parts = re.split(f"([{''.join(marks)}])", text) if marks else [text]
     ids: list[int] = []
     for part in parts:
@@ -151,4 +256,4 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, marks: Mapping[str,
 
 def unmark(text: str, marks: Mapping[str, str]) -> str:
     """Replace marks by the text that they stand for."""
-    return "".join(marks.get(char, char) for char in text)
+    return "".join(marks.get(char, char) for char in text) if marks else text

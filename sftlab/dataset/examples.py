@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 from time import monotonic
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sftlab.config import DatasetConfig
-from sftlab.dataset import sources
-from sftlab.dataset.rows import Rows, wrap
+from sftlab.dataset import recognition, sources
+from sftlab.dataset.arrow_examples import Examples, batch_of, reorder, text_of, write
+from sftlab.dataset.formats import Chunk, Parsed
+from sftlab.dataset.parallel import in_order
+from sftlab.dataset.row_formats.record import Recognised
+from sftlab.dataset.rows import Rows, Table, wrap
 from sftlab.dataset.sources import Source
-from sftlab.dataset.splits import Splits, cap, divided_groups, split_examples
+from sftlab.dataset.splits import SPLITS, Drawn, Labels, Splits, cap, divided_groups, draw
+from sftlab.dataset.survey import Place, Survey, restore_whole_numbers, survey, whole_numbers
 from sftlab.dataset.templates import Templates
+from sftlab.dataset.thinking import without_thinking
 from sftlab.dataset.values import is_null, plain
 from sftlab.dataset.wording import listing
 from sftlab.errors import LISTED, ConfigError, Problem, shown
-from sftlab.records import Example
 
 # Seconds after which reading stops if an error would list LISTED problems: a slow pattern is slow in every row.
 PATIENCE = 20
@@ -28,21 +38,26 @@ Subgroups = dict[str, str | None]
 
 @dataclass(frozen=True)
 class Rendered:
-    """The examples of a dataset, and by column the subgroups of its test rows."""
+    """The rendered examples: a folder with a file for each split, and by column the subgroups of the test rows."""
 
-    splits: Splits
-    subgroups: Mapping[str, Subgroups]
+    folder: Path
+    subgroups: Mapping[str, Subgroups] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The examples of each split."""
+        return {name: Examples(self.folder / f"{name}.arrow") for name in SPLITS}
 
 
 def render_examples(
-    cfg: DatasetConfig, seed: int, commit: str | None, *, mounted: bool = False, column: str | None = None
+    cfg: DatasetConfig, commit: str | None, folder: Path, *, mounted: bool = False, column: str | None = None
 ) -> Rendered:
     """Read, render and split a dataset.
 
     Args:
         cfg: the dataset.
-        seed: seed of the splits and of generated rows.
         commit: the commit to read of a dataset from the hub; None for any other source.
+        folder: where the files of the splits are written.
         mounted: whether the dataset is the test set of another one (``eval.dataset``).
         column: a column of the test rows (``eval.group_by``) whose values are returned as subgroups.
 
@@ -50,29 +65,29 @@ def render_examples(
         ConfigError: there is nothing to read, rows do not fit (a problem for each), or there are too few.
     """
     key = "eval.dataset" if mounted else "dataset"
-    source = _read(cfg, seed, commit, key)
-    if not any(map(any, source.splits.values())):
-        empty = Problem(
-            f"{key}.name_or_path", shown(cfg.name_or_path), "has no rows", "give a source with at least one"
-        )
-        raise ConfigError(*(source.problems or [empty]))
-    sources.restore_whole_numbers(source.splits)
+    source = _read(cfg, commit, key)
+    surveys = {split: survey(chunks) for split, chunks in source.items()}
+    _check_rows(cfg, surveys, key)
     if column is not None:
-        _check_column(column, source.splits)
-    examples, subgroups = _render(source, cfg, key, column)
-    if not any(examples.values()):
-        total = sum(map(len, source.splits.values()))
+        _check_column(column, surveys)
+    files = {split: folder / f"{split}-rows.arrow" for split in source}
+    places = whole_numbers(surveys.values())
+    recognised = recognition.format_of(cfg, key, source, surveys, places)
+    labels = _render(source, surveys, _renderers(surveys, cfg, key, places, column, recognised), cfg, key, files)
+    if not any(split.groups for split in labels.values()):
+        total = sum(survey.rows for survey in surveys.values())
         raise ConfigError(Problem(f"{key}.keep", shown(cfg.keep), f"is false for all {total:,} rows", "change it"))
     if mounted:
-        test = next(iter(examples.values())) if len(examples) == 1 else examples.get("test", [])
-        splits: Splits = {"train": [], "validation": [], "test": test}
+        test = next(iter(labels)) if len(labels) == 1 else "test"
+        rows = [*range(len(labels[test].groups))] if test in labels else []
+        splits = {"train": Drawn(test, []), "validation": Drawn(test, []), "test": Drawn(test, rows)}
     else:
-        splits = split_examples(examples, cfg, seed)
-        if problems := divided_groups(splits, key):
+        splits = draw(labels, cfg)
+        if problems := divided_groups(splits, labels, key):
             raise ConfigError(*problems)
-    splits = cap(splits, cfg.max_rows, seed, f"{key}.max_rows")
+    splits = cap(splits, cfg.max_rows, cfg.seed, f"{key}.max_rows")
     for name in ("test",) if mounted else ("train", "validation"):
-        if not splits[name]:
+        if not splits[name].rows:
             raise ConfigError(
                 Problem(
                     f"{key}.split",
@@ -82,30 +97,39 @@ def render_examples(
                     "give a source that has them",
                 )
             )
+    for name, drawn in splits.items():
+        reorder(files.get(drawn.source), np.array(drawn.rows, dtype=np.int64), folder / f"{name}.arrow")
+    for file in files.values():
+        file.unlink()
+    rendered = Rendered(folder)
+    if recognised is not None:
+        recognition.write(folder, recognised, rendered.splits["test" if mounted else "train"][0])
     if column is None:
-        return Rendered(splits, {})
-    return Rendered(splits, {column: {example.id: subgroups[example.id] for example in splits["test"]}})
+        return rendered
+    values = [labels[splits["test"].source].subgroups[row] for row in splits["test"].rows]
+    ids = [example.id for example in rendered.splits["test"]]
+    return Rendered(folder, {column: dict(zip(ids, values, strict=True))})
 
 
-def _read(cfg: DatasetConfig, seed: int, commit: str | None, key: str) -> Source:
-    """Read the rows of a source by its own splits; a source with a single split calls it ``all``."""
+def _read(cfg: DatasetConfig, commit: str | None, key: str) -> Source:
+    """Return the rows of a source by its own splits; a source with a single split calls it ``all``."""
     name = cfg.name_or_path
     if name.startswith("generate:"):
-        return Source({"all": _generate(cfg, seed, key)}, [])
+        return {"all": [*Parsed.of(Table(_generate(cfg, key), []))]}
     if Path(name).exists():
         return sources.read(Path(name))
     from sftlab.model.hub import dataset_rows
 
-    return sources.read_hub(name, dataset_rows(name, cfg.subset, commit))
+    return sources.read_hub(name, *dataset_rows(name, cfg.subset, commit))
 
 
-def _generate(cfg: DatasetConfig, seed: int, key: str) -> Rows:
+def _generate(cfg: DatasetConfig, key: str) -> Rows:
     """Generate as many rows as the splits ask for, and more if ``keep`` leaves rows out."""
     from sftlab.dataset import vignettes
 
     wanted = sum(int(size) for size in cfg.split.values())
     try:
-        rows = vignettes.rows(wanted, seed)
+        rows = vignettes.rows(wanted, cfg.seed)
         if cfg.keep is None or not rows:
             return [*rows]
         templates = Templates(cfg, key, list(rows[0]))
@@ -113,102 +137,193 @@ def _generate(cfg: DatasetConfig, seed: int, key: str) -> Rows:
             kept = sum(templates.keeps(row, f"{cfg.name_or_path}, row {n}") for n, row in enumerate(rows, start=1))
             if not 0 < kept < wanted:
                 break
-            rows = vignettes.rows(factor * wanted, seed)
+            rows = vignettes.rows(factor * wanted, cfg.seed)
     except ValueError as error:
         raise ConfigError(Problem(f"{key}.split", shown(cfg.split), str(error))) from error
     return [*rows]
 
 
-def _render(
-    source: Source, cfg: DatasetConfig, key: str, column: str | None
-) -> tuple[dict[str, list[Example]], Subgroups]:
-    """Render the rows of every split of a source; return the examples, and the subgroup of each if there is a column.
+def _check_rows(cfg: DatasetConfig, surveys: Mapping[str, Survey], key: str) -> None:
+    """Raise an error if a split of a folder, or the whole source, has no rows."""
+    for split, found in surveys.items():
+        if not found.rows and split != "all" and Path(cfg.name_or_path).exists():
+            raise ConfigError(sources.without_rows(Path(cfg.name_or_path), split))
+    if not any(found.columns for found in surveys.values()):
+        problems = [problem for found in surveys.values() for problem in found.problems]
+        message, remedy = "has no rows", "give a source with at least one"
+        raise ConfigError(*(problems or [Problem(f"{key}.name_or_path", shown(cfg.name_or_path), message, remedy)]))
 
-    Raises:
-        ConfigError: rows cannot be read or do not fit.
+
+class RenderedRow(NamedTuple):
+    """A rendered row: its example as JSON, and its labels."""
+
+    example: str
+    id: str
+    number: int  # of the row in its split, from 1
+    group: str | None
+    stratum: str | None
+    subgroup: str | None
+
+
+class RenderedChunk(NamedTuple):
+    """The rendered rows of a chunk, and a problem for each row that does not fit.
+
+    ``last`` is the number of the last row that was read; ``stopped`` is set if it is not the last one of the chunk.
     """
-    compiled = _templates(source, cfg, key)
-    examples: dict[str, list[Example]] = {}
-    subgroups: Subgroups = {}
-    problems, started = list(source.problems), monotonic()
-    first: dict[str, str] = {}  # id → the row that has it
-    for split, rows in source.splits.items():
-        examples[split] = []
-        templates = compiled.get(split)
-        for number, values in enumerate(rows, start=1):
-            if values is None or templates is None:
+
+    rows: list[RenderedRow]
+    problems: list[Problem]
+    last: int
+    stopped: bool
+
+
+@dataclass
+class Renderer:
+    """Render the rows of a split."""
+
+    cfg: DatasetConfig
+    key: str
+    split: str
+    columns: list[str]
+    whole_numbers: frozenset[Place]
+    subgroup: str | None
+    recognised: Recognised | None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "templates"}  # another process compiles
+
+    @cached_property
+    def templates(self) -> Templates:
+        """The compiled templates."""
+        return Templates(self.cfg, self.key, self.columns, self.recognised)
+
+    def __call__(self, numbered: tuple[int, Chunk]) -> RenderedChunk:
+        """Render a chunk, given with the number of rows before it."""
+        before, chunk = numbered
+        rendered, problems, number = list[RenderedRow](), list[Problem](), before
+        started = monotonic()
+        for number, values in enumerate(chunk.table().rows, start=before + 1):
+            if values is None:
                 continue
-            at = f"{'' if split == 'all' else split + ' '}row {number}"
-            place = f"{cfg.name_or_path}, {at}"
+            place = f"{self.cfg.name_or_path}, {at(self.split, number)}"
             try:
+                restore_whole_numbers(values, self.whole_numbers)
                 row = wrap(values)
-                if not templates.keeps(row, place):
+                if not self.templates.keeps(row, place):
                     continue
-                example = templates.example(row, f"{split}-{number:06}", place)
+                example = self.templates.example(row, f"{self.split}-{number:06}", place)
+                if self.cfg.thinking == "drop":
+                    example = without_thinking(example, self.key, self.templates.place(row, place))
+                stratum = self.templates.stratum(row, place)
             except RecursionError:
                 problems.append(Problem(place, None, "has lists or objects nested too deeply", "fix or delete it"))
                 continue
             except ConfigError as error:
                 problems += error.problems
                 if len(problems) >= LISTED and monotonic() - started > PATIENCE:
-                    unread = Problem(
-                        cfg.name_or_path, None, f"the rows after {at} were not read", "fix the rows before them"
-                    )
-                    raise ConfigError(unread, *problems) from error
+                    return RenderedChunk(rendered, problems, number, stopped=True)
                 continue
-            if (other := first.setdefault(example.id, at)) is not at:
-                problems.append(
-                    Problem(
-                        place,
-                        None,
-                        f"two rows have the id {example.id!r}, the other is {other}",
-                        f"fix {key}.id, or set it to null",
-                    )
-                )
-            if column is not None:
-                subgroups[example.id] = _subgroup(values.get(column))
-            examples[split].append(example)
+            subgroup = None if self.subgroup is None else _subgroup(values.get(self.subgroup))
+            text = text_of(example)
+            rendered.append(RenderedRow(text, example.id, number, example.group, stratum, subgroup))
+        return RenderedChunk(rendered, problems, number, stopped=False)
+
+
+def at(split: str, number: int) -> str:
+    """Return the place of a row within its source."""
+    return f"{'' if split == 'all' else split + ' '}row {number}"
+
+
+def _render(
+    source: Source,
+    surveys: Mapping[str, Survey],
+    renderers: Mapping[str, Renderer],
+    cfg: DatasetConfig,
+    key: str,
+    files: Mapping[str, Path],
+) -> dict[str, Labels]:
+    """Render the rows of every split of a source to files; return the labels of the rendered rows.
+
+    Raises:
+        ConfigError: rows cannot be read or do not fit.
+    """
+    problems = [problem for found in surveys.values() for problem in found.problems]
+    first: dict[str, str] = {}  # id → the row that has it
+    labels: dict[str, Labels] = {}
+    for split, chunks in source.items():
+        labels[split] = Labels([], [], [])
+        write(files[split], _batches(renderers.get(split), chunks, surveys[split], labels[split], problems, first))
     if problems:
         raise ConfigError(*problems)
-    rendered = [example for rows in examples.values() for example in rows]
-    if cfg.group_by is not None and rendered and not any(example.group for example in rendered):
-        raise ConfigError(
-            Problem(
-                f"{key}.group_by",
-                shown(cfg.group_by),
-                "renders to nothing for every row",
-                "name a column that has values, or set it to null",
-            )
-        )
-    return examples, subgroups
+    groups = [group for split in labels.values() for group in split.groups]
+    if cfg.group_by is not None and groups and not any(groups):
+        message, remedy = "renders to nothing for every row", "name a column that has values, or set it to null"
+        raise ConfigError(Problem(f"{key}.group_by", shown(cfg.group_by), message, remedy))
+    return labels
 
 
-def _templates(source: Source, cfg: DatasetConfig, key: str) -> dict[str, Templates]:
+def _batches(
+    renderer: Renderer | None,
+    chunks: Iterable[Chunk],
+    found: Survey,
+    labels: Labels,
+    problems: list[Problem],
+    first: dict[str, str],
+) -> Iterator[Any]:
+    """Yield the rendered rows of a split as record batches; collect their labels, and the problems."""
+    if renderer is None:
+        return
+    before = accumulate(found.chunks, initial=0)
+    started = monotonic()
+    for rendered in in_order(renderer, zip(before, chunks, strict=False)):
+        problems += rendered.problems
+        for row in rendered.rows:
+            labels.groups.append(row.group)
+            labels.strata.append(row.stratum)
+            labels.subgroups.append(row.subgroup)
+            if renderer.cfg.id is None:
+                continue  # ids are numbers
+            place = at(renderer.split, row.number)
+            if (other := first.setdefault(row.id, place)) is not place:
+                message = f"two rows have the id {row.id!r}, the other is {other}"
+                remedy = f"fix {renderer.key}.id, or set it to null"
+                problems.append(Problem(f"{renderer.cfg.name_or_path}, {place}", None, message, remedy))
+        if rendered.stopped or (len(problems) >= LISTED and monotonic() - started > PATIENCE):
+            message = f"the rows after {at(renderer.split, rendered.last)} were not read"
+            unread = Problem(renderer.cfg.name_or_path, None, message, "fix the rows before them")
+            raise ConfigError(unread, *problems)
+        if rendered.rows:
+            yield batch_of(row.example for row in rendered.rows)
+
+
+def _renderers(
+    surveys: Mapping[str, Survey],
+    cfg: DatasetConfig,
+    key: str,
+    places: frozenset[Place],
+    column: str | None,
+    recognised: Recognised | None,
+) -> dict[str, Renderer]:
     """Compile the templates for every split with rows; splits may have different columns."""
-    compiled: dict[str, Templates] = {}
+    renderers: dict[str, Renderer] = {}
     problems: list[Problem] = []
-    for split, rows in source.splits.items():
+    for split, found in surveys.items():
         try:
-            if any(rows):
-                compiled[split] = Templates(cfg, key, _columns(rows))
+            if found.columns:
+                renderers[split] = Renderer(cfg, key, split, list(found.columns), places, column, recognised)
+                renderers[split].templates  # noqa: B018
         except ConfigError as error:
             problems += error.problems
     if problems:
-        raise ConfigError(*problems, *source.problems)
-    return compiled
+        raise ConfigError(*problems, *chain.from_iterable(found.problems for found in surveys.values()))
+    return renderers
 
 
-def _check_column(column: str, splits: Mapping[str, Rows]) -> None:
-    rows = next(rows for name in ("test", "all", "train", *splits) if (rows := splits.get(name)))
-    columns = _columns(rows)
-    if column not in columns:
-        raise ConfigError(
-            Problem("eval.group_by", shown(column), "there is no such column", f"the test rows have {listing(columns)}")
-        )
-
-
-def _columns(rows: Rows) -> list[str]:
-    return list(dict.fromkeys(column for row in rows if row for column in row))
+def _check_column(column: str, surveys: Mapping[str, Survey]) -> None:
+    found = next(found for name in ("test", "all", "train", *surveys) if (found := surveys.get(name)))
+    if column not in found.columns:
+        remedy = f"the test rows have {listing(found.columns)}"
+        raise ConfigError(Problem("eval.group_by", shown(column), "there is no such column", remedy))
 
 
 def _subgroup(value: object) -> str | None:

@@ -1,19 +1,26 @@
-"""Read the rows of a file in any supported format, and refuse a file whose content is not what its name says."""
+"""Read a file in any supported format in chunks of rows, and refuse a file whose content is not what its name says.
+
+JSON lines, Parquet and Arrow files are read as streams, so that a large file is never in memory as a whole. A JSON
+array, a CSV file and a compressed Parquet or Arrow file can only be parsed as a whole.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from sftlab.dataset.arrow_rows import read_parquet
+from sftlab.dataset.arrow_rows import BATCH, arrow_rows, table_batches
 from sftlab.dataset.csv_rows import read_csv
-from sftlab.dataset.json_rows import read_json, read_lines
+from sftlab.dataset.json_rows import begins_with_row, read_json, read_lines, table_of_lines
 from sftlab.dataset.rows import Table
 from sftlab.dataset.wording import short
 from sftlab.errors import ConfigError, Problem
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 COMPRESSED = (".gz", ".zst")
 GZIP, ZSTD, LFS = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"version https://git-lfs"
 MAGIC = {
@@ -24,10 +31,64 @@ MAGIC = {
     b"\xfd7zXZ": ("compressed by xz", None),
     b"PK\x03\x04": ("a ZIP archive or a spreadsheet (.xlsx)", None),
     b"\xd0\xcf\x11\xe0": ("a spreadsheet (.xls)", None),
-    b"ARROW1": ("an Arrow file", None),
+    b"ARROW1": ("an Arrow file", ".arrow"),
     b"SQLite format 3": ("a SQLite database", None),
 }
 """First bytes of a file → its content, and its suffix if it can be read."""
+BLOCK = 2**20  # bytes of JSON lines in a chunk
+
+
+class Chunk(Protocol):
+    """Consecutive rows of a file, which are parsed when they are used, perhaps in another process."""
+
+    def table(self) -> Table:
+        """Return the rows.
+
+        Raises:
+            ConfigError: the file is not UTF-8.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Rows that are in memory."""
+
+    content: Table
+
+    def table(self) -> Table:
+        """Return the rows."""
+        return self.content
+
+    @classmethod
+    def of(cls, table: Table) -> Iterator[Parsed]:
+        """Divide a table. The problems, which name their rows, belong to the first part."""
+        for start in range(0, max(len(table.rows), 1), BATCH):
+            yield cls(Table(table.rows[start : start + BATCH], table.problems if start == 0 else []))
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Whole lines of a JSON lines file. ``first`` is the number of the first one."""
+
+    file: Path
+    first: int
+    data: bytes
+
+    def table(self) -> Table:
+        """Parse the lines."""
+        return table_of_lines(self.file, _text(self.file, self.data, self.first), self.first)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A record batch of Arrow."""
+
+    batch: Any
+
+    def table(self) -> Table:
+        """Convert the batch to rows."""
+        return Table(arrow_rows(self.batch.to_pylist(), self.batch.schema), [])
 
 
 def suffix_of(file: Path) -> str | None:
@@ -46,8 +107,8 @@ def stem(file: Path) -> str:
     return stem
 
 
-def read_file(file: Path) -> Table:
-    """Read the rows of a file.
+def read_file(file: Path) -> Iterator[Chunk]:
+    """Yield the rows of a file in chunks.
 
     Raises:
         ConfigError: the content is not what the file's name says, or not text in UTF-8.
@@ -62,55 +123,91 @@ def read_file(file: Path) -> Table:
                 "convert the file, or rename it if it has one of these formats",
             )
         )
-    data = _content(file)
-    if suffix == ".parquet":
-        return read_parquet(file, data)
-    readers: dict[str, Callable[[Path, str], Table]] = {
-        ".jsonl": read_lines,
-        ".json": read_json,
-        ".csv": read_csv,
-        ".tsv": read_csv,
-    }
-    return readers[suffix](file, _text(file, data))
+    with closing(_Content(file)) as content:
+        head = content.read(BLOCK)
+        _check_magic(file, head, suffix)
+        if suffix in (".parquet", ".arrow"):
+            yield from map(Batch, table_batches(file, _source(file, content, head)))
+        elif suffix in (".jsonl", ".json"):
+            yield from _json(file, suffix, content, head)
+        else:
+            yield from Parsed.of(read_csv(file, _text(file, head + content.read())))
 
 
-def _content(file: Path) -> bytes:
-    """Return the bytes of a file, decompressed if its name says that it is compressed."""
-    import gzip
-    import zlib
+def _source(file: Path, content: _Content, head: bytes) -> Any:
+    """Return what Arrow reads: the file, or its decompressed content."""
+    from pyarrow import BufferReader, OSFile
 
-    data = file.read_bytes()
-    if not data:
-        raise ConfigError(Problem(str(file), None, "is empty", "give a file with rows"))
-    compression = file.suffix.lower()
-    if compression in COMPRESSED and data.startswith(LFS):
-        _check_magic(file, data, compression)
-    if compression == ".gz":
-        if not data.startswith(GZIP):
-            raise ConfigError(
-                Problem(str(file), None, "is not compressed by gzip", f"rename it to {file.with_suffix('').name}")
-            )
+    return BufferReader(head + content.read()) if file.suffix.lower() in COMPRESSED else OSFile(str(file))
+
+
+def _json(file: Path, suffix: str, content: _Content, head: bytes) -> Iterator[Chunk]:
+    """Read a file whose first line is a row by lines, and any other file, or a small one, as a whole."""
+    more = content.read(BLOCK)
+    lines = head.split(b"\n")[:-1]
+    first = next((line for line in lines if line.strip()), None)
+    if not more or first is None or not begins_with_row(first.decode("utf-8-sig", "replace")):
+        text = _text(file, head + more + content.read())
+        yield from Parsed.of((read_lines if suffix == ".jsonl" else read_json)(file, text))
+        return
+    number, rest = 1, head
+    while more:
+        rest += more
+        end = rest.rfind(b"\n") + 1
+        if end:
+            yield Lines(file, number, rest[:end])
+            number, rest = number + rest.count(b"\n", 0, end), rest[end:]
+        more = content.read(BLOCK)
+    if rest:
+        yield Lines(file, number, rest)
+
+
+class _Content:
+    """The content of a file, decompressed if its name says that it is compressed."""
+
+    def __init__(self, file: Path) -> None:
+        import gzip
+
+        self.file, self.compression = file, file.suffix.lower()
+        with file.open("rb") as raw:
+            head = raw.read(400)
+        if not head:
+            raise ConfigError(Problem(str(file), None, "is empty", "give a file with rows"))
+        magic = {".gz": ("gzip", GZIP), ".zst": ("zstd", ZSTD)}.get(self.compression)
+        if magic is None:
+            self._stream: Any = file.open("rb")
+            return
+        if head.startswith(LFS):
+            _check_magic(file, head, self.compression)
+        if not head.startswith(magic[1]):
+            message, remedy = f"is not compressed by {magic[0]}", f"rename it to {file.with_suffix('').name}"
+            raise ConfigError(Problem(str(file), None, message, remedy))
+        if self.compression == ".gz":
+            self._stream = gzip.GzipFile(file)
+        else:
+            from pyarrow import CompressedInputStream, OSFile
+
+            self._stream = CompressedInputStream(OSFile(str(file)), "zstd")
+
+    def read(self, size: int | None = None) -> bytes:
+        """Read at most ``size`` bytes, or all that remain; nothing at the end.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        import zlib
+
         try:
-            data = gzip.decompress(data)
+            return bytes(self._stream.read(size))
         except (OSError, EOFError, zlib.error) as error:
-            raise ConfigError(
-                Problem(str(file), None, f"is damaged or incomplete: {error}", "copy or download it again")
-            ) from error
-    elif compression == ".zst":
-        from pyarrow import BufferReader, CompressedInputStream  # type: ignore[import-untyped]
+            if self.compression not in COMPRESSED:
+                raise
+            message = f"is damaged or incomplete: {error}"
+            raise ConfigError(Problem(str(self.file), None, message, "copy or download it again")) from error
 
-        if not data.startswith(ZSTD):
-            raise ConfigError(
-                Problem(str(file), None, "is not compressed by zstd", f"rename it to {file.with_suffix('').name}")
-            )
-        try:
-            data = CompressedInputStream(BufferReader(data), "zstd").read()
-        except OSError as error:
-            raise ConfigError(
-                Problem(str(file), None, f"is damaged or incomplete: {error}", "copy or download it again")
-            ) from error
-    _check_magic(file, data, suffix_of(file) or "")
-    return data
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
 
 
 def _check_magic(file: Path, data: bytes, expected: str) -> None:
@@ -141,20 +238,20 @@ def _check_magic(file: Path, data: bytes, expected: str) -> None:
             raise ConfigError(Problem(str(file), None, f"is {content}", remedy))
 
 
-def _text(file: Path, data: bytes) -> str:
-    """Decode a file in UTF-8.
+def _text(file: Path, data: bytes, first: int = 1) -> str:
+    """Decode lines of a file in UTF-8. ``first`` is the number of the first one.
 
     Raises:
         ConfigError: the file has another encoding, or is not text.
     """
-    encoding = _encoding(data)
+    encoding = _encoding(data) if first == 1 else None
     if encoding == "binary":
         raise ConfigError(Problem(str(file), None, "is not text", f"convert it to one of {', '.join(SUFFIXES)}"))
     if encoding is None:
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
+            line = data.count(b"\n", 0, error.start) + first
             place, message = f"{file}:{line}", f"is not UTF-8 (byte 0x{data[error.start]:02x})"
             encoding = "WINDOWS-1252"
     else:

@@ -28,41 +28,49 @@ def read_lines(file: Path, text: str) -> Table:
     Raises:
         ConfigError: the file holds JSON of another structure.
     """
+    line = next((line for line in text.split("\n") if line and not line.isspace()), "")
+    try:
+        value, duplicates = _parse(line)
+    except (ValueError, RecursionError):
+        table = _over_several_lines(file, text, line) if line else None
+        return table or table_of_lines(file, text, 1)
+    alone = isinstance(value, list | dict) and text.strip() == line.strip()
+    if alone and not (isinstance(value, dict) and _is_row(value)):
+        return _table(file, value, duplicates)  # the only line holds all rows
+    return table_of_lines(file, text, 1)
+
+
+def table_of_lines(file: Path, text: str, first: int) -> Table:
+    """Read rows that are one JSON object per line. ``first`` is the number of the first line in the file."""
     rows: list[Row | None] = []
     problems: list[Problem] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=first):
         if not line or line.isspace():
             continue
+        place, row = f"{file}:{number}", None
         try:
-            row, duplicates = _parse(line)
+            value, duplicates = _parse(line)
         except (ValueError, RecursionError) as error:
-            if not rows and (table := _over_several_lines(file, text, line)):
-                return table
-            problems.append(Problem(f"{file}:{number}", None, f"is not JSON: {error}", "fix or delete the line"))
-            row = None
+            problems.append(Problem(place, None, f"is not JSON: {error}", "fix or delete the line"))
         else:
-            alone = isinstance(row, list | dict) and not rows and not problems and text.strip() == line.strip()
-            if alone and not (isinstance(row, dict) and _is_row(row)):
-                return _table(file, row, duplicates)  # the only line holds all rows
             if duplicates:
-                problems.append(
-                    Problem(
-                        f"{file}:{number}", None, f"has the key {duplicates[0][1]!r} twice in an object", "fix the line"
-                    )
-                )
-                row = None
-            elif not isinstance(row, dict):
-                problems.append(
-                    Problem(
-                        f"{file}:{number}",
-                        None,
-                        "is JSON, but not an object of column → value",
-                        "fix or delete the line",
-                    )
-                )
-                row = None
+                message = f"has the key {duplicates[0][1]!r} twice in an object"
+                problems.append(Problem(place, None, message, "fix the line"))
+            elif not isinstance(value, dict):
+                message = "is JSON, but not an object of column → value"
+                problems.append(Problem(place, None, message, "fix or delete the line"))
+            else:
+                row = value
         rows.append(row)
     return Table(rows, problems)
+
+
+def begins_with_row(line: str) -> bool:
+    """Return whether the first line of a file of several lines is a row by itself, so that every other line is one."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def read_json(file: Path, text: str) -> Table:

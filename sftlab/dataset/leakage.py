@@ -40,7 +40,7 @@ def gate(
         report = overlap.find_overlaps(splits, max_overlap=cfg.dataset.max_overlap)
         write_json(folder / OVERLAP, report.model_dump())
 
-    inputs = {"version": 1, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows, cfg.seed]}
+    inputs = {"version": 2, "dataset": data.stage.key, "test": [test_key, cfg.eval.max_rows]}
     stage = store.stage("overlap", {**inputs, "max_overlap": cfg.dataset.max_overlap}, build)
     report = OverlapReport.model_validate_json((stage.path / OVERLAP).read_bytes())
     for pair in report.pairs:

@@ -1,31 +1,30 @@
 """Detect leakage between splits: questions of a later split that an earlier split contains in full or in large part."""
 
-# Libraries for near duplicates (datasketch and other MinHash indexes) estimate Jaccard similarity, which misses a short
-# question inside a long row. This module computes exact containment.
-
 from __future__ import annotations
 
 import re
 import textwrap
 import unicodedata
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from operator import attrgetter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sftlab.records import Example
+from sftlab.dataset.containment import Containment, Hashes, Indices
+from sftlab.records import Example, text_of_turn
 from sftlab.results import OverlapPair, OverlapReport, OverlapRow
 
 SPLITS = ("train", "validation", "test")
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))  # the later split is examined
 WORST = 10
-BUDGET = 1024  # rows looked up for one question before it is compared with all
-TABLE = 2**22  # cells of the tables in which questions are compared with all (16 MiB each)
+CHUNK = 2**20  # n-grams of the rows that are read at once
+BLOCK = 2**25  # n-grams of the questions that are compared in one pass over an earlier split (about 2 GiB)
+LETTERS = 5  # characters that count as a word where words are not separated
 
 
 def normalise_question(question: str) -> str:
@@ -46,15 +45,25 @@ def _punctuation() -> re.Pattern[str]:
 
 
 def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float, n: int = 8) -> OverlapReport:
-    """Find the questions (``Example.user``) that an earlier split contains.
+    """Find the questions that an earlier split contains.
 
-    The overlap of a question is the largest share of its distinct word n-grams that a single row of the other split
-    contains. Of rows with the same share, an exact duplicate is reported before others, then the first row. Shares are
-    exact, and frequent grams count too. Grams are compared by 64-bit hashes: among 25 million grams, the chance that
-    any two have the same hash is 1 in 50,000.
+    The question of a conversation is the text of all its user turns, so that it is the same under another system
+    prompt or with other answers. The overlap of a question is the largest share of its distinct word n-grams that a
+    single row of the other split contains. Of rows with the same share, an exact duplicate is reported before others,
+    then the first row. Shares are exact, and frequent grams count too. Grams and questions are compared by 64-bit
+    hashes: among 25 million grams, the chance that any two have the same hash is 1 in 50,000.
+
+    A conversation whose first user turn is that of another row is an exact duplicate too, whatever follows, if this
+    turn has at least ``n`` words. Shorter ones ("Hi", "Can you help me?") open unrelated conversations; these are
+    duplicates only if all their user turns are the same. Where words are not separated by spaces, five characters
+    count as a word. A long opening that many conversations share is reported: group the rows by it
+    (dataset.group_by) or allow it.
 
     A question of fewer than ``n`` words is a single gram, so it is detected as an exact duplicate only. The same holds
     for text in a script without spaces between words. A missing split counts as empty.
+
+    Rows are read in order. In memory are the grams of at most ``BLOCK`` n-grams' worth of questions, and of the other
+    split only the grams that these questions have.
 
     Args:
         splits: the examples of each split.
@@ -68,8 +77,13 @@ def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float
         raise ValueError(f"unknown splits {sorted(unknown)}: they are {', '.join(SPLITS)}")
     if n < 1:
         raise ValueError(f"n is {n}: a gram has at least one word")
-    read = {name: _Split(name, splits.get(name, ()), n) for name in SPLITS}
-    pairs, overlaps = zip(*(_pair(read[left], read[right], max_overlap) for left, right in PAIRS), strict=True)
+    matches: dict[tuple[str, str], _Matches] = {}
+    for right in dict.fromkeys(right for _, right in PAIRS):
+        left = {name: splits.get(name, ()) for name, other in PAIRS if other == right}
+        matches |= {(name, right): some for name, some in _compare(left, right, splits.get(right, ()), n).items()}
+    pairs, overlaps = zip(
+        *(_pair(left, right, splits, matches[left, right], max_overlap) for left, right in PAIRS), strict=True
+    )
     # Sorting is stable: equal overlaps stay in the order of PAIRS and of the rows.
     worst = sorted(chain.from_iterable(overlaps), key=attrgetter("share", "exact"), reverse=True)[:WORST]
     return OverlapReport(max_overlap=max_overlap, n=n, pairs=list(pairs), worst=worst)
@@ -91,42 +105,147 @@ def describe(report: OverlapReport) -> str:
     return "\n".join(lines)
 
 
-class _Split:
-    """Normalised texts of a split, the first row of each text, and hash and row of every n-gram (with repeats)."""
-
-    def __init__(self, name: str, examples: Sequence[Example], n: int) -> None:
-        self.name, self.examples = name, examples
-        self.texts = [normalise_question(example.user) for example in examples]
-        self.first = {text: row for row, text in reversed(list(enumerate(self.texts)))}
-        hashes, lengths = array("q"), array("q")
-        for text in self.texts:
-            words = text.split()
-            words += [" "] * (n - len(words))  # no word is a space, so the only gram of a short text is unique
-            hashes.extend(map(hash, words))
-            lengths.append(len(words))
-        word = np.array(hashes).astype(np.uint64)
-        grams = np.zeros(max(len(word) - n + 1, 0), dtype=np.uint64)
-        for place in range(n):
-            grams *= np.uint64(0x9E3779B97F4A7C13)
-            grams += word[place : place + len(grams)]
-        self.rows = np.repeat(np.arange(len(examples)), np.array(lengths) - n + 1)
-        self.grams = grams[np.arange(len(self.rows)) + self.rows * (n - 1)]  # n - 1 windows extend into the next row
+def asked(example: Example) -> tuple[str, str]:
+    """Return the question of an example, and its first user turn."""
+    turns = [text_of_turn(turn) for turn in example.prompt if turn["role"] == "user"]
+    return example.question, turns[0] if turns else example.question
 
 
-def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[OverlapPair, list[OverlapRow]]:
-    """Compare two splits; return the statistics and the worst overlaps."""
-    names = {"left_split": left.name, "right_split": right.name}
-    if not left.examples:
+@dataclass(frozen=True)
+class _Chunk:
+    """Consecutive rows."""
+
+    grams: Hashes
+    """Hashes of the n-grams of all rows, with repeats."""
+    sizes: Indices
+    """Number of n-grams of each row."""
+    keys: list[tuple[int, ...]]
+    """Hash of the question of each row, then that of its first user turn if this is compared by itself."""
+
+    def distinct(self) -> tuple[Hashes, Indices]:
+        """Return the n-grams of all rows, each once per row, and their number for each row."""
+        rows = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        order = np.lexsort((self.grams, rows))
+        grams = self.grams[order]
+        is_first = np.ones(len(grams), dtype=bool)
+        is_first[1:] = (grams[1:] != grams[:-1]) | (rows[1:] != rows[:-1])
+        return grams[is_first], np.bincount(rows[is_first], minlength=len(self.sizes))
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """For each question: the largest share, the row that contains it, and whether that is an exact duplicate."""
+
+    share: NDArray[np.float64]
+    closest: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+
+
+def _read(examples: Sequence[Example], n: int, label: str) -> Iterator[_Chunk]:
+    """Read a split, in chunks of about ``CHUNK`` n-grams."""
+    from tqdm.auto import tqdm
+
+    hashes, lengths, keys = array("q"), array("q"), list[tuple[int, ...]]()
+    for example in tqdm(examples, desc=label, unit="row", leave=False, delay=3):
+        question, opening = asked(example)
+        text = normalise_question(question)
+        words = text.split()
+        words += [" "] * (n - len(words))  # no word is a space, so the only gram of a short text is unique
+        hashes.extend(map(hash, words))
+        lengths.append(len(words))
+        keys.append((hash(text), *_opening(opening, n)) if opening != question else (hash(text),))
+        if len(hashes) >= CHUNK:
+            yield _chunk(hashes, lengths, keys, n)
+            hashes, lengths, keys = array("q"), array("q"), []
+    if keys:
+        yield _chunk(hashes, lengths, keys, n)
+
+
+def _opening(turn: str, n: int) -> tuple[int, ...]:
+    """Return the hash of a first user turn, or nothing if it may open unrelated conversations."""
+    text = normalise_question(turn)
+    return (hash(text),) if text.count(" ") + 1 >= n or len(text) >= LETTERS * n else ()
+
+
+def _chunk(hashes: array[int], lengths: array[int], keys: list[tuple[int, ...]], n: int) -> _Chunk:
+    """Compute the hashes of n-grams from those of words."""
+    word, sizes = np.array(hashes).astype(np.uint64), np.array(lengths) - n + 1
+    grams = np.zeros(len(word) - n + 1, dtype=np.uint64)
+    for place in range(n):
+        grams *= np.uint64(0x9E3779B97F4A7C13)
+        grams += word[place : place + len(grams)]
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    return _Chunk(grams[np.arange(len(rows)) + rows * (n - 1)], sizes, keys)  # n - 1 windows extend into the next row
+
+
+def _compare(
+    left: Mapping[str, Sequence[Example]], right: str, holders: Sequence[Example], n: int
+) -> dict[str, _Matches]:
+    """Compare the questions of several splits with an earlier split."""
+    counts = [len(examples) for examples in left.values()]
+    label = f"comparing {right} with {' and '.join(left)}"
+    parts = [_Matches(np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool))]
+    if len(holders):
+        chunks = chain.from_iterable(_read(examples, n, f"reading {name}") for name, examples in left.items())
+        parts += [_match(block, _read(holders, n, label)) for block in _blocks(chunks)]
+    else:
+        parts.append(_Matches(np.zeros(sum(counts)), np.full(sum(counts), -1), np.zeros(sum(counts), dtype=bool)))
+    columns = (
+        np.split(np.concatenate([getattr(part, name) for part in parts]), np.cumsum(counts)[:-1])
+        for name in ("share", "closest", "exact")
+    )
+    return {name: _Matches(*some) for name, *some in zip(left, *columns, strict=True)}
+
+
+def _blocks(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
+    """Gather chunks into blocks of at most about ``BLOCK`` n-grams."""
+    block: list[_Chunk] = []
+    for chunk in chunks:
+        block.append(chunk)
+        if sum(len(some.grams) for some in block) >= BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _match(questions: list[_Chunk], holders: Iterator[_Chunk]) -> _Matches:
+    """Compare a block of questions with all rows of an earlier split."""
+    grams, sizes = zip(*(chunk.distinct() for chunk in questions), strict=True)
+    containment = Containment(np.concatenate(grams), np.concatenate(sizes))
+    keys = [key for chunk in questions for key in chunk.keys]
+    del grams, sizes
+    questions.clear()
+    wanted = set(chain.from_iterable(keys))
+    first: dict[int, int] = {}
+    start = 0
+    for chunk in holders:
+        containment.add(chunk.grams, chunk.sizes)
+        for row, some in enumerate(chunk.keys, start):
+            for key in some:
+                if key in wanted:
+                    first.setdefault(key, row)
+        start += len(chunk.keys)
+    duplicate = np.array([next((first[key] for key in some if key in first), -1) for some in keys])
+    exact = duplicate >= 0
+    share, closest = containment.closest(skip=exact)
+    share[exact], closest[exact] = 1, duplicate[exact]
+    return _Matches(share, closest, exact)
+
+
+def _pair(
+    left: str, right: str, splits: Mapping[str, Sequence[Example]], matches: _Matches, max_overlap: float
+) -> tuple[OverlapPair, list[OverlapRow]]:
+    """Return the statistics of two splits and the worst overlaps."""
+    names = {"left_split": left, "right_split": right}
+    share, exact = matches.share, matches.exact
+    if not len(share):
         nothing = dict.fromkeys(("examined", "exact", "near", "mean", "p50", "p95", "max"), 0)
         return OverlapPair.model_validate(names | nothing), []
-    duplicate = np.array([right.first.get(text, -1) for text in left.texts])
-    exact = duplicate >= 0
-    share, closest = _shares(left, right, skip=exact)
-    share[exact], closest[exact] = 1, duplicate[exact]
     p50, p95 = np.percentile(share, [50, 95])
     worst = []
     for row in np.lexsort((~exact, -share))[: min(WORST, np.count_nonzero(share))]:
-        question, holder = left.examples[row], right.examples[closest[row]]
+        question, holder = splits[left][int(row)], splits[right][int(matches.closest[row])]
         worst.append(
             OverlapRow(
                 **names,
@@ -134,8 +253,8 @@ def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[OverlapPair,
                 right_id=holder.id,
                 share=float(share[row]),
                 exact=bool(exact[row]),
-                left_text=question.user,
-                right_text=holder.user,
+                left_text=asked(question)[0],
+                right_text=asked(holder)[0],
             )
         )
     pair = OverlapPair(
@@ -149,82 +268,3 @@ def _pair(left: _Split, right: _Split, max_overlap: float) -> tuple[OverlapPair,
         max=float(share.max()),
     )
     return pair, worst
-
-
-def _shares(left: _Split, right: _Split, skip: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the overlap of each row of ``left``, and the first row of ``right`` with that overlap (-1 for none).
-
-    Boilerplate makes every row share grams with every other row, which gives too many pairs to compare. Therefore equal
-    columns and rows are merged first: grams in the same rows of ``right``, then rows with the same grams (of those
-    that ``left`` has too).
-    """
-    from scipy import sparse
-
-    def incidence(rows: NDArray[np.int64], grams: NDArray[np.int64], shape: tuple[int, int]) -> Any:
-        matrix = sparse.csr_array((np.ones(len(rows), dtype=np.uint64), (rows, grams)), shape=shape)
-        matrix.data[:] = 1  # repeats were summed
-        return matrix
-
-    vocabulary, columns = np.unique(left.grams, return_inverse=True)
-    questions = incidence(left.rows, columns, (len(left.examples), len(vocabulary)))
-    size = np.diff(questions.indptr)
-    # Most grams of right are not in left: a table of the lowest bits excludes nearly all before the slow search.
-    bits = np.uint64((1 << (8 * len(vocabulary)).bit_length()) - 1)
-    table = np.zeros(int(bits) + 1, dtype=bool)
-    table[vocabulary & bits] = True
-    maybe = np.flatnonzero(table[right.grams & bits])
-    columns = np.searchsorted(vocabulary[:-1], right.grams[maybe])
-    shared = vocabulary[columns] == right.grams[maybe]
-    holders = incidence(right.rows[maybe[shared]], columns[shared], (len(right.examples), len(vocabulary)))
-    # Two sets are equal if the sums of random numbers drawn for their members are equal.
-    draw = np.random.default_rng(0)
-    used = np.flatnonzero(np.bincount(holders.indices, minlength=len(vocabulary)))
-    questions, holders = questions[:, used], holders[:, used]
-    signature = holders.T @ draw.integers(2**64, size=holders.shape[0], dtype=np.uint64)
-    _, kept, merged = np.unique(signature, return_index=True, return_inverse=True)
-    questions = questions @ incidence(np.arange(len(used)), merged, (len(used), len(kept)))
-    signature = holders[:, kept] @ draw.integers(2**64, size=len(kept), dtype=np.uint64)
-    first = np.sort(np.unique(signature, return_index=True)[1])  # in the order of rows: ties go to the first row
-    holders, questions = holders[first][:, kept].astype(np.float32), questions.astype(np.float32)
-    postings, weight = holders.tocsc(), np.zeros(len(kept))
-    hits, closest, undecided = np.zeros(len(size)), np.full(len(size), -1), []
-    for row in np.flatnonzero((np.diff(questions.indptr) > 0) & ~skip):
-        span = slice(*questions.indptr[row : row + 2])
-        grams = questions.indices[span]
-        weight[grams] = questions.data[span]
-        if match := _closest(grams, weight, holders, postings):
-            hits[row], closest[row] = match[0], first[match[1]]
-        else:
-            undecided.append(row)
-        weight[grams] = 0
-    step = 1 + TABLE // (1 + max(holders.shape))
-    for some in (undecided[start : start + step] for start in range(0, len(undecided), step)):
-        score = np.ascontiguousarray((holders @ questions[some].T.toarray()).T)
-        hits[some], closest[some] = score.max(axis=1), first[score.argmax(axis=1)]
-    return hits / size, closest
-
-
-def _closest(grams: NDArray[Any], weight: NDArray[Any], holders: Any, postings: Any) -> tuple[float, int] | None:
-    """Return the largest total weight of ``grams`` in a row of ``holders``, and the first such row.
-
-    Only the rows with the rarest grams are examined; None means that another row may contain as much.
-    """
-    frequency = postings.indptr[grams + 1] - postings.indptr[grams]
-    order = np.argsort(frequency, kind="stable")
-    known = int(np.searchsorted(frequency[order].cumsum(), BUDGET, side="right"))
-    if not known:
-        return None
-    rare, rest = grams[order[:known]], weight[grams[order[known:]]].sum()
-    posted, owner = _members(postings, rare)
-    score = np.bincount(posted, weights=weight[rare][owner])
-    rows = np.flatnonzero((score > 0) & (score + rest >= score.max()))
-    held, owner = _members(holders, rows)
-    score = np.bincount(owner, weights=weight[held])
-    return (float(score.max()), int(rows[score.argmax()])) if score.max() > rest else None
-
-
-def _members(matrix: Any, lines: NDArray[np.integer[Any]]) -> tuple[NDArray[np.integer[Any]], NDArray[np.int64]]:
-    """Concatenate the entries of lines of a compressed matrix; return them, and the index in ``lines`` of each."""
-    start, length = matrix.indptr[lines], matrix.indptr[lines + 1] - matrix.indptr[lines]
-    owner = np.repeat(np.arange(len(lines)), length)
-    return matrix.indices[np.arange(len(owner)) + (start - length.cumsum() + length)[owner]], owner

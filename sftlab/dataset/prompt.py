@@ -1,59 +1,103 @@
-"""Render an example by a chat template and tokenise it, in the same way for training and for evaluation."""
+"""Render conversations by a chat template and tokenise them, in the same way for training and for evaluation.
+
+A text is tokenised in segments: each assistant turn that the template writes as the model would, and what stands
+between. So a prompt has the same token ids in training and evaluation, however many turns it has.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from functools import cached_property
+from itertools import chain, groupby, takewhile
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from sftlab.dataset.chat_template import (
-    Message,
-    end_token,
-    extra_text,
-    mark_special_tokens,
-    outline_of,
-    render,
-    token_ids,
-    unmark,
+from sftlab.config import TrainOn
+from sftlab.dataset.chat_template import end_token, kinds_of, outline_of
+from sftlab.dataset.turns import (
+    TEXT,
+    ChangedTextError,
+    Conversation,
+    Turn,
+    checked_prompt,
+    checked_turn,
+    turn_at,
 )
 from sftlab.errors import ConfigError, Problem
-from sftlab.model.reasoning import marks_with_spacing, opening_at_end, unclosed
-from sftlab.records import Example
+from sftlab.records import IGNORED, Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
-CAUSES = ("model.chat_template", "dataset")  # keys that decide whether a template changes the text of a row
 
-# Indentation of the first line with text. A single space is a separator, as after "Answer:".
-_INDENTATION = re.compile(r"(?:\s*\n)?( {2,}| *\t[ \t]*)(?=\S)")
+class Segment(NamedTuple):
+    """Token ids that were tokenised together, and whether they have a loss."""
+
+    ids: list[int]
+    supervised: bool
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of a prompt, which includes the header of the assistant turn, and of the completion after it.
+    """A tokenised row. The last segment is a supervised assistant turn; the header of the turn is before it.
 
-    ``text`` is the prompt as text. ``dedented`` is set if the chat template removes the indentation of the
-    completion's first line.
+    ``text`` is the prompt of that turn as text. ``dedented`` is set if the chat template removes the indentation of
+    the first line of a supervised turn. ``ends`` are the tokens that end supervised turns.
     """
 
-    prompt: list[int]
-    completion: list[int]
+    id: str
+    segments: Sequence[Segment]
     text: str
     dedented: bool = False
+    ends: frozenset[int] = frozenset()
+
+    @property
+    def prompt(self) -> list[int]:
+        """The token ids before the last turn."""
+        return list(chain.from_iterable(segment.ids for segment in self.segments[:-1]))
+
+    @property
+    def completion(self) -> list[int]:
+        """The token ids of the last turn."""
+        return self.segments[-1].ids
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """All token ids."""
+        return list(chain.from_iterable(segment.ids for segment in self.segments))
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The token ids with a loss, and ``IGNORED`` for each other one."""
+        return list(
+            chain.from_iterable(
+                segment.ids if segment.supervised else [IGNORED] * len(segment.ids) for segment in self.segments
+            )
+        )
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """Numbers of tokens without and with a loss in turn, beginning with those without."""
+        parts = groupby(self.segments, lambda segment: segment.supervised)
+        lengths = [(supervised, sum(len(segment.ids) for segment in run)) for supervised, run in parts]
+        return tuple(length for _, length in ([(False, 0), *lengths] if lengths[0][0] else lengths))
 
 
-class ChangedTextError(ConfigError):
-    """A chat template changes the text of a row, which the problem names."""
+def attempt(tokenize_one: Callable[[Example], T], examples: Iterable[Example]) -> tuple[list[T], list[Problem]]:
+    """Apply ``tokenize`` or ``prompt_tokens`` to examples; return the results, and the texts that a template changes.
 
-
-def messages(example: Example) -> list[Message]:
-    """Return the prompt as chat messages. An empty system text gives no system turn."""
-    system = [{"role": "system", "content": example.system}] if example.system else []
-    return [*system, {"role": "user", "content": example.user}]
+    Raises:
+        ConfigError: the chat template cannot be used.
+    """
+    results, problems = list[T](), list[Problem]()
+    for example in examples:
+        try:
+            results.append(tokenize_one(example))
+        except ChangedTextError as error:
+            problems += error.problems
+    return results, problems
 
 
 def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Example], split: str) -> Iterator[T]:
@@ -64,147 +108,112 @@ def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Exampl
     """
     from tqdm.auto import tqdm
 
-    changed: list[Problem] = []
+    problems: list[Problem] = []
     for example in tqdm(examples, desc=f"tokenizing {split}", leave=False, delay=3):
-        try:
-            tokens = tokenize_one(example)
-        except ChangedTextError as error:
-            changed += error.problems
-            continue
-        yield tokens
-    if changed:
-        summary = Problem(
-            "model.chat_template",
-            None,
-            f"the template changes the text of {len(changed)} of {len(examples)} {split} rows",
-            "set model.chat_template to a Jinja file that writes it unchanged, or change the text in "
-            "dataset.assistant, dataset.user or dataset.system",
-            ("dataset",),
-        )
-        raise ConfigError(summary, *changed)
+        results, changed = attempt(tokenize_one, [example])
+        problems += changed
+        yield from results
+    if problems:
+        raise changed_texts(problems, len(examples), split)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example) -> Tokens:
-    """Tokenise prompt and completion as the chat template writes them, with one BOS and the end mark of the turn.
+def changed_texts(problems: Sequence[Problem], rows: int, split: str) -> ConfigError:
+    """Return the error of a chat template that changes texts of a split."""
+    summary = Problem(
+        "model.chat_template",
+        None,
+        f"the template changes the text of {len(problems)} of {rows} {split} rows",
+        "set model.chat_template to a Jinja file that writes it unchanged, or change the text in "
+        "dataset.assistant, dataset.user or dataset.system",
+        ("dataset",),
+    )
+    return ConfigError(summary, *problems)
 
-    The prompt is rendered and tokenised by itself, so that training and evaluation see the same tokens. What the
-    template writes after it is the completion.
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example, train_on: TrainOn = "all") -> list[Tokens]:
+    """Tokenise a conversation as the chat template writes it, for training.
+
+    The text is that of the prompt of the last turn and what the template writes after it. An assistant turn in it is
+    supervised from the end of its own prompt to its end mark. If the template writes a supervised turn in another way
+    once further turns follow, no text is right for all of them: then each turn is a row with its own prompt,
+    ``id#1``, ``id#2`` and so on.
 
     Raises:
-        ConfigError: the template writes the prompt differently if an answer follows, adds text to the answer, or ends
-            the turn without a special token.
+        ConfigError: the template writes a prompt differently if an answer follows, adds text to an answer, or ends
+            a turn without a special token.
         ChangedTextError: the template leaves out or rewrites part of a text.
     """
-    turns, marks = mark_special_tokens(
-        tokenizer, [*messages(example), {"role": "assistant", "content": example.assistant}]
-    )
-    prompt_text = _prompt(tokenizer, turns[:-1], example.id)
-    full_text = render(tokenizer, turns, generation=False)
-    if not full_text.startswith(prompt_text):
-        raise ConfigError(
-            Problem(
-                example.id,
-                None,
-                f"the chat template of {tokenizer.name_or_path} does not begin a conversation with its prompt (it may "
-                "strip or move text)",
-                "set model.chat_template to another one"
-                + (", or set dataset.system=null if it moves the system text" if example.system else ""),
-                ("model.chat_template", "dataset.system"),
-            )
-        )
-    written, answer = full_text[len(prompt_text) :], turns[-1]["content"].strip()
-    body = _body(written, answer, outline_of(tokenizer, tuple(turn["role"] for turn in turns[:-1])).tail)
-    # The prompt may end with the opening mark with which the answer begins, as in "<think>\n".
-    whole = (opening_at_end(prompt_text) + body).rstrip()
-    if not whole.endswith(answer):
-        lost, instead = (unmark(part, marks) for part in _difference(answer, whole.strip()))
-        message = f"instead of {lost} in the assistant text the template writes {instead}"
-        remedy = _spacing_remedy(whole) if "".join(whole.split()) == "".join(answer.split()) else ""
-        raise ChangedTextError(Problem(example.id, None, message, remedy, CAUSES))
-    if end_token(tokenizer, tail := written[len(body) :]) is None:
-        raise ConfigError(
-            Problem(
-                "model.chat_template",
-                None,
-                f"the template of {tokenizer.name_or_path} writes {tail!r} after an assistant turn. It contains no "
-                "special token of the tokenizer that ends a completion, so generation could not stop there",
-                f"set model.chat_template to a Jinja file that writes {{{{ eos_token }}}} ({tokenizer.eos_token}) "
-                "after the assistant text",
-            )
-        )
-    if problem := extra_text(tokenizer, whole[: -len(answer)], tail, example.id):
-        raise ConfigError(problem)
-    if not unclosed(answer) and (mark := unclosed(body, prompt_text)):
-        raise ConfigError(
-            Problem(
-                example.id,
-                None,
-                f"the chat template of {tokenizer.name_or_path} opens a reasoning block before the assistant text, "
-                "and the text does not close it: it would be trained as reasoning without an answer",
-                f"write {mark} before the answer in dataset.assistant, or set model.chat_template to a Jinja file "
-                "that opens no block",
-                ("model.chat_template", "dataset.assistant"),
-            )
-        )
-    prompt, text = token_ids(tokenizer, prompt_text, marks)
-    completion, _ = token_ids(tokenizer, written, marks)
-    indentation = _INDENTATION.match(turns[-1]["content"])
-    dedented = indentation is not None and not whole[: -len(answer)].endswith(indentation[1])
-    return Tokens(prompt=prompt, completion=completion, text=text, dedented=dedented)
+    chat = Conversation.of(tokenizer, example.id, example.messages, example.tools)
+    last = len(chat.turns) - 1
+    supervised = [at for at in chat.answers if at == last or train_on == "all"]
+    turns = {at: checked_turn(chat, at) for at in supervised}
+    ends = frozenset(turn.end for turn in turns.values() if turn.end is not None)
+    parts = _parts(chat, last, turns)
+    if set(supervised) <= {at for _, at in parts if at is not None} | {last}:
+        segments = [Segment(chat.ids(text), at in turns) for text, at in parts]
+        segments.append(Segment(chat.ids(turns[last].written), supervised=True))
+        dedented = any(turn.dedented for turn in turns.values())
+        return [Tokens(example.id, segments, chat.text(turns[last].prompt), dedented, ends)]
+    rows = []
+    for number, (at, turn) in enumerate(turns.items(), start=1):
+        segments = [Segment(chat.ids(text), supervised=False) for text, _ in _parts(chat, at, turns)]
+        segments.append(Segment(chat.ids(turn.written), supervised=True))
+        rows.append(Tokens(f"{example.id}#{number}", segments, chat.text(turn.prompt), turn.dedented, ends))
+    return rows
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> tuple[list[int], str]:
-    """Return token ids and text of the prompt alone, the same as those of ``tokenize``.
+    """Return token ids and text of the prompt of the last turn, the same as those of ``tokenize``.
 
     Raises:
         ChangedTextError: the template leaves out or rewrites part of a text.
     """
-    turns, marks = mark_special_tokens(tokenizer, messages(example))
-    return token_ids(tokenizer, _prompt(tokenizer, turns, example.id), marks)
+    chat = Conversation.of(tokenizer, example.id, example.prompt, example.tools)
+    text = checked_prompt(chat, len(chat.turns))
+    parts = _parts(chat, len(chat.turns), {}, text)
+    return list(chain.from_iterable(chat.ids(part) for part, _ in parts)), chat.text(text)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, example: Example) -> int | None:
     """Return the token by which the chat template ends an assistant turn; None if it writes no special token there."""
-    tail = outline_of(tokenizer, tuple(turn["role"] for turn in messages(example))).tail
+    tail = outline_of(tokenizer, kinds_of(example.prompt), TEXT).tail
     return None if tail is None else end_token(tokenizer, tail)
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, turns: list[Message], row: str) -> str:
-    """Render a prompt, and check that it contains the text of every turn unchanged."""
-    text = render(tokenizer, turns, generation=True)
-    outline = outline_of(tokenizer, tuple(turn["role"] for turn in turns))
-    for turn in turns:
-        if not outline.has_text_of(turn["role"]) or turn["content"].strip() not in text:
-            message = f"the prompt does not contain the {turn['role']} text unchanged"
-            raise ChangedTextError(Problem(row, None, message, keys=CAUSES))
-    return text
+def _parts(
+    chat: Conversation, count: int, known: Mapping[int, Turn], text: str | None = None
+) -> list[tuple[str, int | None]]:
+    """Divide the prompt of the turn at ``count`` at the assistant turns in it that are written as the model would.
+
+    Returns texts, each with the place of its assistant turn, or None between turns. ``known`` turns and the ``text``
+    of the prompt are not rendered again.
+    """
+    text = known[count].prompt if text is None else text
+    parts: list[tuple[str, int | None]] = []
+    start = 0
+    for at in chat.answers:
+        turn = (known.get(at) or turn_at(chat, at)) if at < count else None
+        if turn is None or len(turn.prompt) < start or not text.startswith(turn.prompt):
+            continue
+        end = _end(turn, text)
+        if end is None:
+            continue
+        parts += [(text[start : len(turn.prompt)], None), (text[len(turn.prompt) : end], at)]
+        start = end
+    return [*parts, (text[start:], None)]
 
 
-def _body(written: str, answer: str, tail: str | None) -> str:
-    """Remove what the template writes after the assistant text from a completion."""
-    if tail is not None and written.endswith(tail):
-        return written[: len(written) - len(tail)]
-    return written[: at + len(answer)] if tail is not None and (at := written.rfind(answer)) >= 0 else written
+def _end(turn: Turn, text: str) -> int | None:
+    """Return where an earlier assistant turn ends in a prompt; None if it is not written as the model would.
 
-
-def _difference(text: str, written: str) -> tuple[str, str]:
-    """Return the middle parts in which two texts differ, shortened."""
-    first = _common_prefix(text, written)
-    last = _common_prefix(text[first:][::-1], written[first:][::-1])
-    parts = (part[first : len(part) - last] for part in (text, written))
-    lost, instead = (
-        repr(part if len(part) <= 80 else f"{part[:60]}…{part[-19:]}") if part else "nothing" for part in parts
-    )
-    return lost, instead
-
-
-def _common_prefix(text: str, other: str) -> int:
-    """Return the number of characters that two texts have in common at their beginning."""
-    pairs = enumerate(zip(text, other, strict=False))
-    return next((at for at, (left, right) in pairs if left != right), min(len(text), len(other)))
-
-
-def _spacing_remedy(written: str) -> str:
-    """Return how to write a text that the template changes in white space only."""
-    spaced = [f"{text.strip()} as {text!r}" for text in marks_with_spacing(written)]
-    return "only white space differs" + (f": write {' and '.join(spaced)} in dataset.assistant" if spaced else "")
+    After the end mark a template may write something else if another turn follows. White space there belongs to the
+    turn, as it does in the last turn.
+    """
+    start = len(turn.prompt)
+    for length in turn.ends or (len(turn.written),):
+        if text.startswith(turn.written[:length], start):
+            both = zip(turn.written[length:], text[start + length :], strict=False)
+            return (
+                start + length + sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] and pair[0].isspace(), both))
+            )
+    return None

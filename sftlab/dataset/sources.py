@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from sftlab.dataset.formats import SUFFIXES, read_file, stem, suffix_of
-from sftlab.dataset.rows import Rows
-from sftlab.dataset.values import Cell, is_null
+from sftlab.dataset.formats import SUFFIXES, Chunk, Parsed, read_file, stem, suffix_of
 from sftlab.dataset.wording import listing
 from sftlab.errors import ConfigError, Problem
 
@@ -49,11 +48,29 @@ class _MissingShardError(ValueError):
     """A split lacks some of its shards."""
 
 
-class Source(NamedTuple):
-    """The rows by split (``all`` for a source with a single split), and a problem for each row that cannot be read."""
+Source = Mapping[str, Iterable[Chunk]]
+"""The chunks of rows by split, in any number of passes. The split of a source with a single one is called ``all``."""
 
-    splits: dict[str, Rows]
-    problems: list[Problem]
+
+class Files:
+    """The rows of the files of a split. Those of a file that has to be parsed as a whole are read once."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = files
+        self._parsed: dict[Path, list[Chunk]] = {}
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for file in self.files:
+            if file in self._parsed:
+                yield from self._parsed[file]
+                continue
+            chunks = list[Chunk]()
+            for chunk in read_file(file):
+                if isinstance(chunk, Parsed):
+                    chunks.append(chunk)
+                yield chunk
+            if chunks:
+                self._parsed[file] = chunks
 
 
 def is_data(name: str) -> bool:
@@ -112,108 +129,49 @@ def files(path: Path) -> dict[str, list[Path]]:
 
 
 def read(path: Path) -> Source:
-    """Read the rows of a file or folder.
+    """Return the rows of a file or folder.
 
     Raises:
-        ConfigError: a file cannot be read, or a split of a folder has no rows.
+        ConfigError: a file would not be read, or its split is not clear.
     """
-    splits: dict[str, Rows] = {}
-    problems: list[Problem] = []
-    for split, shards in files(path).items():
-        tables = [read_file(shard) for shard in shards]
-        splits[split] = [row for table in tables for row in table.rows]
-        problems += [problem for table in tables for problem in table.problems]
-        if not splits[split] and split != "all":
-            cut = "" if split == "train" else ", or remove it to have them cut from train"
-            raise ConfigError(
-                Problem(
-                    str(path),
-                    None,
-                    f"{listing(file.name for file in shards)} has no rows",
-                    f"write the {split} rows into it{cut}",
-                )
-            )
-    return Source(splits, problems)
+    return {split: Files(shards) for split, shards in files(path).items()}
 
 
-def read_hub(name: str, splits: Mapping[str, Rows]) -> Source:
+def without_rows(path: Path, split: str) -> Problem:
+    """Return the problem of a split of a folder whose files have no rows."""
+    cut = "" if split == "train" else ", or remove it to have them cut from train"
+    names = listing(file.name for file in files(path)[split])
+    return Problem(str(path), None, f"{names} has no rows", f"write the {split} rows into it{cut}")
+
+
+def read_hub(name: str, splits: Mapping[str, Iterable[Chunk]], sizes: Mapping[str, int]) -> Source:
     """Assign the splits of a hub dataset to train, validation and test.
+
+    Args:
+        name: the dataset.
+        splits: the chunks of each of its splits.
+        sizes: the number of rows of each.
 
     Raises:
         ConfigError: several of its splits could be the same split, or a split has no rows.
     """
+
+    def refused(message: str, which: str) -> ConfigError:
+        remedy = (
+            f"write {which} to files with datasets.load_dataset({name!r}, split=…).to_json('train.jsonl'), and set "
+            "name_or_path to their folder"
+        )
+        return ConfigError(Problem(name, None, message, remedy))
+
     try:
         known, other = _by_split({split: split for split in splits}, shards=False)
     except ValueError as error:
-        raise ConfigError(
-            Problem(
-                name,
-                None,
-                str(error),
-                f"write the splits to use to files with datasets.load_dataset({name!r}, "
-                "split=…).to_json('train.jsonl'), and set name_or_path to their folder",
-            )
-        ) from error
-    if empty := [split for names in known.values() for split in names if not splits[split] and len(known) > 1]:
-        raise ConfigError(
-            Problem(
-                name,
-                None,
-                f"the split {empty[0]} has no rows",
-                f"write the others to files with datasets.load_dataset({name!r}, "
-                "split=…).to_json('train.jsonl'), and set name_or_path to their folder",
-            )
-        )
+        raise refused(str(error), "the splits to use") from error
+    if empty := [split for names in known.values() for split in names if not sizes[split] and len(known) > 1]:
+        raise refused(f"the split {empty[0]} has no rows", "the others")
     if other:
         log.warning("%s: the splits %s are not used; %s are", name, listing(other), listing(known))
-    return Source({split: [row for name in names for row in splits[name]] for split, names in known.items()}, [])
-
-
-def restore_whole_numbers(splits: Mapping[str, Rows]) -> None:
-    """Replace 3.0 by 3, in place, in columns with nulls and no other fractions: pandas stores these as floats.
-
-    The same holds for a key of objects, and for the items of lists.
-    """
-    nulls, whole, fractions = set[Place](), set[Place](), set[Place]()
-    for rows in splits.values():
-        for row in filter(None, rows):
-            for place, value in _values(row):
-                if is_null(value):
-                    nulls.add(place)
-                elif type(value) is float:
-                    exact = value.is_integer() and abs(value) < 2**53
-                    (whole if exact else fractions).add(place)
-    if places := (whole & nulls) - fractions:
-        for rows in splits.values():
-            for row in filter(None, rows):
-                _convert(row, (), places)
-
-
-Place = tuple[str, ...]
-"""A column and the keys within it. An item of a list has the place of the list, followed by "[]"."""
-
-
-def _values(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    value = value.value if type(value) is Cell else value
-    if type(value) is dict:
-        for key, item in value.items():
-            yield from _values(item, (*place, key))
-    elif type(value) is list:
-        for item in value:
-            yield from _values(item, (*place, "[]"))
-    elif value is None or type(value) is not str:
-        yield place, value
-
-
-def _convert(value: Any, place: Place, places: set[Place]) -> None:
-    value = value.value if type(value) is Cell else value
-    items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
-    for key, item in list(items):
-        at = (*place, key if type(value) is dict else "[]")
-        if type(item) is float and at in places and not is_null(item):
-            value[key] = int(item)
-        else:
-            _convert(item, at, places)
+    return {split: splits[names[0]] for split, names in known.items()}
 
 
 def _is_readable(file: Path) -> bool:
@@ -229,7 +187,7 @@ def _is_document(file: Path) -> bool:
     if suffix_of(file) is None:
         return not any(suffix.lower() in SUFFIXES for suffix in file.suffixes)
     try:
-        return len(read_file(file).rows) < 2
+        return sum(len(chunk.table().rows) for chunk in islice(read_file(file), 2)) < 2
     except (ConfigError, OSError):
         return True
 

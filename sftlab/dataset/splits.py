@@ -1,11 +1,12 @@
-"""Divide examples into train, validation and test by seed, without separating the rows of a group."""
+"""Divide rows into train, validation and test by seed, without separating the rows of a group."""
 
 from __future__ import annotations
 
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from sftlab.config import DatasetConfig
 from sftlab.errors import ConfigError, Problem, shown
@@ -15,56 +16,70 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 
-Splits = dict[str, list[Example]]
+Splits = Mapping[str, Sequence[Example]]
 """The examples of each split, in the order in which they were drawn."""
 
 
-def split_examples(source: Mapping[str, list[Example]], cfg: DatasetConfig, seed: int) -> Splits:
+class Labels(NamedTuple):
+    """The group and the stratum of each row, which decide about its split, and its subgroup. None: it has none."""
+
+    groups: list[str | None]
+    strata: list[str | None]
+    subgroups: list[str | None]
+
+
+class Drawn(NamedTuple):
+    """The rows of a split: the split of the source that they come from, and their numbers in it, from 0."""
+
+    source: str
+    rows: list[int]
+
+
+def draw(source: Mapping[str, Labels], cfg: DatasetConfig) -> dict[str, Drawn]:
     """Return the three splits: those that the source has, and the missing ones cut from its training rows by seed.
 
     Splits of the source are used whole: a share has no effect on them, and a count is the least number of rows that
     they must have. Rows of a group stay together, so a share may miss its size by a group.
 
     Args:
-        source: the examples by split of the source; ``all`` if it has a single split.
-        cfg: the dataset, with the shares or counts of ``split``.
-        seed: seed of the drawing.
+        source: the labels of the rows by split of the source; ``all`` if it has a single split.
+        cfg: the dataset, with the shares or counts of ``split``, and the seed.
 
     Raises:
         ConfigError: ``split`` asks for more rows than there are.
     """
     if "all" in source:
         wanted = {str(name): size for name, size in cfg.split.items() if size}
-        return {name: [] for name in SPLITS} | _cut(source["all"], wanted, cfg, seed)
-    own = {name: list(source.get(name, [])) for name in SPLITS}
-    lacking = {str(name): size for name, size in cfg.split.items() if size and not own[name] and name != "train"}
+        return {name: Drawn("all", []) for name in SPLITS} | _cut("all", source["all"], wanted, cfg)
+    own = {name: Drawn(name, [*range(len(source[name].groups))] if name in source else []) for name in SPLITS}
+    lacking = {str(name): size for name, size in cfg.split.items() if size and not own[name].rows and name != "train"}
     asked = {str(name): int(size) for name, size in cfg.split.items() if size >= 1}
     needed = asked | {"train": sum(count for name, count in asked.items() if name == "train" or name in lacking)}
-    if any(len(own[name]) < needed.get(name, 0) for name in SPLITS if name not in lacking):
+    if any(len(own[name].rows) < needed.get(name, 0) for name in SPLITS if name not in lacking):
         raise _too_few(asked, own, cfg)
-    splits = own | (_cut(own["train"], lacking, cfg, seed) if lacking and own["train"] else {})
-    if any(len(splits[name]) < count for name, count in asked.items()):
+    splits = own | (_cut("train", source["train"], lacking, cfg) if lacking and own["train"].rows else {})
+    if any(len(splits[name].rows) < count for name, count in asked.items()):
         raise _too_few(asked, splits, cfg)
-    if any(len(splits[name]) > count for name, count in asked.items()):
+    if any(len(splits[name].rows) > count for name, count in asked.items()):
         log.info(
             "dataset.split={%s}: %s has its own splits, which are used whole: %s",
             _sizes(cfg),
             cfg.name_or_path,
-            counts_of(splits),
+            counts_of({name: drawn.rows for name, drawn in splits.items()}),
         )
     return splits
 
 
-def cap(splits: Splits, max_rows: int | None, seed: int, key: str) -> Splits:
+def cap(splits: Mapping[str, Drawn], max_rows: int | None, seed: int, key: str) -> dict[str, Drawn]:
     """Draw at most ``max_rows`` rows over all splits. Each split keeps its share, and at least one row.
 
     Raises:
         ConfigError: there are more splits than ``max_rows``.
     """
-    total = sum(map(len, splits.values()))
+    total = sum(len(drawn.rows) for drawn in splits.values())
     if max_rows is None or total <= max_rows:
-        return splits
-    shares = {name: len(rows) * max_rows / total for name, rows in splits.items() if rows}
+        return dict(splits)
+    shares = {name: len(drawn.rows) * max_rows / total for name, drawn in splits.items() if drawn.rows}
     if max_rows < len(shares):
         raise ConfigError(
             Problem(
@@ -80,21 +95,23 @@ def cap(splits: Splits, max_rows: int | None, seed: int, key: str) -> Splits:
         counts[name] += sum(counts.values()) < max_rows
     while sum(counts.values()) > max_rows:
         counts[max(counts, key=lambda name: counts[name])] -= 1
-    capped: Splits = {name: [] for name in splits}
+    capped = {name: Drawn(drawn.source, []) for name, drawn in splits.items()}
     for name, count in counts.items():
-        drawn = sorted(random.Random(f"{seed} {name}").sample(range(len(splits[name])), count))
-        capped[name] = [splits[name][index] for index in drawn]
+        source, rows = splits[name]
+        sample = sorted(random.Random(f"{seed} {name}").sample(range(len(rows)), count))
+        capped[name] = Drawn(source, [rows[index] for index in sample])
     return capped
 
 
-def divided_groups(splits: Mapping[str, Sequence[Example]], key: str) -> list[Problem]:
+def divided_groups(splits: Mapping[str, Drawn], source: Mapping[str, Labels], key: str) -> list[Problem]:
     """Return a problem for each group with rows in two splits, which is possible in splits of the source only."""
     home: dict[str, str] = {}
     problems = []
-    for name, rows in splits.items():
-        for group in dict.fromkeys(example.group for example in rows if example.group):
+    for name, drawn in splits.items():
+        groups = source[drawn.source].groups if drawn.rows else []
+        for group in dict.fromkeys(group for row in drawn.rows if (group := groups[row])):
             if home.setdefault(group, name) != name:
-                problems.append(  # noqa: PERF401
+                problems.append(
                     Problem(
                         f"{key}.group_by",
                         None,
@@ -105,40 +122,71 @@ def divided_groups(splits: Mapping[str, Sequence[Example]], key: str) -> list[Pr
     return problems
 
 
-def counts_of(splits: Mapping[str, Sequence[Example]]) -> str:
+def counts_of(splits: Mapping[str, Sequence[object]]) -> str:
     """Return the numbers of rows as they are logged: "320 train, 48 validation, 200 test"."""
     return ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS)
 
 
-def _cut(rows: list[Example], wanted: Mapping[str, float], cfg: DatasetConfig, seed: int) -> Splits:
+def _cut(source: str, labels: Labels, wanted: Mapping[str, float], cfg: DatasetConfig) -> dict[str, Drawn]:
     """Draw splits (shares or counts) from rows. ``train`` gets the remaining rows, or as many of them as asked for."""
-    groups: dict[str, list[Example]] = {}
-    for example in rows:
-        groups.setdefault(f"group {example.group}" if example.group else f"row {example.id}", []).append(example)
-    shuffled = list(groups)
-    random.Random(seed).shuffle(shuffled)
-    order = deque(shuffled)
-    counts = {name: max(round(size * len(rows)) if size < 1 else int(size), 1) for name, size in wanted.items()}
+    total = len(labels.groups)
+    members: dict[str | int, list[int]] = {}
+    for row, group in enumerate(labels.groups):
+        members.setdefault(group or row, []).append(row)
+    strata = _strata(members, labels.strata)
+    random.Random(cfg.seed).shuffle(order := list(members))
+    queues = {stratum: deque[str | int]() for stratum in dict.fromkeys(strata.values())}
+    for name in order:
+        queues[strata[name]].append(name)
+    counts = {name: max(round(size * total) if size < 1 else int(size), 1) for name, size in wanted.items()}
 
-    def draw(count: int, take: Callable[[], str]) -> list[Example]:
-        drawn: list[Example] = []
-        while order and len(drawn) < count:
-            drawn += groups[take()]
+    def draw(count: int, *, last: bool) -> list[int]:
+        sizes = {stratum: sum(len(members[group]) for group in queue) for stratum, queue in queues.items()}
+        drawn: list[int] = []
+        for stratum, share in _shares_of(count, sizes).items():
+            queue, rows = queues[stratum], list[int]()
+            while queue and len(rows) < share:
+                rows += members[queue.pop() if last else queue.popleft()]
+            drawn += rows
         return drawn
 
-    splits = {name: draw(count, order.pop) for name, count in counts.items() if name != "train"}
-    _warn_of_large_groups(splits, counts, len(rows))
+    rows = {name: draw(count, last=True) for name, count in counts.items() if name != "train"}
+    _warn_of_large_groups(rows, labels.groups, counts, total)
     shares = all(size < 1 for size in wanted.values())
     rest = shares and sum(wanted.values()) > 1 - 1e-9  # then train absorbs the rounding
-    splits["train"] = draw(len(rows) if rest else counts.get("train", len(rows)), order.popleft)
+    rows["train"] = draw(total if rest else counts.get("train", total), last=False)
+    if len(queues) > 1:  # one stratum after the other was drawn
+        for name, numbers in rows.items():
+            random.Random(f"{cfg.seed} {name}").shuffle(numbers)
     if not shares:
-        _check_counts(counts, splits, rows, cfg)
-    return splits
+        _check_counts(counts, rows, total, cfg)
+    return {name: Drawn(source, numbers) for name, numbers in rows.items()}
 
 
-def _warn_of_large_groups(splits: Splits, counts: Mapping[str, int], total: int) -> None:
+def _strata(members: Mapping[str | int, list[int]], strata: Sequence[str | None]) -> dict[str | int, str | None]:
+    """Return the stratum of each group: the one that most of its rows are in, and of several the first."""
+    if not any(strata):
+        return dict.fromkeys(members)
+    return {group: Counter(strata[row] for row in rows).most_common(1)[0][0] for group, rows in members.items()}
+
+
+def _shares_of(count: int, sizes: Mapping[str | None, int]) -> dict[str | None, int]:
+    """Divide a number of rows among strata in proportion to their sizes; the largest remainders are rounded up."""
+    total = sum(sizes.values())
+    if count >= total:
+        return dict(sizes)
+    exact = {stratum: count * size / total for stratum, size in sizes.items()}
+    shares = {stratum: int(share) for stratum, share in exact.items()}
+    for stratum in sorted(exact, key=lambda stratum: shares[stratum] - exact[stratum])[: count - sum(shares.values())]:
+        shares[stratum] += 1
+    return shares
+
+
+def _warn_of_large_groups(
+    splits: Mapping[str, list[int]], groups: Sequence[str | None], counts: Mapping[str, int], total: int
+) -> None:
     for name, drawn in splits.items():
-        sizes = Counter(example.group for example in drawn if example.group)
+        sizes = Counter(group for row in drawn if (group := groups[row]))
         group, size = max(sizes.items(), key=lambda item: item[1], default=("", 0))
         if len(drawn) > 1.5 * counts[name] and size > 1:
             log.warning(
@@ -156,18 +204,18 @@ def _warn_of_large_groups(splits: Splits, counts: Mapping[str, int], total: int)
             )
 
 
-def _check_counts(counts: Mapping[str, int], splits: Splits, rows: list[Example], cfg: DatasetConfig) -> None:
+def _check_counts(counts: Mapping[str, int], splits: Mapping[str, list[int]], rows: int, cfg: DatasetConfig) -> None:
     """Raise an error if a split has fewer rows than asked for, or if train, which gets the rest, has none."""
     counts = {name: count for name in SPLITS if (count := counts.get(name, int(name == "train")))}
     short = [name for name, count in counts.items() if len(splits[name]) < count]
     if not short:
         return
     asked = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    there = f"{cfg.name_or_path} has {len(rows):,} of them" + (" after keep" if cfg.keep else "")
+    there = f"{cfg.name_or_path} has {rows:,} of them" + (" after keep" if cfg.keep else "")
     total = sum(counts.values())
     value, message = f"{{{_sizes(cfg)}}}", f"asks for {total:,} rows ({asked}), and"
-    if total > len(rows):
-        remedy = f"ask for at most {len(rows):,} in total, or for shares (below 1)"
+    if total > rows:
+        remedy = f"ask for at most {rows:,} in total, or for shares (below 1)"
         if cfg.keep and cfg.name_or_path.startswith("generate:"):
             remedy = "change dataset.keep so that it is true for more generated rows, or set it to null"
         raise ConfigError(Problem("dataset.split", value, f"{message} {there}", remedy))
@@ -182,14 +230,14 @@ def _check_counts(counts: Mapping[str, int], splits: Splits, rows: list[Example]
     )
 
 
-def _too_few(asked: Mapping[str, int], splits: Mapping[str, list[Example]], cfg: DatasetConfig) -> ConfigError:
+def _too_few(asked: Mapping[str, int], splits: Mapping[str, Drawn], cfg: DatasetConfig) -> ConfigError:
     counts = ", ".join(f"{count:,} {name}" for name, count in asked.items())
     return ConfigError(
         Problem(
             "dataset.split",
             f"{{{_sizes(cfg)}}}",
             f"asks for {counts} rows, and {cfg.name_or_path} has its own splits with "
-            f"{counts_of(splits)}{' after keep' if cfg.keep else ''}",
+            f"{counts_of({name: drawn.rows for name, drawn in splits.items()})}{' after keep' if cfg.keep else ''}",
             "set dataset.split={train: 0.8, validation: 0.1, test: 0.1}: splits of the source are "
             "then used whole, and the others are cut from train",
         )

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import random
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from sftlab.config import DatasetConfig
-from sftlab.dataset import sources
+from sftlab.dataset import recognition, sources
+from sftlab.dataset.arrow_examples import Examples
 from sftlab.dataset.examples import Rendered, Subgroups, render_examples
 from sftlab.dataset.splits import SPLITS, Splits, counts_of
 from sftlab.dataset.templates import packages
+from sftlab.errors import StageError
 from sftlab.records import Example
-from sftlab.runtime.store import Stage, Store, digest, key_of, versions
+from sftlab.results import RowFormat
+from sftlab.runtime.store import Stage, Store, digest, full, key_of, versions
 
 log = logging.getLogger(__name__)
 
-REMEMBERED = 2  # datasets that a process retains in memory: a run has one, and perhaps a mounted test set
+RETAINED = 2  # rendered datasets that a process retains: a run has one, and perhaps a mounted test set
 
 
 @dataclass(frozen=True)
@@ -27,27 +35,34 @@ class Dataset:
 
     stage: Stage
 
-    def split(self, name: str) -> list[Example]:
+    def split(self, name: str) -> Examples:
         """Return the examples of a split, in the order in which they were drawn."""
-        known = _memory.get(self.stage.key) or _remember(self.stage.key, Rendered(_read(self.stage.path), {}))
-        return list(known.splits[name])
+        return Examples(self.stage.path / f"{name}.arrow")
 
-    def for_training(self) -> Splits:
+    def for_training(self) -> dict[str, Examples]:
         """Return the examples of train and validation."""
         return {name: self.split(name) for name in ("train", "validation")}
+
+    def row_format(self) -> RowFormat | None:
+        """Return the recognised format of the rows; None if templates converted them."""
+        return recognition.read(self.stage.path)
+
+    def announce(self) -> None:
+        """Log the recognised format, and a row as the model sees it."""
+        if (found := self.row_format()) is not None:
+            recognition.announce(found)
 
     def counts(self) -> str:
         """Return the numbers of rows as they are logged: "320 train, 48 validation, 200 test"."""
         return counts_of({name: self.split(name) for name in SPLITS})
 
 
-def inputs(cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Mapping[str, object]:
-    """Return the inputs of a dataset: its settings, the seed, the content of its source and library versions."""
-    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap"})  # both judge rows, and change none
+def inputs(cfg: DatasetConfig, *, mounted: bool = False) -> Mapping[str, object]:
+    """Return the inputs of a dataset: its settings, the content of its source and library versions."""
+    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap", "train_on"})  # these change no row
     return {
-        "version": 5,
+        "version": 8,
         "dataset": settings,
-        "seed": seed,
         "mounted": mounted,
         "source": _identity(cfg),
         "libraries": versions(*packages(cfg)),
@@ -59,7 +74,7 @@ def revision(cfg: DatasetConfig) -> str | None:
     return None if _is_on_this_machine(cfg.name_or_path) else str(_identity(cfg))
 
 
-def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) -> Dataset:
+def make(store: Store, cfg: DatasetConfig, *, mounted: bool = False) -> Dataset:
     """Return the dataset stage, from the store or rendered now.
 
     A ``mounted`` dataset is the test set of another one (``eval.dataset``): if its source has a single split, all rows
@@ -68,34 +83,37 @@ def make(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False) 
     Raises:
         ConfigError: there is nothing to read, a row does not fit, or a split has no rows.
     """
-    stage_inputs = inputs(cfg, seed, mounted=mounted)
+    stage_inputs = inputs(cfg, mounted=mounted)
 
     def build(folder: Path) -> None:
-        splits = _rendered(stage_inputs, cfg, seed, mounted).splits
-        for name in SPLITS:
-            Example.write(folder / f"{name}.jsonl", splits[name])
-        log.info("dataset: %s", counts_of(splits))
+        if (known := _rendered.get(key_of(stage_inputs))) is not None:  # validation has rendered it
+            for name in SPLITS:
+                _copy(known.folder / f"{name}.arrow", folder / f"{name}.arrow")
+            if (known.folder / recognition.FILE).exists():
+                _copy(known.folder / recognition.FILE, folder / recognition.FILE)
+        else:
+            render_examples(cfg, _commit(cfg, stage_inputs), folder, mounted=mounted)
+        log.info("dataset: %s", counts_of({name: Examples(folder / f"{name}.arrow") for name in SPLITS}))
 
     return Dataset(store.stage("dataset", stage_inputs, build))
 
 
-def load(store: Store, cfg: DatasetConfig, seed: int, *, mounted: bool = False, column: str | None = None) -> Splits:
-    """Return all splits without writing to the store: from memory, from the finished stage, or rendered now.
+def load(store: Store, cfg: DatasetConfig, *, mounted: bool = False, column: str | None = None) -> Splits:
+    """Return all splits without writing to the store: from the finished stage, or rendered to a temporary folder.
 
     ``make`` reuses what was rendered here. ``column`` (eval.group_by) also reads the subgroups of the test rows, which
-    are not part of the stage, so that ``subgroups`` finds them in memory.
+    are not part of the stage.
 
     Raises:
         ConfigError: there is nothing to read, rows do not fit, or a split has no rows.
     """
-    stage_inputs = inputs(cfg, seed, mounted=mounted)
-    key = key_of(stage_inputs)
-    if column is None and key not in _memory and store.has("dataset", stage_inputs):
-        return _remember(key, Rendered(_read(store.path("dataset", stage_inputs)), {})).splits
-    return _rendered(stage_inputs, cfg, seed, mounted, column).splits
+    stage_inputs = inputs(cfg, mounted=mounted)
+    if column is None and store.has("dataset", stage_inputs):
+        return Rendered(store.path("dataset", stage_inputs)).splits
+    return _render(stage_inputs, cfg, mounted, column).splits
 
 
-def subgroups(cfg: DatasetConfig, seed: int, column: str, *, mounted: bool = False) -> Subgroups:
+def subgroups(cfg: DatasetConfig, column: str, *, mounted: bool = False) -> Subgroups:
     """Return the value of each test row in a column, by the row's id.
 
     The values are read from the source, since the stage does not contain them: training does not depend on them, and
@@ -104,44 +122,63 @@ def subgroups(cfg: DatasetConfig, seed: int, column: str, *, mounted: bool = Fal
     Raises:
         ConfigError: there is no such column.
     """
-    return _rendered(inputs(cfg, seed, mounted=mounted), cfg, seed, mounted, column).subgroups[column]
+    return _render(inputs(cfg, mounted=mounted), cfg, mounted, column).subgroups[column]
 
 
 def test_rows(dataset: Dataset, max_rows: int | None, seed: int) -> list[Example]:
     """Return the test set, or a sample of it drawn by seed, in the order of the dataset."""
     rows = dataset.split("test")
-    if max_rows is not None and max_rows < len(rows):
-        drawn = sorted(random.Random(seed).sample(range(len(rows)), max_rows))
-        rows = [rows[index] for index in drawn]
-    return rows
+    if max_rows is None or max_rows >= len(rows):
+        return list(rows)
+    return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]
 
 
-# By the key of the stage, which hashes the content of the source: a changed file has another key.
-_memory: dict[str, Rendered] = {}
+# Datasets that this process has rendered to temporary folders, by the key of the stage, which hashes the content of
+# the source: a changed file has another key.
+_rendered: dict[str, Rendered] = {}
 
 
-def _remember(key: str, rendered: Rendered) -> Rendered:
-    _memory.pop(key, None)
-    _memory[key] = rendered
-    for oldest in list(_memory)[:-REMEMBERED]:
-        del _memory[oldest]
-    return rendered
-
-
-def _rendered(
-    stage_inputs: Mapping[str, object], cfg: DatasetConfig, seed: int, mounted: bool, column: str | None = None
-) -> Rendered:
-    """Return the examples from memory, or render them. They are rendered again for a column that is not in memory."""
+def _render(stage_inputs: Mapping[str, object], cfg: DatasetConfig, mounted: bool, column: str | None) -> Rendered:
+    """Return the rendered examples. They are rendered again for a column whose subgroups are not known."""
     key = key_of(stage_inputs)
-    known = _memory.get(key)
+    known = _rendered.pop(key, None)
     if known is None or (column is not None and column not in known.subgroups):
-        commit = None if _is_on_this_machine(cfg.name_or_path) else str(stage_inputs["source"])
-        known = render_examples(cfg, seed, commit, mounted=mounted, column=column)
-    return _remember(key, known)
+        folder = Path(tempfile.mkdtemp(dir=_temporary()))
+        try:
+            known = render_examples(cfg, _commit(cfg, stage_inputs), folder, mounted=mounted, column=column)
+        except OSError as error:
+            if (reason := full(error)) is None:
+                raise
+            message = f"{folder}: cannot write the rendered rows: {reason}. Free some space, or set TMPDIR"
+            raise StageError(message) from error
+    _rendered[key] = known
+    for oldest in list(_rendered)[:-RETAINED]:
+        shutil.rmtree(_rendered.pop(oldest).folder)
+    return known
 
 
-def _read(folder: Path) -> Splits:
-    return {name: Example.read(folder / f"{name}.jsonl") for name in SPLITS}
+@cache
+def _temporary() -> str:
+    folder, process = tempfile.mkdtemp(prefix="sftlab-rows-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == process:  # and not in a process that this one forked
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def _copy(file: Path, target: Path) -> None:
+    """Copy a file that is never changed: link it where the file system allows that."""
+    try:
+        target.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def _commit(cfg: DatasetConfig, stage_inputs: Mapping[str, object]) -> str | None:
+    return None if _is_on_this_machine(cfg.name_or_path) else str(stage_inputs["source"])
 
 
 def _is_on_this_machine(name: str) -> bool:

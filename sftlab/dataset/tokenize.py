@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sftlab.dataset.prompt import tokenize, tokenize_all, turn_end
+import numpy as np
+from numpy.typing import NDArray
+
+from sftlab.config import Config, TrainOn
+from sftlab.dataset.arrow_examples import Batch, Examples
+from sftlab.dataset.parallel import in_order
+from sftlab.dataset.prompt import attempt, changed_texts, tokenize
 from sftlab.dataset.stage import Dataset
+from sftlab.dataset.token_rows import write_rows
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.model.base import Base
-from sftlab.records import IGNORED, Example
+from sftlab.records import IGNORED
 from sftlab.results import SplitCounts, TokenCounts
-from sftlab.runtime.store import Stage, Store, key_of, versions, write_json
+from sftlab.runtime.store import Stage, Store, versions, write_json
 
 log = logging.getLogger(__name__)
 
-COUNTS = "counts.json"
+COUNTS, GROUPS = "counts.json", "groups.json"
+SPLITS = ("train", "validation")
+
+
+class Lengths(NamedTuple):
+    """Lengths of the rows that training reads, each an array of shape (rows,) and in tokens.
+
+    ``rows`` has the lengths of the rows, ``first`` the tokens before the first supervised one, and ``between`` the
+    tokens without a loss after it.
+    """
+
+    rows: NDArray[np.int32]
+    first: NDArray[np.int32]
+    between: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The finished stage: ``train`` and ``validation`` as datasets on disk, and ``counts.json``."""
+    """The finished stage: the rows of ``train`` and ``validation``, their lengths, and ``counts.json``.
+
+    ``groups.json`` has the group of each validation row; the rows of one conversation are a group.
+    """
 
     stage: Stage
 
@@ -33,35 +58,32 @@ class Tokenized:
         """Rows and tokens of both splits."""
         return TokenCounts.model_validate_json((self.stage.path / COUNTS).read_text("utf-8"))
 
+    def lengths(self, split: str) -> Lengths:
+        """Return the lengths of the rows of a split."""
+        return Lengths(*np.load(self.stage.path / f"{split}-lengths.npy"))
 
-def inputs(dataset_key: str, base: Base, max_length: int, allow_truncated_completion: bool) -> Mapping[str, Any]:
+
+def validation_groups(folder: Path) -> list[str | None]:
+    """The group of each validation row of a finished stage, in the order of its rows."""
+    groups: list[str | None] = json.loads((folder / GROUPS).read_text("utf-8"))
+    return groups
+
+
+def inputs(dataset_key: str, base: Base, cfg: Config) -> Mapping[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 5,
+        "version": 8,
         "dataset": dataset_key,
         "tokenizer": base.identity,
         "libraries": versions("transformers", "tokenizers", "jinja2"),
-        "max_length": max_length,
-        "allow_truncated_completion": allow_truncated_completion,
+        "max_length": cfg.train.max_length,
+        "allow_truncated_completion": cfg.train.allow_truncated_completion,
+        "train_on": cfg.dataset.train_on,
     }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A tokenised example. Labels are the token ids of the completion, and ``IGNORED`` in the prompt."""
-
-    id: str
-    input_ids: list[int]
-    labels: list[int]
-
-    @property
-    def prompt(self) -> list[int]:
-        """The tokens of the prompt."""
-        return [token for token, label in zip(self.input_ids, self.labels, strict=True) if label == IGNORED]
-
-
-def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_truncated_completion: bool) -> Tokenized:
-    """Tokenise training and validation rows, with a loss on the completion only.
+def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
+    """Tokenise training and validation rows, with a loss on assistant turns only.
 
     Raises:
         ConfigError: ``max_length`` truncates a completion (unless allowed), no prompt fits, or the chat template
@@ -70,16 +92,18 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
 
     def build(folder: Path) -> None:
         tokenizer = base.tokenizer()
-        splits: dict[str, list[Row]] = {}
         counts: dict[str, SplitCounts] = {}
-        turn_ends: set[int | None] = set()
-        for split in ("train", "validation"):
-            examples = dataset.split(split)
-            whole = list(_rows(examples, tokenizer, split))
-            splits[split] = _fit(whole, split, max_length, allow_truncated_completion)
-            counts[split] = _count(whole, splits[split], max_length)
-            turn_ends |= {turn_end(tokenizer, example) for example in examples}
-            _save(splits[split], folder / split)
+        turn_ends: set[int] = set()
+        prompt_bos = 0
+        for split in SPLITS:
+            found = _Split(split, cfg.train.max_length)
+            write_rows(folder, split, found.batches(dataset.split(split), tokenizer, cfg.dataset.train_on))
+            found.check(cfg.train.allow_truncated_completion)
+            np.save(folder / f"{split}-lengths.npy", np.stack(found.used()))
+            if split == "validation":
+                write_json(folder / GROUPS, [group for part in found.parts for group in part.groups])
+            counts[split], turn_ends = found.counts(), turn_ends | found.ends
+            prompt_bos = found.prompt_bos if split == "train" else prompt_bos
             log.info(
                 "tokens: %s: %s rows, %s tokens, %s of them supervised; longest row %s tokens, truncated rows %s",
                 split,
@@ -91,24 +115,196 @@ def make(store: Store, dataset: Dataset, base: Base, max_length: int, allow_trun
         record = TokenCounts(
             train=counts["train"],
             validation=counts["validation"],
-            prompt_bos=splits["train"][0].prompt.count(tokenizer.bos_token_id),
-            turn_ends=sorted(token for token in turn_ends if token is not None),
+            prompt_bos=prompt_bos,
+            turn_ends=sorted(turn_ends),
         )
         write_json(folder / COUNTS, record.model_dump())
 
-    key = inputs(dataset.stage.key, base, max_length, allow_truncated_completion)
-    return Tokenized(store.stage("tokens", key, build))
+    return Tokenized(store.stage("tokens", inputs(dataset.stage.key, base, cfg), build))
 
 
-def _rows(examples: Sequence[Example], tokenizer: Any, split: str) -> Iterator[Row]:
-    dedented = []
-    for example, tokens in zip(examples, tokenize_all(partial(tokenize, tokenizer), examples, split), strict=True):
-        if tokens.dedented:
-            dedented.append(example.id)
-        yield Row(
-            id=example.id,
-            input_ids=tokens.prompt + tokens.completion,
-            labels=[IGNORED] * len(tokens.prompt) + tokens.completion,
+@dataclass
+class Part:
+    """A tokenised batch of examples.
+
+    ``rows`` has the rows that have a supervised token within max_length, truncated to it, ``groups`` their groups, and
+    ``used`` their lengths, an array of shape (3, rows). ``whole`` has the length of every row before the truncation and
+    the tokens before its first supervised one, an array of shape (2, rows).
+    """
+
+    rows: Any
+    groups: list[str | None]
+    used: NDArray[np.int32]
+    whole: NDArray[np.int32]
+    ends: set[int]
+    dedented: list[str]
+    divided: list[int]  # rows of each conversation that became several
+    longest: tuple[int, str]
+    first: list[int]  # the tokens before the first supervised one of the first row
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Tokenise batches of examples, perhaps in another process."""
+
+    tokenizer: Any
+    train_on: TrainOn
+    max_length: int
+
+    def __call__(self, batch: Batch) -> Part:
+        """Tokenise a batch."""
+        examples = batch.examples()
+        found, problems = attempt(lambda example: tokenize(self.tokenizer, example, self.train_on), examples)
+        rows = [row for tokens in found for row in tokens]
+        groups = [
+            example.group or (example.id if len(tokens) > 1 else None)
+            for example, tokens in zip(examples, found, strict=False)  # a changed text has no tokens, and stops the run
+            for _ in tokens
+        ]
+        whole = [(len(row.ids), row.runs[0]) for row in rows]
+        fits = [first < self.max_length for _, first in whole]
+        used = [*compress(rows, fits)]
+        ids, labels = (
+            [np.array(row[: self.max_length], dtype=np.int32) for row in column]
+            for column in ([row.ids for row in used], [row.labels for row in used])
+        )
+        ignored = [int((row == IGNORED).sum()) for row in labels]
+        lengths = [(len(row), one.runs[0], no - one.runs[0]) for row, one, no in zip(ids, used, ignored, strict=True)]
+        longest = max(rows, key=lambda row: len(row.ids), default=None)
+        return Part(
+            rows=_record_batch(ids, labels),
+            groups=[*compress(groups, fits)],
+            used=np.array(lengths, dtype=np.int32).reshape(-1, 3).T,
+            whole=np.array(whole, dtype=np.int32).reshape(-1, 2).T,
+            ends=set().union(*(row.ends for row in rows)),
+            dedented=[row.id for row in rows if row.dedented],
+            divided=[len(tokens) for tokens in found if len(tokens) > 1],
+            longest=(0, "") if longest is None else (len(longest.ids), longest.id),
+            first=rows[0].ids[: rows[0].runs[0]] if rows else [],
+            problems=problems,
+        )
+
+
+def _record_batch(ids: list[NDArray[np.int32]], labels: list[NDArray[np.int32]]) -> Any:
+    from pyarrow import Array, ListArray, int32, py_buffer, record_batch
+
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
+
+    def column(rows: list[NDArray[np.int32]]) -> Any:
+        # pyarrow.array would import pandas.
+        values = np.concatenate(rows) if rows else np.array([], dtype=np.int32)
+        flat = Array.from_buffers(int32(), len(values), [None, py_buffer(values)])
+        return ListArray.from_arrays(Array.from_buffers(int32(), len(offsets), [None, py_buffer(offsets)]), flat)
+
+    return record_batch([column(ids), column(labels)], ["input_ids", "labels"])
+
+
+@dataclass
+class _Split:
+    """What is known about a split while its rows are written."""
+
+    name: str
+    max_length: int
+    parts: list[Part] = field(default_factory=list)  # without their rows
+    ends: set[int] = field(default_factory=set)
+    longest: tuple[int, str] = (0, "")
+    prompt_bos: int = 0
+    content: Any = field(default_factory=lambda: [hashlib.sha256(), hashlib.sha256()])
+
+    def batches(self, examples: Examples, tokenizer: Any, train_on: TrainOn) -> Iterator[Any]:
+        """Yield the rows as record batches.
+
+        Raises:
+            ConfigError: the chat template changes texts; has a problem for each row.
+        """
+        from tqdm.auto import tqdm
+
+        dedented, divided, problems = list[str](), list[int](), list[Problem]()
+        worker = Worker(tokenizer, train_on, self.max_length)
+        with tqdm(total=len(examples), desc=f"tokenizing {self.name}", leave=False, delay=3) as bar:
+            for batch, part in zip(examples.batches(), in_order(worker, examples.batches()), strict=True):
+                if not self.parts:
+                    self.prompt_bos = part.first.count(tokenizer.bos_token_id)
+                self.ends |= part.ends
+                self.longest = max(self.longest, part.longest, key=lambda longest: longest[0])
+                dedented += part.dedented
+                divided += part.divided
+                problems += part.problems
+                for hashed, column in zip(self.content, part.rows.columns, strict=True):
+                    hashed.update(column.flatten().to_numpy().tobytes())
+                yield part.rows
+                self.parts.append(replace(part, rows=None))
+                bar.update(len(batch.column))
+        if problems:
+            raise changed_texts(problems, len(examples), self.name)
+        _report(self.name, len(examples), dedented, divided)
+
+    def used(self) -> Lengths:
+        """Return the lengths of the rows that training reads."""
+        return Lengths(*np.concatenate([part.used for part in self.parts], axis=1))
+
+    def whole(self) -> NDArray[np.int32]:
+        """Return, for every row before the truncation, its length and the tokens before the first supervised one."""
+        return np.concatenate([part.whole for part in self.parts], axis=1)
+
+    def check(self, allowed: bool) -> None:
+        """Check that rows have a target within ``max_length``, and that it truncates none unless ``allowed``.
+
+        Raises:
+            ConfigError: no prompt fits, or a completion would be truncated.
+        """
+        rows, first = self.whole()
+        total, fitting = len(rows), first < self.max_length
+        longest, name = self.longest
+        key, value = "train.max_length", shown(self.max_length)
+        if not fitting.any():
+            message = f"is not longer than the shortest prompt ({first.min()} tokens, {self.name})"
+            raise ConfigError(Problem(key, value, message, f"set at least {longest}, the length of the longest row"))
+        over = int((fitting & (rows > self.max_length)).sum())
+        if over and not allowed:
+            message = (
+                f"truncates the completion of {over} of {total} {self.name} rows (the longest, {name}, has {longest} "
+                "tokens)"
+            )
+            remedy = f"set train.max_length={longest}, or allow it with train.allow_truncated_completion=true"
+            raise ConfigError(Problem(key, value, message, remedy))
+        if left_out := total - int(fitting.sum()):
+            log.warning(
+                "tokens: %d of %d %s rows are left out: their prompts fill train.max_length=%d (the longest row has %d "
+                "tokens)",
+                left_out,
+                total,
+                self.name,
+                self.max_length,
+                longest,
+            )
+
+    def counts(self) -> SplitCounts:
+        """Return the counts of the split."""
+        (rows, _), used = self.whole(), self.used()
+        left_out = len(rows) - len(used.rows)
+        for hashed in self.content:
+            hashed.update(used.rows.tobytes())
+        return SplitCounts(
+            rows=len(used.rows),
+            tokens=int(used.rows.sum()),
+            supervised=int((used.rows - used.first - used.between).sum()),
+            truncated=int((rows > self.max_length).sum()) - left_out,
+            left_out=left_out,
+            longest=int(used.rows.max()),
+            content="".join(hashed.hexdigest()[:16] for hashed in self.content),
+        )
+
+
+def _report(split: str, examples: int, dedented: list[str], divided: list[int]) -> None:
+    if divided:
+        log.info(
+            "tokens: %s: the chat template writes an earlier assistant turn in another way than the last one. %d "
+            "conversations are trained as %d rows, one for each assistant turn with its own prompt",
+            split,
+            len(divided),
+            sum(divided),
         )
     if dedented:
         log.warning(
@@ -116,70 +312,7 @@ def _rows(examples: Sequence[Example], tokenizer: Any, split: str) -> Iterator[R
             "of %d %s rows (first: %s). If it matters, as in code, set model.chat_template to a Jinja file that does "
             "not trim the text, or start the text of dataset.assistant with another line, such as ```",
             len(dedented),
-            len(examples),
+            examples,
             split,
             dedented[0],
         )
-
-
-def _fit(rows: Sequence[Row], split: str, max_length: int, allowed: bool) -> list[Row]:
-    """Truncate rows to ``max_length``. A row whose prompt alone fills it has no target and is left out.
-
-    Raises:
-        ConfigError: no prompt fits, or a completion would be truncated and that is not ``allowed``.
-    """
-    fitting = [row for row in rows if any(label != IGNORED for label in row.labels[:max_length])]
-    longest = max(len(row.input_ids) for row in rows)
-    if not fitting:
-        shortest = min(len(row.prompt) for row in rows)
-        raise ConfigError(
-            Problem(
-                "train.max_length",
-                shown(max_length),
-                f"is not longer than the shortest prompt ({shortest} tokens, {split})",
-                f"set at least {longest}, the length of the longest row",
-            )
-        )
-    over = [row for row in fitting if len(row.input_ids) > max_length]
-    if over and not allowed:
-        worst = max(over, key=lambda row: len(row.input_ids))
-        raise ConfigError(
-            Problem(
-                "train.max_length",
-                shown(max_length),
-                f"truncates the completion of {len(over)} of {len(rows)} {split} rows (the longest, "
-                f"{worst.id}, has {len(worst.input_ids)} tokens)",
-                f"set train.max_length={len(worst.input_ids)}, or allow it with train.allow_truncated_completion=true",
-            )
-        )
-    if left_out := len(rows) - len(fitting):
-        log.warning(
-            "tokens: %d of %d %s rows are left out: their prompts fill train.max_length=%d (the longest row has %d "
-            "tokens)",
-            left_out,
-            len(rows),
-            split,
-            max_length,
-            longest,
-        )
-    return [replace(row, input_ids=row.input_ids[:max_length], labels=row.labels[:max_length]) for row in fitting]
-
-
-def _count(whole: Sequence[Row], rows: Sequence[Row], max_length: int) -> SplitCounts:
-    """Counts of a split: ``whole`` has all of its rows, ``rows`` those that are used, truncated."""
-    left_out = len(whole) - len(rows)
-    return SplitCounts(
-        rows=len(rows),
-        tokens=sum(len(row.input_ids) for row in rows),
-        supervised=sum(label != IGNORED for row in rows for label in row.labels),
-        truncated=sum(len(row.input_ids) > max_length for row in whole) - left_out,
-        left_out=left_out,
-        longest=max(len(row.input_ids) for row in rows),
-        content=key_of({"rows": [[row.input_ids, row.labels] for row in rows]}),
-    )
-
-
-def _save(rows: Sequence[Row], folder: Path) -> None:
-    from datasets import Dataset as Table
-
-    Table.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]).save_to_disk(folder)

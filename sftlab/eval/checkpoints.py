@@ -19,8 +19,8 @@ from sftlab.runtime.store import Store
 log = logging.getLogger(__name__)
 
 
-def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
-    """For each checkpoint of the jobs, in order, list which validation questions it answers rightly.
+def validation_answers(jobs: Sequence[Job]) -> tuple[list[list[bool]], list[str | None]]:
+    """For each checkpoint of the jobs, in order, list which validation questions it answers rightly; and their groups.
 
     Answers are scored as on the test set.
 
@@ -28,14 +28,16 @@ def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
     disk.
     """
     right: list[list[bool]] = []
+    groups: list[str | None] = []
     for job in jobs:
         cfg = job.settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)
-        data = dataset.make(store, cfg.dataset, cfg.seed)
+        data = dataset.make(store, cfg.dataset)
         settings = cfg.eval.model_copy(update={"forced": False, "logprobs": False, "max_rows": None})
         examples = data.split("validation")
-        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings, cfg.seed)
+        groups = [example.group for example in examples]
+        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings)
         for checkpoint in (Path(candidate.checkpoint) for candidate in job.candidates):
             total = sum(len(job.candidates) for job in jobs)
             log.info("select: validation answers of checkpoint %d of %d", len(right) + 1, total)
@@ -49,4 +51,4 @@ def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
             if stage is not None and not stage.cached:
                 store.remove(stage)
             right.append([row.correct for row in scorer(settings).predictions(generated.rows(), examples)])
-    return right
+    return right, groups

@@ -16,8 +16,9 @@ log = logging.getLogger(__name__)
 def check_answers(cfg: Config, splits: Mapping[str, Sequence[Example]]) -> None:
     """Check the rows to which the mode needs answers, and warn of completions that are not read as their targets.
 
-    Validation calls it for rows on this machine, and the job for the rows that it uses. A split that is not in
-    ``splits`` is not checked.
+    Validation calls it for rows on this machine, before anything is written. The job calls it again for the rows that
+    it uses, which may be a sample or come from the hub, and so that its warnings are in the log file of the run; that
+    takes 25 ms for 6,000 rows. A split that is not in ``splits`` is not checked.
 
     Raises:
         ConfigError: targets that no answer can equal, or completions of which none is read as its target.

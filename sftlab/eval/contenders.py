@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sftlab.config import Config
 from sftlab.dataset import stage as dataset
-from sftlab.eval import decision
+from sftlab.eval import decision, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
@@ -17,8 +17,9 @@ from sftlab.instance import machine as instance
 from sftlab.model.base import Base
 from sftlab.records import Example
 from sftlab.results import Evaluation
+from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
-from sftlab.runtime.store import Store
+from sftlab.runtime.store import Store, key_of
 
 log = logging.getLogger(__name__)
 
@@ -59,37 +60,49 @@ def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSe
     """Read the test set: that of eval.dataset if it is set, else of the dataset itself."""
     mounted = cfg.eval.dataset is not None
     if cfg.eval.dataset is not None:
-        data = dataset.make(store, cfg.eval.dataset, cfg.seed, mounted=True)
+        data = dataset.make(store, cfg.eval.dataset, mounted=True)
     assert data is not None
-    rows = dataset.test_rows(data, cfg.eval.max_rows, cfg.seed)
+    source = cfg.eval.dataset or cfg.dataset
+    rows = dataset.test_rows(data, cfg.eval.max_rows, source.seed)
     if MODES[cfg.mode].reads_test and cfg.eval.group_by is not None:
-        source = cfg.eval.dataset or cfg.dataset
-        values = dataset.subgroups(source, cfg.seed, cfg.eval.group_by, mounted=mounted)
+        values = dataset.subgroups(source, cfg.eval.group_by, mounted=mounted)
         rows = [replace(row, subgroup=values[row.id]) for row in rows]
     return EvalSet(rows, data.stage.key)
 
 
+# By everything that `tokenize_prompts` reads: a job has checked the prompts that `judge` needs after the training.
+_memory: dict[str, Prompts] = {}
+REMEMBERED = 2  # test sets that a process retains in memory: two models may have different tokenizers
+
+
 def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
-    """Write the test set with a model's tokenizer and chat template.
+    """Write the test set with a model's tokenizer and chat template, once per process.
 
     Raises:
         ConfigError: A prompt leaves no room for an answer.
     """
-    return tokenize_prompts(test.examples, base, test.key, cfg.eval, cfg.seed)
+    key = key_of({"rows": test.key, "model": base.identity, "eval": cfg.eval.model_dump()})
+    if key not in _memory:
+        _memory[key] = tokenize_prompts(test.examples, base, test.key, cfg.eval)
+        for oldest in list(_memory)[:-REMEMBERED]:
+            del _memory[oldest]
+    return _memory[key]
 
 
 def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
-    """Generate with every contender (``baseline``, ``finetuned``), extract the answers, and compare."""
+    """Generate with every contender (``baseline``, ``finetuned``), compare the answers, and update the ledger."""
     machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     runs, stages, times = {}, {}, {}
-    written: dict[str, Prompts] = {}  # by tokenizer: a fine-tuned model usually has that of its base
     for name, contender in contenders.items():
         if name == "baseline" and not cfg.eval.baseline:
             continue
         log.info("evaluate: %s model, %d questions, %s", name, len(test.examples), cfg.eval.engine)
-        if (tokenizer := contender.base.identity) not in written:
-            written[tokenizer] = prompts(cfg, contender.base, test)
-        generated = evaluate.make(store, contender.model, written[tokenizer], cfg.eval, machine, cfg.seed)
+        written = prompts(cfg, contender.base, test)  # a fine-tuned model usually has the tokenizer of its base
+        generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
         runs[name] = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
-    return Judged(decision.decide(runs, NAMES, cfg.eval, cfg.seed, folder, both_mute=True), stages, times)
+    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True)
+    names = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in contenders.items()}
+    if names["finetuned"] != names["baseline"]:
+        evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, names["finetuned"])
+    return Judged(evaluation, stages, times)

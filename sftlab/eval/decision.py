@@ -8,7 +8,8 @@ from pathlib import Path
 from sftlab.config import EvalConfig
 from sftlab.eval.knowledge import constant, unknown
 from sftlab.eval.scorers import scorer
-from sftlab.eval.statistics import holm
+from sftlab.eval.scorers.base import Runs
+from sftlab.eval.statistics import answers_per_question, averages, compare, holm
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
@@ -23,7 +24,6 @@ def decide(
     runs: Mapping[str, Sequence[list[Prediction]]],
     names: Mapping[str, str],
     cfg: EvalConfig,
-    seed: int,
     folder: Path,
     *,
     both_mute: bool,
@@ -32,11 +32,10 @@ def decide(
     """Summarise the models, compare them if there are two, and write their predictions into the run's folder.
 
     Args:
-        runs: Predictions of ``baseline`` and ``finetuned``, or of the latter only: one list per repeated generation,
-            of which the first is judged.
+        runs: Predictions of ``baseline`` and ``finetuned``, or of the latter only: one list per repeated generation.
+            All are judged; the first is written.
         names: What a verdict calls the models.
         cfg: The scorer's settings.
-        seed: Seed of the bootstrap.
         folder: The run's folder.
         both_mute: Whether the models can be compared as long as one of them has answers. A base model that never
             answers in the expected form is a result; a file without any answer is an error in eval.pattern.
@@ -44,20 +43,20 @@ def decide(
     """
     score = scorer(cfg)
     scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
-    rows = {side: repeated[0] for side, repeated in scored.items()}
+    rows = {side: [row for repeat in repeated for row in repeat] for side, repeated in scored.items()}
     repeats = {side: score.repeats(repeated) for side, repeated in scored.items() if len(repeated) > 1}
     (folder / "predictions").mkdir(exist_ok=True)
-    for side, own in rows.items():
-        Prediction.write(folder / "predictions" / f"{side}.jsonl", own)
+    for side, repeated in scored.items():
+        Prediction.write(folder / "predictions" / f"{side}.jsonl", repeated[0])
     results = {
-        side: score.result(own, seed).model_copy(update={"repeats": repeats.get(side)}) for side, own in rows.items()
+        side: score.result(own).model_copy(update={"repeats": repeats.get(side)}) for side, own in scored.items()
     }
     comparison = None
     if "baseline" in rows:
-        comparison = score.comparison(rows["baseline"], rows["finetuned"], seed, list(repeats.values()))
-        named = {names[side]: own for side, own in rows.items()}
+        comparison = score.comparison(scored["baseline"], scored["finetuned"])
+        named = {names[side]: own for side, own in scored.items()}
         verdict = comparison.verdict
-        if reason := unjudgeable(named, every=both_mute):
+        if reason := unjudgeable({names[side]: own for side, own in rows.items()}, every=both_mute):
             verdict = Verdict(outcome="inconclusive", reason=reason, judged=False)
         notes = [*verdict.notes, *_truncated(named)]
         changes = {"verdict": verdict.model_copy(update={"notes": notes})}
@@ -68,8 +67,8 @@ def decide(
         baseline=results.get("baseline"),
         finetuned=results["finetuned"],
         comparison=comparison,
-        subgroups=subgroups(rows, score, seed) if cfg.group_by is not None else None,
-        constant=constant(rows["finetuned"]) if score.lettered else None,
+        subgroups=subgroups(scored, score) if cfg.group_by is not None else None,
+        constant=constant(scored["finetuned"][0]) if score.lettered else None,
         labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
 
@@ -133,25 +132,30 @@ def _unfinished(row: Prediction) -> bool:
     return not answered(row.completion, row.prompt, truncated=truncated).strip()
 
 
-def _truncated(named: Mapping[str, Sequence[Prediction]]) -> list[str]:
+def _truncated(named: Mapping[str, Runs]) -> list[str]:
     """The notes of a verdict about the token limit: it truncates nearly all answers of a model, or of one model more.
 
-    The second is a paired test on the questions whose finish reasons are known for both models.
+    The second is the paired test of right and wrong answers, on the questions whose finish reasons are known for both
+    models.
     """
-    from scipy.stats import binomtest
-
-    notes, every = [], {name: [row.finish_reason for row in rows] for name, rows in named.items()}
-    pairs = [pair for pair in zip(*every.values(), strict=True) if "unknown" not in pair]
-    one = [a == "length" for a, b in pairs if (a == "length") != (b == "length")]  # whether it is the first model's
-    if one and binomtest(sum(one), len(one)).pvalue < UNEQUAL:
-        first, second = (sum(pair[side] == "length" for pair in pairs) for side in (0, 1))
-        a, b = named
+    (a, first), (b, second) = named.items()
+    known = [
+        place
+        for place, of in enumerate(zip(*first, *second, strict=True))
+        if all(row.finish_reason != "unknown" for row in of)
+    ]
+    cut = [[[rows[place].finish_reason == "length" for place in known] for rows in runs] for runs in (first, second)]
+    shares, answers = [averages(runs) for runs in cut], answers_per_question(len(first), len(second))
+    groups = [first[0][place].group for place in known]
+    if compare(shares[0], shares[1], groups=groups, alpha=UNEQUAL, answers=answers).verdict.outcome != "inconclusive":
+        counts = [f"{sum(map(sum, runs))} of {len(known) * len(runs)} answers of" for runs in cut]
         return [
-            f"the token limit affects the models differently: {first} of {len(pairs)} answers of {a} are truncated, "
-            f"and {second} of {b}; a larger limit (eval.max_tokens) may change the verdict"
+            f"the token limit affects the models differently: {counts[0]} {a} are truncated, and {counts[1]} {b}; a "
+            "larger limit (eval.max_tokens) may change the verdict"
         ]
-    for name, reasons in every.items():
-        known = [reason for reason in reasons if reason != "unknown"]
-        if (truncated := known.count("length")) and truncated >= 0.9 * len(known):
-            notes.append(f"{truncated} of {len(known)} answers of {name} are truncated")
+    notes = []
+    for name, runs in named.items():
+        reasons = [row.finish_reason for rows in runs for row in rows if row.finish_reason != "unknown"]
+        if (truncated := reasons.count("length")) and truncated >= 0.9 * len(reasons):
+            notes.append(f"{truncated} of {len(reasons)} answers of {name} are truncated")
     return notes

@@ -9,15 +9,19 @@ whichever letters it prefers (the classical correction for guessing).
 Every question needs a letter for this: the stated answer, or a forced choice. Most models prefer a letter in forced
 choices, so its prior is divided out first (PriDe, arXiv 2309.03882, here estimated over the test questions instead of
 permuted options, as in arXiv 2309.17249): a letter's log-probability minus its mean over the questions.
+
+Several answers of a model to each question are averaged: knowledge is computed for each generation, and the mean of a
+question's values is its value. So the parts add up to the difference of the averaged accuracies, and a question counts
+once, however many answers it has.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sftlab.records import Prediction
 from sftlab.results import Constant, Knowledge, Outcome, Part, Split
@@ -25,6 +29,8 @@ from sftlab.results import Constant, Knowledge, Outcome, Part, Split
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from sftlab.eval.scorers.base import Runs
 
 FEWEST = 20
 """Forced choices from which a prior is estimated. It changes little if there are fewer, and they estimate it badly."""
@@ -97,15 +103,15 @@ def constant(rows: Sequence[Prediction]) -> Constant:
     return Constant(answer=answer, correct=right[answer])
 
 
-def unknown(named: Mapping[str, Sequence[Prediction]]) -> str | None:
+def unknown(named: Mapping[str, Runs]) -> str | None:
     """Why knowledge cannot be separated from guessing; None if it can.
 
-    ``named`` has the predictions of each model by the name that a message uses.
+    ``named`` has the predictions of each model by the name that a message uses. Every generation needs its letters.
     """
-    for name, rows in named.items():
-        if missing := sum(not has_letter(row) for row in rows):
-            return f"{missing} of {len(rows)} questions have neither an answer nor a forced choice of {name}"
-    rows = next(iter(named.values()))
+    for name, runs in named.items():
+        if missing := sum(not all(map(has_letter, answers)) for answers in zip(*runs, strict=True)):
+            return f"{missing} of {len(runs[0])} questions have neither an answer nor a forced choice of {name}"
+    rows = next(iter(named.values()))[0]
     if not rows:
         return "there are no questions"
     if not 1 - _dealt(rows, [None] * len(rows)).ceiling > 1e-9:
@@ -113,25 +119,25 @@ def unknown(named: Mapping[str, Sequence[Prediction]]) -> str | None:
     return None
 
 
-def knowledge(rows: Sequence[Prediction], alpha: float) -> Knowledge | None:
+def knowledge(runs: Runs, alpha: float) -> Knowledge | None:
     """Summarise the letters of one model; None if it has none for some question."""
-    if unknown({"": rows}) is not None:
+    if unknown({"": runs}) is not None:
         return None
-    dealt = _dealt(rows, [_letter(row) for row in rows])
+    known = _averaged(runs, _letter)[1]
     forced: dict[str, int] = defaultdict(int)
-    for row in rows:
+    for row in (row for rows in runs for row in rows):
         if is_forced(row):
             forced[row.readings["forced"] or ""] += 1
     return Knowledge(
-        value=float(dealt.known.mean()),
-        interval=_interval(dealt.known, [row.group for row in rows], alpha),
+        value=float(known.mean()),
+        interval=_mean(known, runs[0], alpha)[0].interval,
         level=1 - alpha,
         forced=dict(sorted(forced.items())),
-        prior=prior(rows),
+        prior=prior(runs[0]),
     )
 
 
-def split(a: Sequence[Prediction], b: Sequence[Prediction], alpha: float) -> Split | None:
+def split(a: Runs, b: Runs, alpha: float) -> Split | None:
     """Split the difference of two models in right answers into three parts that add up to it.
 
     - ``knowledge``: more questions known, by the letters of all questions.
@@ -142,24 +148,37 @@ def split(a: Sequence[Prediction], b: Sequence[Prediction], alpha: float) -> Spl
     """
     if unknown({"a": a, "b": b}) is not None:
         return None
-    groups = [row.group for row in a]
-    every = [_dealt(rows, [_letter(row) for row in rows]).known for rows in (a, b)]
-    stated = [_dealt(rows, [row.answer for row in rows]) for rows in (a, b)]
-    known = every[1] - every[0]
-    form = stated[1].known - every[1] - (stated[0].known - every[0])
-    luck = (stated[1].right - stated[1].known) - (stated[0].right - stated[0].known)
-
-    def part(values: NDArray[np.float64]) -> Part:
-        return Part(value=float(values.mean()) + 0.0, interval=_interval(values, groups, alpha))
-
-    gain = part(known)
-    outcome: Outcome = "better" if gain.interval[0] > 0 else "worse" if gain.interval[1] < 0 else "inconclusive"
-    return Split(knowledge=gain, guessing=part(luck), form=part(form), level=1 - alpha, outcome=outcome)
+    parts = []
+    for runs in (a, b):
+        known = _averaged(runs, _letter)[1]
+        right, stated = _averaged(runs, lambda row: row.answer)
+        parts.append((known, right - stated, stated - known))
+    known, luck, form = (second - first for first, second in zip(*parts, strict=True))
+    gain, p = _mean(known, a[0], alpha)
+    outcome: Outcome = "inconclusive" if p >= alpha else "better" if gain.value > 0 else "worse"
+    return Split(
+        knowledge=gain,
+        guessing=_mean(luck, a[0], alpha)[0],
+        form=_mean(form, a[0], alpha)[0],
+        level=1 - alpha,
+        p_value=p,
+        outcome=outcome,
+    )
 
 
 def _letter(row: Prediction) -> str | None:
     """A row's letter: stated or forced, without the prior if that was divided out."""
     return row.readings.get("debiased") or row.readings.get("forced")
+
+
+def _averaged(
+    runs: Runs, letter: Callable[[Prediction], str | None]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Average ``right`` and ``known`` of each question over generations."""
+    import numpy as np
+
+    dealt = [_dealt(rows, [letter(row) for row in rows]) for rows in runs]
+    return np.mean([one.right for one in dealt], axis=0), np.mean([one.known for one in dealt], axis=0)
 
 
 @dataclass(frozen=True)
@@ -218,8 +237,8 @@ def _shares(of: Sequence[Sequence[str]], *, evenly: bool = False) -> dict[str, f
     return shares
 
 
-def _interval(values: NDArray[Any], groups: Sequence[str | None], alpha: float) -> tuple[float, float]:
-    """Confidence interval of a mean, from whole groups of rows.
+def _mean(values: NDArray[np.float64], rows: Sequence[Prediction], alpha: float) -> tuple[Part, float]:
+    """Mean of the questions' values with its confidence interval, from whole groups of rows, and p of a mean of 0.
 
     One question more with +1 and one with −1 are counted, as Bonett and Price (2012) do for paired differences of
     proportions: without them, an interval from few changes is too narrow, and one from none has no width.
@@ -228,11 +247,13 @@ def _interval(values: NDArray[Any], groups: Sequence[str | None], alpha: float) 
     from scipy.stats import t
 
     numbers: dict[object, int] = {}
-    of_row = [numbers.setdefault(row if name is None else name, len(numbers)) for row, name in enumerate(groups)]
+    names = [number if row.group is None else row.group for number, row in enumerate(rows)]
+    of_row = [numbers.setdefault(name, len(numbers)) for name in names]
     sums = np.append(np.bincount(of_row, weights=values), [1.0, -1.0])
     sizes = np.append(np.bincount(of_row), [1.0, 1.0])
     count, total = len(sums), sizes.sum()
-    mean = sums.sum() / total
-    variance = count / (count - 1) * float(((sums - mean * sizes) ** 2).sum()) / total**2
-    reach = float(t.ppf(1 - alpha / 2, count - 1)) * math.sqrt(variance)
-    return max(-1.0, float(mean) - reach), min(1.0, float(mean) + reach)
+    mean = float(sums.sum() / total)
+    error = math.sqrt(count / (count - 1) * float(((sums - mean * sizes) ** 2).sum()) / total**2)
+    reach = float(t.ppf(1 - alpha / 2, count - 1)) * error
+    interval = max(-1.0, mean - reach), min(1.0, mean + reach)
+    return Part(value=float(values.mean()) + 0.0, interval=interval), float(2 * t.sf(abs(mean) / error, count - 1))

@@ -47,7 +47,7 @@ class Prompts:
         return max(len(prompt.token_ids) for prompt in self.rows)
 
 
-def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: EvalConfig, seed: int) -> Prompts:
+def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: EvalConfig) -> Prompts:
     """Tokenise the prompts of a test set with the code that tokenises training rows.
 
     The result depends on the tokenizer and the test set only: models with the same ``base.identity`` can share it.
@@ -87,7 +87,6 @@ def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, 
     key = {
         "dataset": dataset_key,
         "max_rows": cfg.max_rows,
-        "seed": seed,
         "tokenizer": base.identity,
         "libraries": versions("transformers", "tokenizers", "jinja2"),
     }

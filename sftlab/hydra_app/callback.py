@@ -60,7 +60,6 @@ class StudyCallback(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Validate a single run and write ``run.json``."""
-        from sftlab.instance import machine as instance
         from sftlab.instance import preflight
         from sftlab.runtime.modes import MODES
         from sftlab.runtime.run import Run, check_folder
@@ -72,8 +71,7 @@ class StudyCallback(Callback):
         _check_names(config.hydra)
         _expand_home(config.hydra.run)
         mode, folder = MODES[cfg.mode], Path(config.hydra.run.dir)
-        if mode.trains or mode.evaluates:
-            preflight.check(instance.find(cfg.instance), cfg)
+        preflight.check_mode(cfg)
         if mode.works_on == "hydra.run.dir":
             Run.read(folder)
         if mode.has_record:

@@ -317,7 +317,7 @@ def _composed(config: DictConfig, overrides: list[str], number: int = 0) -> Dict
 
 def _plain(override: str) -> str:
     """Remove what Hydra changes in an override when it prints it again."""
-    return override.replace("\\", "").lower()
+    return re.sub(r"[\\\s]", "", override).lower()
 
 
 def _flat(config: DictConfig) -> dict[str, Any]:

@@ -76,17 +76,21 @@ def run_task(study: Study, composed: DictConfig) -> float:
 def _run(study: Study, composed: DictConfig, record: Job, folder: Path) -> None:
     """Validate the job's config and do the work of its mode."""
     from sftlab.hydra_app import launchers
+    from sftlab.instance import preflight
     from sftlab.runtime.store import Store
     from sftlab.validation.validate import validate
     from sftlab.work import WORK, InJobs
 
     hydra_config = HydraConfig.get()
     _enter_folder(hydra_config.runtime.cwd)
-    cfg = study.config or validate(without_hydra(composed))  # the callback validated the config of a single run
+    is_checked = study.config is not None  # the callback has checked config and machine of a single run
+    cfg = study.config or validate(without_hydra(composed))
     record.config = cfg.model_dump()
     work = WORK[cfg.mode]
     if cfg.dry_run:
         log.info("job %d: %s", record.number, " ".join(record.overrides))
+        if not is_checked:
+            preflight.check_mode(cfg)
         work.dry_run(cfg, folder, Path(hydra_config.sweep.dir, ".store"))
         return
     assert isinstance(work, InJobs)
@@ -95,6 +99,8 @@ def _run(study: Study, composed: DictConfig, record: Job, folder: Path) -> None:
     record.write(folder)
     launcher = str(hydra_config.runtime.choices["hydra/launcher"])
     with launchers.devices(launcher, cfg.instance.device, cfg.instance.num_processes):
+        if not is_checked:
+            preflight.check_mode(cfg)
         work.job(cfg, record, folder)
 
 

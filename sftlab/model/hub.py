@@ -6,10 +6,12 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sftlab.dataset.arrow_rows import arrow_rows
-from sftlab.dataset.rows import Rows
+from sftlab.dataset.arrow_rows import BATCH
+from sftlab.dataset.formats import Batch, Chunk
 from sftlab.errors import ConfigError, Problem, StageError, shown
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
@@ -94,8 +96,8 @@ def dataset_commit(name: str, revision: str | None, key: str = "dataset.name_or_
         return str(info.sha)
 
 
-def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[str, Rows]:
-    """Return all rows of a hub dataset by split."""
+def dataset_rows(name: str, subset: str | None, revision: str | None) -> tuple[dict[str, HubRows], dict[str, int]]:
+    """Return the rows of a hub dataset by split, and their numbers."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -104,10 +106,18 @@ def dataset_rows(name: str, subset: str | None, revision: str | None) -> dict[st
             splits = load_dataset(name, subset, revision=revision)
         except DatasetsError as error:
             raise ValueError(error.__cause__ or error) from error
-        return {
-            str(split): arrow_rows(map(dict, rows), rows.features.arrow_schema if rows.features else None)
-            for split, rows in splits.items()
-        }
+    rows = {str(split): HubRows(rows) for split, rows in splits.items()}
+    return rows, {split: len(hub.rows) for split, hub in rows.items()}
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """The rows of a split of a hub dataset, a ``datasets.Dataset``."""
+
+    rows: Any
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return map(Batch, self.rows.with_format("arrow").iter(BATCH))
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from sftlab.dataset.token_rows import read_rows
 from sftlab.errors import StageError
 from sftlab.model.base import Base, stop_tokens
 from sftlab.results import MergeCheck
@@ -47,13 +48,12 @@ class MergeTask(BaseModel):
 def run(folder: Path, task: MergeTask) -> None:
     """Merge, save, load again and compare; write ``check.json``."""
     leave_out("bitsandbytes", "wandb")
-    from datasets import load_from_disk
     from peft import PeftModel
 
     from sftlab.model.base import load
 
     base, code = task.base, task.base.trust_remote_code
-    split = load_from_disk(str(task.tokens / "validation"))
+    split = read_rows(task.tokens, "validation")
     rows: list[Row] = [dict(row) for row in split.select(range(min(CHECK_ROWS, len(split))))]
     is_adapter = (task.checkpoint / "adapter_config.json").is_file()
     # Never into quantised weights: the base is loaded again, in the precision that is saved.
@@ -184,7 +184,7 @@ def _greedy(model: Any, rows: Sequence[Row]) -> list[list[int]]:
 
     completions = []
     for row in rows[:CHECK_PROMPTS]:
-        prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+        prompt = row["input_ids"][: next(at for at, label in enumerate(row["labels"]) if label != -100)]
         ids = torch.tensor([prompt], device=model.device)
         with torch.no_grad():
             out = model.generate(

@@ -14,6 +14,7 @@ from markupsafe import Markup as Markdown  # the type of text that is Markdown a
 from sftlab.config import Config, DatasetConfig, Section
 from sftlab.eval import scorers
 from sftlab.report import tables
+from sftlab.report.caveats import caveats, one_draw
 from sftlab.report.text import DASH, count, decimals, level, percent, points, probability, span
 from sftlab.results import Record, RunRecord
 
@@ -47,6 +48,7 @@ def card(run: RunRecord, cfg: Config) -> str:
         results=None if evaluation is None else tables.results(evaluation),
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
+        caveats=[one_draw(run.mode, run.seed)] if evaluation is None else caveats(evaluation, run.mode, run.seed),
         settings={"Training": settings, "What took effect": measured},
     )
     front = yaml.safe_dump(_metadata(title, run, cfg, test), sort_keys=False, allow_unicode=True, width=1000)

@@ -14,6 +14,7 @@ from sftlab.eval import scorers
 from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
 from sftlab.report import facts, tables, text
+from sftlab.report.caveats import caveats, used_of_all
 from sftlab.report.questions import browser
 from sftlab.results import LABELS, Evaluation, RunRecord, Subgroup
 from sftlab.runtime.run import Run
@@ -62,7 +63,9 @@ def render(folder: Path, run: RunRecord) -> str:
         metric=tables.name_of_metric(evaluation) if evaluation is not None else "",
         models=models,
         results=tables.results(evaluation) if evaluation is not None else None,
+        few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
+        caveats=used_of_all(run.evaluations) if evaluation is None else caveats(evaluation, run.mode, run.seed),
         title=_title(run),
         named=evaluation is not None and evaluation.labels != LABELS,
         forced=_forced(evaluation) if evaluation is not None else [],
@@ -100,6 +103,7 @@ def _template() -> Template:
         text.plural,
         text.sha256,
         text.sentence,
+        text.titled,
     )
     environment.filters |= {function.__name__: function for function in own}
     return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))

@@ -6,13 +6,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from sftlab.config import TrainOn
 from sftlab.dataset.prompt import Tokens, tokenize, tokenize_all
-from sftlab.records import Example
+from sftlab.records import IGNORED, Example
 from sftlab.report.text import count, percent, sha256
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
@@ -40,21 +41,34 @@ class Statistics(NamedTuple):
     bins: list[tuple[int, int, int]]
 
 
-def statistics(lengths: Sequence[tuple[int, int]], max_length: int) -> Statistics:
-    """Summarise the lengths of (prompt, completion). Percentiles are lengths of rows (nearest rank)."""
+def statistics(lengths: Sequence[tuple[int, ...]], max_length: int) -> Statistics:
+    """Summarise rows by their numbers of tokens without and with a loss in turn: (prompt, completion, prompt, …).
+
+    Percentiles are nearest ranks: of lengths of rows, and of the tokens without and with a loss.
+    """
     whole = sorted(map(sum, lengths))
-    parts = {"row": whole, "prompt": sorted(pair[0] for pair in lengths), "completion": sorted(c for _, c in lengths)}
-    trained = [(prompt, min(prompt + completion, max_length)) for prompt, completion in lengths if prompt < max_length]
+    parts = {
+        "row": whole,
+        "prompt": sorted(sum(runs[::2]) for runs in lengths),
+        "completion": sorted(sum(runs[1::2]) for runs in lengths),
+    }
+    trained = [runs for runs in lengths if runs[0] < max_length]
     return Statistics(
         rows=len(lengths),
         tokens=sum(whole),
-        kept=sum(end for _, end in trained),
-        supervised=sum(end - prompt for prompt, end in trained),
+        kept=sum(min(sum(runs), max_length) for runs in trained),
+        supervised=sum(_supervised(runs, max_length) for runs in trained),
         cut=sum(row > max_length for row in whole) - (len(lengths) - len(trained)),
         left_out=len(lengths) - len(trained),
         percentiles={name: [of[-(-share * len(of) // 100) - 1] for share in PERCENTILES] for name, of in parts.items()},
         bins=histogram(whole, max_length),
     )
+
+
+def _supervised(runs: Sequence[int], max_length: int) -> int:
+    """Return the number of tokens with a loss within ``max_length``."""
+    ends = [min(end, max_length) for end in accumulate(runs)]
+    return sum(end - start for start, end in zip(ends[::2], ends[1::2], strict=True))
 
 
 def histogram(lengths: Sequence[int], max_length: int) -> list[tuple[int, int, int]]:
@@ -88,14 +102,15 @@ class Span(NamedTuple):
 
 def spans(decode: Callable[[list[int]], str], tokens: Tokens, max_length: int, special: Set[int]) -> list[Span]:
     """The text of each token. Tokens with a part of a character are joined, so that no text is lost or changed."""
-    ids, prompt = [*tokens.prompt, *tokens.completion], len(tokens.prompt)
-    # No character crosses these: the parts are tokenised separately, and special tokens are whole.
-    borders = {prompt, len(ids), *(side for at, token in enumerate(ids) if token in special for side in (at, at + 1))}
+    ids, labels = tokens.ids, tokens.labels
+    # No character crosses these: segments are tokenised separately, and special tokens are whole.
+    borders = {*accumulate(len(segment.ids) for segment in tokens.segments)}
+    borders |= {side for at, token in enumerate(ids) if token in special for side in (at, at + 1)}
     parts, before, start = list[Span](), list[int](), 0  # before: decoders may drop a space from the first token
     for end in range(1, len(ids) + 1):
         text = decode(before + ids[start:end])[len(decode(before)) :]
         if end in borders or (text and not text.endswith("\ufffd")):
-            part = "cut" if end > max_length else "prompt" if end <= prompt else "supervised"
+            part = "cut" if end > max_length else "prompt" if labels[start] == IGNORED else "supervised"
             parts.append(Span(text, ids[start:end], start, part, ids[start] in special))
             before, start = ids[start:end], end
     return parts
@@ -123,6 +138,7 @@ def preview(
     splits: Mapping[str, Sequence[Example]],
     *,
     max_length: int,
+    train_on: TrainOn,
     folder: Path,
     rows: int = 3,
     seed: int,
@@ -132,7 +148,7 @@ def preview(
     from sftlab.runtime.console import say
 
     names = [name for name in ("train", "validation") if splits[name]]
-    shown = [_split(tokenizer, name, splits[name], max_length, rows, seed) for name in names]
+    shown = [_split(tokenizer, name, splits[name], max_length, train_on, rows, seed) for name in names]
     if template_time is not None:
         for split in shown:
             split.facts["Time that the chat template prints"] = template_time
@@ -143,17 +159,20 @@ def preview(
     say(f"Every token with its id: {folder / 'preview.html'}")
 
 
-def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: int, rows: int, seed: int) -> Split:
+def _split(
+    tokenizer: Any, name: str, examples: Sequence[Example], max_length: int, train_on: TrainOn, rows: int, seed: int
+) -> Split:
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)  # a cleanup would change the text
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    met, lengths = (
-        Counter[int](),
-        list[tuple[int, int]](),
-    )  # tokens of rows are not retained, since a split may be large
-    for tokens in tokenize_all(partial(tokenize, tokenizer), examples, name):
-        met.update(token for token in tokens.prompt + tokens.completion if token in special)
-        lengths.append((len(tokens.prompt), len(tokens.completion)))
-    counts, whole, first = statistics(lengths, max_length), list(map(sum, lengths)), tokenize(tokenizer, examples[0])
+    tokenize_one = partial(tokenize, tokenizer, train_on=train_on)
+    # Tokens of rows are not retained, since a split may be large.
+    met, lengths, places = Counter[int](), list[tuple[int, ...]](), list[tuple[int, int]]()
+    for at, tokens in enumerate(tokenize_all(tokenize_one, examples, name)):
+        met.update(token for row in tokens for token in row.ids if token in special)
+        lengths += [row.runs for row in tokens]
+        places += [(at, number) for number in range(len(tokens))]
+    counts, whole, first = statistics(lengths, max_length), list(map(sum, lengths)), tokenize_one(examples[0])[0]
+    answers = [token for token in first.labels if token != IGNORED]
     over = counts.cut + counts.left_out
     facts = {
         "Rows": count(counts.rows),
@@ -163,7 +182,9 @@ def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: i
         f"{count(counts.cut)}; left out, since their prompt fills it: {count(counts.left_out)}",
     }
     for kind, token in (("BOS", tokenizer.bos_token_id), ("EOS", tokenizer.eos_token_id)):
-        where = f"{first.prompt.count(token)} in the prompt, {first.completion.count(token)} in the completion"
+        where = (
+            f"{first.ids.count(token) - answers.count(token)} in the prompt, {answers.count(token)} in the completion"
+        )
         facts[f"{kind} in the first row"] = "the tokenizer has none" if token is None else where
     named = (f"{count(n)} × {visible(decode([token]))} (id {token})" for token, n in met.most_common())
     facts["Special tokens"] = ", ".join(named) or "none"
@@ -171,14 +192,15 @@ def _split(tokenizer: Any, name: str, examples: Sequence[Example], max_length: i
         f"train.max_length={max_length} truncates completions, which training refuses unless "
         f"train.allow_truncated_completion=true; {max(whole)} truncates none.": counts.cut,
         f"Rows whose prompt fills train.max_length={max_length} are left out.": counts.left_out,
-        "The first row starts with two BOS.": first.prompt[:2] == [tokenizer.bos_token_id] * 2,
+        "The first row starts with two BOS.": first.ids[:2] == [tokenizer.bos_token_id] * 2,
     }
     shown = []
     for at in pick(whole, rows, seed):
         marks = ", the longest" * (whole[at] == max(whole)) + ", left out" * (lengths[at][0] >= max_length)
-        row = spans(decode, tokenize(tokenizer, examples[at]), max_length, special)
-        parts = groupby(row, lambda span: span.part)
-        heading = f"Row {at + 1:,} ({visible(examples[at].id)}): {whole[at]:,} tokens{marks}"
+        example, number = places[at]
+        shown_row = tokenize_one(examples[example])[number]
+        parts = groupby(spans(decode, shown_row, max_length, special), lambda span: span.part)
+        heading = f"Row {at + 1:,} ({visible(shown_row.id)}): {whole[at]:,} tokens{marks}"
         shown.append((heading, [(part, list(group)) for part, group in parts]))
     return Split(name, counts, facts, [note for note, holds in notes.items() if holds], shown)
 

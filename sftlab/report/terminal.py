@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sftlab.eval import scorers
-from sftlab.report import tables
+from sftlab.report import caveats, tables
 from sftlab.report.text import level, plural
 from sftlab.results import Evaluation, EvaluationRow
 from sftlab.runtime.console import say
@@ -61,8 +61,8 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
         )
 
 
-def evaluation(judged: Evaluation) -> None:
-    """Print the models, their difference, the verdict, and the same by subgroup."""
+def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
+    """Print the models, their difference, the verdict with what limits it, and the same by subgroup."""
     view = scorers.view(judged.task)
     reading = judged.finetuned.reading
     title = "On the test set" + (f", by eval.reading={reading}" if reading not in (None, "strict") else "")
@@ -70,11 +70,21 @@ def evaluation(judged: Evaluation) -> None:
     for _, name, result in tables.models(judged):
         if repeats := result.repeats:
             say(
-                f"Run-to-run noise, {name.lower()}: {', '.join(map(view.number, repeats.values))} in "
+                f"Run-to-run noise, {name}: {', '.join(map(view.number, repeats.values))} in "
                 f"{len(repeats.values)} generations, each in another order; {plural(repeats.changed, 'answer')} changed"
             )
+            if repeats.majority is not None:
+                passed = ", ".join(f"pass@{k} {view.number(value)}" for k, value in repeats.pass_at.items())
+                say(f"{name}: {passed}, majority@{len(repeats.values)} {view.number(repeats.majority)}")
+    if warning := tables.few_groups(judged):
+        say(warning)
     if compared := judged.comparison:
         say(f"Verdict: {compared.verdict}")
+        if compared.smallest_visible_difference is not None:
+            visible = f"{100 * compared.smallest_visible_difference:.1f} points or more"
+            say(f"This test set shows a difference of {visible} {compared.smallest_visible_assumes}")
+        elif compared.smallest_visible_assumes:
+            say("This test set is too small to show any difference")
         if compared.forced is not None:
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
         if of := tables.parts(judged):
@@ -83,6 +93,8 @@ def evaluation(judged: Evaluation) -> None:
         if result.knowledge is not None and result.knowledge.forced and judged.constant is not None:
             always = f"always {judged.constant.answer} is right in {judged.constant.correct} of {result.n}"
             say(f"Forced choices, {name}: {tables.counted(result.knowledge.forced)} ({always})")
+    for caveat in caveats.caveats(judged, mode, seed):
+        say(caveat)
     if by := judged.subgroups:
         table = tables.subgroups(judged)
         shown = tables.Table(table.header, table.rows[:SHOWN], table.text)
@@ -100,6 +112,8 @@ def evaluations(rows: Sequence[EvaluationRow]) -> None:
     say(_printed("All evaluations on the test set", tables.evaluations(rows)))
     if sum(row.p_adjusted is not None for row in rows) > 1:
         say("p is adjusted by Holm's method for the number of comparisons; the verdicts follow the adjusted p")
+    for caveat in caveats.used_of_all(rows):
+        say(caveat)
 
 
 def _printed(title: str, table: tables.Table) -> Table:

@@ -76,6 +76,11 @@ def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def titled(name: str) -> str:
+    """The name of a column with a capital; the symbol p stays as it is."""
+    return name if name == "p" or name.startswith("p,") else name[:1].upper() + name[1:]
+
+
 def sha256(text: str) -> str:
     """The hash by which a Content-Security-Policy allows an inline script or style."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

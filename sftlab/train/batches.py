@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def row_lengths(rows: Dataset) -> list[int]:
     """Number of tokens of each row."""
-    import pyarrow.compute  # type: ignore[import-untyped]
+    import pyarrow.compute
 
     lengths: list[int] = pyarrow.compute.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
     return lengths

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+
 from sftlab.config import Config
+from sftlab.dataset.token_rows import read_rows, write_rows
 from sftlab.dataset.tokenize import Tokenized
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base
@@ -54,9 +57,6 @@ def measure(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> Rec
 
 def _save_longest(tokens: Tokenized, split: str, size: int, batches: int, folder: Path) -> None:
     """Save the batch of the longest rows of a split, repeated; with too few rows, these are repeated within it."""
-    from datasets import concatenate_datasets, load_from_disk
-
-    table = load_from_disk(str(tokens.stage.path / split))
-    order = sorted(range(len(table)), key=[len(row) for row in table["labels"]].__getitem__)
-    part, count = table.select(order[-size:]), size * batches
-    concatenate_datasets([part] * -(-count // len(part))).select(range(count)).save_to_disk(folder / split)
+    longest = np.argsort(tokens.lengths(split).rows, kind="stable")[-size:]
+    rows = read_rows(tokens.stage.path, split).select(np.resize(longest, size * batches))
+    write_rows(folder, split, rows.with_format("arrow")[:].to_batches())

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
+from sftlab.dataset.token_rows import read_rows
 from sftlab.errors import ConfigError, Problem, StageError
 from sftlab.instance.machine import Machine
 from sftlab.model.adapters import keep_inputs, lora_config
@@ -210,15 +211,13 @@ def _model(task: TrainTask) -> Any:
 
 
 def _trainer(task: TrainTask, model: Any, arguments: Any, callbacks: list[Any]) -> Any:
-    from datasets import load_from_disk
-
     from sftlab.train.trainer import Trainer
 
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=load_from_disk(str(task.tokens / "train")),
-        eval_dataset=load_from_disk(str(task.tokens / "validation")),
+        train_dataset=read_rows(task.tokens, "train"),
+        eval_dataset=read_rows(task.tokens, "validation"),
         processing_class=task.base.tokenizer(),
         peft_config=lora_config(task.peft, model),
         callbacks=callbacks,

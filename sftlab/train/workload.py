@@ -8,19 +8,19 @@ from itertools import islice
 from typing import NamedTuple
 
 from sftlab.config import TrainConfig
-from sftlab.dataset.tokenize import Tokenized
+from sftlab.dataset.tokenize import SPLITS, Tokenized
 from sftlab.instance.machine import Machine
-from sftlab.records import IGNORED
 from sftlab.train.counting import Batch
 
 DRAWN_STEPS = 200  # steps from which the padding of a longer epoch is estimated
 
 
 class Row(NamedTuple):
-    """Number of tokens of a row, and the position of its first target."""
+    """Number of tokens of a row, the position of its first target, and the tokens without a target after it."""
 
     length: int
     first_target: int
+    between: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,9 @@ def workload(tokens: Tokenized, train: TrainConfig, machine: Machine, hidden: in
 
 def rows_by_split(tokens: Tokenized) -> dict[str, list[Row]]:
     """The tokenised rows of training and validation."""
-    from datasets import load_from_disk
-
-    def row(labels: Sequence[int]) -> Row:
-        return Row(len(labels), next((at for at, label in enumerate(labels) if label != IGNORED), 0))
-
     return {
-        split: [row(labels) for labels in load_from_disk(str(tokens.stage.path / split))["labels"]]
-        for split in ("train", "validation")
+        split: [Row(*row) for row in zip(*(lengths.tolist() for lengths in tokens.lengths(split)), strict=True)]
+        for split in SPLITS
     }
 
 
@@ -83,7 +78,7 @@ def _padded(rows: Sequence[Row]) -> Batch:
 
 
 def _targets(rows: Sequence[Row]) -> int:
-    return sum(row.length - row.first_target for row in rows)
+    return sum(row.length - row.first_target - row.between for row in rows)
 
 
 def step_tokens(lengths: Sequence[int], train: TrainConfig, machine: Machine, hidden: int) -> int:

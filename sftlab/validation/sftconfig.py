@@ -42,7 +42,7 @@ MANAGED = {
     "fsdp": "instance.strategy",
     "auto_find_batch_size": "mode=plan",
     # Settings of TRL's own preparation of rows: they are tokenised before training here.
-    "assistant_only_loss": "dataset.assistant",
+    "assistant_only_loss": "dataset.train_on",
     "dataset_text_field": "dataset.assistant",
     "truncation_mode": "train.allow_truncated_completion",
     "eos_token": "model.chat_template",

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEMPLATE, write_model, write_rows
+from conftest import TEMPLATE, training, write_model, write_rows
 from test_cli import whole
+from test_prompt import tokenized as tokenize
 
 from sftlab.config import Config, ModelConfig
-from sftlab.dataset.prompt import prompt_tokens, tokenize, turn_end
+from sftlab.dataset.prompt import prompt_tokens, turn_end
 from sftlab.errors import ConfigError
 from sftlab.eval import stage as evaluate
 from sftlab.eval.prompts import tokenize_prompts
@@ -22,7 +23,7 @@ from sftlab.model import base as models
 from sftlab.model.base import Base, stop_tokens
 from sftlab.model.random import CHATML, save_random_model
 from sftlab.model.reasoning import answered
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 from sftlab.report.preview import preview
 from sftlab.runtime.store import Store
 
@@ -57,10 +58,10 @@ def tokenizer(folder: Path, template: str, time: str | None = None) -> Any:
     return Base("tiny", folder, "identity", False, template, template_time=time).tokenizer()
 
 
-def example(assistant: str = "The answer is (A).", **changed: Any) -> Example:
-    return Example(
-        **{"id": "r0", "system": "Be brief.", "user": "Which?", "assistant": assistant, "target": "A"} | changed
-    )
+def example(
+    assistant: str = "The answer is (A).", system: str = "Be brief.", user: str = "Which?", choices: str = ""
+) -> Example:
+    return Example("r0", single_turn(system, user, assistant), "A", choices)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def test_lost_indentation_is_reported_once_for_each_split(
     rows = [row | {"rationale": "    return x" if number % 2 else "x"} for number, row in enumerate(vignettes(40))]
     dataset = data(tmp_path, rows)
     base = Base("tiny", folder, "identity", False, TEMPLATE.replace(CONTENT, "{{ message['content'] | trim }}"))
-    stage.make(Store(tmp_path / "store"), dataset, base, 4096, False)
+    stage.make(Store(tmp_path / "store"), dataset, base, training(4096))
     warnings = [record.getMessage() for record in caplog.records if "indentation" in record.getMessage()]
     for split, warning in zip(("train", "validation"), warnings, strict=True):
         lost = [row.id for row in dataset.split(split) if row.assistant.startswith("    ")]
@@ -190,7 +191,7 @@ def test_all_rows_that_a_template_changes_are_reported_at_once(folder: Path, tmp
     base = Base("tiny", folder, "identity", False, TEMPLATE.replace(CONTENT, FORGETFUL))
     rows = [row | {"rationale": f"<think>{row['id']}</think> (A)"} for row in vignettes(40)]
     with pytest.raises(ConfigError) as caught:
-        stage.make(Store(tmp_path / "store"), data(tmp_path, rows), base, 4096, False)
+        stage.make(Store(tmp_path / "store"), data(tmp_path, rows), base, training(4096))
     summary, *rows = caught.value.problems
     assert "30 of 30 train rows" in str(summary)
     assert summary.key == "model.chat_template"
@@ -333,7 +334,7 @@ def test_an_evaluation_warns_of_a_template_without_an_end(
     for template in (TEMPLATE, TEMPLATE.replace("</s>", "\n")):
         caplog.clear()
         base = Base("tiny", folder, "identity", False, template)
-        tokenize_prompts([example(choices="AB")], base, "key", cfg, 0)
+        tokenize_prompts([example(choices="AB")], base, "key", cfg)
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warned) == (template != TEMPLATE)
     assert "the template of tiny writes no special token after an assistant turn" in warned[0]
@@ -345,7 +346,7 @@ def test_stop_tokens_are_in_the_key_of_completions(folder: Path, config: Make) -
     keys = []
     for end in ("</s>", "<s></s>"):
         base = Base("tiny", folder, "identity", False, TEMPLATE.replace("</s>", end))
-        prompts = tokenize_prompts([example(choices="AB")], base, "key", cfg, 0)
+        prompts = tokenize_prompts([example(choices="AB")], base, "key", cfg)
         keys.append(evaluate.inputs(model, prompts, cfg, "cpu", 0))
     assert [key["stop_token_ids"] for key in keys] == [[1], [0, 1]]
 
@@ -431,7 +432,7 @@ def test_a_template_in_the_folder_of_additional_ones_is_given_the_time(tmp_path:
 def test_the_preview_shows_the_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = tokenizer(folder, CLOCK, "2024-02-03T04:05:06")
     splits = {"train": [example()], "validation": []}
-    preview(result, splits, max_length=99, folder=tmp_path, seed=0, template_time="2024-02-03T04:05:06")
+    preview(result, splits, max_length=99, train_on="all", folder=tmp_path, seed=0, template_time="2024-02-03T04:05:06")
     out = capsys.readouterr().out
     assert "2024-02-03T04:05:06" in out
     assert "2024-02-03T04:05:06" in (tmp_path / "preview.html").read_text("utf-8")

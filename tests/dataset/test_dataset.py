@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Row, vignette, vignettes, write_rows
+from conftest import Row, rendered, vignette, vignettes, write_rows
 from test_prompt import settings
 
 from sftlab.dataset import formats, sources
 from sftlab.dataset import stage as dataset
-from sftlab.dataset.examples import render_examples
+from sftlab.dataset.rows import Table
 from sftlab.errors import ConfigError
 from sftlab.records import Example
 from sftlab.runtime.store import Store
@@ -27,7 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def examples(path: Path, seed: int = 42, mounted: bool = False, **changed: Any) -> dict[str, list[Example]]:
-    return render_examples(settings(name_or_path=str(path), **changed), seed, None, mounted=mounted).splits
+    return rendered(settings(name_or_path=str(path), seed=seed, **changed), mounted=mounted).splits
 
 
 def ids(splits: dict[str, list[Example]]) -> dict[str, list[str]]:
@@ -71,7 +71,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Call
     result = examples(tmp_path / name, mounted=True)["test"]
     assert [example.id for example in result] == ["row-1", "row-0", "row-2"]
     assert [example.choices for example in result] == ["ABC", "AB", "AB"]
-    assert result[2].user == "Größe? (A) this (B) that"
+    assert result[2].question == "Größe? (A) this (B) that"
 
 
 def flat(**changed: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def test_a_csv_files_cells_stay_text(tmp_path: Path) -> None:
         writer.writerow(["007", 'Two, "quoted"\nlines?', "NA", "A"])
         writer.writerow(["1e3", "None", "x" * 200_000, "B"])
     result = examples(tmp_path / "a.csv", mounted=True, **flat())["test"]
-    assert [(row.id, row.user, row.target) for row in result] == [
+    assert [(row.id, row.question, row.target) for row in result] == [
         ("007", 'Two, "quoted"\nlines?', "A"),
         ("1e3", "None", "B"),
     ]
@@ -148,13 +148,14 @@ HUB: list[tuple[list[str], dict[str, int] | str]] = [
 def test_splits_of_the_hub_are_named_by_the_same_rule(
     names: list[str], expected: dict[str, int] | str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    splits = {name: vignettes(0 if name == "dev" else 3) for name in names}
+    sizes = {name: 0 if name == "dev" else 3 for name in names}
+    splits = {name: [*formats.Parsed.of(Table(vignettes(size), []))] for name, size in sizes.items()}
     if isinstance(expected, str):
         with pytest.raises(ConfigError, match=expected):
-            sources.read_hub("org/rows", splits)
+            sources.read_hub("org/rows", splits, sizes)
         return
-    result = sources.read_hub("org/rows", splits).splits
-    assert {name: len(rows) for name, rows in result.items()} == expected
+    result = sources.read_hub("org/rows", splits, sizes)
+    assert {name: sum(len(chunk.table().rows) for chunk in chunks) for name, chunks in result.items()} == expected
     assert ("one_shot_examples" in caplog.text) == ("one_shot_examples" in names)
 
 
@@ -199,11 +200,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, write: Callable[[
 
 
 FOLDERS: list[tuple[list[str], str]] = [
-    ([], "has no .jsonl, .json, .csv, .tsv, .parquet file; check the path"),
+    ([], "has no .jsonl, .json, .csv, .tsv, .parquet, .arrow file; check the path"),
     (["README.md", ".hidden.jsonl", "dataset_infos.json"], "has no .jsonl"),
     (["train.jsonl", "test.txt"], "test.txt would not be read; move"),
     (["train.jsonl", "test.jsonl.bz2"], "test.jsonl.bz2 would not be read; move"),
-    (["train.jsonl", "test.xlsx", "dev.arrow"], "dev.arrow, test.xlsx would not be read; move"),
+    (["train.jsonl", "test.xlsx", "dev.feather"], "dev.feather, test.xlsx would not be read; move"),
     (["train.jsonl", "extra.jsonl"], "extra.jsonl would not be read; move"),
     (["train.jsonl", "test"], ": test would not be read; move"),
     (["train.jsonl", "more/test.jsonl"], ": more would not be read; move"),
@@ -590,7 +591,7 @@ def test_as_many_rows_are_generated_as_keep_lets_through() -> None:
     cfg = settings(
         name_or_path="generate:vignettes", split={"train": 20, "validation": 6, "test": 6}, keep="answer_idx == 'A'"
     )
-    result = render_examples(cfg, 42, None).splits
+    result = rendered(cfg).splits
     assert sizes(result) == (20, 6, 6)
     assert {row.target for rows in result.values() for row in rows} == {"A"}
 
@@ -600,31 +601,25 @@ def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monk
     monkeypatch.setattr(dataset.sources, "read_file", lambda file: read.append(file) or formats.read_file(file))
     cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
     store = Store(tmp_path / "store")
-    splits = dataset.load(store, cfg, 1, column="answer_idx")
-    result = dataset.make(store, cfg, 1)
+    splits = dataset.load(store, cfg, column="answer_idx")
+    result = dataset.make(store, cfg)
     assert len(read) == 1
-    assert dataset.subgroups(cfg, 1, "answer_idx") == {row.id: "A" for row in splits["test"]}
+    assert dataset.subgroups(cfg, "answer_idx") == {row.id: "A" for row in splits["test"]}
     assert {row.subgroup for row in result.split("test")} == {None}
     assert len(read) == 1
     write_rows(tmp_path / "a.jsonl", vignettes(21))
-    assert sum(sizes(dataset.load(store, cfg, 1))) == 21
+    assert sum(sizes(dataset.load(store, cfg))) == 21
     assert len(read) == 2
 
 
-def test_the_files_of_a_finished_stage_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_stage_is_not_rendered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
     store = Store(tmp_path / "store")
-    rendered = {name: dataset.make(store, cfg, 1).split(name) for name in SPLITS}
-    dataset._memory.clear()  # as in another process
-    read: list[Path] = []
-    load = Example.read
-    monkeypatch.setattr(Example, "read", lambda file: read.append(file) or load(file))
-    assert dataset.load(store, cfg, 1) == rendered
-    result = dataset.make(store, cfg, 1)
-    assert {name: result.split(name) for name in SPLITS} == rendered
-    result.split("test").clear()  # a list of the caller's
-    assert result.split("test") == rendered["test"]
-    assert sorted(file.name for file in read) == ["test.jsonl", "train.jsonl", "validation.jsonl"]
+    before = {name: list(dataset.make(store, cfg).split(name)) for name in SPLITS}
+    dataset._rendered.clear()  # as in another process
+    monkeypatch.setattr(dataset, "render_examples", lambda *_, **__: pytest.fail("was rendered again"))
+    assert {name: list(rows) for name, rows in dataset.load(store, cfg).items()} == before
+    assert {name: list(dataset.make(store, cfg).split(name)) for name in SPLITS} == before
 
 
 def test_own_splits_that_share_a_group_are_refused(tmp_path: Path) -> None:
@@ -679,30 +674,27 @@ def test_a_mounted_source_without_test_rows_is_refused(tmp_path: Path) -> None:
 
 def test_the_stage_holds_the_splits_and_is_made_once(tmp_path: Path, hundred: Path) -> None:
     cfg, store = settings(name_or_path=str(hundred)), Store(tmp_path)
-    result = dataset.make(store, cfg, 42)
-    assert {name: result.split(name) for name in SPLITS} == render_examples(cfg, 42, None).splits
-    assert dataset.make(store, cfg, 42).stage.cached
+    result = dataset.make(store, cfg)
+    assert {name: list(result.split(name)) for name in SPLITS} == rendered(cfg).splits
+    assert dataset.make(store, cfg).stage.cached
     # Limits on the overlap judge the rows; they do not change them, nor what was trained on them.
-    assert dataset.make(store, cfg.model_copy(update={"allow_overlap": True}), 42).stage.cached
+    assert dataset.make(store, cfg.model_copy(update={"allow_overlap": True})).stage.cached
 
 
 @pytest.mark.parametrize("what", ["seed", "settings", "mounted", "content"])
 def test_the_key_changes_with_each_input(tmp_path: Path, what: str) -> None:
     path = write_rows(tmp_path / "a.jsonl", vignettes(20))
     cfg = settings(name_or_path=str(path))
-    before = dataset.inputs(cfg, 1)
+    before = dataset.inputs(cfg)
     if what == "content":
         write_rows(path, vignettes(21))
-    after = dataset.inputs(
-        settings(name_or_path=str(path), keep="true") if what == "settings" else cfg,
-        2 if what == "seed" else 1,
-        mounted=what == "mounted",
-    )
+    changed = {"settings": {"keep": "true"}, "seed": {"seed": 2}}.get(what, {})
+    after = dataset.inputs(settings(name_or_path=str(path), **changed), mounted=what == "mounted")
     assert Store(tmp_path).path("dataset", before) != Store(tmp_path).path("dataset", after)
 
 
 def test_a_sample_of_the_test_set_is_drawn_by_seed(tmp_path: Path, hundred: Path) -> None:
-    result = dataset.make(Store(tmp_path), settings(name_or_path=str(hundred)), 42)
+    result = dataset.make(Store(tmp_path), settings(name_or_path=str(hundred)))
     every = dataset.test_rows(result, None, 1)
     some = dataset.test_rows(result, 10, 1)
     assert len(every) == 25

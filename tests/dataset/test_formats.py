@@ -25,7 +25,7 @@ ROWS = [
 
 def read(path: Path, **changed: Any) -> list[tuple[str, str, str, str]]:
     result = examples(path, mounted=True, **flat(**changed))["test"]
-    return [(row.id, row.user, row.assistant, row.target) for row in result]
+    return [(row.id, row.question, row.assistant, row.target) for row in result]
 
 
 EXPECTED = [tuple(row.values()) for row in ROWS]

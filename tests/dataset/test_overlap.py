@@ -5,27 +5,36 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sftlab.dataset import overlap
+from sftlab.dataset import containment, overlap
 from sftlab.dataset.overlap import describe, find_overlaps, normalise_question
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 from sftlab.results import OverlapPair, OverlapReport, OverlapRow
 
 
 def rows(name: str, texts: Sequence[str]) -> list[Example]:
-    return [Example(f"{name}-{row}", "system", text, "assistant", "target") for row, text in enumerate(texts)]
+    return [
+        Example(f"{name}-{row}", single_turn("system", text, "assistant"), "target") for row, text in enumerate(texts)
+    ]
 
 
 def splits(
     train: Sequence[str] = (), validation: Sequence[str] = (), test: Sequence[str] = ()
 ) -> dict[str, list[Example]]:
     return {"train": rows("train", train), "validation": rows("validation", validation), "test": rows("test", test)}
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user turns of an example are the paragraphs of its text."""
+    monkeypatch.setattr(overlap, "asked", lambda example: (example.question, example.question.split("\n\n")[0]))
 
 
 def numbered(first: int, last: int) -> str:
@@ -53,10 +62,10 @@ def by_definition(data: dict[str, list[Example]], limit: float, n: int) -> tuple
     for left, right in (("validation", "train"), ("test", "train"), ("test", "validation")):
         shares, exact, near = [], 0, 0
         for question in data[left]:
-            own, best = grams(question.user, n), (0.0, False, "")
+            own, best = grams(question.question, n), (0.0, False, "")
             for row in data[right]:
-                same = normalise_question(question.user) == normalise_question(row.user)
-                share = len(own & grams(row.user, n)) / len(own)
+                same = normalise_question(question.question) == normalise_question(row.question)
+                share = len(own & grams(row.question, n)) / len(own)
                 if (share, same) > best[:2]:
                     best = (share, same, row.id)
             shares.append(best[0])
@@ -93,8 +102,10 @@ def random_splits(seed: int) -> dict[str, list[Example]]:
 @pytest.mark.parametrize("seed", range(25))
 def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overlap, "WORST", 1000)
-    monkeypatch.setattr(overlap, "TABLE", budget)
-    monkeypatch.setattr(overlap, "BUDGET", budget)  # of 1: these small splits must look further
+    monkeypatch.setattr(containment, "TABLE", budget)
+    monkeypatch.setattr(containment, "BUDGETS", (budget, 8 * budget))  # of 1: these small splits must look further
+    monkeypatch.setattr(overlap, "CHUNK", 100 * budget)  # of 100: a few rows at once
+    monkeypatch.setattr(overlap, "BLOCK", 500 * budget)
     data, n, limit = random_splits(seed), (1, 3, 8)[seed % 3], (0.0, 0.5, 0.8)[seed // 3 % 3]
     report = find_overlaps(data, max_overlap=limit, n=n)
     pairs, worst = by_definition(data, limit, n)
@@ -108,8 +119,8 @@ def test_report_equals_the_definition(seed: int, budget: int, monkeypatch: pytes
 def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many rows of rare and frequent words, where the rows of the rarest words often do not hold the most."""
     monkeypatch.setattr(overlap, "WORST", 1000)
-    monkeypatch.setattr(overlap, "TABLE", 2000)
-    monkeypatch.setattr(overlap, "BUDGET", 60)
+    monkeypatch.setattr(containment, "TABLE", 2000)
+    monkeypatch.setattr(containment, "BUDGETS", (60, 200))
     rng = random.Random(seed)
     words, odds = [f"w{rank}" for rank in range(60)], [1 / (rank + 1) for rank in range(60)]
     texts = [" ".join(rng.choices(words, odds, k=12)) for _ in range(500)]
@@ -122,7 +133,7 @@ def test_rare_words_first_equals_the_definition(seed: int, monkeypatch: pytest.M
 
 
 def test_the_row_with_the_most_rare_words_need_not_hold_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlap, "BUDGET", 5)  # just the rows of a, b, c, d and e
+    monkeypatch.setattr(containment, "BUDGETS", (5,))  # just the rows of a, b, c, d and e
     extra = [f"x{number}" for number in range(300)]
     train = [
         "a b c often1 often2",
@@ -168,7 +179,7 @@ def test_exact_duplicate_in_other_dress() -> None:
     (worst,) = report.worst
     # train-0 holds all of it too and comes first, but the duplicate is what a person wants to see
     assert (worst.left_id, worst.right_id, worst.share, worst.exact) == ("test-0", "train-2", 1.0, True)
-    assert worst.left_text == data["test"][0].user
+    assert worst.left_text == data["test"][0].question
     assert report.leaking == 1
 
 
@@ -206,6 +217,83 @@ def test_grams_do_not_reach_into_the_next_row() -> None:
     assert find_overlaps(data, max_overlap=0.5).worst == []
 
 
+LONG = "How many tablets of 5 mg does a patient of 70 kg take?"
+
+
+@pytest.mark.usefixtures("turns")
+@pytest.mark.parametrize(
+    ("train", "test", "leaks"),
+    [
+        (f"{LONG}\n\nAnd a child?", f"{LONG}\n\n{numbered(0, 50)}", True),
+        (f"{LONG}\n\n{numbered(0, 50)}", LONG.upper(), True),
+        (LONG, f"{LONG}\n\n{numbered(0, 50)}", True),
+        (f"Hi\n\n{LONG}\n\nThanks", f"Hello!\n\n{LONG}", True),
+        ("Hi\n\nWho are you?", "Hi\n\nWho are you?", True),
+        (f"Hi\n\n{LONG}", f"Hi\n\n{numbered(0, 50)}", False),
+        (f"Hey there!\n\n{LONG}", "hey there\n\nWho are you?", False),
+        ("Hello", f"Hello\n\n{LONG}", False),
+        (f"{LONG}\n\nWho are you?", f"{numbered(0, 50)}\n\nWho are you?", False),
+        (f"{'药' * 40}\n\n{'一' * 99}", f"{'药' * 40}\n\n{'二' * 99}", True),
+        (f"你好\n\n{'一' * 99}", f"你好\n\n{'二' * 99}", False),
+    ],
+)
+def test_conversations(train: str, test: str, leaks: bool) -> None:
+    assert find_overlaps(splits(train=["x", train], test=[test]), max_overlap=0.8).leaking == leaks
+
+
+@pytest.mark.usefixtures("turns")
+def test_a_conversation_is_a_closer_duplicate_than_its_opening() -> None:
+    train = [f"{LONG}\n\nWhy?", f"{LONG}\n\nWho says so?", LONG]
+    report = find_overlaps(splits(train=train, test=[f"{LONG}\n\nWho says so?", f"{LONG}\n\nWhat?"]), max_overlap=0.8)
+    assert [(o.left_id, o.right_id, o.exact) for o in report.worst] == [
+        ("test-0", "train-1", True),
+        ("test-1", "train-0", True),
+    ]
+
+
+def test_another_system_prompt_or_answer_hides_nothing() -> None:
+    data = {
+        "train": [Example("a", single_turn("Be brief.", LONG, "Two."), "2")],
+        "test": [Example("b", single_turn("", LONG, "Three."), "3")],
+    }
+    assert pair(find_overlaps(data, max_overlap=0.8), "test", "train").exact == 1
+
+
+class Lazy(Sequence[Example]):
+    """Rows that are made when they are read."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.name, self.count, self.opened = name, count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        self.opened += 1
+        return self.row(index)
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self.row, range(self.count))
+
+    def row(self, index: int) -> Example:
+        text = " ".join(f"{self.name}{index * number}" for number in range(1, 101))
+        return Example(f"{self.name}-{index}", single_turn("", f"{numbered(0, 20)} {text}", ""), "")
+
+
+def test_memory_does_not_grow_with_the_earlier_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlap, "CHUNK", 2**12)
+    peaks = []
+    find_overlaps({"train": Lazy("train", 10), "test": Lazy("test", 10)}, max_overlap=0.8)  # loads libraries
+    for count in (100, 700):
+        train = Lazy("train", count)
+        tracemalloc.start()
+        find_overlaps({"train": train, "test": Lazy("test", 10)}, max_overlap=0.8)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert train.opened <= overlap.WORST
+    assert peaks[1] - peaks[0] < 200 * (700 - 100)  # a row has 500 bytes and 113 n-grams of 8 bytes
+
+
 def test_boilerplate_is_measured_and_does_not_explode() -> None:
     rng = random.Random(0)
 
@@ -222,7 +310,7 @@ def test_boilerplate_is_measured_and_does_not_explode() -> None:
         assert actual.examined in (500, 501)
         assert actual.p50 >= 52 / 77  # of 77 grams, the boilerplate alone is 13 in each of 4 parts
     assert report.worst[0].share == 1
-    holder = {example.id: grams(example.user, 8) for name in data for example in data[name]}
+    holder = {example.id: grams(example.question, 8) for name in data for example in data[name]}
     for worst in report.worst:
         assert worst.share == len(holder[worst.left_id] & holder[worst.right_id]) / len(holder[worst.left_id])
 
@@ -287,3 +375,21 @@ def test_same_report_under_any_hash_seed() -> None:
         for seed in ("1", "2")
     }
     assert reports == {f"{find_overlaps(random_splits(5), max_overlap=0.5)}\n"}
+
+
+def test_conversations_are_compared_by_their_user_turns() -> None:
+    def chat(name: str, *texts: str, system: str = "") -> Example:
+        roles = ("user", "assistant") * len(texts)
+        turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+        instruction = [{"role": "system", "content": system}] if system else []
+        return Example(name, [*instruction, *turns], texts[-1])  # type: ignore[list-item]
+
+    train = [chat("a", LONG, "One.", "And then?", "Two."), chat("b", "Hi", "Hello.", "What is a kidney?", "An organ.")]
+    test = [
+        chat("opening", LONG, "Another answer.", "Why is that so?", "Because."),
+        chat("system", "Hi", "Good day.", "What is a kidney?", "I do not know.", system="Be brief."),
+        chat("greeting", "Hi", "Hello.", "What is a liver?", "An organ too."),
+    ]
+    report = find_overlaps({"train": train, "test": test}, max_overlap=0.9)
+    assert pair(report, "test", "train").exact == 2
+    assert {(row.left_id, row.right_id) for row in report.worst if row.exact} == {("opening", "a"), ("system", "b")}

@@ -18,7 +18,7 @@ from test_prompt import settings
 
 from sftlab.dataset.templates import Templates
 from sftlab.errors import ConfigError
-from sftlab.records import Example
+from sftlab.records import Example, text_of_turn
 
 ROW: Row = {
     "id": "r7",
@@ -41,7 +41,7 @@ ROW: Row = {
 
 def render(template: str, row: Row = ROW, **changed: Any) -> str:
     values = {"user": f"|{template}|", "assistant": "a", "target": "t", "choices": None, "options": None, **changed}
-    return Templates(settings(**values), "dataset", list(row)).example(row, "x", "rows, row 1").user[1:-1]
+    return Templates(settings(**values), "dataset", list(row)).example(row, "x", "rows, row 1").question[1:-1]
 
 
 @pytest.mark.parametrize("name", ["nothing", "nan", "list[1]", "deep.a[0].b", "deep['a'][0]['b']"])
@@ -170,6 +170,11 @@ def write_csv(path: Path, rows: list[Row]) -> None:
         writer.writerows(rows)
 
 
+def instruction(row: Example) -> str:
+    """The system text of a row; "" if it has none."""
+    return text_of_turn(row.prompt[0]) if row.prompt[0]["role"] == "system" else ""
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [("a.jsonl", write_rows), ("a.json", write_json), ("a.parquet", write_parquet), ("a.csv", write_csv)],
@@ -183,8 +188,8 @@ def test_null_is_the_same_in_every_file(tmp_path: Path, name: str, write: Callab
     own = {"system": "{{ note }}", "user": "{{ question }}{{ note }}", "assistant": "{{ answer }}"}
     own |= {"target": "{{ answer }}", "choices": None, "options": None}
     result = examples(tmp_path / name, mounted=True, **own)["test"]
-    assert [row.system for row in result] == ["n", "", "n", ""]
-    assert [row.user for row in result] == ["q0n", "q1", "q2n", "q3"]
+    assert [instruction(row) for row in result] == ["n", "", "n", ""]
+    assert [row.question for row in result] == ["q0n", "q1", "q2n", "q3"]
     rows[2]["answer"] = None
     write(tmp_path / name, rows)
     with pytest.raises(ConfigError, match=r"row 3 \(r2\): eval\.dataset\.assistant renders to nothing"):
@@ -208,8 +213,8 @@ def test_null_within_objects_is_the_same_in_every_file(
     chat = {"system": "{{ messages[0].content }}", "assistant": "{{ messages[2].content }}", "target": "A"}
     user = "{{ messages[1].content }}{% for letter, text in options.items() %} ({{ letter }}) {{ text }}{% endfor %}"
     result = examples(tmp_path / name, mounted=True, user=user, **chat)["test"]
-    assert [row.system for row in result] == ["", "s"]
-    assert [row.user for row in result] == ["q (A) x (B) y", "q (A) x (B) y (C) z"]
+    assert [instruction(row) for row in result] == ["", "s"]
+    assert [row.question for row in result] == ["q (A) x (B) y", "q (A) x (B) y (C) z"]
     assert [row.choices for row in result] == ["AB", "ABC"]
     assert result[0].options == {"A": "x", "B": "y"}
 
@@ -219,12 +224,12 @@ def test_whole_numbers_that_pandas_made_floats_are_written_without_a_fraction(tm
     rows[1] |= {"age": None, "weight": None}
     write_parquet(tmp_path / "a.parquet", rows)
     result = examples(tmp_path / "a.parquet", mounted=True, user="{{ id }} {{ age }} {{ weight }}")["test"]
-    assert [row.user for row in result] == ["row-1 1 1.5", "row-2  ", "row-3 3 3.5"]
+    assert [row.question for row in result] == ["row-1 1 1.5", "row-2  ", "row-3 3 3.5"]
     write_rows(
         tmp_path / "b.jsonl", [vignette(number, age=float(number)) for number in range(3)]
     )  # floats that are meant
     result = examples(tmp_path / "b.jsonl", mounted=True, user="{{ id }} {{ age }}")["test"]
-    assert [row.user for row in result] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
+    assert [row.question for row in result] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
 
 
 def test_a_text_that_is_no_number_is_not_written_as_0() -> None:
@@ -428,7 +433,7 @@ def test_turns_under_numbered_keys_are_a_conversation(name: str, ask: str, answe
         chat({"c": turns}, **first)
     assert chat({"c": {key: turns[key]}}, **first).assistant == "a1"
     loop = "{% for turn in c.values() %}{{ turn." + ask + " }} {% endfor %}"
-    assert chat({"c": turns}, **{**first, "user": loop, "assistant": "{{ c | tojson }}"}).user == "u1 u2 "
+    assert chat({"c": turns}, **{**first, "user": loop, "assistant": "{{ c | tojson }}"}).question == "u1 u2 "
 
 
 @pytest.mark.parametrize("name", ["id", "user", "assistant", "target", "group_by"])
@@ -440,7 +445,7 @@ def test_the_name_of_a_column_as_a_fixed_text_is_refused_and_the_remedy_works(na
     assert match
     changed = {name: match[1], "choices": None}
     example = Templates(settings(**changed), "dataset", list(row)).example(row, "x", "rows, row 1")
-    assert getattr(example, name.replace("group_by", "group")) == "s"
+    assert getattr(example, {"group_by": "group", "user": "question"}.get(name, name)) == "s"
 
 
 @pytest.mark.parametrize("name", ["The Question", "the-question", "a.b", "question?", "2nd"])
@@ -451,13 +456,13 @@ def test_a_column_whose_name_is_not_an_identifier_is_read_by_row(name: str) -> N
     match = re.search(r"write (row\[.*\]) for the column", str(caught.value))
     assert match
     templates = Templates(settings(user=f"{{{{ {match[1]} }}}}"), "dataset", list(row))
-    assert templates.example(row, "x", "rows, row 1").user == "text"
+    assert templates.example(row, "x", "rows, row 1").question == "text"
     with pytest.raises(ConfigError, match=re.escape(f"writes column {match[1]}, which is a list")) as refused:
         templates.example({**row, name: ["a", "b"]}, "x", "rows, row 1")
     remedy = re.search(r"write (\{\{.*\}\})", str(refused.value))
     assert remedy
     joined = Templates(settings(user=remedy[1]), "dataset", list(row)).example({**row, name: ["a", "b"]}, "x", "row 1")
-    assert joined.user == "a, b"
+    assert joined.question == "a, b"
 
 
 def test_the_remedy_for_a_list_of_choices_works() -> None:
@@ -503,12 +508,12 @@ def test_texts_and_pairs_of_texts_in_a_column_named_after_a_conversation(column:
     if pairs:
         loop = f"{{% for q, a in {column} %}}{{{{ q }}}}{{{{ a if not loop.last }}}} {{% endfor %}}"
         result = chat({column: turns}, id=None, user=loop, assistant=f"{{{{ {column}[-1][1] }}}}")
-        assert (result.user, result.assistant) == ("q1a1 q2 ", "a2")
+        assert (result.question, result.assistant) == ("q1a1 q2 ", "a2")
     else:
         result = chat(
             {column: turns}, id=None, user=f"{{{{ {column}[:3] | join(' ') }}}}", assistant=f"{{{{ {column} | last }}}}"
         )
-        assert (result.user, result.assistant) == ("q1 a1 q2", "a2")
+        assert (result.question, result.assistant) == ("q1 a1 q2", "a2")
     assert chat({column: turns[: 1 if pairs else 2]}, **used).assistant == "a1"
 
 
@@ -525,9 +530,9 @@ def test_a_history_that_no_template_reads_is_refused_and_the_remedy_works(histor
     for without in ({**row, "history": []}, {**row, "history": None}):
         assert templates.keeps(without, "row 2")
         assert templates.example(without, "x", "row 2").assistant == "a"
-    assert chat(row, **{**own, "user": "{{ history | tojson }}{{ instruction }}"}).user.endswith("q")
-    assert chat({**row, "history": "55-year-old man"}, **own).user == "q"
-    assert chat({**row, "history": ["asthma", "gout"]}, **own).user == "q"
+    assert chat(row, **{**own, "user": "{{ history | tojson }}{{ instruction }}"}).question.endswith("q")
+    assert chat({**row, "history": "55-year-old man"}, **own).question == "q"
+    assert chat({**row, "history": ["asthma", "gout"]}, **own).question == "q"
 
 
 def test_lists_that_are_no_conversations_may_be_read_in_part() -> None:
@@ -545,7 +550,7 @@ def test_lists_that_are_no_conversations_may_be_read_in_part() -> None:
 
 def test_conversations_of_which_nothing_is_dropped() -> None:
     mapped = {"id": None, "assistant": f"{{{{ {MAPPED} | last }}}}", "user": f"{{{{ {MAPPED}[:-1] | join(' ') }}}}"}
-    assert chat(talk("u1", "a1", "u2", "a2"), **mapped).user == "u1 a1 u2"
+    assert chat(talk("u1", "a1", "u2", "a2"), **mapped).question == "u1 a1 u2"
     roles = {
         "id": None,
         "user": "{{ messages | map(attribute='role') | join }}",
@@ -554,16 +559,16 @@ def test_conversations_of_which_nothing_is_dropped() -> None:
     assert chat(talk("u1", "a1", "u2", "a2"), **roles).assistant == "u1a1u2a2"
     assert chat(talk("u1", "a1")).assistant == "a1"
     assert (
-        chat(talk("s1", "u1", "a1"), user="{{ messages[1].content }}", assistant="{{ messages[2].content }}").user
+        chat(talk("s1", "u1", "a1"), user="{{ messages[1].content }}", assistant="{{ messages[2].content }}").question
         == "u1"
     )
     long = chat(talk("u1", "a1", "u2", "a2"), user=LOOP, assistant="{{ messages[-1].content }}")
-    assert (long.user, long.assistant) == ("user: u1\nassistant: a1\nuser: u2\n", "a2")
+    assert (long.question, long.assistant) == ("user: u1\nassistant: a1\nuser: u2\n", "a2")
     assert chat(
         talk("u1", "a1", "u2", "a2"), user="{{ messages[:-1] | tojson }}", assistant="{{ messages[3].content }}"
     )
     row = {**talk("u1", "a1", "u2"), "question": "q"}  # another column is used
-    assert chat(row, user="{{ question }}", assistant="a").user == "q"
+    assert chat(row, user="{{ question }}", assistant="a").question == "q"
 
 
 # — all broken rows at once —

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import vignette, vignettes, write_model, write_rows
+from conftest import training, vignette, vignettes, write_model, write_rows
 from test_prompt import settings
 
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
+from sftlab.dataset.token_rows import read_rows
 from sftlab.errors import ConfigError
 from sftlab.eval.prompts import tokenize_prompts
 from sftlab.model.base import Base
@@ -25,11 +26,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 def data(tmp_path: Path, rows: list[dict[str, Any]]) -> dataset.Dataset:
     path = write_rows(tmp_path / "rows.jsonl", rows)
     split = {"train": 0.75, "validation": 0.25, "test": 0}
-    return dataset.make(Store(tmp_path / "store"), settings(name_or_path=str(path), split=split), 42)
+    return dataset.make(Store(tmp_path / "store"), settings(name_or_path=str(path), split=split))
 
 
 def made(tmp_path: Path, base: Base, max_length: int, allowed: bool = False, rows: Any = None) -> tokenize.Tokenized:
-    return tokenize.make(Store(tmp_path / "store"), data(tmp_path, rows or vignettes(12)), base, max_length, allowed)
+    cfg = training(max_length, allowed=allowed)
+    return tokenize.make(Store(tmp_path / "store"), data(tmp_path, rows or vignettes(12)), base, cfg)
 
 
 def lengths(tmp_path: Path, base: Base) -> tuple[list[int], list[int]]:
@@ -40,9 +42,7 @@ def lengths(tmp_path: Path, base: Base) -> tuple[list[int], list[int]]:
 
 
 def read(tokens: tokenize.Tokenized, split: str) -> list[dict[str, Any]]:
-    from datasets import load_from_disk
-
-    return [dict(row) for row in load_from_disk(tokens.stage.path / split)]
+    return [dict(row) for row in read_rows(tokens.stage.path, split)]
 
 
 def test_only_the_completion_has_a_loss(tmp_path: Path, base: Base) -> None:
@@ -60,7 +60,7 @@ def test_evaluation_has_the_prompts_that_training_masked(tmp_path: Path, base: B
     """Token for token, through both stages."""
     trained = read(made(tmp_path, base, 4096), "train")
     examples = data(tmp_path, vignettes(12)).split("train")
-    prompts = tokenize_prompts(examples, base, "key", config("model=tiny_random").eval, 42)
+    prompts = tokenize_prompts(examples, base, "key", config("model=tiny_random").eval)
     masked = [row["input_ids"][: row["labels"].count(tokenize.IGNORED)] for row in trained]
     assert [prompt.token_ids for prompt in prompts.rows] == masked
 
@@ -112,16 +112,14 @@ def test_a_row_whose_prompt_fills_max_length_is_left_out_and_counted(
     assert "left out" in caplog.text
 
 
-@pytest.mark.parametrize("what", ["dataset", "base", "max_length", "allow"])
+@pytest.mark.parametrize("what", ["dataset", "base", "max_length", "allow", "train_on"])
 def test_the_key_changes_with_each_input(tmp_path: Path, base: Base, what: str) -> None:
     other = Base("tiny", base.path, "another", False, None)
-    before = tokenize.inputs("key", base, 10, False)
-    after = tokenize.inputs(
-        "other" if what == "dataset" else "key",
-        other if what == "base" else base,
-        11 if what == "max_length" else 10,
-        what == "allow",
+    before = tokenize.inputs("key", base, training(10))
+    changed = training(
+        11 if what == "max_length" else 10, allowed=what == "allow", train_on="last" if what == "train_on" else "all"
     )
+    after = tokenize.inputs("other" if what == "dataset" else "key", other if what == "base" else base, changed)
     store = Store(tmp_path)
     assert store.path("tokens", before) != store.path("tokens", after)
 

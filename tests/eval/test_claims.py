@@ -36,8 +36,8 @@ def compared(folder: Path, a: Rows, b: Rows) -> Evaluation:
         path.write_text("".join(json.dumps(one) + "\n" for one in rows), "utf-8")
     left, right = load_pair(*paths, CFG)
     names = labels(*paths, CFG)
-    runs = {"baseline": [left], "finetuned": [right]}
-    return decide(runs, names, CFG, 0, folder, both_mute=False, labels=names)
+    runs = {"baseline": left, "finetuned": right}
+    return decide(runs, names, CFG, folder, both_mute=False, labels=names)
 
 
 def written(letters: str, form: str, **more: Any) -> Rows:
@@ -59,7 +59,7 @@ def test_the_same_answers_in_another_form_are_no_gain_in_knowledge(tmp_path: Pat
     assert result.verdict.outcome == "better"  # by the strict reading, which requires the form
     assert (result.forced, result.split) == (None, None)
     assert result.unsplit == "100 of 101 questions have neither an answer nor a forced choice of base"
-    terminal.evaluation(evaluation)
+    terminal.evaluation(evaluation, "compare", 0)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Not split into knowledge, guessing and form: {result.unsplit}" in printed
     assert "points =" not in printed
@@ -102,7 +102,7 @@ def test_forced_choices_of_a_model_that_prefers_c(tmp_path: Path, capsys: Any) -
     assert abs(result.split.form.value) < 0.15
     assert evaluation.constant is not None
     assert evaluation.constant.correct == 50
-    terminal.evaluation(evaluation)
+    terminal.evaluation(evaluation, "compare", 0)
     printed = " ".join(capsys.readouterr().out.split())
     assert f"Forced choices, base: C {base.knowledge.forced['C']}, " in printed
     assert "(always A is right in 50 of 200)" in printed
@@ -119,6 +119,29 @@ def test_truncation_that_differs_is_noted(tmp_path: Path, cut: tuple[int, int], 
     result = compared(tmp_path, *files).comparison
     assert result is not None
     assert any("token limit" in note for note in result.verdict.notes) == noted
+
+
+def test_repeats_of_truncated_answers_are_no_evidence_of_their_own(tmp_path: Path) -> None:
+    """Of 5 truncated questions (p = 0.03) three copies of each answer make no 15."""
+    rows = [load_pair(*files(tmp_path, number), CFG)[0][0] for number in (5, 0)]
+    for repeats in (1, 3):
+        runs = {"baseline": [rows[0]] * repeats, "finetuned": [rows[1]]}
+        result = decide(runs, {"baseline": "a", "finetuned": "b"}, CFG, tmp_path, both_mute=False).comparison
+        assert result is not None
+        assert not any("token limit" in note for note in result.verdict.notes)
+
+
+def files(folder: Path, cut: int) -> tuple[Path, Path]:
+    """Two files with the same answers, of which so many are truncated."""
+    rows = written("ABCD" * 25, SAYS)
+    path = folder / "cut.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({**one, "finish_reason": "length" if at < cut else "stop"}) + "\n" for at, one in enumerate(rows)
+        ),
+        "utf-8",
+    )
+    return path, path
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import write_model
 
 from sftlab.errors import ConfigError
+from sftlab.eval import contenders
 from sftlab.eval.answers import Question
 from sftlab.eval.engines import Settings, Transformers, Vllm
 from sftlab.eval.extract import likeliest
@@ -20,7 +22,7 @@ from sftlab.eval.forced import FORCING, choose_letters
 from sftlab.eval.prompts import tokenize_prompts
 from sftlab.model.base import Base
 from sftlab.model.random import save_random_model
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 
 pytestmark = pytest.mark.smoke  # torch, and a model
 
@@ -249,8 +251,33 @@ def test_letters_with_the_same_tokens_are_refused(tmp_path: Path, config: Any) -
     (folder / "tokenizer.json").write_text(json.dumps(values | {"normalizer": {"type": "Lowercase"}}), "utf-8")
     base = Base("lower", folder, "identity", False, None)
     cfg = config("model=tiny_random", "eval.max_tokens=8")
-    example = Example("r0", "", "which?", "a", "a", choices="Aab")
+    example = Example("r0", single_turn("", "which?", "a"), "a", choices="Aab")
     with pytest.raises(ConfigError, match=r"eval\.forced=true: .*'A' and 'a' the same tokens.*set eval\.forced=false"):
-        tokenize_prompts([example], base, "key", cfg.eval, 0)
+        tokenize_prompts([example], base, "key", cfg.eval)
     quiet = config("model=tiny_random", "eval.max_tokens=8", "eval.forced=false", "eval.logprobs=false")
-    assert tokenize_prompts([example], base, "key", quiet.eval, 0).rows
+    assert tokenize_prompts([example], base, "key", quiet.eval).rows
+
+
+def test_a_test_set_is_tokenized_once_for_the_same_model_and_settings(
+    tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job checks the prompts before the training; they are judged after it."""
+    first, other = (Base("m", write_model(tmp_path / name), name, False, None) for name in ("a", "b"))
+    rows = [Example("r0", single_turn("", "which?", "(A)"), "A", choices="AB")]
+    tokenized = []
+
+    def counted(examples: Any, base: Base, key: str, *given: Any) -> Any:
+        tokenized.append((base.identity, key))
+        return tokenize_prompts(examples, base, key, *given)
+
+    monkeypatch.setattr(contenders, "tokenize_prompts", counted)
+    monkeypatch.setattr(contenders, "_memory", {})
+    cfg = config("model=tiny_random", "eval.max_tokens=8")
+    for _ in range(2):
+        assert contenders.prompts(cfg, first, contenders.EvalSet(rows, "x")).rows[0].id == "r0"
+    assert tokenized == [("a", "x")]
+    contenders.prompts(cfg, other, contenders.EvalSet(rows, "x"))
+    contenders.prompts(cfg, first, contenders.EvalSet(rows, "y"))
+    assert tokenized == [("a", "x"), ("b", "x"), ("a", "y")]
+    with pytest.raises(ConfigError, match=r"eval\.max_tokens"):
+        contenders.prompts(config("model=tiny_random", "eval.max_tokens=4096"), first, contenders.EvalSet(rows, "y"))

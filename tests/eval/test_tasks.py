@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import problem, vignette, vignettes, write_rows
+from conftest import problem, rendered, vignette, vignettes, write_rows
 from test_cli import refused, sftlab, whole
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.eval.scorers import scorer
 from sftlab.eval.subgroups import subgroups
-from sftlab.records import Example, Generation, Prediction
+from sftlab.records import Example, Generation, Prediction, single_turn
 from sftlab.results import SubgroupSide, Verdict
 
 SETTINGS: dict[str, Any] = {
@@ -41,7 +41,7 @@ def read(cfg: EvalConfig, *pairs: tuple[str, str], subgroup: list[str | None] | 
     names = [f"q{number}" for number in range(len(pairs))]
     kinds = subgroup or [None] * len(pairs)
     examples = [
-        Example(name, "", "Q", "A", target, subgroup=kind)
+        Example(name, single_turn("", "Q", "A"), target, subgroup=kind)
         for name, (_, target), kind in zip(names, pairs, kinds, strict=True)
     ]
     made = [Generation(name, "Q", text, "stop", 1) for name, (text, _) in zip(names, pairs, strict=True)]
@@ -60,21 +60,21 @@ def test_a_score_for_every_text_and_a_mean_with_its_interval() -> None:
     )
     assert [row.score for row in rows] == pytest.approx([2 / 3, 0, 1, 0])
     assert [row.answer for row in rows] == ["the court", "a b", "Kein Recht!", None]
-    found = scorer(ROUGE).result(rows, seed=1)
+    found = scorer(ROUGE).result([rows])
     assert found.value == found.scores["rougeL"] == found.scores["rouge1"] == pytest.approx((2 / 3 + 1) / 4)
     assert found.scores["rouge2"] == pytest.approx((2 * 1 / (1 + 3) + 1) / 4)
     assert (found.metric, found.correct) == ("rougeL", None)
     assert (found.n, found.unparsed, found.truncated) == (4, 1, 0)
     low, high = found.interval
     assert 0 <= low < found.value < high <= 1
-    assert scorer(ROUGE).result(rows, seed=1) == found
+    assert scorer(ROUGE).result([rows]) == found
 
 
 def test_another_rouge_may_be_judged() -> None:
     second = ROUGE.model_copy(update={"rouge": "rouge2"})
     rows = read(second, ("a b c", "a b d"))
     assert rows[0].score == pytest.approx(1 / 2)
-    found = scorer(second).result(rows, seed=1)
+    found = scorer(second).result([rows])
     assert (found.metric, found.value) == ("rouge2", rows[0].score)
 
 
@@ -83,7 +83,7 @@ def test_two_models_are_compared_by_their_scores() -> None:
     half, most = " ".join(target.split()[:5]), " ".join(target.split()[:9])
     a = read(ROUGE, *[(half, target)] * 20, (target, target), ("", target))
     b = read(ROUGE, *[(most, target)] * 20, (half, target), ("", target))
-    found = scorer(ROUGE).comparison(a, b, seed=1)
+    found = scorer(ROUGE).comparison([a], [b])
     gain = 2 * 9 / 19 - 2 * 5 / 15
     assert found.delta == pytest.approx((20 * gain - (1 - 2 / 3)) / 22)
     assert (found.gained, found.lost, found.n) == (20, 1, 22)
@@ -91,11 +91,13 @@ def test_two_models_are_compared_by_their_scores() -> None:
     assert found.p_value < 0.05
     assert (found.metric, found.both_right) == ("rougeL", None)
     assert found.smallest_visible_difference is not None
-    assert 0 < found.smallest_visible_difference < 0.2
-    assert scorer(ROUGE).comparison(b, a, seed=1).verdict.outcome == "worse"
-    same = scorer(ROUGE).comparison(a, a, seed=1)
+    assert 0 < found.smallest_visible_difference < 0.25
+    assert "80 %" in found.smallest_visible_assumes
+    assert scorer(ROUGE).comparison([b], [a]).verdict.outcome == "worse"
+    same = scorer(ROUGE).comparison([a], [a])
     assert str(same.verdict).startswith("inconclusive: both models have a mean ROUGE-L of 0.")
-    assert same.smallest_visible_difference is None
+    assert same.smallest_visible_difference is not None
+    assert same.smallest_visible_difference < found.smallest_visible_difference
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_two_models_are_compared_by_their_scores() -> None:
 def test_sql_is_laid_out_on_both_sides_if_the_config_says_so(completion: str, by_layout: bool) -> None:
     target = "select a,b from t where a=1"
     assert read(SQL, (completion, target))[0].correct == by_layout
-    assert scorer(SQL).result(read(SQL, (completion, target)), 1).value == by_layout
+    assert scorer(SQL).result([read(SQL, (completion, target))]).value == by_layout
     by_text = "SELECT a, b" not in completion and by_layout  # "a, b" is not "a,b" without the layout
     assert read(EXACT, (completion, target))[0].correct == by_text
 
@@ -124,7 +126,7 @@ def test_the_answer_may_be_read_out_of_a_text_by_the_config() -> None:
     assert [row.correct for row in rows] == [True, True, False]
     lost = EXACT.model_copy(update={"extract": "{{ text | search('#### *(.+)') }}"})
     with pytest.raises(ConfigError, match=r"makes nothing of it; test row 'q' has target 'none'; change"):
-        scorer(lost).check([Example("q", "", "", "", "none")])
+        scorer(lost).check([Example("q", single_turn("", "", ""), "none")])
 
 
 def test_subgroups_by_hand() -> None:
@@ -132,7 +134,7 @@ def test_subgroups_by_hand() -> None:
     a = by_letters("-" * 10 + "++" + "++++----" + "+--" + "+", kinds)
     b = by_letters("+" * 10 + "+-" + "++++---+" + "-++" + "+", kinds)
     cfg = EXACT.model_copy(update={"group_by": BY})
-    found = subgroups({"baseline": a, "finetuned": b}, scorer(cfg), seed=1)
+    found = subgroups({"baseline": [a], "finetuned": [b]}, scorer(cfg))
     assert (found.column, found.without, found.compared) == (BY, 1, 2)
     assert [(group.name, group.n) for group in found.groups] == [("s1", 12), ("s2", 8), ("few", 3)]
     first, second, few = found.groups
@@ -144,13 +146,14 @@ def test_subgroups_by_hand() -> None:
     half = z * math.sqrt(1 / 32 + z**2 / 256) / (1 + z**2 / 8)
     assert second.baseline is not None
     assert second.baseline.interval == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    # McNemar: 10 gained, 1 lost: 2 · (1 + 11) / 2^11; one gained: 1. Holm: the smaller of two is doubled.
+    # McNemar, exact since most answers change: 10 gained, 1 lost: 2 · (1 + 11) / 2^11. Mid-p of one gained: 2 · ½ · ½.
+    # Holm: the smaller of two is doubled.
     p = 2 * 12 / 2**11
     assert first.difference is not None
     assert second.difference is not None
     assert first.difference.p_value == pytest.approx(p)
     assert first.difference.p_adjusted == pytest.approx(2 * p)
-    assert (second.difference.p_value, second.difference.p_adjusted) == (1, 1)
+    assert (second.difference.p_value, second.difference.p_adjusted) == (0.5, 0.5)
     assert first.difference.delta == pytest.approx(9 / 12)
     assert few.difference is None
     assert few.reason == "too few rows to compare: fewer than 6 cannot show a difference"
@@ -160,15 +163,15 @@ def test_subgroups_by_hand() -> None:
 @pytest.mark.smoke  # libraries that take seconds to import
 def test_subgroups_of_one_model_of_none_and_of_scores() -> None:
     kinds: list[str | None] = ["s1", "s1", None]
-    alone = subgroups({"finetuned": by_letters("++-", kinds)}, scorer(EXACT), seed=1)
+    alone = subgroups({"finetuned": [by_letters("++-", kinds)]}, scorer(EXACT))
     assert alone.groups[0].reason == "one model alone"
     assert alone.groups[0].finetuned is not None
     assert (alone.note, alone.groups[0].finetuned.value) == (None, 1)
     nothing = by_letters("+-", [None, None])
-    assert subgroups({"baseline": nothing, "finetuned": nothing}, scorer(EXACT), seed=1).groups == []
+    assert subgroups({"baseline": [nothing], "finetuned": [nothing]}, scorer(EXACT)).groups == []
     low = read(ROUGE, *[("a b", "a b c d")] * 7, ("x", "a"), subgroup=["long"] * 7 + ["one"])
     better = read(ROUGE, *[("a b c", "a b c d")] * 7, ("a", "a"), subgroup=["long"] * 7 + ["one"])
-    groups = subgroups({"baseline": low, "finetuned": better}, scorer(ROUGE), seed=1).groups
+    groups = subgroups({"baseline": [low], "finetuned": [better]}, scorer(ROUGE)).groups
     assert groups[0].difference is not None
     assert groups[0].difference.delta == pytest.approx(6 / 7 - 4 / 6)
     assert groups[0].difference.p_adjusted < 0.05
@@ -181,16 +184,16 @@ def test_questions_of_one_source_count_as_one() -> None:
     sides = [
         [Prediction(**{**row.__dict__, "group": f"g{number % 5}"}) for number, row in enumerate(side)] for side in rows
     ]
-    (group,) = subgroups({"baseline": sides[0], "finetuned": sides[1]}, scorer(EXACT), seed=1).groups
+    (group,) = subgroups({"baseline": [sides[0]], "finetuned": [sides[1]]}, scorer(EXACT)).groups
     assert group.reason == "too few sources to compare: fewer than 6 cannot show a difference"
 
 
 def test_intervals_have_the_level_of_the_config() -> None:
     rows = by_letters("+" * 12 + "-" * 8, ["s1"] * 20)
-    results = [scorer(EXACT.model_copy(update={"alpha": alpha})).result(rows, seed=1) for alpha in (0.05, 0.1)]
+    results = [scorer(EXACT.model_copy(update={"alpha": alpha})).result([rows]) for alpha in (0.05, 0.1)]
     assert [result.level for result in results] == [0.95, 0.9]
     assert results[0].interval[0] < results[1].interval[0] < 0.6 < results[1].interval[1] < results[0].interval[1]
-    by_group = subgroups({"baseline": rows, "finetuned": rows}, scorer(EXACT.model_copy(update={"alpha": 0.1})), seed=1)
+    by_group = subgroups({"baseline": [rows], "finetuned": [rows]}, scorer(EXACT.model_copy(update={"alpha": 0.1})))
     assert by_group.level == 0.9
     assert by_group.groups[0].baseline is not None
     assert by_group.groups[0].baseline.interval == results[1].interval
@@ -248,28 +251,24 @@ SHARES = "dataset.split={train: 0.8, validation: 0.1, test: 0.1}"
 
 
 def test_slds_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) -> None:
-    from sftlab.dataset.examples import render_examples
-
     folder = decisions(tmp_path / "slds", train=6, validation=2, test=4)
     cfg = config("+experiment=slds", f"dataset.name_or_path={folder}", *HERE)
     assert (cfg.eval.task, cfg.eval.group_by, cfg.dataset.subset) == ("rouge", "law_area", "fr_de")
-    rendered = render_examples(cfg.dataset, cfg.seed, None, column=cfg.eval.group_by)
-    splits, subgroups = rendered.splits, rendered.subgroups[cfg.eval.group_by]
+    result = rendered(cfg.dataset, column=cfg.eval.group_by)
+    splits, subgroups = result.splits, result.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "validation": 2, "test": 4}
     one = splits["test"][0]
-    assert "headnote of the decision in German" in one.system
+    assert "headnote of the decision in German" in str(one.prompt[0]["content"])
     assert one.target == one.assistant == "Art. 9 BV; Rechtsgleichheit für Bürger 9."
     assert (subgroups[one.id], one.group) == ("Civil law", "100 Ia 9")
 
 
 def test_text_to_sql_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) -> None:
-    from sftlab.dataset.examples import render_examples
-
     folder = statements(tmp_path / "sql", train=40, test=4)
     cfg = config("+experiment=text_to_sql", f"dataset.name_or_path={folder}", *HERE)
     assert (cfg.eval.task, cfg.eval.extract, cfg.eval.group_by) == ("exact", "{{ text | sql }}", "sql_complexity")
-    rendered = render_examples(cfg.dataset, cfg.seed, None, column=cfg.eval.group_by)
-    splits, subgroups = rendered.splits, rendered.subgroups[cfg.eval.group_by]
+    result = rendered(cfg.dataset, column=cfg.eval.group_by)
+    splits, subgroups = result.splits, result.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 38, "validation": 2, "test": 4}
     assert splits["test"][1].target == "SELECT a,\n       b\nFROM test1\nWHERE a=1"
     assert subgroups[splits["test"][1].id] == "aggregation"
@@ -292,7 +291,7 @@ def test_a_column_of_the_test_rows_changes_no_stage(tmp_path: Path, config: Call
     ]
     plain, grouped = config(*settings), config(*settings, f"eval.group_by={BY}")
     store = Store(plain.store)
-    data = dataset.make(store, plain.dataset, plain.seed)
+    data = dataset.make(store, plain.dataset)
     without, with_column = read_test(plain, store, data), read_test(grouped, store, data)
     assert with_column.key == without.key
     assert {row.subgroup for row in without.examples} == {None}
@@ -504,7 +503,7 @@ def test_targets_are_checked_when_the_dataset_is_cached(tmp_path: Path, config: 
     write_rows(tmp_path / "rows.jsonl", vignettes(40))
     settings = [f"dataset.name_or_path={tmp_path / 'rows.jsonl'}", f"store={tmp_path / 'store'}", SHARES, *HERE]
     cfg = config(*settings)
-    dataset.make(Store(cfg.store), cfg.dataset, cfg.seed)
+    dataset.make(Store(cfg.store), cfg.dataset)
     with pytest.raises(ConfigError, match="its group cannot match"):
         config(*settings, "eval.pattern='answer is .([0-9])'")
     assert config(*settings, "eval.pattern='answer is .([0-9])'", "mode=train").mode == "train"
@@ -514,21 +513,24 @@ def test_targets_are_checked_when_the_dataset_is_cached(tmp_path: Path, config: 
 
 def test_some_training_completions_may_say_something_else() -> None:
     rows = [
-        Example(f"q{n}", "", "Q", f"The answer is ({letter})", "A", "AB") for n, letter in enumerate(["A", "B", "A"])
+        Example(f"q{n}", single_turn("", "Q", f"The answer is ({letter})"), "A", "AB")
+        for n, letter in enumerate(["A", "B", "A"])
     ]
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
     warning = scorer(cfg).check_completions(rows) or ""
     assert "1 of 3 training completions are not read as their target; train row 'q1'" in warning
     assert scorer(cfg).check_completions(rows[:1]) is None
-    thought = [Example("q", "", "Q", "<think>The answer is (B)?</think>The answer is (A)", "A", "AB")]
+    thought = [Example("q", single_turn("", "Q", "<think>The answer is (B)?</think>The answer is (A)"), "A", "AB")]
     assert scorer(cfg).check_completions(thought) is None
 
 
 def test_any_of_several_targets_scores() -> None:
     examples = [
-        Example("q0", "", "Q", "A", "Berne", targets=["Berne", "Bern"]),
-        Example("q1", "", "Q", "A", "in the year 1901", targets=["in the year 1901", "1901"]),
-        Example("q2", "", "Q", "A", "<think>Two and two.</think> Four"),  # a target that is the whole completion
+        Example("q0", single_turn("", "Q", "A"), "Berne", targets=["Berne", "Bern"]),
+        Example("q1", single_turn("", "Q", "A"), "in the year 1901", targets=["in the year 1901", "1901"]),
+        Example(
+            "q2", single_turn("", "Q", "A"), "<think>Two and two.</think> Four"
+        ),  # a target that is the whole completion
     ]
     made = [
         Generation("q0", "Q", "<think>Berne?</think>bern.", "stop", 1),
@@ -541,17 +543,17 @@ def test_any_of_several_targets_scores() -> None:
         ("1902", False, ["in the year 1901", "1901"]),
         ("four", True, None),
     ]
-    assert scorer(EXACT).result(exact, seed=1).value == pytest.approx(2 / 3)
+    assert scorer(EXACT).result([exact]).value == pytest.approx(2 / 3)
     scorer(EXACT).check(examples)
     with pytest.raises(ConfigError, match=r"nothing is left to compare .* test row 'q' has target '```.n```'"):
-        scorer(EXACT).check([Example("q", "", "", "", "a", targets=["a", "```\n```"])])
+        scorer(EXACT).check([Example("q", single_turn("", "", ""), "a", targets=["a", "```\n```"])])
 
 
 @pytest.mark.smoke  # libraries that take seconds to import
 def test_of_several_references_the_most_similar_scores() -> None:
     examples = [
-        Example("q0", "", "Q", "A", "a b c d", targets=["a b c d", "x y"]),
-        Example("q1", "", "Q", "A", "a b"),
+        Example("q0", single_turn("", "Q", "A"), "a b c d", targets=["a b c d", "x y"]),
+        Example("q1", single_turn("", "Q", "A"), "a b"),
     ]
     made = [Generation(name, "Q", text, "stop", 1) for name, text in (("q0", "x y z"), ("q1", "a b c d"))]
     rows = scorer(ROUGE).scored(scorer(ROUGE).predictions(made, examples))
@@ -560,12 +562,12 @@ def test_of_several_references_the_most_similar_scores() -> None:
 
 def test_choices_in_lower_case_and_several_right_letters() -> None:
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"(?i)the answer is \(([A-Z])\)"})
-    examples = [Example(f"q{n}", "", "Q", "A", "b", "abcd", targets=["b", "d"]) for n in range(3)]
+    examples = [Example(f"q{n}", single_turn("", "Q", "A"), "b", "abcd", targets=["b", "d"]) for n in range(3)]
     texts = ["The answer is (B)", "the answer is (d)", "the answer is (c)"]
     generations = [Generation(f"q{n}", "", text, "stop", 1) for n, text in enumerate(texts)]
     rows = scorer(cfg).predictions(generations, examples)
     assert [(row.answer, row.correct) for row in rows] == [("b", True), ("d", True), ("c", False)]
-    result = scorer(cfg).result(rows, seed=1)
+    result = scorer(cfg).result([rows])
     assert result.readings["lenient"].correct == 2
     assert result.letters == {"b": 1, "c": 1, "d": 1}
     scorer(cfg).check(examples)
@@ -656,8 +658,8 @@ def test_a_partly_known_count_of_truncated_answers_says_so(tmp_path: Path) -> No
     assert [found[name]["truncated"] for name in ("baseline", "finetuned")] == [None, 1]
     assert [found[name]["finish_reasons"] for name in ("baseline", "finetuned")] == [0, 4]
     assert "1 of 4 known" in out
-    assert "<td>1 of 4 known</td>" in page
-    assert "<td>–</td><td></td></tr>" in page
+    assert ">1 of 4 known</td>" in page
+    assert 'data-label="Truncated">–</td><td data-label="p"></td></tr>' in page
 
 
 @pytest.mark.smoke
@@ -723,12 +725,12 @@ def test_a_mounted_test_set_may_be_written_otherwise() -> None:
     from sftlab.config import DatasetConfig
 
     cfg = EXACT.model_copy(update={"task": "choice", "pattern": r"answer is \(([A-Z])\)"})
-    rows = [Example("q", "", "Q", "(A)", "A", "AB")]
+    rows = [Example("q", single_turn("", "Q", "(A)"), "A", "AB")]
     with pytest.raises(ConfigError, match="none of 1 test completions"):
         scorer(cfg).check_completions(rows, "test")
     mounted = cfg.model_copy(update={"dataset": DatasetConfig.model_construct()})
     assert "1 of 1 test completions are not read" in (scorer(mounted).check_completions(rows, "test") or "")
-    assert scorer(cfg).check_completions([Example("q", "", "Q", "", "A", "AB")], "test") is None
+    assert scorer(cfg).check_completions([Example("q", single_turn("", "Q", ""), "A", "AB")], "test") is None
 
 
 def test_a_warning_about_training_completions_is_logged_without_a_run(

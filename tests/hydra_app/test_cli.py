@@ -32,7 +32,7 @@ WHOLE = ("torch", "transformers.models.auto.tokenization_auto", "datasets", "mat
 
 
 # Modules that a run without a model imports to compare, plot and report.
-REPORTED = ("matplotlib.pyplot", "scipy.optimize", "scipy.sparse", "statsmodels.stats.multitest",
+REPORTED = ("datasets", "matplotlib.pyplot", "scipy.optimize", "scipy.sparse", "statsmodels.stats.multitest",
             "statsmodels.stats.proportion")  # fmt: skip
 
 
@@ -130,8 +130,9 @@ def started(folder: Path, *arguments: str, environment: Mapping[str, str] | None
 
 
 def quick(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command without a model, or with a part replaced by ``code``."""
-    status, out, errors, _ = sftlab(folder, *arguments, modules=REPORTED, code=code)
+    """Run a command without a model, or with a part replaced by ``code``; it must not import torch."""
+    status, out, errors, loaded = sftlab(folder, *arguments, modules=REPORTED, code=code)
+    assert "torch" not in loaded.split()
     return subprocess.CompletedProcess(arguments, status, out, errors)
 
 

@@ -156,7 +156,7 @@ def test_the_worker_of_a_launcher_gets_an_empty_study(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------- what a sweep may vary
 
-FIXED = ["instance=cpu", "model=tiny_random"]
+FIXED = ["instance=cpu", "model=tiny_random", "dataset.split={train: 8, validation: 4, test: 6}"]
 REFUSED = [
     (["eval.temperature=0,0.7"], "eval.temperature"),
     (["mode=train", "eval.max_tokens=8,16"], "eval.max_tokens"),
@@ -650,6 +650,12 @@ def composed(*given, **named):
     print("COMPOSED")
     return compose(*given, **named)
 ConfigLoaderImpl._load_configuration_impl = composed
+import sftlab.instance.preflight
+machine = sftlab.instance.preflight.check
+def check_machine(*given):
+    print("MACHINE")
+    return machine(*given)
+sftlab.instance.preflight.check = check_machine
 """
 
 
@@ -659,11 +665,13 @@ def test_a_command_composes_validates_and_warns_once(tmp_path: Path) -> None:
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.count("VALIDATED") == 1
     assert alone.stdout.count("COMPOSED") == 1
+    assert alone.stdout.count("MACHINE") == 1
     assert alone.stdout.count("RENDERED") == 1  # for validation and for the dataset
     assert (alone.stdout + alone.stderr).count("eval.hoped_difference=0.01: this test set is too small") == 1
     swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED)
     assert swept.returncode == 0, swept.stderr
     assert swept.stdout.count("RENDERED") == 1
+    assert swept.stdout.count("MACHINE") == 3  # each job, which may run on another machine
     assert (swept.stdout + swept.stderr).count("eval.hoped_difference=0.01: this test set is too small") == 1
     assert files(tmp_path) == []
 

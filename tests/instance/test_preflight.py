@@ -11,19 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_cli import refused
+from test_cli import refused, sftlab
 
 from sftlab.errors import ConfigError
 from sftlab.instance import machine as instance
 from sftlab.instance import preflight
-from sftlab.runtime.job import Job
 from sftlab.train import plan
-from sftlab.work import WORK, InJobs
 
 # The first lines of /proc/driver/nvidia/version: of the proprietary and of the open kernel module.
 CLOSED = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc 12.3.0\n"
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (x)\nGCC version:  gcc 12.3.0\n"
 TORCH = "__version__ = '{}'\ndebug = False\ncuda: Optional[str] = {}\nhip: Optional[str] = {}\n"
+PROBE = "plan.probe=true"
 STUDY = ["instance=small", "model.name_or_path=owner/not-downloaded", "train.use_liger_kernel=false", "tracking=none"]
 
 
@@ -269,34 +268,30 @@ def test_the_cpu_is_not_used_unnoticed_on_a_gpu_machine(
     assert "nvidia-smi is installed and lists no GPU" in caplog.text
 
 
-@pytest.mark.parametrize("overrides", [[], ["mode=train"], ["mode=evaluate", "eval.name_or_path=owner/other"]])
-def test_the_checks_precede_every_download(
-    box: Box,
-    config: Callable[..., Any],
-    problems: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    overrides: list[str],
-) -> None:
-    """Also in a worker of a launcher and in a dry run."""
+def test_every_mode_that_uses_the_machine_is_checked(box: Box, config: Callable[..., Any]) -> None:
     (box.root / "bin/gcc").unlink()
-    monkeypatch.setattr("sftlab.model.base.resolve", lambda *_, **__: pytest.fail("the model was asked for"))
-    monkeypatch.setattr("sftlab.dataset.stage.make", lambda *_, **__: pytest.fail("the dataset was asked for"))
-    cfg = config(*STUDY, *overrides, f"store={tmp_path / 'store'}")
-    work = WORK[cfg.mode]
-    assert isinstance(work, InJobs)
-    with pytest.raises(ConfigError, match="neither gcc nor clang"):
-        work.job(cfg, Job(number=0, overrides=[], config={}), tmp_path)
-    with pytest.raises(ConfigError, match="neither gcc nor clang"):
-        work.dry_run(cfg, tmp_path, tmp_path / "scratch")
-    assert not (tmp_path / "store").exists()
+    for mode in ([], ["mode=train"], ["mode=evaluate", "eval.name_or_path=owner/other"], ["mode=plan", PROBE]):
+        with pytest.raises(ConfigError, match="neither gcc nor clang"):
+            preflight.check_mode(config(*STUDY, *mode))
+    for mode in (["mode=plan"], ["mode=preview"]):
+        preflight.check_mode(config(*STUDY, *mode))
 
 
-def test_a_command_exits_with_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the real command line, and CUDA_VISIBLE_DEVICES naming a GPU that does not exist."""
+@pytest.mark.parametrize("dry_run", ["false", "true"])
+@pytest.mark.parametrize("mode", [["mode=train"], ["mode=plan", PROBE]], ids=["train", "plan"])
+def test_a_command_exits_with_2_before_any_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: list[str], dry_run: str
+) -> None:
+    """With the real command line, and CUDA_VISIBLE_DEVICES naming a GPU that does not exist.
+
+    The jobs of a sweep check their machine themselves, since they may run in the worker of a launcher.
+    """
     if instance.visible_gpus():
         pytest.skip("this machine has a GPU")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    for dry_run in ("false", "true"):
-        message = refused(tmp_path, "instance=small", "model=tiny_random", "mode=train", f"dry_run={dry_run}")
-        assert "set instance=cpu" in message
+    settings = ["instance=small", "model=tiny_random", *mode, f"dry_run={dry_run}", "store=store"]
+    assert "set instance=cpu" in refused(tmp_path, *settings)
+    code, _, message, _ = sftlab(tmp_path, "-m", *settings, "seed=1,2", "hydra.sweep.dir=out")
+    assert code == 2, message
+    assert message.count("set instance=cpu") >= 2
+    assert {path.name for path in tmp_path.glob("store/*")} <= {".runs"}

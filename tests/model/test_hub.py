@@ -294,9 +294,9 @@ from sftlab.runtime.store import Store
 cfg = composed(*json.loads(os.environ["OVERRIDES"]))
 base = models.resolve(cfg.model, Store("store"), cfg.seed)
 cfg = pinned(cfg, base)
-rows = dataset.load(Store("store"), cfg.dataset, cfg.seed)
+rows = dataset.load(Store("store"), cfg.dataset)
 text = (base.path / "chat_template.jinja").read_text("utf-8")
-print(json.dumps([revisions(cfg), text, sorted(row.user for part in rows.values() for row in part)]))
+print(json.dumps([revisions(cfg), text, sorted(row.question for part in rows.values() for row in part)]))
 """
 
 
@@ -327,9 +327,9 @@ from sftlab.config import DatasetConfig
 from sftlab.dataset import stage as dataset
 from sftlab.runtime.store import Store
 cfg = DatasetConfig.model_validate_json(os.environ["SETTINGS"])
-splits = dataset.load(Store("store"), cfg, 42)
+splits = dataset.load(Store("store"), cfg)
 ids = {name: [row.id for row in rows] for name, rows in splits.items()}
-print(json.dumps([ids, dataset.inputs(cfg, 42)["source"]]))
+print(json.dumps([ids, dataset.inputs(cfg)["source"]]))
 """
 
 

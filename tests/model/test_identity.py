@@ -123,8 +123,8 @@ def keys(cfg: Any) -> dict[str, str]:
     machine = instance.find(cfg.instance, elsewhere=True)
     prompts = Prompts([], {})
     inputs = (
-        dataset.inputs(cfg.dataset, cfg.seed),
-        tokenize.inputs("dataset", BASE, 8, False),
+        dataset.inputs(cfg.dataset),
+        tokenize.inputs("dataset", BASE, cfg),
         train.inputs("tokens", BASE, cfg.peft, cfg.train, machine, cfg.seed),
         merge.inputs(Path("train/checkpoint-1"), BASE),
         evaluate.inputs(evaluate.Model(Path("model"), "identity", False), prompts, cfg.eval, machine.device, cfg.seed),

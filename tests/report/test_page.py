@@ -21,7 +21,7 @@ from sftlab.eval.knowledge import knowledge, split
 from sftlab.eval.statistics import compare, wilson
 from sftlab.records import Prediction, write_jsonl
 from sftlab.report.page import render
-from sftlab.report.text import count, date, percent, points, seconds, sha256
+from sftlab.report.text import count, date, percent, points, seconds, sha256, span
 from sftlab.results import RunRecord
 from sftlab.runtime.run import read_record
 
@@ -90,14 +90,14 @@ def evaluation(baseline: list[Prediction], finetuned: list[Prediction]) -> dict[
 
     def against(reading: str) -> dict[str, Any]:
         right = [[row.readings[reading] == row.target for row in rows] for rows in (baseline, finetuned)]
-        return compare(right[0], right[1], groups=None, alpha=0.05, seed=1, resamples=500).model_dump()
+        return compare(right[0], right[1], groups=None, alpha=0.05).model_dump()
 
-    parts = split(baseline, finetuned, 0.05)
+    parts = split([baseline], [finetuned], 0.05)
     assert parts is not None
     made["comparison"] = {**against("strict"), "smallest_visible_difference": 0.041, "forced": against("forced")}
     made["comparison"]["split"] = parts.model_dump()
     for name, rows in (("baseline", baseline), ("finetuned", finetuned)):
-        made[name]["knowledge"] = known.model_dump() if (known := knowledge(rows, 0.05)) else None
+        made[name]["knowledge"] = known.model_dump() if (known := knowledge([rows], 0.05)) else None
     made["constant"] = {"answer": "A", "correct": len(baseline) // 4}
     return made
 
@@ -317,7 +317,7 @@ def test_everything(tmp_path: Path) -> None:
     for part in (
         "sodium-lora · 24 November 2026, 23:13 UTC",
         "The fine-tuned model is better.",
-        "But no difference in knowledge is shown: the change may be one of answer form, and of luck",
+        "One training run (seed 42) is one draw",
         "Knowledge, guessing or form?",
         "A model that always answers A is right in 15 of 60 questions.",
         "Selected: epoch 2 (step 80), validation loss 1.2500.",
@@ -340,6 +340,41 @@ def test_everything(tmp_path: Path) -> None:
     strict, known = compared["delta"], compared["split"]["knowledge"]["value"]
     assert f"The strict difference of {points(strict)} points splits into {points(known)} points of know" in page.text
     assert f") and {points(compared['split']['form']['value'])} points of form (" in page.text
+    lead = (
+        f"By strict reading: {points(strict)} points ({span(compared['interval'])}). With forced choices, which give "
+    )
+    forced = f"{points(compared['forced']['delta'])} points ({span(compared['forced']['interval'])})"
+    assert f"{lead}every question an answer: {forced}: no difference is shown. " in page.text
+    in_knowledge = f"Knowledge: {points(known)} points ({span(compared['split']['knowledge']['interval'])})"
+    assert f"{in_knowledge}: no difference is shown, so the change may be one of answer form, or luck" in page.text
+
+
+def test_the_number_of_models_judged_on_the_test_set_stands_beside_the_verdict(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12)
+    reuse = {"test_set": "0" * 16, "number": 15, "models": 15, "rows": 12, "alpha": 0.05, "chance": 0.181}
+    texts = []
+    for mode, corrected in (("all", False), ("evaluate", True), ("compare", None)):
+        run["mode"] = mode
+        run["evaluation"]["reuse"] = None if corrected is None else {**reuse, "corrected": corrected}
+        save(tmp_path / "run", run)
+        texts.append(read(tmp_path / "run").text)
+    used = (
+        "Model 15 judged on these 12 questions. If all 15 changed nothing, at least one would be called better with a "
+    )
+    assert f"{used}probability of about 18 %; eval.correct_for_reuse=true adjusts p for this." in texts[0]
+    assert "One training run is one draw" in texts[1]
+    assert f"{used}probability of about 18 %. eval.correct_for_reuse=true multiplies p by 15 × 16" in texts[1]
+    assert "is one draw" not in texts[2]
+    assert "mode=compare does not count" in texts[2]
+
+
+def test_overlapping_intervals_are_explained(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12)
+    for low, overlap in ((0.3, True), (0.5, False)):
+        run["evaluation"]["baseline"]["interval"] = [0.2, 0.4]
+        run["evaluation"]["finetuned"]["interval"] = [low, 0.9]
+        save(tmp_path / "run", run)
+        assert ("These two intervals overlap, which decides nothing" in read(tmp_path / "run").text) == overlap
 
 
 def test_questions_block(tmp_path: Path) -> None:
@@ -499,6 +534,33 @@ def test_compare_only(tmp_path: Path) -> None:
     page = read(tmp_path / "run")
     assert "The fine-tuned model is better." in page.text
     assert "bias and variance" not in page.text
+
+
+def test_compared_files_are_named_by_their_labels(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    for name in ("loss.png", "metrics.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    evaluation = run["evaluation"] | {"labels": {"baseline": "Qwen3", "finetuned": "Gemma"}}
+    evaluation["finetuned"]["repeats"] = {"values": [0.5, 0.7], "changed": 9, "noise": 0.2, "forced_noise": 0.1}
+    evaluation["comparison"]["split"] |= {"outcome": "better"}
+    sources = {"baseline": "a.jsonl", "finetuned": "b.jsonl"}
+    save(tmp_path / "run", MINIMAL | {"mode": "compare", "evaluation": evaluation, "sources": sources})
+    page = read(tmp_path / "run")
+    for part in ("Gemma is better.", "Gemma knows more answers", "Gemma − Qwen3", "Run-to-run noise, Gemma:"):
+        assert part in page.text, part
+    assert not re.search("baseline|fine-tuned|base model", page.text, re.IGNORECASE)
+    assert block(page)["models"] == ["Qwen3", "Gemma"]
+
+
+def test_a_difference_that_is_not_split_claims_nothing_about_knowledge(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    reason = "3 of 60 questions have neither an answer nor a forced choice of the base model"
+    run["evaluation"]["comparison"] |= {"split": None, "forced": None, "unsplit": reason}
+    save(tmp_path / "run", run)
+    text = read(tmp_path / "run").text
+    assert "Whether this is a difference in knowledge is not known" in text
+    assert f"The difference is not split into knowledge, guessing and form: {reason}." in text
+    assert "answer form" not in text
 
 
 def test_one_model_alone(tmp_path: Path) -> None:
@@ -680,6 +742,27 @@ def test_failed_run(tmp_path: Path) -> None:
     assert " ".join(HOSTILE.split()) in page.text
 
 
+def test_repeats_few_groups_and_what_the_detectable_difference_assumes(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    judged = run["evaluation"]["finetuned"]
+    judged |= {"groups": 12, "answers": 2 * judged["n"]}
+    judged["repeats"] = {
+        "values": [0.5, 0.7],
+        "changed": 9,
+        "noise": 0.2,
+        "forced_noise": 0.1,
+        "pass_at": {"1": 0.6, "2": 0.75},
+        "majority": 0.65,
+    }
+    run["evaluation"]["comparison"]["smallest_visible_assumes"] = "if 21.5 % of the answers change"
+    save(tmp_path / "run", run)
+    text = read(tmp_path / "run").text
+    assert "pass@1 60.0%, pass@2 75.0%, majority@2 65.0%." in text
+    assert "The questions are of 12 groups only." in text
+    assert "The test set shows a difference of 4.1 points or more if 21.5 % of the answers change." in text
+    assert f"{judged['n']} × 2" in text
+
+
 def test_worse_and_a_test_set_too_small(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     run["evaluation"]["comparison"] |= {
@@ -694,7 +777,7 @@ def test_worse_and_a_test_set_too_small(tmp_path: Path) -> None:
     page = read(tmp_path / "run")
     assert "The fine-tuned model is worse. 20 of 60 against 30 (−16.7 points, 95 % interval −25.0 to −8.3" in page.text
     assert "; 29 of 30 answers of the base model are truncated." in page.text
-    assert "Smallest difference this test set shows none too few questions or changes" in page.text
+    assert "Smallest difference this test set shows none too few questions" in page.text
 
 
 @pytest.mark.parametrize("jobs", [2, 8])
@@ -828,6 +911,45 @@ def test_in_a_browser(tmp_path: Path) -> None:
     assert "1 of 60 questions" in lost
     assert "0 of 60 questions" in dom("#filter=all&search=nowhere")
     assert 'data-kind="differ" aria-pressed="true"' in dom("#training")
+
+
+@pytest.mark.smoke  # a browser
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
+@pytest.mark.timeout(120)
+def test_no_table_is_wider_than_a_phone(tmp_path: Path) -> None:
+    hostile(tmp_path / "hostile")
+    sweep = write(tmp_path / "sweep", jobs=3)
+    sweep["jobs"][2] |= {"status": "failed", "error": "x" * 90}
+    sweep["selection"]["metric"] = "exact_match"
+    sweep["evaluation"]["subgroups"] = {**SUBGROUPS, "column": "y" * 60}
+    sweep["evaluation"]["labels"] = {"baseline": "x" * 60, "finetuned": "Llama-3.1-8B-Instruct/samples_medqa_4options"}
+    save(tmp_path / "sweep", sweep)
+    row = {"job": 0, "overrides": ["eval.max_tokens=64"], "status": "success", "model": "owner/" + "z" * 60}
+    row |= {"evaluation": sweep["evaluation"], "p_adjusted": 0.5, "verdict": {"outcome": "inconclusive", "reason": "x"}}
+    (tmp_path / "evaluations").mkdir()
+    save(tmp_path / "evaluations", MINIMAL | {"mode": "evaluate", "evaluations": [row, {**row, "job": 1}]})
+    scores(tmp_path / "scores")
+    # A window of Chromium is at least 500 pixels wide; a frame may have any width.
+    pages = [rendered(tmp_path / name) for name in ("hostile", "sweep", "evaluations", "scores")]
+    frames = "".join(f'<iframe width="390" height="800" srcdoc="{html.escape(page)}"></iframe>' for page in pages)
+    measure = """<script>addEventListener("load", () => {
+      document.body.innerHTML += "<pre>" + JSON.stringify([...document.querySelectorAll("iframe")].map((frame) => {
+        const page = frame.contentDocument, sizes = {tables: []};
+        for (const fold of page.querySelectorAll("details")) fold.open = true;
+        for (const table of page.querySelectorAll("table"))
+          sizes.tables.push(Math.max(table.getBoundingClientRect().right, 16 + table.parentElement.scrollWidth));
+        return {...sizes, page: page.documentElement.scrollWidth};
+      })) + "</pre>";
+    })</script>"""
+    (tmp_path / "frames.html").write_text(
+        f"<!doctype html><style>iframe {{ border: 0 }}</style><body>{frames}{measure}", encoding="utf-8"
+    )
+    shown = browse(tmp_path, (tmp_path / "frames.html").as_uri())
+    sizes = json.loads(shown[shown.rindex("<pre>") + 5 : shown.rindex("</pre>")])
+    assert [len(page["tables"]) for page in sizes] == [7, 9, 1, 5]
+    for page in sizes:
+        assert page["page"] <= 390
+        assert max(page["tables"]) <= 390 - 16
 
 
 def browse(folder: Path, address: str) -> str:

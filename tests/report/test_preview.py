@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from conftest import TEMPLATE, vignettes, write_model
 from test_page import HOSTILE, Reader
+from test_prompt import tokenized as tokenize
 from test_tokenize import data, made
 
-from sftlab.dataset.prompt import Tokens, tokenize
+from sftlab.dataset.prompt import Segment, Tokens
 from sftlab.model.base import Base
-from sftlab.records import Example
+from sftlab.records import Example, single_turn
 from sftlab.report.preview import BINS, histogram, pick, preview, spans, statistics, visible
 
 NASTY = f"[bold]x[/bold] \x1b[31mred\u202e :smile: café 中文 👩\u200d🚀 end .\r\n\t{HOSTILE}"
@@ -29,7 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 def example(number: int = 0, user: str = "what is it?", assistant: str = "this") -> Example:
-    return Example(id=f"row-{number}", system="", user=user, assistant=assistant, target="A")
+    return Example(id=f"row-{number}", messages=single_turn("", user, assistant), target="A")
 
 
 def shown(tokenizer: Any, row: Example, max_length: int = 10_000) -> tuple[Tokens, list[Any]]:
@@ -153,10 +154,13 @@ def test_a_decoder_that_drops_the_first_space_and_knows_bytes() -> None:
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False))
 
-    found = spans(decode, Tokens([1, 2, 3, 4, 5, 6], [1, 7, 3, 4, 5, 6, 0], ""), 99, {0})
+    def row(prompt: list[int], completion: list[int]) -> Tokens:
+        return Tokens("r", [Segment(prompt, supervised=False), Segment(completion, supervised=True)], "")
+
+    found = spans(decode, row([1, 2, 3, 4, 5, 6], [1, 7, 3, 4, 5, 6, 0]), 99, {0})
     assert [span.text for span in found] == ["the", " answer", "😀", " the", " ", "😀", "<s>"]
     assert [(span.start, len(span.ids)) for span in found][2:6] == [(2, 4), (6, 1), (7, 1), (8, 4)]
-    first = spans(decode, Tokens([7, 2], [2], ""), 99, {0})  # a first space that decodes to nothing waits for a word
+    first = spans(decode, row([7, 2], [2]), 99, {0})  # a first space that decodes to nothing waits for a word
     assert [(span.text, span.ids) for span in first] == [(" answer", [7, 2]), (" answer", [2])]
 
 
@@ -197,7 +201,12 @@ class WithoutTest(Mapping[str, list[Example]]):
 
 def run(base: Base, folder: Path, train: list[Example], validation: list[Example] | None = None, **options: Any) -> str:
     splits = WithoutTest(train, [example()] if validation is None else validation)
-    preview(base.tokenizer(), splits, folder=folder, **{"max_length": 1000, "rows": 3, "seed": 1} | options)
+    preview(
+        base.tokenizer(),
+        splits,
+        folder=folder,
+        **{"max_length": 1000, "train_on": "all", "rows": 3, "seed": 1} | options,
+    )
     return (folder / "preview.html").read_text("utf-8")
 
 
@@ -291,7 +300,7 @@ def test_clean_up_does_not_change_the_text(base: Base, tmp_path: Path) -> None:
     tokenizer.clean_up_tokenization_spaces = True
     tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     splits = {"train": [example(user="one . two , do n't")], "validation": []}
-    preview(tokenizer, splits, max_length=1000, folder=tmp_path, seed=1)
+    preview(tokenizer, splits, max_length=1000, train_on="all", folder=tmp_path, seed=1)
     text = (tmp_path / "preview.html").read_text("utf-8")
     assert "one . two , do n't</s>" in html.unescape("".join(re.findall(r'id \d+">(?:<b>)?([^<]*)<', text)))
 

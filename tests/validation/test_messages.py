@@ -312,6 +312,7 @@ def pair(b: str | bytes, a: str = GOOD) -> Make:
 PREDICTIONS = [
     Case(["mode=compare"]),
     Case(["mode=compare", "eval.predictions=[a.jsonl]"]),
+    Case([*COMPARE, "eval.correct_for_reuse=true"], "two files", pair(GOOD)),
     Case(COMPARE),
     Case(COMPARE, "an empty file", pair("")),
     Case(COMPARE, "CSV", pair("id,completion\n")),

@@ -1,0 +1,58 @@
+"""Apply a function to chunks of rows: a small dataset in this process, a large one in a process for each core."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+FEW = 4  # chunks that cost less than the start of processes
+
+_apply: Callable[[Any], Any]  # in a worker process: the function that it applies
+
+
+def in_order(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
+    """Yield the result of a function for each chunk, in order.
+
+    From the fifth chunk on, chunks are computed in parallel: the function, the chunks and the results are pickled. Few
+    chunks are in memory at a time.
+    """
+    remaining = iter(chunks)
+    for chunk in islice(remaining, FEW):
+        yield function(chunk)
+    for chunk in remaining:
+        yield from _parallel(function, chain([chunk], remaining))
+
+
+def _parallel(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
+    processes = len(os.sched_getaffinity(0))
+    pending = deque[Future[R]]()
+    # A forked process could hang on a lock that a thread of this one holds.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(function,))
+    try:
+        for chunk in chunks:
+            pending.append(pool.submit(_work, chunk))
+            if len(pending) > 2 * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    global _apply
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends the workers
+    _apply = function
+
+
+def _work(chunk: Any) -> Any:
+    return _apply(chunk)

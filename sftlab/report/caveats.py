@@ -1,0 +1,54 @@
+"""What limits every verdict, in the same words in terminal, page and model card: one training, a reused test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sftlab.eval import scorers
+from sftlab.report.text import level, plural
+from sftlab.results import Evaluation, EvaluationRow, Reuse
+
+
+def caveats(evaluation: Evaluation, mode: str, seed: int) -> list[str]:
+    """The sentences for one evaluation. Files of mode=compare may be of any origin, so nothing is said of training."""
+    if mode == "compare":
+        return ["mode=compare does not count how many models were judged on these rows."]
+    if evaluation.reuse is None:
+        return [one_draw(mode, seed)]
+    return [one_draw(mode, seed), used(evaluation.reuse, scorers.view(evaluation.task).rows)]
+
+
+def one_draw(mode: str, seed: int) -> str:
+    """The seed of the training is known only to the run that trained."""
+    of = "" if mode == "evaluate" else f" (seed {seed})"
+    return f"One training run{of} is one draw: another seed gives other weights, which no interval accounts for."
+
+
+def used(reuse: Reuse, rows: str) -> str:
+    """How many models were judged on a test set, and how likely chance alone calls one of them better."""
+    place = str(reuse.number) if reuse.number == reuse.models else f"{reuse.number} of {reuse.models}"
+    judged = (
+        f"Model {place} judged on {'these' if reuse.rows > 1 else 'this'} {plural(reuse.rows, rows.removesuffix('s'))}."
+    )
+    chance = f"with a probability of about {100 * reuse.chance:.2g} %"
+    if reuse.models == 1:
+        text = f"{judged} A model that changes nothing is called better {chance}"
+    else:
+        text = f"{judged} If all {reuse.models} changed nothing, at least one would be called better {chance}"
+    if not reuse.corrected:
+        return text + ("." if reuse.models == 1 else "; eval.correct_for_reuse=true adjusts p for this.")
+    return (
+        f"{text}. eval.correct_for_reuse=true multiplies p by {reuse.number} × {reuse.number + 1}, which keeps this "
+        f"probability below {level(reuse.alpha)} for any number of models."
+    )
+
+
+def used_of_all(rows: Sequence[EvaluationRow]) -> list[str]:
+    """The same for the jobs of a sweep: one sentence for each test set, that of the last model."""
+    last: dict[str, tuple[Reuse, str]] = {}
+    for evaluation in (row.evaluation for row in rows if row.evaluation is not None):
+        if (reuse := evaluation.reuse) is not None:
+            before = last.get(reuse.test_set)
+            if before is None or reuse.number >= before[0].number:
+                last[reuse.test_set] = reuse, scorers.view(evaluation.task).rows
+    return [used(reuse, noun) for reuse, noun in last.values()]

@@ -1,0 +1,174 @@
+"""Files that are read as streams, chunks that other processes render, and examples that are not in memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import rendered, vignette, write_rows
+from test_prompt import settings
+
+from sftlab.dataset import arrow_examples, formats, parallel
+from sftlab.dataset.arrow_examples import Examples, batch_of, open_file, reorder, text_of, write
+from sftlab.errors import ConfigError
+from sftlab.records import Example
+
+ROWS = [vignette(number, question=f"Größe {number}?" * (number % 7)) for number in range(1, 60)]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "BLOCK", 1500)
+    monkeypatch.setattr(parallel, "FEW", 10**6)  # monkeypatching does not reach other processes
+
+
+def read(path: Path, **changed: Any) -> list[Example]:
+    rows: list[Example] = rendered(settings(name_or_path=str(path), **changed), mounted=True).splits["test"]
+    return rows
+
+
+def arrow(path: Path, rows: list[dict[str, Any]], *, stream: bool) -> Path:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as out, (pa.ipc.new_stream if stream else pa.ipc.new_file)(out, table.schema) as to:
+        to.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow", "b.arrow"])
+def test_a_stream_has_the_rows_of_the_whole_file(tmp_path: Path, small_chunks: None, name: str) -> None:
+    lines = write_rows(tmp_path / "whole.jsonl", ROWS)
+    expected = read(lines)
+    assert len(expected) == len(ROWS)
+    path = tmp_path / name
+    if name.endswith(".arrow"):
+        arrow(path, ROWS, stream=name[0] == "b")
+    elif name == "a.parquet":
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(ROWS), path)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(lines.read_bytes()))
+    elif name.endswith(".zst"):
+        from pyarrow import CompressedOutputStream, OSFile
+
+        with OSFile(str(path), "wb") as raw, CompressedOutputStream(raw, "zstd") as out:
+            out.write(lines.read_bytes())
+    else:
+        shutil.copy(lines, path)
+    assert len([*formats.read_file(path)]) > 3 or name[0] == "b" or name in ("a.parquet", "a.arrow")
+    assert read(path) == expected
+
+
+def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved", num_shards=2)
+    assert [row.question for row in read(tmp_path / "saved")] == [
+        row.question for row in read(write_rows(tmp_path / "a.jsonl", ROWS))
+    ]
+
+
+def test_problems_of_a_stream_name_line_and_row(tmp_path: Path, small_chunks: None) -> None:
+    lines = [json.dumps(row) for row in ROWS]
+    lines[40] = "{broken"
+    lines[45] = json.dumps({**ROWS[45], "rationale": ""})
+    lines.insert(20, "")  # an empty line has a number, but it is not a row
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "a.jsonl")
+    assert "a.jsonl:42: is not JSON" in str(caught.value)
+    assert "a.jsonl, row 46 (row-46): eval.dataset.assistant renders to nothing" in str(caught.value)
+    (tmp_path / "a.jsonl").write_bytes("\n".join(lines[:30]).encode() + b"\n\xff\n")
+    with pytest.raises(ConfigError, match=r"a\.jsonl:31: is not UTF-8 \(byte 0xff\)"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_whole_numbers_are_restored_from_nulls_in_another_chunk(tmp_path: Path, small_chunks: None) -> None:
+    rows = [vignette(number, age=float(number)) for number in range(30)] + [vignette(31, age=None)]
+    texts = [row.question for row in read(write_rows(tmp_path / "a.jsonl", rows), user="{{ age }} years")]
+    assert texts[:2] + texts[-1:] == ["0 years", "1 years", " years"]
+
+
+def test_ids_that_occur_in_two_chunks_are_refused(tmp_path: Path, small_chunks: None) -> None:
+    with pytest.raises(ConfigError, match=r"row 60: two rows have the id 'row-1', the other is row 1"):
+        read(write_rows(tmp_path / "a.jsonl", [*ROWS, ROWS[0]]))
+
+
+PARALLEL = """
+import sys
+from pathlib import Path
+from sftlab.dataset import parallel
+def square(number):
+    if number == 30: raise ValueError("thirty")
+    return number * number
+if __name__ == "__main__":
+    print(list(parallel.in_order(square, range(29))) == [n * n for n in range(29)])
+    try:
+        for value in parallel.in_order(square, range(100)):
+            last = value
+    except ValueError as error:
+        print(error, last)
+"""
+
+
+def test_chunks_are_computed_in_order_and_errors_reach_the_caller(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(PARALLEL, "utf-8")
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\nthirty 841\n", done.stderr
+
+
+def test_examples_are_written_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    monkeypatch.setattr(arrow_examples, "SORTED", 5000)
+    monkeypatch.setattr(arrow_examples, "BATCH", 10)
+    rows = [Example(f"row {number}", [{"role": "user", "content": "q" * number}], "A") for number in range(201)]
+    texts = list(map(text_of, rows))
+    chunks = [texts[:7], texts[7:100], texts[100:]]
+    write(tmp_path / "rows.arrow", map(batch_of, chunks))
+    order = random.Random(0).sample(range(201), 150)
+    reorder(tmp_path / "rows.arrow", np.array(order), tmp_path / "train.arrow")
+    examples, expected = Examples(tmp_path / "train.arrow"), [rows[number] for number in order]
+    assert [len(batch.examples()) for batch in examples.batches()] == [10] * 15
+    assert list(examples) == expected
+    assert (examples[149], examples[-150], examples[3:6]) == (expected[149], expected[0], expected[3:6])
+    with pytest.raises(IndexError):
+        examples[150]
+    reorder(None, np.array([], dtype=np.int64), tmp_path / "none.arrow")
+    assert len(Examples(tmp_path / "none.arrow")) == 0
+    assert open_file(tmp_path / "train.arrow").num_record_batches == 15
+
+
+def test_strata_are_in_every_split_in_proportion_and_groups_stay_together(tmp_path: Path) -> None:
+    rows = [vignette(number, kind="rare" if number % 10 == 0 else "common", case=number // 2) for number in range(200)]
+    # Both rows of a case are of one kind, except that a rare row shares its case with a common one.
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    split = {"train": 0.5, "validation": 0.25, "test": 0.25}
+    kinds = {row["id"]: row["kind"] for row in rows}
+    for options, tolerance in (({}, 0), ({"group_by": "{{ case }}"}, 1)):
+        cfg = settings(name_or_path=str(path), split=split, stratify_by="{{ kind }}", **options)
+        splits = rendered(cfg).splits
+        assert [len(splits[name]) for name in split] == [100, 50, 50]
+        for name, share in split.items():
+            count = Counter(kinds[row.id] for row in splits[name])
+            assert abs(count["rare"] - 20 * share) <= tolerance
+        if options:
+            cases = [{row.group for row in splits[name]} for name in split]
+            assert sum(map(len, cases)) == len(set.union(*cases)) == 100
+
+
+def test_another_training_seed_moves_no_row(config: Any) -> None:
+    first, second = config("seed=1").dataset, config("seed=2").dataset
+    assert first == second
+    assert rendered(first).splits == rendered(second).splits
+    assert rendered(config("dataset.seed=1").dataset).splits != rendered(first).splits
