@@ -151,6 +151,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     files.metrics(run.folder, jobs)
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
     if selection.step == 0:
+        link(run.folder / "merged", None)
         run.update(skipped=UNTRAINED)
         terminal.skipped(UNTRAINED)
     elif MODES[cfg.mode].evaluates:

@@ -199,6 +199,8 @@ class PlanCell(Record):
     """Memory of a device; null if unknown."""
     seconds_per_epoch: float | None
     """Seconds of one epoch with its validations; null if unknown."""
+    epochs: float | None = None
+    """Epochs of the job, with a fraction if train.max_steps ends within one."""
     timed_by: str
     """What the time was estimated from."""
     gradient_checkpointing: bool = False

@@ -347,19 +347,34 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
             assert (branched[name] == tensor).all(), (epoch, name)
 
 
-def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: Path) -> None:
-    done = whole(place, *TINY, "select.metric=exact_match", "hydra.run.dir=answered")
+def test_checkpoints_can_be_ranked_by_answers_on_validation(place: Path) -> None:
+    settings = ["select.metric=exact_match", "train.eval_on_start=true", "train.eval_steps=2", "train.max_steps=4"]
+    done = whole(place, *TINY, *settings, "hydra.run.dir=answered")
     assert done.returncode == 0, done.stderr
     chosen = read(place / "answered" / "run.json")["selection"]
     assert chosen["metric"] == "exact_match"
-    assert [row["step"] for row in chosen["candidates"]] == [
-        row["step"] for row in read(tiny / "run.json")["selection"]["candidates"]
-    ]
+    assert [row["step"] for row in chosen["candidates"]] == [0, 2, 4]
     assert all(0 <= row["exact_match"] <= 1 for row in chosen["candidates"])
     assert chosen["exact_match"] == max(row["exact_match"] for row in chosen["candidates"])
     assert "right answers on validation" in done.stdout
     # One merged model is left: the others are made again when they are asked for.
     assert (place / "answered" / "merged" / "config.json").is_file()
+
+
+def test_the_untrained_model_can_be_selected(place: Path) -> None:
+    settings = ["train.eval_on_start=true", "train.max_steps=2", "train.learning_rate=1e-9"]  # no loss changes
+    for limit in ("null", "1"):
+        done = whole(place, *TINY, *settings, f"train.save_total_limit={limit}", "hydra.run.dir=untrained")
+        assert done.returncode == 0, done.stderr
+        run = read(place / "untrained" / "run.json")
+        assert [row["step"] for row in run["selection"]["candidates"]] == [0, 2]
+        assert (run["status"], run["selection"]["step"], run["evaluation"], run["merge"]) == ("success", 0, None, None)
+        assert "the untrained model" in run["skipped"]
+        assert "the untrained model, is selected" in done.stdout
+        written = {path.name for path in (place / "untrained").iterdir()}
+        assert not {"best", "merged", "predictions", "model_card.md"} & written
+        history = rows(place / "untrained" / "metrics.jsonl")
+        assert [row["step"] for row in history if "eval_loss" in row] == [0, 2]
 
 
 def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:

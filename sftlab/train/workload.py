@@ -27,12 +27,16 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """Longest training and validation batch, and the tokens of an epoch with its validations, padding included."""
+    """Longest training and validation batch, and the tokens of an epoch with its validations, padding included.
+
+    ``epochs`` is the length of the job.
+    """
 
     longest: Batch
     evaluated: Batch
     train_tokens: int
     eval_tokens: int
+    epochs: float
 
 
 def workload(tokens: Tokenized, train: TrainConfig, machine: Machine, hidden: int) -> Workload:
@@ -50,8 +54,9 @@ def workload(tokens: Tokenized, train: TrainConfig, machine: Machine, hidden: in
     else:
         steps = ceil(len(lengths) / machine.effective_batch(train))
         train_tokens = step_tokens(lengths, train, machine, hidden)
-    validations = Timeline(train, steps).evaluations_per_epoch
-    return Workload(longest, evaluated, train_tokens, round(eval_tokens * validations))
+    timeline = Timeline(train, steps)
+    eval_tokens = round(eval_tokens * timeline.evaluations_per_epoch)
+    return Workload(longest, evaluated, train_tokens, eval_tokens, timeline.total / steps)
 
 
 def rows_by_split(tokens: Tokenized) -> dict[str, list[Row]]:
