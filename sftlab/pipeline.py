@@ -37,9 +37,9 @@ from sftlab.train import stage as train
 log = logging.getLogger(__name__)
 
 UNTRAINED = (
-    "step 0, the untrained model, is selected: no checkpoint is better on validation. There is nothing to merge, and "
-    "the test set is not read, since the comparison would be of the base model with itself. Use the base model, or "
-    "change the training"
+    "step 0, the untrained model, is selected: no checkpoint is better on validation{noise}. Nothing is merged or "
+    "pushed, and the test set is not read: the comparison would be of the base model with itself. Use the base model, "
+    "or change the training"
 )
 
 
@@ -152,8 +152,9 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
     if selection.step == 0:
         link(run.folder / "merged", None)
-        run.update(skipped=UNTRAINED)
-        terminal.skipped(UNTRAINED)
+        reason = UNTRAINED.format(noise=" beyond the noise" if settings.tie == "earliest" else "")
+        run.update(skipped=reason)
+        terminal.skipped(reason)
     elif MODES[cfg.mode].evaluates:
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)

@@ -315,6 +315,24 @@ def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_jobs_with_validations_within_epochs_share_steps_exactly(place: Path) -> None:
+    """The shorter job ends where the longer one has a checkpoint without a validation."""
+    settings = [*CONSTANT, "train.per_device_train_batch_size=8", "train.eval_steps=3"]
+    done = whole(place, "-m", *settings, "train.num_train_epochs=3,2", "hydra.sweep.dir=within")
+    assert done.returncode == 0, done.stderr
+    assert "reuses the first" in done.stdout + done.stderr
+    alone = whole(place, *settings, "train.num_train_epochs=2", "hydra.run.dir=within_alone", "store=within_store")
+    assert alone.returncode == 0, alone.stderr
+    shared = [row for row in read(place / "within" / "run.json")["selection"]["candidates"] if row["job"] == 1]
+    separate = read(place / "within_alone" / "run.json")["selection"]["candidates"]
+    names = ("step", "epoch", "eval_loss", "train_loss")
+    assert [[row[name] for name in names] for row in shared] == [[row[name] for name in names] for row in separate]
+    assert [row["step"] for row in shared] == [3, 6, 8]
+    for one, other in zip(shared, separate, strict=True):
+        files = [(place / row["checkpoint"] / "adapter_model.safetensors").read_bytes() for row in (one, other)]
+        assert files[0] == files[1]
+
+
 def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) -> None:
     settings = [
         *TINY,
