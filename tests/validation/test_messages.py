@@ -127,6 +127,7 @@ TYPES = [
     tiny("seed=nan"),
     tiny("train.learning_rate=inf"),
     tiny("train.num_train_epochs=0"),
+    tiny("train.eval_steps=2.5"),
     tiny("train.extra=3"),
     tiny("train.bf16=${instance.bf}"),
     tiny("train.gradient_checkpointing=maybe"),
@@ -198,7 +199,7 @@ TRAINING = [
     tiny("train.lr_scheduler_type=warmup_stable_decay", "+train.lr_scheduler_kwargs.num_decay_steps=0.5"),
     tiny("train.lr_scheduler_type=warmup_stable_decay", "+train.lr_scheduler_kwargs={num_decay_steps: 3, "
          "num_stable_steps: 5}"),
-    tiny("+train.extra.max_steps=3"),
+    tiny("+train.extra.save_steps=3"),
     tiny("+train.extra.do_eval=true"),
     tiny("+train.extra.optim=sgd"),
     tiny("+train.extra.fsdp=true"),

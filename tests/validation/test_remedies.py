@@ -123,7 +123,7 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "train.optim=galore_adamw"], None, r"set (?P<set>train.optim=\w+)"),
     ([*TRAIN, "train.packing=true", "train.allow_truncated_completion=true"], None, r"set (?P<set>train.allow\S+)"),
     ([*TRAIN, "+train.extra.learning_rate=1"], None, r"set (?P<renamed>train.learning_rate)"),
-    ([*TRAIN, "+train.extra.max_steps=3"], None, r"use (?P<renamed>train.num_train_epochs)"),
+    ([*TRAIN, "+train.extra.save_steps=3"], None, r"use (?P<renamed>train.eval_steps)"),
     ([*TRAIN, "+train.extra.do_eval=true"], None, r"(?P<drop>train\S+): .*leave it out"),
     ([*TRAIN, f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .* takes (?P<sub>num_cycles); rename it"),
     ([*TRAIN, "train.lr_scheduler_type=linear", f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .*; leave it out"),
