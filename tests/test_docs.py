@@ -15,7 +15,7 @@ from test_cli import whole
 
 from sftlab.config import Config
 from sftlab.hydra_app.arguments import options_first, parse_options
-from sftlab.hydra_app.compose import CONF, Composer
+from sftlab.hydra_app.compose import Composer
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -99,8 +99,6 @@ def skip_unknown(one: Shown) -> None:
     skip_without_plugins(one.arguments)
     if "scorer" in one.needs:
         pytest.skip("the reader adds this scorer")
-    if "dataset=auto" in one.arguments and not (CONF / "dataset" / "auto.yaml").exists():
-        pytest.skip("dataset=auto is not in this version")
 
 
 @pytest.mark.parametrize("one", SHOWN, ids=lambda one: f"{one.page}:{one.line.strip()[:60]}")
@@ -127,13 +125,13 @@ def test_examples_of_messages_are_those_that_are_printed() -> None:
     printed = (ROOT / "tests" / "golden" / "messages.txt").read_text("utf-8")
     examples = re.findall(r"^```text\n(.*?)^```$", (DOCS / "errors.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert len(examples) > 4
-    assert [example for example in examples if f"\n{example}\n" not in printed] == []
+    assert [example for example in examples if f"\n{example}" not in f"\n{printed}"] == []
 
 
 @pytest.mark.smoke  # runs, with a tiny model
 def test_commands_work_in_the_order_of_the_pages(files: Path) -> None:
     for one in SHOWN:
-        if one.is_run and not ("dataset=auto" in one.arguments and not (CONF / "dataset" / "auto.yaml").exists()):
+        if one.is_run:
             extra = [] if "+debug=fast" in one.arguments or "--cfg" in one.arguments else ["tracking=none"]
             done = whole(files, *one.arguments, *extra)
             assert done.returncode == 0, f"{one.page}: {one.line}\n{done.stderr}"

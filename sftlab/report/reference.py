@@ -55,6 +55,7 @@ UNITS = {
     "processes per machine": "processes",
     "machines that": "machines",
     "cores that": "cores",
+    "validations in": "validations",
     "0 to 1": "fraction",
     "share of": "fraction",
     "improvement in accuracy": "fraction",
@@ -118,7 +119,7 @@ def _launchers() -> Iterator[str]:
 def lines(file: Path) -> dict[str, Line]:
     """Read the keys of a YAML file, those of a section as ``section.key``.
 
-    The comment of a key is on its line, or in the lines above it; a comment at the start of a file is about the file.
+    The comment of a key is on its line, in the lines above it, or both. A comment at the start is about the file.
     """
     found: dict[str, Line] = {}
     above, at_start, sections = [""], True, {-1: ""}
@@ -130,7 +131,10 @@ def lines(file: Path) -> dict[str, Line]:
             outer = sections[max(depth for depth in sections if depth < len(indent))]
             sections = {depth: name for depth, name in sections.items() if depth < len(indent)}
             sections[len(indent)] = f"{outer}{key}."
-            found[outer + key] = Line((value or "").strip(), comment or ("" if at_start else " ".join(above).strip()))
+            before = "" if at_start else " ".join(above).strip()
+            if before and comment:
+                comment = f"{before.rstrip('.')}; {comment}"
+            found[outer + key] = Line((value or "").strip(), comment or before)
             above, at_start = [], False
         elif not text.strip():
             above = []
@@ -148,7 +152,8 @@ def header(group: str, choice: str) -> str:
     for text in (CONF / group / f"{choice}.yaml").read_text("utf-8").splitlines():
         if not text.startswith("#"):
             break
-        comment.append(text.removeprefix("#").strip())
+        if not text.startswith("#   "):  # an example
+            comment.append(text.removeprefix("#").strip())
     return " ".join(comment)
 
 

@@ -60,5 +60,5 @@ def test_comments_are_read_from_the_line_or_the_lines_above(tmp_path: Path) -> N
     )
     found = lines(file)
     assert (found["first"].comment, found["first"].value) == ("", "1")
-    assert (found["second"].comment, found["second"].value) == ("comment", "'# no'")
+    assert (found["second"].comment, found["second"].value) == ("Two lines; comment", "'# no'")
     assert found["third.inner"].comment == "in it"
