@@ -19,9 +19,9 @@ from sftlab.hydra_app.compose import Composer
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-# What a command may need, as in <!-- needs: gpu hub --> before its block: those commands are composed, and not run.
-NEEDS = {"gpu", "hub", "cluster", "minutes", "data", "optuna", "scorer"}
-FENCE = re.compile(r"^(?:<!-- needs: ([\w ]+) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What a command may need, as in ```console title="Needs: a GPU, the hub": those commands are composed, and not run.
+NEEDS = {"a GPU", "the hub", "a cluster", "minutes", "your files", "Optuna", "the scorer"}
+FENCE = re.compile(r'^```(\w*)(?: title="Needs: ([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?python -m sftlab((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
 
 
@@ -49,9 +49,9 @@ def shown() -> list[Shown]:
     found = []
     for path in [*pages(), ROOT / "README.md"]:
         text = path.read_text("utf-8")
-        for needs, language, block in FENCE.findall(text):
+        for language, needs, block in FENCE.findall(text):
             if language != "text":  # shows a message about a command that is refused
-                words = frozenset(needs.split())
+                words = frozenset(filter(None, needs.split(", ")))
                 found += [Shown(path.name, line, words, language) for line in COMMAND.findall(block)]
         inline = re.findall(r"`python -m sftlab( [^`]*)`", FENCE.sub("", text))
         found += [Shown(path.name, line, frozenset(), "") for line in inline]
@@ -97,7 +97,7 @@ def test_pages_have_commands_and_say_what_they_need() -> None:
 def skip_unknown(one: Shown) -> None:
     """Skip what this checkout or environment does not have: a launcher, a scorer that the reader adds."""
     skip_without_plugins(one.arguments)
-    if "scorer" in one.needs:
+    if "the scorer" in one.needs:
         pytest.skip("the reader adds this scorer")
 
 
@@ -118,6 +118,15 @@ def test_every_key_in_the_text_exists() -> None:
     for path in [*pages(), ROOT / "README.md"]:
         named = re.findall(rf"`((?:{sections})\.\w+)(?:\.\w+)*(?:=[^`]*)?`", path.read_text("utf-8"))
         missing += [f"{path.name}: {key}" for key in named if f"| `{key}` |" not in reference]
+    assert missing == []
+
+
+def test_every_file_that_the_text_names_exists() -> None:
+    own = {"conf/dataset/mine.yaml", "sftlab/eval/scorers/contains.py"}  # which the reader writes
+    missing = []
+    for path in pages():
+        named = re.findall(r"(?<![\w./-])(?:conf|docs|locks|scripts|sftlab|tests)/[\w./*-]*\w", path.read_text("utf-8"))
+        missing += [f"{path.name}: {name}" for name in {*named} - own if not list(ROOT.glob(name))]
     assert missing == []
 
 
