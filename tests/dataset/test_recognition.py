@@ -108,7 +108,7 @@ def test_a_later_row_that_does_not_fit_is_named(tmp_path: Path, config: Any) -> 
         ([{"ask": "why?", "say": "so"}] * 20, [], ["dataset.columns.prompt=ask dataset.columns.completion=say"]),
         ([chat(1)] * 20, ["dataset.user='{{ messages[0].content }}'"], ["dataset.user", "dataset.format=template"]),
         ([chat(1)] * 20, ["dataset.format=template"], ["dataset.user=null", "dataset.target=null"]),
-        ([chat(1)] * 20, ["eval.task=choice"], ["eval.task=choice", "no letters", "eval.task=auto", "mode=train"]),
+        ([chat(1)] * 20, ["eval.task=choice"], ["eval.task=choice", "no letters", "eval.task=rouge", "mode=train"]),
         ([quiz(1)] * 20, ["dataset.columns.question=opa", "dataset.columns.anwser=cop"], ["dataset.columns.anwser"]),
     ],
 )
