@@ -37,12 +37,6 @@ from sftlab.validation.combinations import evaluation_problems
 
 log = logging.getLogger(__name__)
 
-UNTRAINED = (
-    "step 0, the untrained model, is selected: no checkpoint is better on validation{noise}. Nothing is merged or "
-    "pushed, and the test set is not read: the comparison would be of the base model with itself. Use the base model, "
-    "or change the training"
-)
-
 
 def run_job(cfg: Config, job: Job, folder: Path) -> None:
     """Dataset → tokens → train. The results are set in ``job``."""
@@ -171,9 +165,8 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
     if selection.step == 0:
         link(run.folder / "merged", None)
-        reason = UNTRAINED.format(noise=" beyond the noise" if settings.tie == "earliest" else "")
-        run.update(skipped=reason)
-        terminal.skipped(reason)
+        run.update(skipped=select.untrained(settings.tie))
+        terminal.skipped(select.untrained(settings.tie))
     elif MODES[cfg.mode].evaluates:
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in a worker of a launcher

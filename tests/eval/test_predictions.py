@@ -306,7 +306,7 @@ def test_several_answers_to_a_question_are_read(tmp_path: Path, capsys: pytest.C
     assert judged.baseline.repeats.majority == 1 / 2  # one vote for each of two answers
     assert judged.finetuned.repeats is None
     assert (judged.comparison.baseline, judged.comparison.finetuned) == pytest.approx((1 / 3, 1 / 2))
-    terminal.evaluation(judged)
+    terminal.evaluation(judged, "compare", 0)
     printed = capsys.readouterr().out
     assert "pass@1 33.3%, pass@2 66.7%, pass@3 100.0%, majority@3 50.0%" in printed
     assert "2 × 3" in printed
