@@ -12,6 +12,7 @@ import yaml
 from conftest import compose, first, skip_without_plugins, write_rows
 from omegaconf import OmegaConf
 from test_cli import whole
+from test_scorers import CONTAINS
 
 from sftlab.config import Config
 from sftlab.hydra_app.arguments import options_first, parse_options
@@ -86,6 +87,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"{name}.jsonl").write_text(answers, "utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    assert sorted(page.name for page in pages()) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+def test_the_scorer_of_the_tutorial_is_the_tested_one() -> None:
+    assert f"```python{CONTAINS}```" in (DOCS / "adding-a-scorer.md").read_text("utf-8")
 
 
 def test_pages_have_commands_and_say_what_they_need() -> None:
