@@ -1,6 +1,7 @@
 # make demo   the main job on the embedded default: base and fine-tuned model, compared
 # make test   every test, real models included
 # make check  lint, types and fast tests
+# make docs   the site, in the folder site
 
 PYTHON ?= python3
 # Only PyTorch's own index has the CPU build of torch. Where it cannot be reached, pip warns of each try and then looks for
@@ -11,7 +12,7 @@ PIP = .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 # Otherwise every process of the tests compiles all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 demo: .venv/installed
 	.venv/bin/python -m sftlab
 
@@ -22,6 +23,9 @@ test: .venv/tested
 
 check: .venv/tested
 	scripts/check
+
+docs: .venv/documented
+	scripts/docs
 
 # Two stamps, rebuilt only when a lock or pyproject.toml has changed: what the demo needs, and what the tests need on
 # top of it (the launchers and Optuna, which they run).
@@ -37,6 +41,12 @@ check: .venv/tested
 EXTRAS = locks/optuna.lock locks/ray.lock locks/slurm.lock locks/joblib.lock
 .venv/tested: .venv/installed $(EXTRAS)
 	@$(PIP) --require-hashes $(addprefix -r ,$(EXTRAS))
+	@touch $@
+
+# The site needs no package of sftlab, and its lock does not contradict the others.
+.venv/documented: locks/docs.lock
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@$(PIP) --require-hashes -r locks/docs.lock
 	@touch $@
 
 clean:

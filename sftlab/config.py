@@ -52,6 +52,17 @@ def automatic(value: object) -> object:
     raise PydanticCustomError("automatic", "should be true, false or auto")
 
 
+def interval(value: float) -> float:
+    """Accept a whole number of steps, or a share of an epoch below 1.
+
+    Raises:
+        PydanticCustomError: a fraction of a step.
+    """
+    if value > 1 and value % 1:
+        raise PydanticCustomError("interval", "should be a whole number of steps, or below 1 a share of an epoch")
+    return value
+
+
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -147,6 +158,10 @@ class TrainConfig(Section):
     """TRL's SFTConfig: the fields that most studies set, and ``extra`` for all others."""
 
     num_train_epochs: PositiveInt
+    max_steps: PositiveInt | None
+    eval_steps: Annotated[float, Field(gt=0), AfterValidator(interval)] | None
+    eval_on_start: bool
+    early_stopping_patience: PositiveInt | None
     per_device_train_batch_size: PositiveInt
     per_device_eval_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt

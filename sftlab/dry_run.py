@@ -68,6 +68,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         _log_stage("train", is_cached=is_trained)
         tokens = tokenize.make(temporary, data, base, cfg)
         schedule.check_length(tokens.counts, cfg.train, machine)
+        log.info("training: %s", schedule.described(tokens.counts, cfg.train, machine))
         cfg, _ = memory.with_checkpointing(cfg, base, tokens, machine, temporary)
         print_table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if MODES[cfg.mode].evaluates:

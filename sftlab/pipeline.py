@@ -58,14 +58,14 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
     log.info(
-        "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
+        "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %s",
         base.name,
         cfg.peft.method,
         machine.effective_batch(cfg.train),
         cfg.train.per_device_train_batch_size,
         machine.world_size,
         machine.accumulation(cfg.train),
-        cfg.train.num_train_epochs,
+        schedule.described(tokens.counts, cfg.train, machine),
     )
     variables = tracking.of_job(cfg, job, folder)
     tracking.announce(cfg.tracking, folder)
@@ -158,12 +158,16 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         selection=selection,
     )
     checkpoint = Path(selection.checkpoint)
-    link(run.folder / "best", checkpoint)
+    link(run.folder / "best", checkpoint if selection.step else None)
     terminal.ranking(selected, jobs)
     files.sweep_csv(run.folder / "sweep.csv", selected, done)
     files.metrics(run.folder, jobs)
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
-    if MODES[cfg.mode].evaluates:
+    if selection.step == 0:
+        link(run.folder / "merged", None)
+        run.update(skipped=select.untrained(settings.tie))
+        terminal.skipped(select.untrained(settings.tie))
+    elif MODES[cfg.mode].evaluates:
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in a worker of a launcher
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)

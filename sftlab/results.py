@@ -61,6 +61,34 @@ class TokenCounts(Record):
     """Tokens with which the chat template ends an assistant turn."""
 
 
+class EarlyStop(Record):
+    """A training that early stopping ended (train.early_stopping_patience)."""
+
+    step: int
+    """The last optimizer step."""
+    planned_steps: int
+    """Optimizer steps that the job would have had."""
+    best_step: int
+    """Step of the last validation with a gain beyond the noise; 0 is the untrained model."""
+    validations: int
+    """Validations without such a gain since then."""
+    schedule: str
+    """The config key train.lr_scheduler_type."""
+    depends_on_length: bool
+    """Whether the learning rate depends on the planned steps; then a training planned for ``step`` steps differs."""
+    learning_rate: float
+    """Learning rate of the last step."""
+    peak_learning_rate: float
+    """The config key train.learning_rate."""
+    saved_seconds: float
+    """Estimated seconds of the steps and validations that were not carried out."""
+
+    @property
+    def saved_steps(self) -> int:
+        """Steps that were not trained."""
+        return self.planned_steps - self.step
+
+
 class Receipt(Record):
     """What took effect in training, read from the model and the trainer."""
 
@@ -95,7 +123,11 @@ class Receipt(Record):
     effective_batch: int
     """Rows per optimizer step over all devices."""
     optimizer_steps: int
-    """Optimizer steps of the job."""
+    """Optimizer steps that were trained."""
+    planned_steps: int | None = None
+    """Optimizer steps of the learning rate schedule; more than ``optimizer_steps`` if training stopped before."""
+    steps_per_epoch: int | None = None
+    """Optimizer steps per epoch."""
     supervised_tokens: int
     """Training tokens with a loss, per epoch."""
     supervised_share: float
@@ -134,6 +166,8 @@ class Receipt(Record):
     """Machines on which earlier steps were trained."""
     diverged_at_step: int | None
     """Step after which the validation loss was not finite; null if it always was."""
+    early_stop: EarlyStop | None = None
+    """What early stopping did; null if the training has all its steps."""
 
 
 class MergeCheck(Record):
@@ -167,7 +201,9 @@ class PlanCell(Record):
     capacity_gib: float | None
     """Memory of a device; null if unknown."""
     seconds_per_epoch: float | None
-    """Seconds of one epoch with its validation; null if unknown."""
+    """Seconds of one epoch with its validations; null if unknown."""
+    epochs: float | None = None
+    """Epochs of the job, with a fraction if train.max_steps ends within one."""
     timed_by: str
     """What the time was estimated from."""
     gradient_checkpointing: bool = False
@@ -219,13 +255,13 @@ class Selection(Record):
     checkpoint: str
     """Folder of the selected checkpoint."""
     step: int
-    """Its optimizer step."""
+    """Its optimizer step; 0 is the untrained model (train.eval_on_start)."""
     epoch: float
-    """Its epoch."""
+    """Its epoch, with a fraction within an epoch."""
     eval_loss: float
     """Its validation loss, nats per supervised token."""
     train_loss: float | None
-    """Mean training loss of its epoch."""
+    """Mean training loss over the steps since the validation before; null at step 0."""
     exact_match: float | None
     """Its share of right validation answers, if checkpoints are ranked by it."""
     job: int
@@ -259,6 +295,8 @@ class JobSummary(Record):
     """Whether its checkpoints were ranked with those of the selected job."""
     trained_as: str
     """Whether it was trained separately, or shares steps with another job."""
+    early_stop: EarlyStop | None = None
+    """What early stopping did; null if the training has all its steps."""
 
 
 # ------------------------------------------------------------------- evaluation
@@ -747,6 +785,8 @@ class RunRecord(Record):
     """The jobs of the run."""
     selection: Selection | None = None
     """The selected checkpoint."""
+    skipped: str | None = None
+    """Why nothing was merged and evaluated, if the untrained model is selected; null otherwise."""
     merge: MergeCheck | None = None
     """The merged model compared with the adapter."""
     evaluation: Evaluation | None = None

@@ -17,6 +17,12 @@ GOLDEN = Path(__file__).parent / "golden"
 TINY = ["model=tiny_random", "instance=cpu", "instance.bf16=false", "tracking=none", "train.max_length=768"]
 GENERATION = ["eval.engine=transformers", "eval.dtype=float32", "eval.max_tokens=8"]
 CONSTANT = ["train.lr_scheduler_type=constant", "train.warmup_steps=0", "select.tie=lowest"]
+# The prompts of slds when the file was recorded.
+SYSTEM = (
+    "You summarise decisions of the Swiss Federal Supreme Court. Write the headnote of the decision in German: the "
+    "questions of law that it decides, and nothing else."
+)
+PROMPTS = [f"dataset.system='{SYSTEM}'", "dataset.user='{{ decision }}'"]
 COMPARED = ["mode=compare", "hydra.run.dir=run", "tracking=none"]
 COMMANDS = {
     "demo": [*TINY, *GENERATION, "dataset.max_rows=32", "hydra.run.dir=run"],
@@ -26,6 +32,7 @@ COMMANDS = {
     ],
     "rouge": [
         *("+experiment=slds", *TINY, *GENERATION, "dataset.name_or_path=decisions", "dataset.allow_overlap=true"),
+        *PROMPTS,
         *("train.warmup_steps=0", "mode=evaluate", "eval.name_or_path=random:qwen3", "hydra.run.dir=run"),
     ],
     "plan": [*TINY, "mode=plan", "dataset.max_rows=32", "hydra.run.dir=run"],
@@ -149,7 +156,7 @@ def test_a_rouge_evaluation(tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_a_plan(tmp_path: Path) -> None:
     before, after = before_and_after(tmp_path, "plan")
-    machine = {"capacity_gib", "seconds_per_epoch", "timed_by"}
+    machine = {"capacity_gib", "seconds_per_epoch", "timed_by", "epochs"}  # the last one is newer than the file
     for new, old in zip(after.plan, before.plan, strict=True):
         assert new.model_dump(exclude={*machine, "memory", "training_gib", "generation_gib"}) == old.model_dump(
             exclude={*machine, "memory", "training_gib", "generation_gib"}

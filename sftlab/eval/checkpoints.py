@@ -25,7 +25,7 @@ def validation_answers(jobs: Sequence[Job]) -> tuple[list[list[bool]], list[str 
     Answers are scored as on the test set.
 
     Each checkpoint is merged for this, and its merged model deleted afterwards: those of a long sweep would fill a
-    disk.
+    disk. Step 0 is the base model itself.
     """
     right: list[list[bool]] = []
     groups: list[str | None] = []
@@ -38,13 +38,15 @@ def validation_answers(jobs: Sequence[Job]) -> tuple[list[list[bool]], list[str 
         examples = data.split("validation")
         groups = [example.group for example in examples]
         prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings)
-        for checkpoint in (Path(candidate.checkpoint) for candidate in job.candidates):
-            total = sum(len(job.candidates) for job in jobs)
+        for candidate in job.candidates:
+            checkpoint, total = Path(candidate.checkpoint), sum(len(job.candidates) for job in jobs)
             log.info("select: validation answers of checkpoint %d of %d", len(right) + 1, total)
             folder = store.path("merged", merge.inputs(checkpoint, base))
             model = evaluate.Model(folder, folder.name, base.trust_remote_code)
+            if candidate.step == 0:
+                model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
             stage = None
-            if not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
+            if candidate.step and not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
                 tokens = Path(job.stages["tokens"])
                 stage = merge.make(store, checkpoint, base, tokens, machine, cfg.merge).stage
             generated = evaluate.make(store, model, prompts, settings, machine, cfg.seed)

@@ -104,6 +104,7 @@ def _template() -> Template:
         text.sha256,
         text.sentence,
         text.titled,
+        text.early_stop,
     )
     environment.filters |= {function.__name__: function for function in own}
     return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftlab.eval import scorers
 from sftlab.report import caveats, tables
-from sftlab.report.text import level, plural
+from sftlab.report.text import early_stop, level, plural
 from sftlab.results import Evaluation, EvaluationRow
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
@@ -52,13 +52,22 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
         if job.status != "success":
             table.add_row("✗", str(job.number), Text(f"{' '.join(own[job.number])}\n{job.error}", style="red"))
     say(table)
+    for job in jobs:
+        if job.receipt is not None and job.receipt.early_stop is not None:
+            name = f"Job {job.number}" if several else "Training"
+            say(f"{name} {early_stop(job.receipt.early_stop)}")
     if len(ordered) > SHOWN:
         say(f"… and {len(ordered) - SHOWN} more in run.json")
     if len(selection.ties) > 1:
         say(
             f"{len(selection.ties)} checkpoints (→ and =) are within the noise of the best one on validation; → is "
-            "selected. select.tie=earliest selects the one with the fewest epochs"
+            "selected. select.tie=earliest selects the one that was trained least"
         )
+
+
+def skipped(reason: str) -> None:
+    """Print why nothing was merged and evaluated."""
+    say(reason[:1].upper() + reason[1:])
 
 
 def evaluation(judged: Evaluation, mode: str, seed: int) -> None:

@@ -81,3 +81,13 @@ def _order(candidate: Candidate) -> tuple[float, float, int]:
 def _rows(candidate: Candidate) -> list[list[float]]:
     rows: list[list[float]] = json.loads((Path(candidate.checkpoint) / "rows.json").read_text("utf-8"))
     return rows
+
+
+def untrained(tie: str) -> str:
+    """Return why nothing is merged and evaluated if step 0 is selected."""
+    noise = " beyond the noise" if tie == "earliest" else ""
+    return (
+        f"step 0, the untrained model, is selected: no checkpoint is better on validation{noise}. Nothing is merged or "
+        "pushed, and the test set is not read: the comparison would be of the base model with itself. Use the base "
+        "model, or change the training"
+    )

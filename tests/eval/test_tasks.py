@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import problem, rendered, vignette, vignettes, write_rows
+from conftest import compose, problem, rendered, vignette, vignettes, write_rows
+from omegaconf import OmegaConf
 from test_cli import refused, sftlab, whole
 
-from sftlab.config import EvalConfig
+from sftlab.config import Config, EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.eval.scorers import scorer
 from sftlab.eval.subgroups import subgroups
+from sftlab.instance.machine import Machine
 from sftlab.records import Example, Generation, Prediction, single_turn
 from sftlab.results import SubgroupSide, Verdict
 
@@ -258,7 +260,10 @@ def test_slds_is_a_file_and_no_code(tmp_path: Path, config: Callable[..., Any]) 
     splits, subgroups = result.splits, result.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 6, "validation": 2, "test": 4}
     one = splits["test"][0]
-    assert "headnote of the decision in German" in str(one.prompt[0]["content"])
+    assert "Write the headnote in German for" in str(one.prompt[1]["content"])
+    assert str(one.prompt[1]["content"]).endswith(
+        f"Leading decision:\nFaits 9: {' '.join(f'mot9x{at}' for at in range(20))}"
+    )
     assert one.target == one.assistant == "Art. 9 BV; Rechtsgleichheit für Bürger 9."
     assert (subgroups[one.id], one.group) == ("Civil law", "100 Ia 9")
 
@@ -270,8 +275,31 @@ def test_text_to_sql_is_a_file_and_no_code(tmp_path: Path, config: Callable[...,
     result = rendered(cfg.dataset, column=cfg.eval.group_by)
     splits, subgroups = result.splits, result.subgroups[cfg.eval.group_by]
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 38, "validation": 2, "test": 4}
-    assert splits["test"][1].target == "SELECT a,\n       b\nFROM test1\nWHERE a=1"
+    one = splits["test"][1]
+    assert one.target == "SELECT a,\n       b\nFROM test1\nWHERE a=1"
+    assert one.assistant == f"```sql\n{one.target}\n```"
+    assert str(one.prompt[1]["content"]) == (
+        "Prompt:\nWhich a are in test1?\n\nSchema:\n```sql\nCREATE TABLE test1 (a INT);\n```"
+    )
     assert subgroups[splits["test"][1].id] == "aggregation"
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "method", "learning_rate", "epochs", "gpus", "rows"),
+    [
+        ("text_to_sql", "google/gemma-3-270m-it", "none", 2e-5, 1, 1, 4),
+        ("slds", "google/gemma-3-4b-it", "lora", 2e-4, 1, 1, 4),
+        ("medqa", "google/gemma-3-4b-it", "lora", 2e-4, 10, 4, 64),
+    ],
+)
+def test_a_case_is_trained_as_in_the_workshop(
+    name: str, model: str, method: str, learning_rate: float, epochs: int, gpus: int, rows: int
+) -> None:
+    cfg = Config.model_validate(OmegaConf.to_container(compose(f"+experiment={name}"), resolve=True))
+    assert (cfg.model.name_or_path, cfg.peft.method) == (model, method)
+    assert (cfg.train.learning_rate, cfg.train.num_train_epochs) == (learning_rate, epochs)
+    assert cfg.instance.num_processes == gpus
+    assert Machine("workshop", "cuda", gpus, "sdpa").effective_batch(cfg.train) == rows
 
 
 def test_a_column_of_the_test_rows_changes_no_stage(tmp_path: Path, config: Callable[..., Any]) -> None:

@@ -526,6 +526,32 @@ def test_train_only(tmp_path: Path) -> None:
     assert len(page.scripts) == 1
 
 
+def test_early_stopping_and_what_it_means_for_the_schedule(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12, jobs=2)
+    stop = {"step": 120, "planned_steps": 400, "best_step": 90, "validations": 3, "schedule": "cosine"}
+    stop |= {"learning_rate": 1.6e-4, "peak_learning_rate": 2e-4, "saved_seconds": 560.0, "depends_on_length": True}
+    run["jobs"][1]["early_stop"] = stop
+    save(tmp_path / "run", run)
+    page = read(tmp_path / "run").text
+    assert "Job 1 stopped early at step 120 of 400" in page
+    assert "280 steps (about 9 min 20 s) were not trained" in page
+    assert "the learning rate was still 0.00016 (peak 0.0002)" in page
+    run["jobs"][1]["early_stop"] = {**stop, "schedule": "constant", "depends_on_length": False}
+    save(tmp_path / "run", run)
+    assert "learning rate was still" not in read(tmp_path / "run").text
+
+
+def test_the_untrained_model_is_selected(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", n=12)
+    run["selection"] |= {"step": 0, "epoch": 0.0}
+    reason = "step 0, the untrained model, is selected: its comparison would be with itself"
+    save(tmp_path / "run", run | {"evaluation": None, "merge": None, "skipped": reason})
+    page = read(tmp_path / "run").text
+    assert "The untrained model is selected." in page
+    assert "Step 0, the untrained model, is selected: its comparison would be with itself." in page
+    assert "Selected: step 0, the untrained model, validation loss" in page
+
+
 def test_compare_only(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     for name in ("loss.png", "metrics.jsonl"):

@@ -31,6 +31,9 @@ CALLS = {"function_call", "function-call", "tool_call"}
 
 SPEAKERS = ("role", "from", "speaker", "author", "sender")
 CONTENTS = ("content", "value", "text", "message", "parts")
+CARRIERS = {*CONTENTS, "tool_calls", "function_call"}
+"""Keys of which a turn has at least one."""
+
 TEXT_PARTS = {"text", "input_text", "output_text", "refusal"}
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -153,8 +156,12 @@ def _message(turn: Mapping[str, object], path: str, section: str) -> Message:
     if text is None and isinstance(refusal := turn.get("refusal"), str):
         text = refusal
     message: Message = {"role": role, "content": text}
-    calls = calls_in(turn.get("tool_calls"), item_path(path, "tool_calls"))
-    calls += calls_in(turn.get("function_call"), item_path(path, "function_call"))
+    calls = [
+        call
+        for key in ("tool_calls", "function_call")
+        if turn.get(key) is not None
+        for call in calls_in(turn[key], item_path(path, key))
+    ]
     if calls:
         message["tool_calls"] = calls
     if role == "assistant":
@@ -208,13 +215,17 @@ def _content(value: object, path: str, role: Role) -> tuple[str | None, str | No
 
 def _speaker_key(turn: Mapping[str, object]) -> str | None:
     """Return the key of a turn's speaker; None if the object has no speaker, or neither text nor tool calls."""
-    key = next((key for key in SPEAKERS if isinstance(turn.get(key), str)), None)
-    return key if key and any(name in turn for name in (*CONTENTS, "tool_calls", "function_call")) else None
+    for key in SPEAKERS:
+        if isinstance(turn.get(key), str):
+            return None if CARRIERS.isdisjoint(turn) else key
+    return None
 
 
 def _speaker(turn: Mapping[str, object]) -> str:
-    key = next((key for key in SPEAKERS if isinstance(turn.get(key), str)), None)
-    return str(turn[key]).strip().lower() if key else ""
+    for key in SPEAKERS:
+        if isinstance(name := turn.get(key), str):
+            return name.strip().lower()
+    return ""
 
 
 def _paired(item: Mapping[str, object]) -> bool:

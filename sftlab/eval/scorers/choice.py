@@ -70,7 +70,7 @@ class Choice(Accuracy):
                     "eval.task",
                     "choice",
                     f"{split} row {silent[0].id!r}{more(len(silent) - 1)} has no letters to choose from",
-                    "let dataset.choices give at least two, or set eval.task=auto for exact match or ROUGE, or set "
+                    "let dataset.choices give at least two, or set eval.task=exact, eval.task=rouge for long texts, or "
                     "mode=train for the validation loss only",
                 )
             )
