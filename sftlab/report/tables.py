@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
-from sftlab.report.text import DASH, count, level, points, probability, span
-from sftlab.results import Evaluation, EvaluationRow, ModelResult, Subgroup, SubgroupSide
+from sftlab.report.text import DASH, count, decimals, level, points, probability, span
+from sftlab.results import Evaluation, EvaluationRow, ModelResult, Selection, Subgroup, SubgroupSide
 
 MODELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
 
@@ -79,6 +79,15 @@ def truncated(result: ModelResult) -> str:
     return (
         f"{result.truncated:,}" if known == (result.answers or result.n) else f"{result.truncated:,} of {known:,} known"
     )
+
+
+def losses_by_source(selection: Selection) -> Table:
+    """The validation loss of the selected checkpoint by source."""
+    header = ["source", "eval loss", "validation rows", "supervised tokens"]
+    rows = [
+        [loss.source, decimals(loss.eval_loss), count(loss.rows), count(loss.tokens)] for loss in selection.by_source
+    ]
+    return Table(header, rows, ("source",))
 
 
 def subgroups(evaluation: Evaluation) -> Table:

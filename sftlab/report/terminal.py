@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sftlab import results
 from sftlab.eval import scorers
 from sftlab.report import caveats, tables
 from sftlab.report.text import early_stop, level, plural
@@ -63,6 +64,12 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
             f"{len(selection.ties)} checkpoints (→ and =) are within the noise of the best one on validation; → is "
             "selected. select.tie=earliest selects the one that was trained least"
         )
+
+
+def by_source(selection: results.Selection) -> None:
+    """Print the validation loss of the selected checkpoint by source, if there are several."""
+    if selection.by_source:
+        say(_printed("The selected checkpoint by source", tables.losses_by_source(selection)))
 
 
 def skipped(reason: str) -> None:
