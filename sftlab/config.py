@@ -99,14 +99,7 @@ class RowSettings(Section):
     subset: str | None
     revision: str | None
     format: Literal[
-        "template",
-        "auto",
-        "chat",
-        "sharegpt",
-        "alpaca",
-        "prompt_completion",
-        "question_answer",
-        "multiple_choice",
+        "template", "auto", "chat", "sharegpt", "alpaca", "prompt_completion", "question_answer", "multiple_choice"
     ]
     columns: dict[str, str | None]
     answer_kind: Literal["auto", "label", "text", "index0", "index1"]
@@ -158,10 +151,7 @@ class DatasetConfig(RowSettings):
         if not isinstance(sources, dict):
             return values
         own = {name: values[name] for name in RowSettings.model_fields if name in values} | {"weight": 1.0}
-        filled = {
-            str(name) if type(name) is int else name: own | one if isinstance(one, dict) else one
-            for name, one in sources.items()
-        }
+        filled = {str(name): own | one if isinstance(one, dict) else one for name, one in sources.items()}
         return values | {"sources": filled}
 
     def parts(self, key: str = "dataset") -> list[Part]:
