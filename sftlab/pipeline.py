@@ -159,16 +159,13 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     run.update(
         **winner.origin(),
         receipt=winner.receipt,
-        row_format=winner.row_format,
-        data_sources=winner.data_sources,
         overlap=winner.overlap,
         jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
         selection=selection,
     )
     checkpoint = Path(selection.checkpoint)
     link(run.folder / "best", checkpoint if selection.step else None)
-    terminal.ranking(selected, jobs)
-    terminal.by_source(selection)
+    terminal.ranking(selected, jobs, selection.by_source)
     files.sweep_csv(run.folder / "sweep.csv", selected, done)
     files.metrics(run.folder, jobs)
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)

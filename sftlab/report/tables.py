@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
 from sftlab.report.text import DASH, count, decimals, level, points, probability, span
-from sftlab.results import Evaluation, EvaluationRow, ModelResult, Selection, Subgroup, SubgroupSide
+from sftlab.results import Evaluation, EvaluationRow, ModelResult, SourceLoss, Subgroup, SubgroupSide
 
 MODELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
 
@@ -81,12 +81,10 @@ def truncated(result: ModelResult) -> str:
     )
 
 
-def losses_by_source(selection: Selection) -> Table:
+def losses_by_source(losses: Sequence[SourceLoss]) -> Table:
     """The validation loss of the selected checkpoint by source."""
     header = ["source", "eval loss", "validation rows", "supervised tokens"]
-    rows = [
-        [loss.source, decimals(loss.eval_loss), count(loss.rows), count(loss.tokens)] for loss in selection.by_source
-    ]
+    rows = [[loss.source, decimals(loss.eval_loss), count(loss.rows), count(loss.tokens)] for loss in losses]
     return Table(header, rows, ("source",))
 
 

@@ -43,6 +43,8 @@ class Job(JobRecord):
             "revisions": revisions(cfg),
             "template_time": cfg.model.template_time,
             "precision": self.precision,
+            "row_format": self.row_format,
+            "data_sources": self.data_sources,
             "stages": self.stages,
             "times": self.times,
         }

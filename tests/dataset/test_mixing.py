@@ -18,8 +18,11 @@ from sftlab.config import Config, DatasetConfig
 from sftlab.dataset import stage as dataset
 from sftlab.dataset.pinning import pinned_data
 from sftlab.errors import ConfigError
+from sftlab.eval.contenders import read_test
+from sftlab.eval.decision import decide
+from sftlab.eval.scorers import scorer
 from sftlab.eval.task import fitted
-from sftlab.records import Example
+from sftlab.records import Example, Generation
 from sftlab.runtime.job import revisions
 from sftlab.runtime.store import Store
 from sftlab.validation.validate import validate
@@ -168,6 +171,22 @@ def test_the_key_has_the_content_of_every_source(files: dict[str, Any], tmp_path
 def test_a_mounted_mix_is_a_test_set(files: dict[str, Any], tmp_path: Path) -> None:
     rows = splits(tmp_path, mix(files), mounted=True)
     assert [len(rows[name]) for name in SPLITS] == [0, 0, 35]
+
+
+def test_results_are_reported_by_source(files: dict[str, Any], tmp_path: Path) -> None:
+    cfg = validated(files, "eval.task=exact", "dataset.split={train: 0.6, validation: 0.2, test: 0.2}")
+    test = read_test(cfg, Store(tmp_path / "store"), made(tmp_path, cfg.dataset)).examples
+    answers = [Generation(row.id, "", row.target if row.source == "chat" else "?", "stop", 1) for row in test]
+    evaluation = decide(
+        {"finetuned": [scorer(cfg.eval).predictions(answers, test)]}, {}, cfg.eval, tmp_path, both_mute=True
+    )
+    found = evaluation.subgroups
+    assert found is not None
+    assert found.column == "source"
+    assert {group.name: (group.n, group.finetuned and group.finetuned.value) for group in found.groups} == {
+        "chat": (4, 1),
+        "mc": (3, 0),
+    }
 
 
 def test_subgroups_of_a_column_that_one_source_has(files: dict[str, Any]) -> None:
