@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -67,7 +76,10 @@ Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1)]
+SourceName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 TrainOn = Literal["all", "last"]
+Supervised = TrainOn | dict[str, TrainOn]
+"""The supervised assistant turns, of all rows or by source."""
 Location = Annotated[str, Field(min_length=1), AfterValidator(located)]
 
 
@@ -81,21 +93,13 @@ class ModelConfig(Section):
     template_time: str | None
 
 
-class DatasetConfig(Section):
-    """The source of the rows, their splits, and how rows are converted to examples: by a format, or by templates."""
+class RowSettings(Section):
+    """How the rows of a source are converted to examples, by a format or by templates, and split."""
 
-    name_or_path: Location
     subset: str | None
     revision: str | None
     format: Literal[
-        "template",
-        "auto",
-        "chat",
-        "sharegpt",
-        "alpaca",
-        "prompt_completion",
-        "question_answer",
-        "multiple_choice",
+        "template", "auto", "chat", "sharegpt", "alpaca", "prompt_completion", "question_answer", "multiple_choice"
     ]
     columns: dict[str, str | None]
     answer_kind: Literal["auto", "label", "text", "index0", "index1"]
@@ -114,8 +118,53 @@ class DatasetConfig(Section):
     stratify_by: str | None
     train_on: TrainOn
     thinking: Literal["keep", "drop"]
+
+
+class SourceConfig(RowSettings):
+    """A source of rows, and how often its training rows are used per epoch."""
+
+    name_or_path: Location
+    weight: Annotated[float, Field(gt=0, le=100)]
+
+
+class Part(NamedTuple):
+    """A source with its name, None for a dataset without ``sources``, and its section in the configuration."""
+
+    name: str | None
+    key: str
+    cfg: SourceConfig
+
+
+class DatasetConfig(RowSettings):
+    """A source of rows, or several (``sources``), each of which has the keys of this section that it does not set."""
+
+    name_or_path: Location | None
+    sources: dict[SourceName, SourceConfig] | None
     max_overlap: Fraction
     allow_overlap: bool
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherited(cls, values: Any) -> Any:
+        """Give each source the keys of the section that it does not set."""
+        sources = values.get("sources") if isinstance(values, dict) else None
+        if not isinstance(sources, dict):
+            return values
+        own = {name: values[name] for name in RowSettings.model_fields if name in values} | {"weight": 1.0}
+        filled = {str(name): own | one if isinstance(one, dict) else one for name, one in sources.items()}
+        return values | {"sources": filled}
+
+    def parts(self, key: str = "dataset") -> list[Part]:
+        """Return the sources in their order; ``key`` is the section of the dataset."""
+        if self.sources is not None:
+            return [Part(name, f"{key}.sources.{name}", cfg) for name, cfg in self.sources.items()]
+        assert self.name_or_path is not None  # validation refuses a dataset without any source
+        values = {name: getattr(self, name) for name in SourceConfig.model_fields if name != "weight"}
+        return [Part(None, key, SourceConfig.model_construct(**values, weight=1.0))]
+
+    def supervised(self) -> Supervised:
+        """Return ``train_on``; by the name of the source if there are several."""
+        return self.train_on if self.sources is None else {name: one.train_on for name, one in self.sources.items()}
 
 
 class NoPeft(Section):

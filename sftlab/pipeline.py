@@ -44,7 +44,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     cfg = pinned_data(cfg)
     data = dataset.make(store, cfg.dataset)
     data.announce()
-    job.row_format = data.row_format()
+    job.row_format, job.data_sources = data.row_format(), data.sources()
     test = contenders.read_test(cfg, store, data)
     cfg = with_task(cfg, test, data)
     job.overlap, examined = gate(cfg, store, data, test.examples, test.key)  # before the model is downloaded
@@ -148,18 +148,18 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     selected = select.select(candidates, settings.tie, answers, groups)
     winner = next(job for job in done if job.number == selected.chosen.job)
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
-    cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked)
+    sources = tokenize.validation_sources(Path(winner.stages["tokens"]))
+    cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked, sources)
     run.update(
         **winner.origin(),
         receipt=winner.receipt,
-        row_format=winner.row_format,
         overlap=winner.overlap,
         jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
         selection=selection,
     )
     checkpoint = Path(selection.checkpoint)
     link(run.folder / "best", checkpoint if selection.step else None)
-    terminal.ranking(selected, jobs)
+    terminal.ranking(selected, jobs, selection.by_source)
     files.sweep_csv(run.folder / "sweep.csv", selected, done)
     files.metrics(run.folder, jobs)
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)

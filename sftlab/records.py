@@ -81,7 +81,8 @@ class Example(Record):
     ``choices`` has the option letters that ``target`` may be ("ABCD"), and is empty for a task that is not multiple
     choice; ``options`` maps each letter to the option's text if the dataset has it. ``group`` names the source that
     rows share, or is None. ``subgroup`` is a test row's value in the column eval.group_by, or None. ``targets`` lists
-    every right answer if there are several, ``target`` among them, else it is None.
+    every right answer if there are several, ``target`` among them, else it is None. ``source`` is the name of the
+    row's source in dataset.sources, or None.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Example(Record):
     subgroup: str | None = None
     targets: list[str] | None = None
     tools: list[Tool] | None = None
+    source: str | None = None
 
     @property
     def accepted(self) -> list[str]:

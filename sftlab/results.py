@@ -278,6 +278,21 @@ class Selection(Record):
     """Folders of the checkpoints within the noise of the best one."""
     candidates: list[Candidate]
     """Every checkpoint, those that cannot be ranked with the others at the end."""
+    by_source: list[SourceLoss] = []
+    """The validation loss of the selected checkpoint by source; empty without dataset.sources."""
+
+
+class SourceLoss(Record):
+    """The validation loss of a checkpoint on the rows of one source (dataset.sources)."""
+
+    source: str
+    """Its name."""
+    rows: int
+    """Its validation rows."""
+    tokens: int
+    """Supervised tokens of these rows."""
+    eval_loss: float
+    """Nats per supervised token."""
 
 
 class JobSummary(Record):
@@ -523,7 +538,7 @@ class SubgroupDifference(Record):
 
 
 class Subgroup(Record):
-    """The questions with one value in the column eval.group_by."""
+    """The questions with one value in the column eval.group_by, or of one source."""
 
     name: str
     """The value."""
@@ -543,7 +558,7 @@ class Subgroups(Record):
     """Results by subgroup, the largest first."""
 
     column: str
-    """The config key eval.group_by."""
+    """The config key eval.group_by; "source" for the sources of the dataset, if that key is null."""
     level: float
     """Confidence level of the intervals."""
     without: int
@@ -587,7 +602,7 @@ class Evaluation(Record):
     comparison: Comparison | None = None
     """Their comparison; null without a baseline."""
     subgroups: Subgroups | None = None
-    """Results by eval.group_by."""
+    """Results by eval.group_by, or by source."""
     constant: Constant | None = None
     """The best constant answer in multiple choice."""
     labels: dict[str, str] = LABELS
@@ -660,6 +675,19 @@ class RowFormat(Record):
     """The turns of the first row."""
     target: str
     """Its right answer."""
+
+
+class SourceRecord(Record):
+    """A source of a dataset that mixes several (dataset.sources)."""
+
+    name: str
+    """Its name."""
+    weight: float
+    """How often its training rows are used per epoch."""
+    rows: dict[str, int]
+    """Rows by split; a training row that is used twice counts twice."""
+    row_format: RowFormat | None
+    """Format of its rows; null if templates convert them."""
 
 
 # ------------------------------------------------------------------- overlap
@@ -774,7 +802,9 @@ class RunRecord(Record):
     receipt: Receipt | None = None
     """What took effect in the training of the selected checkpoint."""
     row_format: RowFormat | None = None
-    """Format of the dataset's rows; null if templates convert them."""
+    """Format of the dataset's rows; null if templates convert them, or if the dataset has several sources."""
+    data_sources: list[SourceRecord] = []
+    """The sources of the dataset; empty without dataset.sources."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     stages: dict[str, str] = {}
@@ -832,7 +862,9 @@ class JobRecord(Record):
     candidates: list[Candidate] = []
     """Its checkpoints."""
     row_format: RowFormat | None = None
-    """Format of the dataset's rows; null if templates convert them."""
+    """Format of the dataset's rows; null if templates convert them, or if the dataset has several sources."""
+    data_sources: list[SourceRecord] = []
+    """The sources of the dataset; empty without dataset.sources."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     precision: Precision | None = None

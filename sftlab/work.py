@@ -114,7 +114,7 @@ def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
         base.tokenizer(),
         data.for_training(),
         max_length=cfg.train.max_length,
-        train_on=cfg.dataset.train_on,
+        train_on=cfg.dataset.supervised(),
         folder=folder,
         seed=cfg.seed,
         template_time=base.template_time,

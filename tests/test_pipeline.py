@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import interruptible
 from test_cli import started, whole
+from test_mixing import write_chats, write_choices
 
 pytestmark = pytest.mark.smoke
 
@@ -428,3 +429,28 @@ def test_a_training_that_diverges_is_ended_and_takes_no_other_along(place: Path)
     said = "train: diverged: the validation loss after step 14 is not a finite number; set a lower train.learning_rate"
     assert said in run["jobs"][0]["error"]
     assert [row["job"] for row in run["selection"]["candidates"]] == [1, 1, 1]
+
+
+def test_the_validation_loss_is_reported_by_source(place: Path) -> None:
+    chats = write_chats(place / "chat.jsonl")
+    choices = write_choices(place / "mc.csv")
+    sources = f"dataset.sources={{chat: {{name_or_path: {chats}, weight: 2}}, mc: {{name_or_path: {choices}}}}}"
+    settings = ["mode=train", "dataset=auto", "train.num_train_epochs=1", "hydra.run.dir=mixed", "eval.group_by=null"]
+    done = whole(place, *TINY, *settings, sources)
+    assert done.returncode == 0, done.stderr
+    run = read(place / "mixed" / "run.json")
+    assert {one["name"]: one["row_format"]["format"] for one in run["data_sources"]} == {
+        "chat": "chat",
+        "mc": "multiple_choice",
+    }
+    assert [one["rows"]["train"] for one in run["data_sources"]] == [32, 11]
+    by_source = run["selection"]["by_source"]
+    assert [(one["source"], one["rows"]) for one in by_source] == [("chat", 2), ("mc", 2)]
+    tokens = sum(one["tokens"] for one in by_source)
+    mean = sum(one["eval_loss"] * one["tokens"] for one in by_source) / tokens
+    assert mean == pytest.approx(run["selection"]["eval_loss"], rel=1e-5)
+    assert by_source[0]["eval_loss"] != by_source[1]["eval_loss"]
+    assert "The selected checkpoint by source" in done.stdout
+    page = (place / "mixed" / "report.html").read_text("utf-8")
+    assert "Rows by source" in page
+    assert f"{by_source[1]['eval_loss']:.4f}" in page

@@ -112,37 +112,38 @@ def write(path: Path, batches: Iterable[Any]) -> None:
             writer.close()
 
 
-def reorder(source: Path | None, rows: NDArray[np.int64], target: Path) -> None:
-    """Write the examples in some rows of a file, in the order of ``rows``, to another file of batches of ``BATCH``.
+def reorder(sources: Sequence[Path], rows: NDArray[np.int64], target: Path) -> None:
+    """Write the examples in some rows of files, in the order of ``rows``, to another file of batches of ``BATCH``.
 
-    The source is read once for every ``SORTED`` bytes of it, so that few examples are in memory. No source has no rows.
+    Rows are numbered through all files, and may occur several times. The files are read once for every ``SORTED`` bytes
+    of them, so that few examples are in memory. No file has no rows.
     """
     import pyarrow as pa
 
     schema = pa.schema([("example", pa.string())])
-    step = len(rows) if source is None else SORTED * len(rows) // max(source.stat().st_size, 1)
+    step = SORTED * len(np.unique(rows)) // max(sum(source.stat().st_size for source in sources), 1)
     step = max(step // BATCH, 1) * BATCH
     with pa.OSFile(str(target), "wb") as out, closing(pa.ipc.new_file(out, schema)) as writer:
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            table = pa.Table.from_arrays([_taken(source, part)], schema=schema)
+            table = pa.Table.from_arrays([_taken(sources, part)], schema=schema)
             writer.write_table(table, max_chunksize=BATCH)
 
 
-def _taken(source: Path | None, rows: NDArray[np.int64]) -> Any:
+def _taken(sources: Sequence[Path], rows: NDArray[np.int64]) -> Any:
     """Return the column ``example`` of rows in their order."""
     import pyarrow as pa
 
-    assert source is not None
     ascending = np.sort(rows)
-    file, before, parts = open_file(source), 0, []
-    for number in range(file.num_record_batches):
-        column = file.get_batch(number).column("example")
-        first, last = np.searchsorted(ascending, [before, before + len(column)])
-        if last > first:
-            parts.append(column.take(_indices(ascending[first:last] - before)))
-        before += len(column)
-    # The place of each row in ascending order; a row occurs once.
+    before, parts = 0, []
+    for file in map(open_file, sources):
+        for number in range(file.num_record_batches):
+            column = file.get_batch(number).column("example")
+            first, last = np.searchsorted(ascending, [before, before + len(column)])
+            if last > first:
+                parts.append(column.take(_indices(ascending[first:last] - before)))
+            before += len(column)
+    # The place of each row in ascending order, the first one of a row that occurs several times.
     return pa.concat_arrays(parts).take(_indices(np.searchsorted(ascending, rows)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sftlab.config import DatasetConfig
+from sftlab.config import SourceConfig
 from sftlab.dataset import recognition, sources
 from sftlab.dataset.arrow_examples import Examples, batch_of, reorder, text_of, write
-from sftlab.dataset.formats import Chunk, Parsed
+from sftlab.dataset.formats import Chunk
 from sftlab.dataset.parallel import in_order
+from sftlab.dataset.reading import read
 from sftlab.dataset.row_formats.record import Recognised
-from sftlab.dataset.rows import Rows, Table, wrap
+from sftlab.dataset.rows import wrap
 from sftlab.dataset.sources import Source
 from sftlab.dataset.splits import SPLITS, Drawn, Labels, Splits, cap, divided_groups, draw
 from sftlab.dataset.survey import Place, Survey, restore_whole_numbers, survey, whole_numbers
@@ -28,6 +29,7 @@ from sftlab.dataset.thinking import without_thinking
 from sftlab.dataset.values import is_null, plain
 from sftlab.dataset.wording import listing
 from sftlab.errors import LISTED, ConfigError, Problem, shown
+from sftlab.records import Example
 
 # Seconds after which reading stops if an error would list LISTED problems: a slow pattern is slow in every row.
 PATIENCE = 20
@@ -50,30 +52,42 @@ class Rendered:
 
 
 def render_examples(
-    cfg: DatasetConfig, commit: str | None, folder: Path, *, mounted: bool = False, column: str | None = None
+    cfg: SourceConfig,
+    commit: str | None,
+    folder: Path,
+    *,
+    name: str | None = None,
+    mounted: bool = False,
+    column: str | None = None,
 ) -> Rendered:
-    """Read, render and split a dataset.
+    """Read, render and split a source.
 
     Args:
-        cfg: the dataset.
+        cfg: the source.
         commit: the commit to read of a dataset from the hub; None for any other source.
         folder: where the files of the splits are written.
+        name: its name in dataset.sources; ids and groups begin with it. Its splits may be empty, and it may lack
+            ``column``. None for the only source of a dataset.
         mounted: whether the dataset is the test set of another one (``eval.dataset``).
         column: a column of the test rows (``eval.group_by``) whose values are returned as subgroups.
 
     Raises:
         ConfigError: there is nothing to read, rows do not fit (a problem for each), or there are too few.
     """
-    key = "eval.dataset" if mounted else "dataset"
-    source = _read(cfg, commit, key)
+    key = ("eval.dataset" if mounted else "dataset") + ("" if name is None else f".sources.{name}")
+    source = read(cfg, commit, key)
     surveys = {split: survey(chunks) for split, chunks in source.items()}
     _check_rows(cfg, surveys, key)
-    if column is not None:
-        _check_column(column, surveys)
+    if column is not None and column not in (columns := _columns_of_test_rows(surveys)):
+        if name is None:
+            remedy = f"the test rows have {listing(columns)}"
+            raise ConfigError(Problem("eval.group_by", shown(column), "there is no such column", remedy))
+        column = None
     files = {split: folder / f"{split}-rows.arrow" for split in source}
     places = whole_numbers(surveys.values())
     recognised = recognition.format_of(cfg, key, source, surveys, places)
-    labels = _render(source, surveys, _renderers(surveys, cfg, key, places, column, recognised), cfg, key, files)
+    renderers = _renderers(surveys, cfg, key, name, places, column, recognised)
+    labels = _render(source, surveys, renderers, cfg, key, files)
     if not any(split.groups for split in labels.values()):
         total = sum(survey.rows for survey in surveys.values())
         raise ConfigError(Problem(f"{key}.keep", shown(cfg.keep), f"is false for all {total:,} rows", "change it"))
@@ -82,28 +96,29 @@ def render_examples(
         rows = [*range(len(labels[test].groups))] if test in labels else []
         splits = {"train": Drawn(test, []), "validation": Drawn(test, []), "test": Drawn(test, rows)}
     else:
-        splits = draw(labels, cfg)
+        splits = draw(labels, cfg, key)
         if problems := divided_groups(splits, labels, key):
             raise ConfigError(*problems)
     splits = cap(splits, cfg.max_rows, cfg.seed, f"{key}.max_rows")
-    for name in ("test",) if mounted else ("train", "validation"):
-        if not splits[name].rows:
+    for split in () if name is not None else ("test",) if mounted else ("train", "validation"):
+        if not splits[split].rows:
             raise ConfigError(
                 Problem(
                     f"{key}.split",
                     shown(cfg.split),
-                    f"the {name} split of {cfg.name_or_path} has no rows",
+                    f"the {split} split of {cfg.name_or_path} has no rows",
                     f"change {key}.split{f', {key}.group_by' if cfg.group_by else ''} or {key}.max_rows, or "
                     "give a source that has them",
                 )
             )
-    for name, drawn in splits.items():
-        reorder(files.get(drawn.source), np.array(drawn.rows, dtype=np.int64), folder / f"{name}.arrow")
+    for split, drawn in splits.items():
+        rows_of = [files[drawn.source]] if drawn.rows else []
+        reorder(rows_of, np.array(drawn.rows, dtype=np.int64), folder / f"{split}.arrow")
     for file in files.values():
         file.unlink()
     rendered = Rendered(folder)
     if recognised is not None:
-        recognition.write(folder, recognised, rendered.splits["test" if mounted else "train"][0])
+        recognition.write(folder, recognised, next(rows[0] for rows in rendered.splits.values() if rows))
     if column is None:
         return rendered
     values = [labels[splits["test"].source].subgroups[row] for row in splits["test"].rows]
@@ -111,39 +126,7 @@ def render_examples(
     return Rendered(folder, {column: dict(zip(ids, values, strict=True))})
 
 
-def _read(cfg: DatasetConfig, commit: str | None, key: str) -> Source:
-    """Return the rows of a source by its own splits; a source with a single split calls it ``all``."""
-    name = cfg.name_or_path
-    if name.startswith("generate:"):
-        return {"all": [*Parsed.of(Table(_generate(cfg, key), []))]}
-    if Path(name).exists():
-        return sources.read(Path(name))
-    from sftlab.model.hub import dataset_rows
-
-    return sources.read_hub(name, *dataset_rows(name, cfg.subset, commit))
-
-
-def _generate(cfg: DatasetConfig, key: str) -> Rows:
-    """Generate as many rows as the splits ask for, and more if ``keep`` leaves rows out."""
-    from sftlab.dataset import vignettes
-
-    wanted = sum(int(size) for size in cfg.split.values())
-    try:
-        rows = vignettes.rows(wanted, cfg.seed)
-        if cfg.keep is None or not rows:
-            return [*rows]
-        templates = Templates(cfg, key, list(rows[0]))
-        for factor in (2, 4, 8, 16):
-            kept = sum(templates.keeps(row, f"{cfg.name_or_path}, row {n}") for n, row in enumerate(rows, start=1))
-            if not 0 < kept < wanted:
-                break
-            rows = vignettes.rows(factor * wanted, cfg.seed)
-    except ValueError as error:
-        raise ConfigError(Problem(f"{key}.split", shown(cfg.split), str(error))) from error
-    return [*rows]
-
-
-def _check_rows(cfg: DatasetConfig, surveys: Mapping[str, Survey], key: str) -> None:
+def _check_rows(cfg: SourceConfig, surveys: Mapping[str, Survey], key: str) -> None:
     """Raise an error if a split of a folder, or the whole source, has no rows."""
     for split, found in surveys.items():
         if not found.rows and split != "all" and Path(cfg.name_or_path).exists():
@@ -181,8 +164,9 @@ class RenderedChunk(NamedTuple):
 class Renderer:
     """Render the rows of a split."""
 
-    cfg: DatasetConfig
+    cfg: SourceConfig
     key: str
+    source: str | None
     split: str
     columns: list[str]
     whole_numbers: frozenset[Place]
@@ -214,6 +198,8 @@ class Renderer:
                 example = self.templates.example(row, f"{self.split}-{number:06}", place)
                 if self.cfg.thinking == "drop":
                     example = without_thinking(example, self.key, self.templates.place(row, place))
+                if self.source is not None:
+                    example = _of_source(example, self.source)
                 stratum = self.templates.stratum(row, place)
             except RecursionError:
                 problems.append(Problem(place, None, "has lists or objects nested too deeply", "fix or delete it"))
@@ -229,6 +215,11 @@ class Renderer:
         return RenderedChunk(rendered, problems, number, stopped=False)
 
 
+def _of_source(example: Example, source: str) -> Example:
+    group = None if example.group is None else f"{source}/{example.group}"
+    return replace(example, id=f"{source}/{example.id}", group=group, source=source)
+
+
 def at(split: str, number: int) -> str:
     """Return the place of a row within its source."""
     return f"{'' if split == 'all' else split + ' '}row {number}"
@@ -238,7 +229,7 @@ def _render(
     source: Source,
     surveys: Mapping[str, Survey],
     renderers: Mapping[str, Renderer],
-    cfg: DatasetConfig,
+    cfg: SourceConfig,
     key: str,
     files: Mapping[str, Path],
 ) -> dict[str, Labels]:
@@ -298,8 +289,9 @@ def _batches(
 
 def _renderers(
     surveys: Mapping[str, Survey],
-    cfg: DatasetConfig,
+    cfg: SourceConfig,
     key: str,
+    source: str | None,
     places: frozenset[Place],
     column: str | None,
     recognised: Recognised | None,
@@ -310,7 +302,7 @@ def _renderers(
     for split, found in surveys.items():
         try:
             if found.columns:
-                renderers[split] = Renderer(cfg, key, split, list(found.columns), places, column, recognised)
+                renderers[split] = Renderer(cfg, key, source, split, list(found.columns), places, column, recognised)
                 renderers[split].templates  # noqa: B018
         except ConfigError as error:
             problems += error.problems
@@ -319,11 +311,8 @@ def _renderers(
     return renderers
 
 
-def _check_column(column: str, surveys: Mapping[str, Survey]) -> None:
-    found = next(found for name in ("test", "all", "train", *surveys) if (found := surveys.get(name)))
-    if column not in found.columns:
-        remedy = f"the test rows have {listing(found.columns)}"
-        raise ConfigError(Problem("eval.group_by", shown(column), "there is no such column", remedy))
+def _columns_of_test_rows(surveys: Mapping[str, Survey]) -> list[str]:
+    return [*next(found for name in ("test", "all", "train", *surveys) if (found := surveys.get(name))).columns]
 
 
 def _subgroup(value: object) -> str | None:

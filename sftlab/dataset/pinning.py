@@ -11,12 +11,17 @@ from sftlab.runtime.modes import MODES
 def pinned_data(cfg: Config) -> Config:
     """Pin the commits of the datasets: a branch or tag of the hub may move during a run."""
 
-    def pin(data: DatasetConfig) -> DatasetConfig:
-        return data.model_copy(update={"revision": revision(data) or data.revision})
+    def pin(data: DatasetConfig, key: str) -> DatasetConfig:
+        commits = {part.name: revision(part.cfg, part.key) or part.cfg.revision for part in data.parts(key)}
+        if data.sources is None:
+            return data.model_copy(update={"revision": commits[None]})
+        pinned = {name: one.model_copy(update={"revision": commits[name]}) for name, one in data.sources.items()}
+        return data.model_copy(update={"sources": pinned})
 
-    evaluation = cfg.eval.model_copy(update={"dataset": cfg.eval.dataset and pin(cfg.eval.dataset)})
+    test = cfg.eval.dataset and pin(cfg.eval.dataset, "eval.dataset")
     read = MODES[cfg.mode].reads_training_rows or cfg.eval.dataset is None
-    return cfg.model_copy(update={"dataset": pin(cfg.dataset) if read else cfg.dataset, "eval": evaluation})
+    data = pin(cfg.dataset, "dataset") if read else cfg.dataset
+    return cfg.model_copy(update={"dataset": data, "eval": cfg.eval.model_copy(update={"dataset": test})})
 
 
 def pinned(cfg: Config, base: Base) -> Config:

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import chain, groupby, takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from sftlab.config import TrainOn
+from sftlab.config import Supervised
 from sftlab.dataset.chat_template import end_token, kinds_of, outline_of
 from sftlab.dataset.turns import (
     TEXT,
@@ -130,7 +130,7 @@ def changed_texts(problems: Sequence[Problem], rows: int, split: str) -> ConfigE
     return ConfigError(summary, *problems)
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example, train_on: TrainOn = "all") -> list[Tokens]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example, train_on: Supervised = "all") -> list[Tokens]:
     """Tokenise a conversation as the chat template writes it, for training.
 
     The text is that of the prompt of the last turn and what the template writes after it. An assistant turn in it is
@@ -145,7 +145,8 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, example: Example, train_on: Tra
     """
     chat = Conversation.of(tokenizer, example.id, example.messages, example.tools)
     last = len(chat.turns) - 1
-    supervised = [at for at in chat.answers if at == last or train_on == "all"]
+    wanted = train_on if isinstance(train_on, str) else train_on[example.source or ""]
+    supervised = [at for at in chat.answers if at == last or wanted == "all"]
     turns = {at: checked_turn(chat, at) for at in supervised}
     ends = frozenset(turn.end for turn in turns.values() if turn.end is not None)
     parts = _parts(chat, last, turns)

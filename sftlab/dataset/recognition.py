@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sftlab.config import DatasetConfig
+from sftlab.config import RowSettings
 from sftlab.dataset.formats import Chunk
 from sftlab.dataset.row_formats.recognise import SAMPLED, recognise, summary
 from sftlab.dataset.row_formats.record import Recognised, Settings
@@ -25,7 +25,7 @@ FILE = "format.json"
 
 
 def format_of(
-    cfg: DatasetConfig, key: str, source: Source, surveys: Mapping[str, Survey], places: frozenset[Place]
+    cfg: RowSettings, key: str, source: Source, surveys: Mapping[str, Survey], places: frozenset[Place]
 ) -> Recognised | None:
     """Recognise the format of a source by all of its columns and the first rows of each split; None for templates.
 
@@ -72,9 +72,9 @@ def read(folder: Path) -> RowFormat | None:
     return RowFormat.model_validate_json(file.read_text("utf-8")) if file.exists() else None
 
 
-def announce(found: RowFormat) -> None:
-    """Log a format, and a row as the model sees it."""
-    log.info("dataset: %s", found.summary)
+def announce(found: RowFormat, key: str = "dataset") -> None:
+    """Log the format of a dataset or source, and a row as the model sees it."""
+    log.info("%s: %s", key, found.summary)
     for message in found.messages:
         text = message.get("content") or json.dumps(message.get("tool_calls"), ensure_ascii=False)
         log.info("  %-9s %s", message["role"], short(str(text), 300))

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sftlab.config import DatasetConfig
+from sftlab.config import SourceConfig
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.records import Example
 
@@ -35,7 +35,7 @@ class Drawn(NamedTuple):
     rows: list[int]
 
 
-def draw(source: Mapping[str, Labels], cfg: DatasetConfig) -> dict[str, Drawn]:
+def draw(source: Mapping[str, Labels], cfg: SourceConfig, key: str = "dataset") -> dict[str, Drawn]:
     """Return the three splits: those that the source has, and the missing ones cut from its training rows by seed.
 
     Splits of the source are used whole: a share has no effect on them, and a count is the least number of rows that
@@ -43,26 +43,28 @@ def draw(source: Mapping[str, Labels], cfg: DatasetConfig) -> dict[str, Drawn]:
 
     Args:
         source: the labels of the rows by split of the source; ``all`` if it has a single split.
-        cfg: the dataset, with the shares or counts of ``split``, and the seed.
+        cfg: the source, with the shares or counts of ``split``, and the seed.
+        key: its section in the configuration.
 
     Raises:
         ConfigError: ``split`` asks for more rows than there are.
     """
     if "all" in source:
         wanted = {str(name): size for name, size in cfg.split.items() if size}
-        return {name: Drawn("all", []) for name in SPLITS} | _cut("all", source["all"], wanted, cfg)
+        return {name: Drawn("all", []) for name in SPLITS} | _cut("all", source["all"], wanted, cfg, key)
     own = {name: Drawn(name, [*range(len(source[name].groups))] if name in source else []) for name in SPLITS}
     lacking = {str(name): size for name, size in cfg.split.items() if size and not own[name].rows and name != "train"}
     asked = {str(name): int(size) for name, size in cfg.split.items() if size >= 1}
     needed = asked | {"train": sum(count for name, count in asked.items() if name == "train" or name in lacking)}
     if any(len(own[name].rows) < needed.get(name, 0) for name in SPLITS if name not in lacking):
-        raise _too_few(asked, own, cfg)
-    splits = own | (_cut("train", source["train"], lacking, cfg) if lacking and own["train"].rows else {})
+        raise _too_few(asked, own, cfg, key)
+    splits = own | (_cut("train", source["train"], lacking, cfg, key) if lacking and own["train"].rows else {})
     if any(len(splits[name].rows) < count for name, count in asked.items()):
-        raise _too_few(asked, splits, cfg)
+        raise _too_few(asked, splits, cfg, key)
     if any(len(splits[name].rows) > count for name, count in asked.items()):
         log.info(
-            "dataset.split={%s}: %s has its own splits, which are used whole: %s",
+            "%s.split={%s}: %s has its own splits, which are used whole: %s",
+            key,
             _sizes(cfg),
             cfg.name_or_path,
             counts_of({name: drawn.rows for name, drawn in splits.items()}),
@@ -127,7 +129,7 @@ def counts_of(splits: Mapping[str, Sequence[object]]) -> str:
     return ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS)
 
 
-def _cut(source: str, labels: Labels, wanted: Mapping[str, float], cfg: DatasetConfig) -> dict[str, Drawn]:
+def _cut(source: str, labels: Labels, wanted: Mapping[str, float], cfg: SourceConfig, key: str) -> dict[str, Drawn]:
     """Draw splits (shares or counts) from rows. ``train`` gets the remaining rows, or as many of them as asked for."""
     total = len(labels.groups)
     members: dict[str | int, list[int]] = {}
@@ -151,7 +153,7 @@ def _cut(source: str, labels: Labels, wanted: Mapping[str, float], cfg: DatasetC
         return drawn
 
     rows = {name: draw(count, last=True) for name, count in counts.items() if name != "train"}
-    _warn_of_large_groups(rows, labels.groups, counts, total)
+    _warn_of_large_groups(rows, labels.groups, counts, total, key)
     shares = all(size < 1 for size in wanted.values())
     rest = shares and sum(wanted.values()) > 1 - 1e-9  # then train absorbs the rounding
     rows["train"] = draw(total if rest else counts.get("train", total), last=False)
@@ -159,7 +161,7 @@ def _cut(source: str, labels: Labels, wanted: Mapping[str, float], cfg: DatasetC
         for name, numbers in rows.items():
             random.Random(f"{cfg.seed} {name}").shuffle(numbers)
     if not shares:
-        _check_counts(counts, rows, total, cfg)
+        _check_counts(counts, rows, total, cfg, key)
     return {name: Drawn(source, numbers) for name, numbers in rows.items()}
 
 
@@ -183,16 +185,17 @@ def _shares_of(count: int, sizes: Mapping[str | None, int]) -> dict[str | None, 
 
 
 def _warn_of_large_groups(
-    splits: Mapping[str, list[int]], groups: Sequence[str | None], counts: Mapping[str, int], total: int
+    splits: Mapping[str, list[int]], groups: Sequence[str | None], counts: Mapping[str, int], total: int, key: str
 ) -> None:
     for name, drawn in splits.items():
         sizes = Counter(group for row in drawn if (group := groups[row]))
         group, size = max(sizes.items(), key=lambda item: item[1], default=("", 0))
         if len(drawn) > 1.5 * counts[name] and size > 1:
             log.warning(
-                "dataset.group_by: rows of a group stay together, and %s of %s rows are of group %r: %s has %s rows in "
+                "%s.group_by: rows of a group stay together, and %s of %s rows are of group %r: %s has %s rows in "
                 "place of %s. If %r means that a row has no group, render nothing for it: {{ none if COLUMN == %r else "
                 "COLUMN }}",
+                key,
                 f"{size:,}",
                 f"{total:,}",
                 group,
@@ -204,7 +207,9 @@ def _warn_of_large_groups(
             )
 
 
-def _check_counts(counts: Mapping[str, int], splits: Mapping[str, list[int]], rows: int, cfg: DatasetConfig) -> None:
+def _check_counts(
+    counts: Mapping[str, int], splits: Mapping[str, list[int]], rows: int, cfg: SourceConfig, key: str
+) -> None:
     """Raise an error if a split has fewer rows than asked for, or if train, which gets the rest, has none."""
     counts = {name: count for name in SPLITS if (count := counts.get(name, int(name == "train")))}
     short = [name for name, count in counts.items() if len(splits[name]) < count]
@@ -217,12 +222,12 @@ def _check_counts(counts: Mapping[str, int], splits: Mapping[str, list[int]], ro
     if total > rows:
         remedy = f"ask for at most {rows:,} in total, or for shares (below 1)"
         if cfg.keep and cfg.name_or_path.startswith("generate:"):
-            remedy = "change dataset.keep so that it is true for more generated rows, or set it to null"
-        raise ConfigError(Problem("dataset.split", value, f"{message} {there}", remedy))
+            remedy = f"change {key}.keep so that it is true for more generated rows, or set it to null"
+        raise ConfigError(Problem(f"{key}.split", value, f"{message} {there}", remedy))
     drawn = ", ".join(f"{len(splits[name]):,} {name}" for name in counts)
     raise ConfigError(
         Problem(
-            "dataset.split",
+            f"{key}.split",
             value,
             f"{message} rows of a group stay together, so that {there}, in {drawn}",
             f"ask for at most {len(splits[short[0]]):,} {short[0]} rows, or for shares (below 1)",
@@ -230,19 +235,19 @@ def _check_counts(counts: Mapping[str, int], splits: Mapping[str, list[int]], ro
     )
 
 
-def _too_few(asked: Mapping[str, int], splits: Mapping[str, Drawn], cfg: DatasetConfig) -> ConfigError:
+def _too_few(asked: Mapping[str, int], splits: Mapping[str, Drawn], cfg: SourceConfig, key: str) -> ConfigError:
     counts = ", ".join(f"{count:,} {name}" for name, count in asked.items())
     return ConfigError(
         Problem(
-            "dataset.split",
+            f"{key}.split",
             f"{{{_sizes(cfg)}}}",
             f"asks for {counts} rows, and {cfg.name_or_path} has its own splits with "
             f"{counts_of({name: drawn.rows for name, drawn in splits.items()})}{' after keep' if cfg.keep else ''}",
-            "set dataset.split={train: 0.8, validation: 0.1, test: 0.1}: splits of the source are "
+            f"set {key}.split={{train: 0.8, validation: 0.1, test: 0.1}}: splits of the source are "
             "then used whole, and the others are cut from train",
         )
     )
 
 
-def _sizes(cfg: DatasetConfig) -> str:
+def _sizes(cfg: SourceConfig) -> str:
     return ", ".join(f"{name}: {size:g}" for name, size in cfg.split.items())

@@ -12,16 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from sftlab.config import DatasetConfig
-from sftlab.dataset import recognition, sources
+from sftlab.config import DatasetConfig, SourceConfig
+from sftlab.dataset import mixing, recognition, sources
 from sftlab.dataset.arrow_examples import Examples
 from sftlab.dataset.examples import Rendered, Subgroups, render_examples
 from sftlab.dataset.splits import SPLITS, Splits, counts_of
 from sftlab.dataset.templates import packages
 from sftlab.errors import StageError
 from sftlab.records import Example
-from sftlab.results import RowFormat
+from sftlab.results import RowFormat, SourceRecord
 from sftlab.runtime.store import Stage, Store, digest, full, key_of, versions
 
 log = logging.getLogger(__name__)
@@ -44,11 +45,16 @@ class Dataset:
         return {name: self.split(name) for name in ("train", "validation")}
 
     def row_format(self) -> RowFormat | None:
-        """Return the recognised format of the rows; None if templates converted them."""
+        """Return the recognised format of the rows; None if templates converted them, or of several sources."""
         return recognition.read(self.stage.path)
 
+    def sources(self) -> list[SourceRecord]:
+        """Return the sources that the dataset mixes; none without ``dataset.sources``."""
+        return mixing.read(self.stage.path)
+
     def announce(self) -> None:
-        """Log the recognised format, and a row as the model sees it."""
+        """Log the recognised format, and a row as the model sees it; of each source if there are several."""
+        mixing.announce(self.sources())
         if (found := self.row_format()) is not None:
             recognition.announce(found)
 
@@ -59,19 +65,25 @@ class Dataset:
 
 def inputs(cfg: DatasetConfig, *, mounted: bool = False) -> Mapping[str, object]:
     """Return the inputs of a dataset: its settings, the content of its source and library versions."""
-    settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap", "train_on"})  # these change no row
+    parts = cfg.parts("eval.dataset" if mounted else "dataset")
+    settings: object
+    if cfg.sources is None:  # the key of a dataset with a single source is as before there were several
+        settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap", "train_on", "sources"})  # change no row
+    else:
+        settings = [cfg.seed, *([part.name, part.cfg.model_dump(exclude={"train_on"})] for part in parts)]
+    identities = {part.name: _identity(part.cfg, part.key) for part in parts}
     return {
         "version": 8,
         "dataset": settings,
         "mounted": mounted,
-        "source": _identity(cfg),
-        "libraries": versions(*packages(cfg)),
+        "source": identities[None] if cfg.sources is None else identities,
+        "libraries": versions(*dict.fromkeys(package for part in parts for package in packages(part.cfg))),
     }
 
 
-def revision(cfg: DatasetConfig) -> str | None:
-    """Return the commit that a dataset from the hub has now; None for any other source."""
-    return None if _is_on_this_machine(cfg.name_or_path) else str(_identity(cfg))
+def revision(cfg: SourceConfig, key: str) -> str | None:
+    """Return the commit that a source from the hub has now; None for any other source. ``key`` is its section."""
+    return None if _is_on_this_machine(cfg.name_or_path) else str(_identity(cfg, key))
 
 
 def make(store: Store, cfg: DatasetConfig, *, mounted: bool = False) -> Dataset:
@@ -87,12 +99,10 @@ def make(store: Store, cfg: DatasetConfig, *, mounted: bool = False) -> Dataset:
 
     def build(folder: Path) -> None:
         if (known := _rendered.get(key_of(stage_inputs))) is not None:  # validation has rendered it
-            for name in SPLITS:
-                _copy(known.folder / f"{name}.arrow", folder / f"{name}.arrow")
-            if (known.folder / recognition.FILE).exists():
-                _copy(known.folder / recognition.FILE, folder / recognition.FILE)
+            for file in known.folder.iterdir():
+                _copy(file, folder / file.name)
         else:
-            render_examples(cfg, _commit(cfg, stage_inputs), folder, mounted=mounted)
+            _rendered_to(folder, cfg, stage_inputs, mounted, None)
         log.info("dataset: %s", counts_of({name: Examples(folder / f"{name}.arrow") for name in SPLITS}))
 
     return Dataset(store.stage("dataset", stage_inputs, build))
@@ -145,7 +155,7 @@ def _render(stage_inputs: Mapping[str, object], cfg: DatasetConfig, mounted: boo
     if known is None or (column is not None and column not in known.subgroups):
         folder = Path(tempfile.mkdtemp(dir=_temporary()))
         try:
-            known = render_examples(cfg, _commit(cfg, stage_inputs), folder, mounted=mounted, column=column)
+            known = _rendered_to(folder, cfg, stage_inputs, mounted, column)
         except OSError as error:
             if (reason := full(error)) is None:
                 raise
@@ -155,6 +165,20 @@ def _render(stage_inputs: Mapping[str, object], cfg: DatasetConfig, mounted: boo
     for oldest in list(_rendered)[:-RETAINED]:
         shutil.rmtree(_rendered.pop(oldest).folder)
     return known
+
+
+def _rendered_to(
+    folder: Path, cfg: DatasetConfig, stage_inputs: Mapping[str, Any], mounted: bool, column: str | None
+) -> Rendered:
+    """Render a dataset, or mix its sources, at the commits of the stage's inputs."""
+    parts, identities = cfg.parts(), stage_inputs["source"]
+    if cfg.sources is None:
+        commit = None if _is_on_this_machine(parts[0].cfg.name_or_path) else str(identities)
+        return render_examples(parts[0].cfg, commit, folder, mounted=mounted, column=column)
+    commits = {
+        part.name: None if _is_on_this_machine(part.cfg.name_or_path) else str(identities[part.name]) for part in parts
+    }
+    return mixing.render_mix(cfg, commits, folder, mounted=mounted, column=column)
 
 
 @cache
@@ -177,15 +201,11 @@ def _copy(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _commit(cfg: DatasetConfig, stage_inputs: Mapping[str, object]) -> str | None:
-    return None if _is_on_this_machine(cfg.name_or_path) else str(stage_inputs["source"])
-
-
 def _is_on_this_machine(name: str) -> bool:
     return name.startswith("generate:") or Path(name).exists()
 
 
-def _identity(cfg: DatasetConfig) -> dict[str, str] | str:
+def _identity(cfg: SourceConfig, key: str) -> dict[str, str] | str:
     """Return what identifies the content of a source: hashes of its files, or a commit of the hub."""
     name = cfg.name_or_path
     if name.startswith("generate:"):
@@ -195,4 +215,4 @@ def _identity(cfg: DatasetConfig) -> dict[str, str] | str:
         return {file.name: digest(file) for shards in sources.files(Path(name)).values() for file in shards}
     from sftlab.model.hub import dataset_commit
 
-    return dataset_commit(name, cfg.revision)
+    return dataset_commit(name, cfg.revision, f"{key}.name_or_path")

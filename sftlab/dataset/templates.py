@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sftlab.config import DatasetConfig
+from sftlab.config import RowSettings
 from sftlab.dataset.row_formats.recognise import convert
 from sftlab.dataset.row_formats.record import Converted, Recognised, with_system
 from sftlab.dataset.rows import Row, TemplateRow, wrap
@@ -39,7 +39,7 @@ MISSING = {"", "nan", "none", "null", "nat", "<na>", "n/a"}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def packages(cfg: DatasetConfig) -> list[str]:
+def packages(cfg: RowSettings) -> list[str]:
     """Return the packages that render a dataset's templates: their versions are inputs of the dataset stage.
 
     A filter may be named anywhere in a template, for example as ``map('sql')``.
@@ -53,13 +53,13 @@ class Templates:
     """The templates of a dataset, checked against the columns of its rows."""
 
     def __init__(
-        self, cfg: DatasetConfig, key: str, columns: Sequence[str], recognised: Recognised | None = None
+        self, cfg: RowSettings, key: str, columns: Sequence[str], recognised: Recognised | None = None
     ) -> None:
         """Compile all templates.
 
         Args:
-            cfg: the dataset.
-            key: its section in the configuration, "dataset" or "eval.dataset".
+            cfg: the dataset or source.
+            key: its section in the configuration, as in "dataset" or "dataset.sources.a".
             columns: the columns of its rows.
             recognised: the format that supplies what no template supplies.
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sftlab.config import Config, TrainOn
+from sftlab.config import Config, Supervised
 from sftlab.dataset.arrow_examples import Batch, Examples
 from sftlab.dataset.parallel import in_order
 from sftlab.dataset.prompt import attempt, changed_texts, tokenize
@@ -28,7 +28,7 @@ from sftlab.runtime.store import Stage, Store, versions, write_json
 
 log = logging.getLogger(__name__)
 
-COUNTS, GROUPS = "counts.json", "groups.json"
+COUNTS, GROUPS, SOURCES = "counts.json", "groups.json", "sources.json"
 SPLITS = ("train", "validation")
 
 
@@ -48,7 +48,8 @@ class Lengths(NamedTuple):
 class Tokenized:
     """The finished stage: the rows of ``train`` and ``validation``, their lengths, and ``counts.json``.
 
-    ``groups.json`` has the group of each validation row; the rows of one conversation are a group.
+    ``groups.json`` has the group of each validation row; the rows of one conversation are a group. ``sources.json`` has
+    the source of each validation row, if there are several.
     """
 
     stage: Stage
@@ -69,6 +70,13 @@ def validation_groups(folder: Path) -> list[str | None]:
     return groups
 
 
+def validation_sources(folder: Path) -> list[str] | None:
+    """The source of each validation row of a finished stage, in the order of its rows; None without several sources."""
+    file = folder / SOURCES
+    sources: list[str] | None = json.loads(file.read_text("utf-8")) if file.exists() else None
+    return sources
+
+
 def inputs(dataset_key: str, base: Base, cfg: Config) -> Mapping[str, Any]:
     """What the token ids depend on."""
     return {
@@ -78,7 +86,7 @@ def inputs(dataset_key: str, base: Base, cfg: Config) -> Mapping[str, Any]:
         "libraries": versions("transformers", "tokenizers", "jinja2"),
         "max_length": cfg.train.max_length,
         "allow_truncated_completion": cfg.train.allow_truncated_completion,
-        "train_on": cfg.dataset.train_on,
+        "train_on": cfg.dataset.supervised(),
     }
 
 
@@ -97,11 +105,13 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
         prompt_bos = 0
         for split in SPLITS:
             found = _Split(split, cfg.train.max_length)
-            write_rows(folder, split, found.batches(dataset.split(split), tokenizer, cfg.dataset.train_on))
+            write_rows(folder, split, found.batches(dataset.split(split), tokenizer, cfg.dataset.supervised()))
             found.check(cfg.train.allow_truncated_completion)
             np.save(folder / f"{split}-lengths.npy", np.stack(found.used()))
             if split == "validation":
                 write_json(folder / GROUPS, [group for part in found.parts for group in part.groups])
+                if cfg.dataset.sources is not None:
+                    write_json(folder / SOURCES, [source for part in found.parts for source in part.sources])
             counts[split], turn_ends = found.counts(), turn_ends | found.ends
             prompt_bos = found.prompt_bos if split == "train" else prompt_bos
             log.info(
@@ -127,13 +137,14 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
 class Part:
     """A tokenised batch of examples.
 
-    ``rows`` has the rows that have a supervised token within max_length, truncated to it, ``groups`` their groups, and
-    ``used`` their lengths, an array of shape (3, rows). ``whole`` has the length of every row before the truncation and
-    the tokens before its first supervised one, an array of shape (2, rows).
+    ``rows`` has the rows that have a supervised token within max_length, truncated to it, ``groups`` their groups,
+    ``sources`` their sources, and ``used`` their lengths, an array of shape (3, rows). ``whole`` has the length of
+    every row before the truncation and the tokens before its first supervised one, an array of shape (2, rows).
     """
 
     rows: Any
     groups: list[str | None]
+    sources: list[str | None]
     used: NDArray[np.int32]
     whole: NDArray[np.int32]
     ends: set[int]
@@ -149,7 +160,7 @@ class Worker:
     """Tokenise batches of examples, perhaps in another process."""
 
     tokenizer: Any
-    train_on: TrainOn
+    train_on: Supervised
     max_length: int
 
     def __call__(self, batch: Batch) -> Part:
@@ -162,6 +173,7 @@ class Worker:
             for example, tokens in zip(examples, found, strict=False)  # a changed text has no tokens, and stops the run
             for _ in tokens
         ]
+        sources = [example.source for example, tokens in zip(examples, found, strict=False) for _ in tokens]
         whole = [(len(row.ids), row.runs[0]) for row in rows]
         fits = [first < self.max_length for _, first in whole]
         used = [*compress(rows, fits)]
@@ -175,6 +187,7 @@ class Worker:
         return Part(
             rows=_record_batch(ids, labels),
             groups=[*compress(groups, fits)],
+            sources=[*compress(sources, fits)],
             used=np.array(lengths, dtype=np.int32).reshape(-1, 3).T,
             whole=np.array(whole, dtype=np.int32).reshape(-1, 2).T,
             ends=set().union(*(row.ends for row in rows)),
@@ -212,7 +225,7 @@ class _Split:
     prompt_bos: int = 0
     content: Any = field(default_factory=lambda: [hashlib.sha256(), hashlib.sha256()])
 
-    def batches(self, examples: Examples, tokenizer: Any, train_on: TrainOn) -> Iterator[Any]:
+    def batches(self, examples: Examples, tokenizer: Any, train_on: Supervised) -> Iterator[Any]:
         """Yield the rows as record batches.
 
         Raises:

@@ -67,6 +67,8 @@ def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSe
     if MODES[cfg.mode].reads_test and cfg.eval.group_by is not None:
         values = dataset.subgroups(source, cfg.eval.group_by, mounted=mounted)
         rows = [replace(row, subgroup=values[row.id]) for row in rows]
+    elif source.sources is not None:
+        rows = [replace(row, subgroup=row.source) for row in rows]
     return EvalSet(rows, data.stage.key)
 
 

@@ -67,10 +67,15 @@ def decide(
         baseline=results.get("baseline"),
         finetuned=results["finetuned"],
         comparison=comparison,
-        subgroups=subgroups(scored, score) if cfg.group_by is not None else None,
+        subgroups=subgroups(scored, score) if cfg.group_by is not None or _by_source(scored) else None,
         constant=constant(scored["finetuned"][0]) if score.lettered else None,
         labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
+
+
+def _by_source(scored: Mapping[str, Sequence[Sequence[Prediction]]]) -> bool:
+    """Whether rows have subgroups without ``eval.group_by``: the sources of a dataset."""
+    return any(row.subgroup is not None for row in next(iter(scored.values()))[0])
 
 
 def adjusted(jobs: Sequence[Job]) -> list[EvaluationRow]:

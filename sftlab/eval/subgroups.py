@@ -1,4 +1,4 @@
-"""Results by subgroup: eval.group_by names the column whose values divide the test rows."""
+"""Results by subgroup: eval.group_by names the column whose values divide the test rows, else their sources do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def subgroups(runs: Mapping[str, Runs], scorer: Scorer) -> Subgroups:
     adjusted = holm([group.difference.p_value for group in compared if group.difference is not None])
     by_name = {group.name: p for group, p in zip(compared, adjusted, strict=True)}
     return Subgroups(
-        column=cfg.group_by or "",
+        column=cfg.group_by or "source",
         level=1 - cfg.alpha,
         without=len(first) - sizes.total(),
         compared=len(compared),

@@ -20,13 +20,13 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
 from sftlab.hydra_app.compose import CONF
 from sftlab.runtime.modes import MODES
-from sftlab.validation.overrides import SUFFIXES, override, parsed, refusal, shown, with_home
+from sftlab.validation.overrides import SUFFIXES, override, parsed, refusal, repeated, shown, with_home
 
 PROGRAM = "python -m sftlab"
 OPTIONAL_GROUPS = ("experiment", "debug")  # groups without a default, which are added with +
 # Dictionaries in which users may add keys.
 FREE_KEYS = re.compile(
-    r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.(split\.(train|validation|test)$|columns\.)"
+    r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.(split\.(train|validation|test)$|columns\.|sources\.)"
 )
 PLACEHOLDERS = ('"BASE.jsonl"', '"TUNED.jsonl"')
 
@@ -41,6 +41,9 @@ def options_first(arguments: Sequence[str]) -> list[str]:
         print(f"sftlab {metadata.version('sftlab')} (Hydra {hydra_version})")
         sys.exit(0)
     options, overrides, problems = _sorted(arguments)
+    for argument in overrides:
+        for name in repeated(argument):
+            problems.append(Problem(argument.partition("=")[0], None, f"has the key {name!r} twice", "rename one"))
     if problems := [*_words(overrides, options), *problems]:
         raise ConfigError(*problems)
     parse_options([*options, *overrides])

@@ -96,12 +96,14 @@ def dataset_commit(name: str, revision: str | None, key: str = "dataset.name_or_
         return str(info.sha)
 
 
-def dataset_rows(name: str, subset: str | None, revision: str | None) -> tuple[dict[str, HubRows], dict[str, int]]:
+def dataset_rows(
+    name: str, subset: str | None, revision: str | None, key: str = "dataset.name_or_path"
+) -> tuple[dict[str, HubRows], dict[str, int]]:
     """Return the rows of a hub dataset by split, and their numbers."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    with explained(name, "dataset.name_or_path"):
+    with explained(name, key):
         try:
             splits = load_dataset(name, subset, revision=revision)
         except DatasetsError as error:

@@ -39,8 +39,8 @@ def card(run: RunRecord, cfg: Config) -> str:
         title=title,
         command=_command(run.command),
         base=_short(cfg.model.name_or_path),
-        data=_short(cfg.dataset.name_or_path),
-        test=_short(test.name_or_path),
+        data=_names(cfg.dataset),
+        test=_names(test),
         evaluation=evaluation,
         comparison=None if evaluation is None else evaluation.comparison,
         view=None if evaluation is None else scorers.view(evaluation.task),
@@ -59,13 +59,15 @@ def card(run: RunRecord, cfg: Config) -> str:
 
 def _metadata(title: str, run: RunRecord, cfg: Config, test: DatasetConfig) -> dict[str, JsonValue]:
     """The metadata for the hub. It links models and datasets that have a hub id, and has no field for others."""
-    base, data = _hub_id(cfg.model.name_or_path), _hub_id(cfg.dataset.name_or_path)
+    base = _hub_id(cfg.model.name_or_path)
+    data = [one for part in cfg.dataset.parts() if (one := _hub_id(part.cfg.name_or_path))]
     metadata: dict[str, JsonValue] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     metadata |= {"base_model": base} if base else {}
-    metadata |= {"datasets": [data]} if data else {}
+    metadata |= {"datasets": [*dict.fromkeys(data)]} if data else {}
     metadata["tags"] = ["sft", "sftlab", *([cfg.peft.method] if cfg.peft.method != "none" else [])]
     if (evaluation := run.evaluation) is not None:
-        view, source, name = scorers.view(evaluation.task), _hub_id(test.name_or_path), _short(test.name_or_path)
+        view, name, (first, *others) = scorers.view(evaluation.task), _names(test), test.parts()
+        source = None if others else _hub_id(first.cfg.name_or_path)
         about: dict[str, JsonValue] = {
             "name": name,
             "type": source or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown",
@@ -93,6 +95,11 @@ def _short(name: str) -> str:
     """The hub id of a model or dataset, or the last part of its path."""
     text = name.replace("generate:vignettes", "vignettes made by sftlab")
     return _line(_hub_id(text) or re.split(r"[\\/]", text.rstrip("\\/"))[-1])
+
+
+def _names(data: DatasetConfig) -> str:
+    """The names of the sources of a dataset."""
+    return " + ".join(dict.fromkeys(_short(part.cfg.name_or_path) for part in data.parts()))
 
 
 def _settings(prefix: str, values: Section | Record) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from sftlab.config import TrainOn
+from sftlab.config import Supervised
 from sftlab.dataset.prompt import Tokens, tokenize, tokenize_all
 from sftlab.records import IGNORED, Example
 from sftlab.report.text import count, percent, sha256
@@ -138,7 +138,7 @@ def preview(
     splits: Mapping[str, Sequence[Example]],
     *,
     max_length: int,
-    train_on: TrainOn,
+    train_on: Supervised,
     folder: Path,
     rows: int = 3,
     seed: int,
@@ -160,7 +160,7 @@ def preview(
 
 
 def _split(
-    tokenizer: Any, name: str, examples: Sequence[Example], max_length: int, train_on: TrainOn, rows: int, seed: int
+    tokenizer: Any, name: str, examples: Sequence[Example], max_length: int, train_on: Supervised, rows: int, seed: int
 ) -> Split:
     decode = partial(tokenizer.decode, clean_up_tokenization_spaces=False)  # a cleanup would change the text
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}

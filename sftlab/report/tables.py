@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
-from sftlab.report.text import DASH, count, level, points, probability, span
-from sftlab.results import Evaluation, EvaluationRow, ModelResult, Subgroup, SubgroupSide
+from sftlab.report.text import DASH, count, decimals, level, points, probability, span
+from sftlab.results import Evaluation, EvaluationRow, ModelResult, SourceLoss, Subgroup, SubgroupSide
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,13 @@ def parts(evaluation: Evaluation) -> str | None:
         f"{points(compared.delta)} points = {points(by.knowledge.value)} knowledge ({level(by.level)} interval "
         f"{span(by.knowledge.interval)}{shown}), {points(by.guessing.value)} guessing, {points(by.form.value)} form"
     )
+
+
+def losses_by_source(losses: Sequence[SourceLoss]) -> Table:
+    """The validation loss of the selected checkpoint by source."""
+    header = ["source", "eval loss", "validation rows", "supervised tokens"]
+    rows = [[loss.source, decimals(loss.eval_loss), count(loss.rows), count(loss.tokens)] for loss in losses]
+    return Table(header, rows, ("source",))
 
 
 def subgroups(evaluation: Evaluation) -> Table:

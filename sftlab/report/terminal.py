@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sftlab.eval import scorers
 from sftlab.report import caveats, tables
 from sftlab.report.text import early_stop, level, plural
-from sftlab.results import Evaluation, EvaluationRow
+from sftlab.results import Evaluation, EvaluationRow, SourceLoss
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
 from sftlab.train.select import Selection
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 SHOWN = 20  # checkpoints and subgroups
 
 
-def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
-    """Print every checkpoint, best first, with the selected one marked, and the jobs that failed."""
+def ranking(selection: Selection, jobs: Sequence[Job], by_source: Sequence[SourceLoss] = ()) -> None:
+    """Print every checkpoint, best first, with the selected one marked, and the jobs that failed.
+
+    ``by_source`` has the losses of the selected one by source, if there are several.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -63,6 +66,8 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
             f"{len(selection.ties)} checkpoints (→ and =) are within the noise of the best one on validation; → is "
             "selected. select.tie=earliest selects the one that was trained least"
         )
+    if by_source:
+        say(_printed("The selected checkpoint by source", tables.losses_by_source(by_source)))
 
 
 def skipped(reason: str) -> None:

@@ -43,6 +43,8 @@ class Job(JobRecord):
             "revisions": revisions(cfg),
             "template_time": cfg.model.template_time,
             "precision": self.precision,
+            "row_format": self.row_format,
+            "data_sources": self.data_sources,
             "stages": self.stages,
             "times": self.times,
         }
@@ -73,12 +75,10 @@ class Job(JobRecord):
 
 def revisions(cfg: Config) -> dict[str, str]:
     """The commits of a pinned configuration, by the keys that reproduce them on the command line."""
-    test = cfg.eval.dataset
-    commits = {
-        "model.revision": cfg.model.revision,
-        "dataset.revision": cfg.dataset.revision,
-        "eval.dataset.revision": test and test.revision,
-    }
+    commits = {"model.revision": cfg.model.revision}
+    for section, data in {"dataset": cfg.dataset, "eval.dataset": cfg.eval.dataset}.items():
+        if data is not None and (data.sources or data.name_or_path):
+            commits |= {f"{part.key}.revision": part.cfg.revision for part in data.parts(section)}
     return {key: commit for key, commit in commits.items() if commit}
 
 

@@ -61,9 +61,16 @@ def select(
 
 
 def record(
-    selection: Selection, metric: Literal["eval_loss", "exact_match"], unranked: Sequence[Candidate]
+    selection: Selection,
+    metric: Literal["eval_loss", "exact_match"],
+    unranked: Sequence[Candidate],
+    sources: Sequence[str] | None = None,
 ) -> results.Selection:
-    """The selection for ``run.json``; ``unranked`` has the checkpoints that cannot be ranked with the others."""
+    """The selection for ``run.json``.
+
+    ``unranked`` has the checkpoints that cannot be ranked with the others, ``sources`` the source of each validation
+    row if there are several.
+    """
     return results.Selection(
         **asdict(selection.chosen),
         metric=metric,
@@ -71,7 +78,18 @@ def record(
         best=selection.best.checkpoint,
         ties=[candidate.checkpoint for candidate in selection.ties],
         candidates=[*selection.candidates, *unranked],
+        by_source=[] if sources is None else _by_source(_rows(selection.chosen), sources),
     )
+
+
+def _by_source(rows: Sequence[Sequence[float]], sources: Sequence[str]) -> list[results.SourceLoss]:
+    """The loss per supervised token of each source, from nats and tokens of each validation row."""
+    losses = []
+    for source in dict.fromkeys(sources):
+        own = [row for row, name in zip(rows, sources, strict=True) if name == source]
+        nats, tokens = (sum(column) for column in zip(*own, strict=True))
+        losses.append(results.SourceLoss(source=source, rows=len(own), tokens=int(tokens), eval_loss=nats / tokens))
+    return losses
 
 
 def _order(candidate: Candidate) -> tuple[float, float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sftlab.config import Config, InstanceConfig, NoPeft
+from sftlab.config import Config, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.extract import probe
@@ -174,15 +174,19 @@ def _pattern(cfg: Config) -> Iterator[Problem]:
 def _choice(cfg: Config) -> Iterator[Problem]:
     yield from _pattern(cfg)
     section, data = ("dataset", cfg.dataset) if cfg.eval.dataset is None else ("eval.dataset", cfg.eval.dataset)
-    if data.choices is None and data.format == "template":
-        yield Problem(
-            "eval.task",
-            "choice",
-            f"{section}.choices is null",
-            f"set {section}.choices to the letters that an answer may be, as in ABCD, or set eval.task=exact to "
-            "compare texts",
-            (section,),
-        )
+    sections: dict[str, RowSettings] = {section: data}
+    if data.sources is not None:
+        sections = {f"{section}.sources.{name}": one for name, one in data.sources.items()}
+    for key, one in sections.items():
+        if one.choices is None and one.format == "template":
+            yield Problem(
+                "eval.task",
+                "choice",
+                f"{key}.choices is null",
+                f"set {key}.choices to the letters that an answer may be, as in ABCD, or set eval.task=exact to "
+                "compare texts",
+                (section,),
+            )
     if cfg.eval.extract is not None:
         yield Problem(
             "eval.extract",

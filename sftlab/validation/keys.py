@@ -10,12 +10,14 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from sftlab.config import Config, Lora, NoPeft, Qlora
+from sftlab.config import Config, Lora, NoPeft, Qlora, SourceConfig
 from sftlab.errors import Problem, redacted, shown
 from sftlab.validation import overrides
 
 METHODS = {get_args(part.model_fields["method"].annotation)[0]: part for part in (NoPeft, Lora, Qlora)}
 FORMS = {"instance.rdzv_endpoint": "HOST:PORT", "hub.repo_id": "owner/name"}  # of the values that must match a pattern
+
+SOURCE = re.compile(r"((?:eval\.)?dataset)\.sources\.([^.]+)")
 
 # Keys whose values would be readable for everybody in job.json and .hydra/.
 SECRET = re.compile(
@@ -37,6 +39,9 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
 def closest(key: str) -> str | None:
     """Return the existing key that an unknown key was probably meant to be; None if no key is similar."""
     section, _, leaf = key.rpartition(".")
+    if SOURCE.fullmatch(section):
+        close = difflib.get_close_matches(leaf, [*SourceConfig.model_fields], n=1)
+        return f"{section}.{close[0]}" if close else None
     known = list(known_keys())
     if section:  # a key of a section is not meant to be a section
         known = [name for name in known if not any(other.startswith(f"{name}.") for other in known)]
@@ -96,8 +101,12 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def type_problems(error: ValidationError) -> Iterator[Problem]:
     """Yield the problems of keys and types that pydantic reports."""
+    wrong = {".".join(map(str, details["loc"])) for details in error.errors()}
     for number, details in enumerate(error.errors()):
-        yield _type_problem(dict(details), overrides.type_message(error, number))
+        location = ".".join(map(str, details["loc"]))
+        inherited = SOURCE.sub(r"\1", location, count=1)  # the key of the section whose value a source has
+        if inherited == location or inherited not in wrong:
+            yield _type_problem(dict(details), overrides.type_message(error, number))
 
 
 def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
@@ -114,10 +123,22 @@ def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
     if tag and len(location) == 2 and kind in ("missing", "extra_forbidden") and location[1] in fields:
         unset = "the other keys of this method are not set"
         return Problem("peft.method", tag, unset, f"choose peft={tag}, which sets all of them", ("peft",))
-    if location[-1] == "[key]":  # the only dictionary whose keys are restricted
+    if location[-1] == "[key]" and location[-3] == "sources":
+        message = "is not a name of a source: it may contain only letters, digits, _ and -"
+        return Problem(key, None, message, "rename it")
+    if location[-1] == "[key]":
         return Problem(key, None, "no such key", "the splits are train, validation and test")
+    if kind in ("model_type", "dict_type") and ".sources" in key:
+        form = "{name_or_path: FILE}" if SOURCE.fullmatch(key) else "{a: {name_or_path: FILE}, b: {name_or_path: FILE}}"
+        return Problem(key, shown(value), "names no files", f"write {overrides.shown(f'{key}={form}')}")
+    whole, _, leaf = key.rpartition(".")
+    if kind == "extra_forbidden" and SOURCE.fullmatch(whole) and leaf in ("max_overlap", "allow_overlap"):
+        section = whole.partition(".sources")[0]
+        return Problem(key, None, "holds for all sources together", f"set {section}.{leaf}")
     if kind == "extra_forbidden":
         return Problem(key, None, "no such key", nearest(key))
+    if kind == "missing" and SOURCE.fullmatch(key.rpartition(".")[0]):
+        return Problem(key, None, "is missing", "set it to a file, a folder or a hub id")
     if kind == "missing":
         return Problem(key, None, "is missing", "choose an option of its group, or set it")
     if kind == "union_tag_invalid":

@@ -50,6 +50,15 @@ def shown(argument: str) -> str:
     return shlex.quote(argument)
 
 
+def repeated(argument: str) -> list[str]:
+    """Return the keys that a dictionary has twice: Hydra would use the last one."""
+    value = argument.partition("=")[2].strip()
+    if value[:1] != "{" or _end(value) != len(value):
+        return []
+    names = [piece.partition(":")[0].strip() for piece in _pieces(value[1:-1], keyed=True)]
+    return [name for name in dict.fromkeys(names) if names.count(name) > 1]
+
+
 def with_home(argument: str) -> str:
     """Quote an override that Hydra cannot parse because of a ``~``, which shells leave as it is in KEY=~."""
     key, _, value = argument.partition("=")

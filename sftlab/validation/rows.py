@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sftlab.config import Config, DatasetConfig
+from sftlab.config import Config, DatasetConfig, RowSettings
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.checks import check_answers
@@ -55,23 +55,47 @@ def prediction_problems(cfg: Config) -> Iterator[Problem]:
 
 def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:
     """Check the settings of a dataset, then its rows if they are local, unless a completed stage contains them."""
-    section, name = "eval.dataset" if mounted else "dataset", data.name_or_path
-    key, local = f"{section}.name_or_path", is_local(name)
-    problems = [*_split(section, data, mounted=mounted), *_format(section, data)]
-    yield from problems
-    if local and not name.startswith("generate:") and not Path(name).exists():
-        yield Problem(key, shown(name), f"no such file or folder (seen from {Path.cwd()})", "check the path")
-    elif not problems:
-        try:
-            if local:
-                yield from _rows(cfg, data, section, mounted=mounted)
-            else:
-                hub.check_dataset(name, data.revision, key)
-        except ConfigError as error:
-            yield from with_keys(error, section, *JUDGED_BY)
-        except OSError as error:
-            message = f"{error.filename} cannot be read: {error.strerror}"
-            yield Problem(key, shown(name), message, "check its permissions")
+    section = "eval.dataset" if mounted else "dataset"
+    if problems := list(_sources(section, data)):
+        yield from problems
+        return
+    parts = data.parts(section)
+    for part in parts:
+        name, several = part.cfg.name_or_path, part.name is not None
+        own = [*_split(part.key, part.cfg, name, partial=mounted or several), *_format(part.key, part.cfg)]
+        if is_local(name) and not name.startswith("generate:") and not Path(name).exists():
+            message = f"no such file or folder (seen from {Path.cwd()})"
+            own.append(Problem(f"{part.key}.name_or_path", shown(name), message, "check the path"))
+        problems += own
+        yield from own
+    hubs = [part for part in parts if not is_local(part.cfg.name_or_path)]
+    if problems:
+        return
+    try:
+        for part in hubs:
+            hub.check_dataset(part.cfg.name_or_path, part.cfg.revision, f"{part.key}.name_or_path")
+        if not hubs:
+            yield from _rows(cfg, data, section, mounted=mounted)
+    except ConfigError as error:
+        yield from with_keys(error, section, *JUDGED_BY)
+    except OSError as error:
+        message = f"{error.filename} cannot be read: {error.strerror}"
+        values = shown(data.name_or_path) if data.name_or_path else None
+        yield Problem(f"{section}.name_or_path" if values else section, values, message, "check its permissions")
+
+
+def _sources(section: str, data: DatasetConfig) -> Iterator[Problem]:
+    """Check that a dataset has a source, and either one or several."""
+    key, name = f"{section}.name_or_path", data.name_or_path
+    if data.sources is None and name is None:
+        message, remedy = "names no rows", f"set it to a file, a folder or a hub id, or set {section}.sources"
+        yield Problem(key, "null", message, remedy, (f"{section}.sources",))
+    elif data.sources is not None and not data.sources:
+        remedy = "name at least one, as in {a: {name_or_path: a.jsonl}, b: {name_or_path: b.csv}}, or set it to null"
+        yield Problem(f"{section}.sources", "{}", "has no source", remedy)
+    elif data.sources is not None and name is not None:
+        message = f"has no effect with {section}.sources, each of which has its own"
+        yield Problem(key, shown(name), message, "set it to null", (f"{section}.sources",))
 
 
 def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> Iterator[Problem]:
@@ -89,7 +113,7 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
         yield Problem(
             f"{section}.split",
             shown(data.split),
-            f"the test split of {data.name_or_path} has no rows",
+            f"the test split{f' of {data.name_or_path}' if data.name_or_path else ''} has no rows",
             f"set {section}.split.test to a number of rows or a share, mount a test set with dataset@eval.dataset=…, "
             "or set mode=train",
             (section, *JUDGED_BY),
@@ -108,14 +132,16 @@ def _answers(
     problems = list(evaluation_problems(known))
     if known is not cfg:  # otherwise they are reported already
         yield from problems
-    has_choices = not scorer(known.eval).lettered or data.choices is not None or data.format != "template"
+    has_choices = not scorer(known.eval).lettered or all(
+        part.cfg.choices is not None or part.cfg.format != "template" for part in data.parts()
+    )
     if has_choices and not problems:
         used = {"train": not mounted, "validation": not mounted, "test": tested}
         check_answers(known, {name: rows for name, rows in splits.items() if used[name]})
 
 
-def _format(section: str, data: DatasetConfig) -> Iterator[Problem]:
-    """Check that a dataset has the templates that it needs, and none that would have no effect."""
+def _format(section: str, data: RowSettings) -> Iterator[Problem]:
+    """Check that a source has the templates that it needs, and none that would have no effect."""
     texts = {name: getattr(data, name) for name in ("user", "assistant")}
     keys = (f"{section}.format",)
     if data.format == "template":
@@ -135,10 +161,13 @@ def _format(section: str, data: DatasetConfig) -> Iterator[Problem]:
             yield Problem(f"{section}.{name}", shown(template), message, remedy, keys)
 
 
-def _split(section: str, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:
-    """Check the sizes of the splits; generated rows have no end of which a share could be taken."""
+def _split(section: str, data: RowSettings, name: str, *, partial: bool) -> Iterator[Problem]:
+    """Check the sizes of the splits; generated rows have no end of which a share could be taken.
+
+    A ``partial`` source may lack training and validation rows.
+    """
     key, split, keys = f"{section}.split", data.split, (f"{section}.name_or_path",)
-    if not mounted and (not split.get("train") or not split.get("validation")):
+    if not partial and (not split.get("train") or not split.get("validation")):
         message = "train and validation need rows: selection compares validation losses"
         yield Problem(key, shown(split), message, "give both a number of rows, or a share")
     sizes = [size for size in split.values() if size]
@@ -148,9 +177,9 @@ def _split(section: str, data: DatasetConfig, *, mounted: bool) -> Iterator[Prob
     if any(size > 1 and size != int(size) for size in sizes):
         message = "a number of rows must be whole"
         yield Problem(key, shown(split), message, "give shares below 1, or whole numbers of rows")
-    if data.name_or_path.startswith("generate:"):
-        if data.name_or_path != "generate:vignettes":
-            yield Problem(keys[0], shown(data.name_or_path), "no such generator", "set it to generate:vignettes")
+    if name.startswith("generate:"):
+        if name != "generate:vignettes":
+            yield Problem(keys[0], shown(name), "no such generator", "set it to generate:vignettes")
         if sum(sizes) > MOST_GENERATED:
             message = f"asks for too many rows: at most {MOST_GENERATED:,} are generated"
             yield Problem(key, shown(split), message, "ask for fewer", keys)

@@ -27,6 +27,7 @@ def validate(composed: DictConfig) -> Config:
     Raises:
         ConfigError: the input is invalid; it has a record for each problem.
     """
+    composed = _without_unused_names(composed)
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -42,6 +43,17 @@ def validate(composed: DictConfig) -> Config:
     if problems := [*problems, *_problems(cfg)]:
         raise ConfigError(*problems)
     return cfg
+
+
+def _without_unused_names(composed: DictConfig) -> DictConfig:
+    """Set ``name_or_path`` to null where it is not set and ``sources`` stands in its place."""
+    for section in ("dataset", "eval.dataset"):
+        key = f"{section}.name_or_path"
+        node = OmegaConf.select(composed, section)
+        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, "name_or_path") and node.sources is not None:
+            composed = composed.copy()
+            OmegaConf.update(composed, key, None)
+    return composed
 
 
 def _problems(cfg: Config) -> Iterator[Problem]:

@@ -137,14 +137,14 @@ def test_examples_are_written_in_any_order(tmp_path: Path, monkeypatch: pytest.M
     chunks = [texts[:7], texts[7:100], texts[100:]]
     write(tmp_path / "rows.arrow", map(batch_of, chunks))
     order = random.Random(0).sample(range(201), 150)
-    reorder(tmp_path / "rows.arrow", np.array(order), tmp_path / "train.arrow")
+    reorder([tmp_path / "rows.arrow"], np.array(order), tmp_path / "train.arrow")
     examples, expected = Examples(tmp_path / "train.arrow"), [rows[number] for number in order]
     assert [len(batch.examples()) for batch in examples.batches()] == [10] * 15
     assert list(examples) == expected
     assert (examples[149], examples[-150], examples[3:6]) == (expected[149], expected[0], expected[3:6])
     with pytest.raises(IndexError):
         examples[150]
-    reorder(None, np.array([], dtype=np.int64), tmp_path / "none.arrow")
+    reorder([], np.array([], dtype=np.int64), tmp_path / "none.arrow")
     assert len(Examples(tmp_path / "none.arrow")) == 0
     assert open_file(tmp_path / "train.arrow").num_record_batches == 15
 

@@ -328,7 +328,7 @@ def made(tmp_path: Path, base: Base, rows: list[Example], max_length: int = 4096
     def build(folder: Path) -> None:
         for name in ("train", "validation", "test"):
             write(folder / "rows.arrow", [batch_of(map(text_of, rows))])
-            reorder(folder / "rows.arrow", np.arange(len(rows)), folder / f"{name}.arrow")
+            reorder([folder / "rows.arrow"], np.arange(len(rows)), folder / f"{name}.arrow")
 
     store = Store(tmp_path / "store")
     data = Dataset(store.stage("dataset", {"rows": str(rows)}, build))

@@ -23,6 +23,7 @@ def settings(**changed: Any) -> DatasetConfig:
         "name_or_path": "rows.jsonl",
         "subset": None,
         "revision": None,
+        "sources": None,
         "format": "template",
         "columns": {},
         "answer_kind": "auto",

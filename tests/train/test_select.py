@@ -5,7 +5,7 @@ import pytest
 
 from sftlab.errors import StageError
 from sftlab.records import Candidate
-from sftlab.train.select import select
+from sftlab.train.select import record, select
 
 
 def candidate(folder: Path, job: int, epoch: float, losses: list[float], tokens: int = 10) -> Candidate:
@@ -58,3 +58,14 @@ def test_groups_of_validation_rows_vary_together(tmp_path: Path) -> None:
 def test_without_a_candidate_it_says_why(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no job finished with a checkpoint"):
         select([], "lowest")
+
+
+def test_the_loss_of_the_selected_checkpoint_by_source_is_weighted_by_tokens(tmp_path: Path) -> None:
+    made = [candidate(tmp_path, 0, 1, [2.0, 2.0, 2.0]), candidate(tmp_path, 0, 2, [1.0, 0.5, 0.9])]
+    (Path(made[1].checkpoint) / "rows.json").write_text(json.dumps([[10.0, 10], [1.0, 2], [27.0, 30]]))
+    found = record(select(made, "lowest"), "eval_loss", [], ["a", "b", "a"]).by_source
+    assert [(one.source, one.rows, one.tokens, one.eval_loss) for one in found] == [
+        ("a", 2, 40, pytest.approx(37 / 40)),
+        ("b", 1, 2, 0.5),
+    ]
+    assert record(select(made, "lowest"), "eval_loss", []).by_source == []

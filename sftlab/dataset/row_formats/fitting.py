@@ -20,6 +20,9 @@ MARKS = ("#### *(.+)", "The answer is: (.+)")
 STATED = "The answer is: "
 """What precedes the answer after a rationale."""
 
+LETTER = "(?i)the answer is [(]([A-Z])[)]"
+"""Pattern of the letter in an answer to a multiple-choice row, where other rows are not multiple choice."""
+
 
 class Answered(NamedTuple):
     """The target of a row, the text of its last turn, and the letters of its options."""
@@ -35,7 +38,8 @@ def fitting(rows: Sequence[Answered]) -> tuple[Task, str | None]:
         return "choice", None
     if marks := [mark for mark in MARKS if rows and all(re.search(mark, row.target) for row in rows)]:
         return "exact", "{{ text | search('" + marks[0] + "') or text }}"
+    lettered = "{{ text | search('" + LETTER + "') or text }}" if any(row.choices for row in rows) else None
     stated = sum(row.answer != row.target and row.answer.endswith(STATED + row.target) for row in rows)
-    extract = "{{ text | search('(?s)" + STATED + "(.+)') or text }}" if stated > len(rows) / 2 else None
+    extract = "{{ text | search('(?s)" + STATED + "(.+)') or text }}" if stated > len(rows) / 2 else lettered
     short = sum(len(row.target.split()) <= SHORT for row in rows)
     return ("exact" if rows and short >= MOSTLY * len(rows) else "rouge"), extract
