@@ -39,8 +39,8 @@ def template(name: str) -> Template:
 
 
 @cache
-def style(*names: str) -> str:
-    """Join style sheets of this folder."""
+def source(*names: str) -> str:
+    """Join style sheets or scripts of this folder."""
     return "".join(map(_read, names))
 
 

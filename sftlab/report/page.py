@@ -64,7 +64,7 @@ def render(folder: Path, run: RunRecord) -> str:
     comparison = evaluation.comparison if evaluation is not None else None
     view = scorers.view(evaluation.task) if evaluation is not None else None
     page = html.template("page.html.jinja").render(
-        style=html.style("page.css"),
+        style=html.source("page.css"),
         run=run,
         evaluation=evaluation,
         comparison=comparison,
