@@ -30,7 +30,7 @@ class Row:
     place: str
     """Its folder relative to the folder of all runs."""
     name: str
-    """The experiment; of a damaged run, its folder."""
+    """The experiment; of a damaged run, the outermost folder."""
     data: str
     model: str
     checkpoint: str
@@ -73,7 +73,7 @@ def rows(listed: Iterable[Listed], outputs: Path) -> list[Row]:
 def _row(run: Listed, place: str) -> Row:
     record = run.record
     if record is None:
-        return Row(run, place, place, "", "", "", "", None)
+        return Row(run, place, PurePath(place).parts[0], "", "", "", "", None)
     config = run.config
     trained, tested = (short(config.get(f"{key}.name_or_path")) for key in ("dataset", "eval.dataset"))
     base, evaluated = (short(config.get(f"{key}.name_or_path")) for key in ("model", "eval"))
@@ -165,13 +165,14 @@ def _matches(pattern: str, texts: Iterable[str]) -> bool:
 
 def show(rows: Sequence[Row], limit: int | None, total: int) -> None:
     """Print a table of the rows, at most ``limit`` of them, and how many of ``total`` runs there are."""
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Runs", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("run", "started (UTC)", "data", "model", "checkpoint", "verdict", "gain, points", "cost", "status"):
         justify: Literal["left", "right"] = "right" if name in ("gain, points", "cost") else "left"
-        table.add_column(name, justify=justify, overflow="fold", min_width=26 if name == "run" else None)
+        table.add_column(name, justify=justify, overflow="fold")
     for row in rows[:limit]:
         gain = f"{row.gain}\n{row.interval}" if row.gain else ""
         within = row.place.removeprefix(f"{row.name}/")

@@ -119,8 +119,8 @@ def _listed(folder: Path, files: list[Path], host: str | None) -> Listed:
         record = read_record(path, json.loads(path.read_text("utf-8")))
         started = datetime.fromisoformat(record.started).astimezone(UTC)
     except (ConfigError, OSError, ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ConfigError) else f"{path}: cannot be read: {error}"
-        return Listed(folder, "damaged", _modified(path), error=reason)
+        reason = error.problems[0].message if isinstance(error, ConfigError) else f"cannot be read: {error}"
+        return Listed(folder, "damaged", _modified(path), error=f"{RUN}: {reason}")
     jobs = [job for job in map(_json, files) if job.get("run") in (record.id, None)]
     number = record.selection.job if record.selection is not None else None
     jobs.sort(key=lambda job: (job.get("number") != number, str(job.get("number")).rjust(9)))

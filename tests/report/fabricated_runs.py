@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,11 @@ def fabricate(outputs: Path, count: int, questions: int = 200, *, seed: int = 1)
         folder = outputs / NAMES[kind] / f"{started:%Y-%m-%d_%H-%M-%S}-{number:06d}"
         (folder / "predictions").mkdir(parents=True)
         own = copy.deepcopy(config)
-        own["name"], own["model"]["name_or_path"], own["dataset"]["name_or_path"] = NAMES[kind], MODELS[kind], DATA[kind]
+        own["name"], own["model"]["name_or_path"], own["dataset"]["name_or_path"] = (
+            NAMES[kind],
+            MODELS[kind],
+            DATA[kind],
+        )
         own["train"] |= {"learning_rate": draw.choice((1e-4, 2e-4, 5e-4, 1e-3)), "num_train_epochs": draw.randint(1, 5)}
         own["peft"] |= {"r": draw.choice((8, 16, 32)), "lora_dropout": draw.choice((0.0, 0.05))}
         own["seed"] = draw.randint(1, 9)
@@ -43,8 +49,9 @@ def fabricate(outputs: Path, count: int, questions: int = 200, *, seed: int = 1)
         test_set = f"{kind:016x}"
         run["evaluation"]["reuse"] = {"test_set": test_set, "number": number // 3 + 1, "models": count // 3 + 1,
                                       "rows": questions, "alpha": 0.05, "chance": 0.5, "corrected": False}  # fmt: skip
-        job = {"schema_version": 2, "number": 0, "overrides": [], "config": own, "status": "success", "run": str(number),
-               "times": {"dataset": 0.1, "train": draw.uniform(20, 9000)}, "receipt": run["receipt"]}  # fmt: skip
+        times = {"dataset": 0.1, "train": draw.uniform(20, 9000)}
+        job = {"schema_version": 2, "number": 0, "overrides": [], "config": own, "status": "success",
+               "run": str(number), "times": times, "receipt": run["receipt"]}  # fmt: skip
         state = number % 50
         if state in (7, 19):
             error = "train: the GPU is out of memory; set train.per_device_train_batch_size=4 (needs 18.2 GiB of 24)"
@@ -55,6 +62,7 @@ def fabricate(outputs: Path, count: int, questions: int = 200, *, seed: int = 1)
         (folder / "job.json").write_text(json.dumps(job), "utf-8")
         if state == 43:
             (folder / "run.json").write_text(json.dumps(run)[:1000], "utf-8")
+            os.utime(folder / "run.json", (started.timestamp(), started.timestamp()))
         elif run["evaluation"] is not None:
             Prediction.write(folder / "predictions" / "finetuned.jsonl", answers)
             (folder / "report.html").write_text("<!doctype html>", "utf-8")
@@ -69,8 +77,7 @@ def fabricate(outputs: Path, count: int, questions: int = 200, *, seed: int = 1)
 
 def changed(row: Prediction, answer: str) -> Prediction:
     """A prediction with another answer."""
-    values = {**vars(row), "answer": answer, "correct": answer == row.target}
-    return Prediction(**values)
+    return replace(row, answer=answer, correct=answer == row.target)
 
 
 def outcome(template: dict[str, Any], answers: list[Prediction], draw: random.Random) -> dict[str, Any]:
