@@ -185,7 +185,7 @@ def _test_sets(rows: Sequence[Row], links: Sequence[str], ledger: Mapping[str, S
     data: defaultdict[str, Counter[str]] = defaultdict(Counter)
     questions, runs = dict[str, int](), dict[tuple[str, int], str]()
     for row, link in zip(reversed(rows), reversed(links), strict=True):  # the first run of a model, not a repetition
-        if (of := _reuse(row)) is not None:
+        for of in _reuses(row):
             data[of.test_set][row.data.rpartition(" / ")[2]] += 1
             questions[of.test_set] = of.rows
             runs.setdefault((of.test_set, of.number), link)
@@ -203,3 +203,10 @@ def _test_sets(rows: Sequence[Row], links: Sequence[str], ledger: Mapping[str, S
 
 def _reuse(row: Row) -> Reuse | None:
     return row.evaluation.reuse if row.evaluation is not None else None
+
+
+def _reuses(row: Row) -> list[Reuse]:
+    """The places in the ledger of all models that a run judged."""
+    record = row.run.record
+    judged = [] if record is None else [record.evaluation, *(job.evaluation for job in record.evaluations)]
+    return [of.reuse for of in judged if of is not None and of.reuse is not None]

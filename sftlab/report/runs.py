@@ -73,7 +73,8 @@ def rows(listed: Iterable[Listed], outputs: Path) -> list[Row]:
 def _row(run: Listed, place: str) -> Row:
     record = run.record
     if record is None:
-        return Row(run, place, PurePath(place).parts[0], "", "", "", "", None)
+        outermost = next((part for part in PurePath(place).parts if part != ".."), run.folder.name)
+        return Row(run, place, outermost, "", "", "", "", None)
     config = run.config
     trained, tested = (short(config.get(f"{key}.name_or_path")) for key in ("dataset", "eval.dataset"))
     base, evaluated = (short(config.get(f"{key}.name_or_path")) for key in ("model", "eval"))
