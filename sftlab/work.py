@@ -176,10 +176,9 @@ def list_runs(cfg: Config, *, dry_run: bool) -> Path | None:
     if not outputs.is_dir():
         message, remedy = f"no such folder in {Path.cwd()}", "set it to the folder of your runs"
         raise ConfigError(Problem("runs.outputs", shown(str(outputs)), message, remedy))
-    if reason := not_writable(outputs):
-        raise ConfigError(
-            Problem("runs.outputs", shown(str(outputs)), reason, "set it to a folder that you may write to")
-        )
+    if not dry_run and (reason := not_writable(outputs)):
+        remedy = "set dry_run=true to list the runs without writing their page"
+        raise ConfigError(Problem("runs.outputs", shown(str(outputs)), reason, remedy))
     every = runs.rows(listing.runs(outputs, store), outputs)
     runs.show(runs.selected(every, cfg.runs), cfg.runs.limit, len(every))
     if dry_run:
