@@ -56,7 +56,8 @@ from sftlab.validation.validate import validate
 def main():
     path, store, folder = sys.argv[1:]
     start = time.monotonic()
-    overrides = ["mode=train", f"store={store}", *json.loads(Path(folder, "overrides.json").read_text())]
+    overrides = ["mode=train", "train.max_length=2048", f"store={store}"]
+    overrides += json.loads(Path(folder, "overrides.json").read_text())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = validate(compose("config", overrides=[*overrides, f"dataset.name_or_path={path}"]))
     data = dataset.make(Store(store), cfg.dataset)

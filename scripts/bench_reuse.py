@@ -31,7 +31,7 @@ def comparison(gained: int, lost: int, n: int) -> Comparison:
     """The comparison of two models with so many changes. Rows that do not change, change nothing."""
     second = np.arange(n) < gained
     first = (np.arange(n) >= gained) & (np.arange(n) < gained + lost)
-    return compare(first.tolist(), second.tolist(), groups=None, alpha=ALPHA, seed=1, resamples=1000)
+    return compare(first.tolist(), second.tolist(), groups=None, alpha=ALPHA)
 
 
 def studies(n: int, count: int, seed: int) -> NDArray[np.int_]:

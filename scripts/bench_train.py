@@ -31,10 +31,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 
 from sftlab.config import Config
-from sftlab.dataset.tokenize import COUNTS, Tokenized
+from sftlab.dataset.token_rows import schema, write_rows
+from sftlab.dataset.tokenize import COUNTS, GROUPS, Tokenized
 from sftlab.hydra_app.compose import CONF
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
@@ -135,11 +137,12 @@ def lengths(kind: str, count: int, longest: int) -> list[int]:
 
 
 def rows(folder: Path, train: Sequence[int], validation: Sequence[int], completion: float = 0.5) -> None:
-    """Save rows of random tokens with these lengths, and ``counts.json``. The last part of each row has a loss.
+    """Save rows of random tokens with these lengths as a tokens stage. The last part of each row has a loss.
 
     Half of the tokens repeat an earlier token of their row, so that the context helps to predict them.
     """
     from datasets import Dataset
+    from pyarrow import RecordBatch
 
     draw = random.Random(1)
     counts: dict[str, SplitCounts] = {}
@@ -151,7 +154,9 @@ def rows(folder: Path, train: Sequence[int], validation: Sequence[int], completi
                 ids.append(draw.choice(ids) if draw.random() < 0.5 else draw.randrange(3, 1000))
             first = size - max(1, round(size * completion))
             table.append({"input_ids": ids, "labels": [IGNORED] * first + ids[first:]})
-        Dataset.from_list(table).save_to_disk(folder / split)
+        write_rows(folder, split, [RecordBatch.from_pylist(table, schema())])
+        firsts = [row["labels"].count(IGNORED) for row in table]
+        np.save(folder / f"{split}-lengths.npy", np.array([sizes, firsts, [0] * len(sizes)], dtype=np.int32))
         counts[split] = SplitCounts(
             rows=len(sizes),
             tokens=sum(sizes),
@@ -168,6 +173,7 @@ def rows(folder: Path, train: Sequence[int], validation: Sequence[int], completi
             Dataset.from_list(bare).save_to_disk(folder / "bare")
     record = TokenCounts(train=counts["train"], validation=counts["validation"], prompt_bos=0, turn_ends=[])
     write_json(folder / COUNTS, record.model_dump())
+    write_json(folder / GROUPS, [None] * len(validation))
 
 
 def tokenized(tokens: str) -> Tokenized:

@@ -52,6 +52,17 @@ def automatic(value: object) -> object:
     raise PydanticCustomError("automatic", "should be true, false or auto")
 
 
+def interval(value: float) -> float:
+    """Accept a whole number of steps, or a share of an epoch below 1.
+
+    Raises:
+        PydanticCustomError: a fraction of a step.
+    """
+    if value > 1 and value % 1:
+        raise PydanticCustomError("interval", "should be a whole number of steps, or below 1 a share of an epoch")
+    return value
+
+
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -71,20 +82,32 @@ class ModelConfig(Section):
 
 
 class DatasetConfig(Section):
-    """The source of the rows, their splits, and the Jinja templates that convert rows to examples."""
+    """The source of the rows, their splits, and how rows are converted to examples: by a format, or by templates."""
 
     name_or_path: Location
     subset: str | None
     revision: str | None
+    format: Literal[
+        "template",
+        "auto",
+        "chat",
+        "sharegpt",
+        "alpaca",
+        "prompt_completion",
+        "question_answer",
+        "multiple_choice",
+    ]
+    columns: dict[str, str | None]
+    answer_kind: Literal["auto", "label", "text", "index0", "index1"]
     split: dict[Literal["train", "validation", "test"], Annotated[float, Field(ge=0)]]
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     max_rows: PositiveInt | None
     keep: str | None
     id: str | None
     system: str | None
-    user: str
-    assistant: str
-    target: str
+    user: str | None
+    assistant: str | None
+    target: str | None
     choices: str | None
     options: str | None
     group_by: str | None
@@ -135,6 +158,10 @@ class TrainConfig(Section):
     """TRL's SFTConfig: the fields that most studies set, and ``extra`` for all others."""
 
     num_train_epochs: PositiveInt
+    max_steps: PositiveInt | None
+    eval_steps: Annotated[float, Field(gt=0), AfterValidator(interval)] | None
+    eval_on_start: bool
+    early_stopping_patience: PositiveInt | None
     per_device_train_batch_size: PositiveInt
     per_device_eval_batch_size: PositiveInt
     gradient_accumulation_steps: PositiveInt
@@ -192,7 +219,7 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["choice", "exact", "rouge"]
+    task: Literal["auto", "choice", "exact", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None

@@ -24,7 +24,7 @@ from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.pipeline import check_generation, evaluated_model, with_precision
+from sftlab.pipeline import check_generation, evaluated_model, with_precision, with_task
 from sftlab.report.text import plural
 from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
@@ -49,6 +49,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
     log.info("machine: %s, %d process(es), effective batch %d", machine.device, machine.world_size, batch)
     data = _dataset(cfg, store, temporary)
     test = contenders.read_test(cfg, temporary, data)
+    cfg = with_task(cfg, test, data)
     gate(cfg, temporary, data, test.examples, test.key)
     check_answers(cfg, {**data.for_training(), "test": test.examples})
     base = _model("model", cfg.model, store, cfg.seed)
@@ -67,6 +68,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         _log_stage("train", is_cached=is_trained)
         tokens = tokenize.make(temporary, data, base, cfg)
         schedule.check_length(tokens.counts, cfg.train, machine)
+        log.info("training: %s", schedule.described(tokens.counts, cfg.train, machine))
         cfg, _ = memory.with_checkpointing(cfg, base, tokens, machine, temporary)
         print_table([(cfg.name, plan.cell(cfg, base, tokens, machine))])
     if MODES[cfg.mode].evaluates:
@@ -86,6 +88,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
     machine = instance.find(cfg.instance)
     data = _dataset(cfg, store, temporary) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, temporary, data)
+    cfg = with_task(cfg, test, data)
     check_answers(cfg, {"test": test.examples})
     log.info("test set: %d rows; engine: %s on %s", len(test.examples), cfg.eval.engine, machine.device)
     for name, section in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
@@ -129,7 +132,7 @@ def preview(cfg: Config, folder: Path, scratch: Path) -> None:
 def comparison(cfg: Config, folder: Path, scratch: Path) -> None:
     """Check two files of predictions and log how small a difference they can show."""
     first, second = map(Path, cfg.eval.predictions)
-    rows, _ = load_pair(first, second, cfg.eval)
+    (rows, *_), _ = load_pair(first, second, cfg.eval)
     log.info("compare: %d rows in both %s and %s", len(rows), first, second)
     _log_power(cfg, [row.group for row in rows])
 
@@ -145,6 +148,7 @@ def _dataset(cfg: Config, store: Store, temporary: Store) -> dataset.Dataset:
     data = dataset.make(temporary, cfg.dataset)
     if data.stage.cached:  # otherwise `make` has logged this
         log.info("dataset: %s", data.counts())
+    data.announce()
     return data
 
 

@@ -11,8 +11,8 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
-from sftlab.errors import OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision
+from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
+from sftlab.eval import contenders, decision, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
@@ -33,6 +33,7 @@ from sftlab.runtime.store import Stage, Store
 from sftlab.tracking import wandb as tracking
 from sftlab.train import advice, memory, ranking, schedule, select, sharing
 from sftlab.train import stage as train
+from sftlab.validation.combinations import evaluation_problems
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,10 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     store, machine = Store(cfg.store), instance.find(cfg.instance)
     cfg = pinned_data(cfg)
     data = dataset.make(store, cfg.dataset)
+    data.announce()
+    job.row_format = data.row_format()
     test = contenders.read_test(cfg, store, data)
+    cfg = with_task(cfg, test, data)
     job.overlap, examined = gate(cfg, store, data, test.examples, test.key)  # before the model is downloaded
     check_answers(cfg, {**data.for_training(), "test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
@@ -54,14 +58,14 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
     job.config = cfg.model_dump()
     log.info(
-        "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %d epochs",
+        "train: %s, %s, effective batch %d (%d per device × %d devices × %d steps), %s",
         base.name,
         cfg.peft.method,
         machine.effective_batch(cfg.train),
         cfg.train.per_device_train_batch_size,
         machine.world_size,
         machine.accumulation(cfg.train),
-        cfg.train.num_train_epochs,
+        schedule.described(tokens.counts, cfg.train, machine),
     )
     variables = tracking.of_job(cfg, job, folder)
     tracking.announce(cfg.tracking, folder)
@@ -80,6 +84,19 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     job.family = sharing.family(train.inputs(tokens.stage.key, base, cfg.peft, cfg.train, machine, cfg.seed), cfg.train)
     job.candidates = trained.candidates(job.number, job.overrides)
     job.comparable = ranking.requirements(cfg, data.split("validation"), tokens.counts, trained.receipt)
+
+
+def with_task(cfg: Config, test: EvalSet, data: dataset.Dataset | None) -> Config:
+    """Replace ``eval.task=auto`` by the task that fits the rows.
+
+    Raises:
+        ConfigError: Other settings do not fit that task.
+    """
+    known = task.fitted(cfg, test.examples, [] if data is None else data.split("train"))
+    if known is not cfg and (problems := list(evaluation_problems(known))):
+        raise ConfigError(*problems)
+    task.announce(cfg, known)
+    return known
 
 
 def with_precision(cfg: Config, base: Base, store: Store, machine: instance.Machine) -> tuple[Config, Stage | None]:
@@ -125,25 +142,32 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     ranked = max(ranking.comparable(done), key=len)  # the first of equally large groups
     candidates = [candidate for job in ranked for candidate in job.candidates]
     settings = ranked[0].settings().select
-    answers = validation_answers(ranked) if settings.metric == "exact_match" else None
-    selected = select.select(candidates, settings.tie, run.record.seed, answers)
+    answers, groups = None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))
+    if settings.metric == "exact_match":
+        answers, groups = validation_answers(ranked)
+    selected = select.select(candidates, settings.tie, answers, groups)
     winner = next(job for job in done if job.number == selected.chosen.job)
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked)
     run.update(
         **winner.origin(),
         receipt=winner.receipt,
+        row_format=winner.row_format,
         overlap=winner.overlap,
         jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
         selection=selection,
     )
     checkpoint = Path(selection.checkpoint)
-    link(run.folder / "best", checkpoint)
+    link(run.folder / "best", checkpoint if selection.step else None)
     terminal.ranking(selected, jobs)
     files.sweep_csv(run.folder / "sweep.csv", selected, done)
     files.metrics(run.folder, jobs)
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
-    if MODES[cfg.mode].evaluates:
+    if selection.step == 0:
+        link(run.folder / "merged", None)
+        run.update(skipped=select.untrained(settings.tie))
+        terminal.skipped(select.untrained(settings.tie))
+    elif MODES[cfg.mode].evaluates:
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in a worker of a launcher
         merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
@@ -169,6 +193,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     store, cfg = Store(cfg.store), pinned_data(cfg)
     data = dataset.make(store, cfg.dataset) if cfg.eval.dataset is None else None
     test = contenders.read_test(cfg, store, data)
+    cfg = with_task(cfg, test, data)
     check_answers(cfg, {"test": test.examples})
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, instance.find(cfg.instance))
@@ -201,9 +226,9 @@ def compare_files(run: Run, cfg: Config) -> Path:
     """``mode=compare``: compare two files of predictions, of any origin. Returns the page."""
     first, second = map(Path, cfg.eval.predictions)
     baseline, finetuned = load_pair(first, second, cfg.eval)
-    runs = {"baseline": [baseline], "finetuned": [finetuned]}
+    runs = {"baseline": baseline, "finetuned": finetuned}
     names = {"baseline": "the first file", "finetuned": "the second file"}
-    evaluation = decision.decide(runs, names, cfg.eval, cfg.seed, run.folder, both_mute=False)
+    evaluation = decision.decide(runs, names, cfg.eval, run.folder, both_mute=False)
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"

@@ -182,9 +182,9 @@ class Candidate(Record):
     eval_loss: float
     """Its validation loss, nats per supervised token."""
     epoch: float
-    """Its epoch."""
+    """Its epoch, with a fraction within an epoch."""
     step: int
-    """Its optimizer step."""
+    """Its optimizer step; 0 is the untrained model."""
     checkpoint: str
     """Its folder."""
     job: int
@@ -192,7 +192,7 @@ class Candidate(Record):
     overrides: list[str]
     """Overrides of its job."""
     train_loss: float | None
-    """Mean training loss over the steps of its epoch."""
+    """Mean training loss over the steps since the validation before; null at step 0."""
     seconds: float
     """Training seconds from the job's start to the checkpoint."""
     exact_match: float | None = None

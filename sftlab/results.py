@@ -58,6 +58,34 @@ class TokenCounts(Record):
     """Tokens with which the chat template ends an assistant turn."""
 
 
+class EarlyStop(Record):
+    """A training that early stopping ended (train.early_stopping_patience)."""
+
+    step: int
+    """The last optimizer step."""
+    planned_steps: int
+    """Optimizer steps that the job would have had."""
+    best_step: int
+    """Step of the last validation with a gain beyond the noise; 0 is the untrained model."""
+    validations: int
+    """Validations without such a gain since then."""
+    schedule: str
+    """The config key train.lr_scheduler_type."""
+    depends_on_length: bool
+    """Whether the learning rate depends on the planned steps; then a training planned for ``step`` steps differs."""
+    learning_rate: float
+    """Learning rate of the last step."""
+    peak_learning_rate: float
+    """The config key train.learning_rate."""
+    saved_seconds: float
+    """Estimated seconds of the steps and validations that were not carried out."""
+
+    @property
+    def saved_steps(self) -> int:
+        """Steps that were not trained."""
+        return self.planned_steps - self.step
+
+
 class Receipt(Record):
     """What took effect in training, read from the model and the trainer."""
 
@@ -92,7 +120,11 @@ class Receipt(Record):
     effective_batch: int
     """Rows per optimizer step over all devices."""
     optimizer_steps: int
-    """Optimizer steps of the job."""
+    """Optimizer steps that were trained."""
+    planned_steps: int | None = None
+    """Optimizer steps of the learning rate schedule; more than ``optimizer_steps`` if training stopped before."""
+    steps_per_epoch: int | None = None
+    """Optimizer steps per epoch."""
     supervised_tokens: int
     """Training tokens with a loss, per epoch."""
     supervised_share: float
@@ -131,6 +163,8 @@ class Receipt(Record):
     """Machines on which earlier steps were trained."""
     diverged_at_step: int | None
     """Step after which the validation loss was not finite; null if it always was."""
+    early_stop: EarlyStop | None = None
+    """What early stopping did; null if the training has all its steps."""
 
 
 class MergeCheck(Record):
@@ -164,7 +198,9 @@ class PlanCell(Record):
     capacity_gib: float | None
     """Memory of a device; null if unknown."""
     seconds_per_epoch: float | None
-    """Seconds of one epoch with its validation; null if unknown."""
+    """Seconds of one epoch with its validations; null if unknown."""
+    epochs: float | None = None
+    """Epochs of the job, with a fraction if train.max_steps ends within one."""
     timed_by: str
     """What the time was estimated from."""
     gradient_checkpointing: bool = False
@@ -216,13 +252,13 @@ class Selection(Record):
     checkpoint: str
     """Folder of the selected checkpoint."""
     step: int
-    """Its optimizer step."""
+    """Its optimizer step; 0 is the untrained model (train.eval_on_start)."""
     epoch: float
-    """Its epoch."""
+    """Its epoch, with a fraction within an epoch."""
     eval_loss: float
     """Its validation loss, nats per supervised token."""
     train_loss: float | None
-    """Mean training loss of its epoch."""
+    """Mean training loss over the steps since the validation before; null at step 0."""
     exact_match: float | None
     """Its share of right validation answers, if checkpoints are ranked by it."""
     job: int
@@ -256,6 +292,8 @@ class JobSummary(Record):
     """Whether its checkpoints were ranked with those of the selected job."""
     trained_as: str
     """Whether it was trained separately, or shares steps with another job."""
+    early_stop: EarlyStop | None = None
+    """What early stopping did; null if the training has all its steps."""
 
 
 # ------------------------------------------------------------------- evaluation
@@ -297,6 +335,10 @@ class Repeats(Record):
     """Largest difference between two values."""
     forced_noise: float
     """The same with forced choices."""
+    pass_at: dict[int, float] = {}
+    """pass@k by k: the probability that one of k answers to a question is right, estimated without bias."""
+    majority: float | None = None
+    """Accuracy of the most frequent answer of all repeats; null for scores."""
 
 
 class ModelResult(Record):
@@ -307,11 +349,15 @@ class ModelResult(Record):
     value: float
     """The metric, a fraction."""
     interval: tuple[float, float]
-    """Confidence interval of ``value``: Wilson's for an accuracy, bootstrap for a mean score."""
+    """Confidence interval of ``value``: Wilson's for an accuracy, Gaffke's for a mean score."""
     level: float
     """Confidence level of ``interval``, such as 0.95."""
     n: int
     """Questions."""
+    answers: int = 0
+    """Answers over all repeats, which the counts below refer to; 0 in files of earlier versions."""
+    groups: int | None = None
+    """Groups of rows that the interval treats as units; null if rows are independent."""
     correct: int | None = None
     """Right answers; null for scores."""
     unparsed: int
@@ -330,6 +376,17 @@ class ModelResult(Record):
     """Means of all scores of the task, by name."""
     repeats: Repeats | None = None
     """Differences between repeated generations (eval.repeats)."""
+
+
+class Changes(Record):
+    """How many answers differ between two models, and how many independent questions they are worth."""
+
+    share: float
+    """Share of the answers that are right by one model only."""
+    rows: float
+    """Independent questions with one answer each from which the difference would be as uncertain."""
+    freedom: int | None
+    """Degrees of freedom of Student's t; null if questions are independent and have one answer each."""
 
 
 class Comparison(Record):
@@ -354,17 +411,21 @@ class Comparison(Record):
     p_adjusted: float | None = None
     """Adjusted for the models judged earlier on the test set; null without eval.correct_for_reuse."""
     gained: int
-    """Questions on which the second model is better."""
+    """Questions on which the second model is better; with repeats, more often right."""
     lost: int
-    """Questions on which the second model is worse."""
+    """Questions on which the second model is worse; with repeats, less often right."""
     both_right: int | None = None
-    """Questions that both answer rightly; null for scores."""
+    """Questions that both answer rightly; null for scores and with repeats."""
     both_wrong: int | None = None
-    """Questions that both answer wrongly; null for scores."""
+    """Questions that both answer wrongly; null for scores and with repeats."""
     groups: int | None = None
     """Groups of rows that the statistics treat as units; null if rows are independent."""
     smallest_visible_difference: float | None = None
     """The difference that this test set shows with 80 % power; null if none can be shown."""
+    smallest_visible_assumes: str = ""
+    """What this difference assumes, in words."""
+    changes: Changes | None = None
+    """Changed answers; null for scores."""
     verdict: Verdict
     """The conclusion."""
     forced: Comparison | None = None
@@ -511,6 +572,30 @@ class PlanRow(PlanCell):
     """Overrides of the job, as on a command line."""
 
 
+# ------------------------------------------------------------------- format
+
+
+class RowFormat(Record):
+    """The recognised format of a dataset's rows, and one row as a model is trained on it."""
+
+    format: str
+    """Name of the format, as in the config key dataset.format."""
+    columns: dict[str, str]
+    """Column of each role."""
+    option_columns: list[str]
+    """Columns of the options, if each has its own."""
+    answer: str | None
+    """What names the right option: label, text, index0, index1, correct or stated."""
+    facts: list[str]
+    """What else was found in the first rows."""
+    summary: str
+    """The line of the log."""
+    messages: list[dict[str, JsonValue]]
+    """The turns of the first row."""
+    target: str
+    """Its right answer."""
+
+
 # ------------------------------------------------------------------- overlap
 
 
@@ -622,6 +707,8 @@ class RunRecord(Record):
     """Number formats of training and generation."""
     receipt: Receipt | None = None
     """What took effect in the training of the selected checkpoint."""
+    row_format: RowFormat | None = None
+    """Format of the dataset's rows; null if templates convert them."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     stages: dict[str, str] = {}
@@ -632,6 +719,8 @@ class RunRecord(Record):
     """The jobs of the run."""
     selection: Selection | None = None
     """The selected checkpoint."""
+    skipped: str | None = None
+    """Why nothing was merged and evaluated, if the untrained model is selected; null otherwise."""
     merge: MergeCheck | None = None
     """The merged model compared with the adapter."""
     evaluation: Evaluation | None = None
@@ -676,6 +765,8 @@ class JobRecord(Record):
     """Equal in jobs that share their first steps; null if the job shares none."""
     candidates: list[Candidate] = []
     """Its checkpoints."""
+    row_format: RowFormat | None = None
+    """Format of the dataset's rows; null if templates convert them."""
     overlap: OverlapRecord | None = None
     """Leakage between splits."""
     precision: Precision | None = None

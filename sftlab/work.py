@@ -110,6 +110,7 @@ def show_rows(cfg: Config, folder: Path, run: Run | None) -> Path:
     store, cfg = Store(cfg.store), pinned_data(cfg)
     base = models.resolve(cfg.model, store, cfg.seed)
     data = dataset.make(store, cfg.dataset)
+    data.announce()
     preview(
         base.tokenizer(),
         data.for_training(),

@@ -61,7 +61,7 @@ UNTYPED = {
 
 LINES = 350
 # Longer modules: one subject each, which is read as a whole.
-LONG = {"sftlab.eval.statistics", "sftlab.results", "sftlab.runtime.store"}
+LONG = {"sftlab.results", "sftlab.runtime.store"}
 
 
 def name_of(path: Path) -> str:

@@ -138,6 +138,51 @@ def test_sigterm_while_validating_saves_first_and_validates_after_resuming(ranks
     assert found == expected
 
 
+STOPS_EARLY = [
+    *LONG_VALIDATION[:7],  # 32 training rows in batches of 8: four steps per epoch
+    *("train.num_train_epochs=5", "train.logging_steps=2", "peft.lora_dropout=0.1", "train.max_length=768"),
+    *("train.eval_steps=3", "train.eval_on_start=true", "train.early_stopping_patience=3", "hydra.run.dir=run"),
+    "train.learning_rate=1e-9",  # changes the weights, and no loss
+]
+
+
+def test_early_stopping_within_an_epoch_survives_kills(tmp_path: Path) -> None:
+    folder, store = tmp_path / "disturbed", tmp_path / "disturbed" / "outputs" / "store"
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    out = finish(started(tmp_path / "undisturbed", *STOPS_EARLY))
+    assert "Training stopped early at step 9 of 20: 3 validations without a gain" in out
+    assert "11 steps" in out
+    assert "step 0, the untrained model, is selected" in out.replace("Step", "step")
+    points: list[tuple[int, signal.Signals, Callable[[], bool]]] = [
+        (-1, signal.SIGKILL, lambda: any(store.glob("train/*.partial/checkpoint-3/checkpoint.json"))),
+        (128, signal.SIGTERM, lambda: validating(store, 9)),  # the validation that ends the training
+    ]
+    for sign, by, reached in points:
+        process = started(folder, *STOPS_EARLY)
+        deadline = time.monotonic() + 900
+        while not reached():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, ended(process)
+            time.sleep(0.005)
+        os.killpg(process.pid, by)
+        out = ended(process)
+        assert process.returncode == (sign * by if sign < 0 else sign + by), out
+    out = finish(started(folder, *STOPS_EARLY))
+    assert "resumes from checkpoint-9" in out
+    found, expected = validated(folder), validated(tmp_path / "undisturbed")
+    assert [row["step"] for row in expected["candidates"]] == [0, 3, 6, 9]
+    assert found == expected
+    runs = [
+        json.loads((tmp_path / name / "run" / "run.json").read_text("utf-8")) for name in ("undisturbed", "disturbed")
+    ]
+    stops = [kept(run["receipt"]["early_stop"]) for run in runs]
+    assert (stops[0]["best_step"], stops[0]["step"], stops[0]["planned_steps"]) == (0, 9, 20)
+    assert stops[1] == stops[0]
+    assert runs[0]["skipped"]
+    assert not (tmp_path / "undisturbed" / "run" / "best").exists()
+
+
 def wait_for_stage(process: Started, stage: str, begun: Callable[[], bool]) -> int:
     """The process id of a child that is at a stage, once ``begun`` says that it has got somewhere."""
     deadline = time.monotonic() + 900

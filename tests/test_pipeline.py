@@ -321,6 +321,24 @@ def test_ctrl_c_ends_with_130_and_says_so(place: Path) -> None:
     assert "Traceback" not in err
 
 
+def test_jobs_with_validations_within_epochs_share_steps_exactly(place: Path) -> None:
+    """The shorter job ends where the longer one has a checkpoint without a validation."""
+    settings = [*CONSTANT, "train.per_device_train_batch_size=8", "train.eval_steps=3"]
+    done = whole(place, "-m", *settings, "train.num_train_epochs=3,2", "hydra.sweep.dir=within")
+    assert done.returncode == 0, done.stderr
+    assert "reuses the first" in done.stdout + done.stderr
+    alone = whole(place, *settings, "train.num_train_epochs=2", "hydra.run.dir=within_alone", "store=within_store")
+    assert alone.returncode == 0, alone.stderr
+    shared = [row for row in read(place / "within" / "run.json")["selection"]["candidates"] if row["job"] == 1]
+    separate = read(place / "within_alone" / "run.json")["selection"]["candidates"]
+    names = ("step", "epoch", "eval_loss", "train_loss")
+    assert [[row[name] for name in names] for row in shared] == [[row[name] for name in names] for row in separate]
+    assert [row["step"] for row in shared] == [3, 6, 8]
+    for one, other in zip(shared, separate, strict=True):
+        files = [(place / row["checkpoint"] / "adapter_model.safetensors").read_bytes() for row in (one, other)]
+        assert files[0] == files[1]
+
+
 def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) -> None:
     settings = [
         *TINY,
@@ -353,19 +371,34 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
             assert (branched[name] == tensor).all(), (epoch, name)
 
 
-def test_checkpoints_can_be_ranked_by_answers_on_validation(tiny: Path, place: Path) -> None:
-    done = whole(place, *TINY, "select.metric=exact_match", "hydra.run.dir=answered")
+def test_checkpoints_can_be_ranked_by_answers_on_validation(place: Path) -> None:
+    settings = ["select.metric=exact_match", "train.eval_on_start=true", "train.eval_steps=2", "train.max_steps=4"]
+    done = whole(place, *TINY, *settings, "hydra.run.dir=answered")
     assert done.returncode == 0, done.stderr
     chosen = read(place / "answered" / "run.json")["selection"]
     assert chosen["metric"] == "exact_match"
-    assert [row["step"] for row in chosen["candidates"]] == [
-        row["step"] for row in read(tiny / "run.json")["selection"]["candidates"]
-    ]
+    assert [row["step"] for row in chosen["candidates"]] == [0, 2, 4]
     assert all(0 <= row["exact_match"] <= 1 for row in chosen["candidates"])
     assert chosen["exact_match"] == max(row["exact_match"] for row in chosen["candidates"])
     assert "right answers on validation" in done.stdout
     # One merged model is left: the others are made again when they are asked for.
     assert (place / "answered" / "merged" / "config.json").is_file()
+
+
+def test_the_untrained_model_can_be_selected(place: Path) -> None:
+    settings = ["train.eval_on_start=true", "train.max_steps=2", "train.learning_rate=1e-9"]  # no loss changes
+    for limit in ("null", "1"):
+        done = whole(place, *TINY, *settings, f"train.save_total_limit={limit}", "hydra.run.dir=untrained")
+        assert done.returncode == 0, done.stderr
+        run = read(place / "untrained" / "run.json")
+        assert [row["step"] for row in run["selection"]["candidates"]] == [0, 2]
+        assert (run["status"], run["selection"]["step"], run["evaluation"], run["merge"]) == ("success", 0, None, None)
+        assert "the untrained model" in run["skipped"]
+        assert "the untrained model, is selected" in done.stdout
+        written = {path.name for path in (place / "untrained").iterdir()}
+        assert not {"best", "merged", "predictions", "model_card.md"} & written
+        history = rows(place / "untrained" / "metrics.jsonl")
+        assert [row["step"] for row in history if "eval_loss" in row] == [0, 2]
 
 
 def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:

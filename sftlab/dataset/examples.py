@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sftlab.config import DatasetConfig
-from sftlab.dataset import sources
+from sftlab.dataset import recognition, sources
 from sftlab.dataset.arrow_examples import Examples, batch_of, reorder, text_of, write
 from sftlab.dataset.formats import Chunk, Parsed
 from sftlab.dataset.parallel import in_order
+from sftlab.dataset.row_formats.record import Recognised
 from sftlab.dataset.rows import Rows, Table, wrap
 from sftlab.dataset.sources import Source
 from sftlab.dataset.splits import SPLITS, Drawn, Labels, Splits, cap, divided_groups, draw
@@ -70,7 +71,9 @@ def render_examples(
     if column is not None:
         _check_column(column, surveys)
     files = {split: folder / f"{split}-rows.arrow" for split in source}
-    labels = _render(source, surveys, cfg, key, column, files)
+    places = whole_numbers(surveys.values())
+    recognised = recognition.format_of(cfg, key, source, surveys, places)
+    labels = _render(source, surveys, _renderers(surveys, cfg, key, places, column, recognised), cfg, key, files)
     if not any(split.groups for split in labels.values()):
         total = sum(survey.rows for survey in surveys.values())
         raise ConfigError(Problem(f"{key}.keep", shown(cfg.keep), f"is false for all {total:,} rows", "change it"))
@@ -99,6 +102,8 @@ def render_examples(
     for file in files.values():
         file.unlink()
     rendered = Rendered(folder)
+    if recognised is not None:
+        recognition.write(folder, recognised, rendered.splits["test" if mounted else "train"][0])
     if column is None:
         return rendered
     values = [labels[splits["test"].source].subgroups[row] for row in splits["test"].rows]
@@ -182,6 +187,7 @@ class Renderer:
     columns: list[str]
     whole_numbers: frozenset[Place]
     subgroup: str | None
+    recognised: Recognised | None
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "templates"}  # another process compiles
@@ -189,7 +195,7 @@ class Renderer:
     @cached_property
     def templates(self) -> Templates:
         """The compiled templates."""
-        return Templates(self.cfg, self.key, self.columns)
+        return Templates(self.cfg, self.key, self.columns, self.recognised)
 
     def __call__(self, numbered: tuple[int, Chunk]) -> RenderedChunk:
         """Render a chunk, given with the number of rows before it."""
@@ -231,9 +237,9 @@ def at(split: str, number: int) -> str:
 def _render(
     source: Source,
     surveys: Mapping[str, Survey],
+    renderers: Mapping[str, Renderer],
     cfg: DatasetConfig,
     key: str,
-    column: str | None,
     files: Mapping[str, Path],
 ) -> dict[str, Labels]:
     """Render the rows of every split of a source to files; return the labels of the rendered rows.
@@ -241,8 +247,6 @@ def _render(
     Raises:
         ConfigError: rows cannot be read or do not fit.
     """
-    places = whole_numbers(surveys.values())
-    renderers = _renderers(surveys, cfg, key, places, column)
     problems = [problem for found in surveys.values() for problem in found.problems]
     first: dict[str, str] = {}  # id → the row that has it
     labels: dict[str, Labels] = {}
@@ -293,7 +297,12 @@ def _batches(
 
 
 def _renderers(
-    surveys: Mapping[str, Survey], cfg: DatasetConfig, key: str, places: frozenset[Place], column: str | None
+    surveys: Mapping[str, Survey],
+    cfg: DatasetConfig,
+    key: str,
+    places: frozenset[Place],
+    column: str | None,
+    recognised: Recognised | None,
 ) -> dict[str, Renderer]:
     """Compile the templates for every split with rows; splits may have different columns."""
     renderers: dict[str, Renderer] = {}
@@ -301,7 +310,7 @@ def _renderers(
     for split, found in surveys.items():
         try:
             if found.columns:
-                renderers[split] = Renderer(cfg, key, split, list(found.columns), places, column)
+                renderers[split] = Renderer(cfg, key, split, list(found.columns), places, column, recognised)
                 renderers[split].templates  # noqa: B018
         except ConfigError as error:
             problems += error.problems

@@ -36,11 +36,12 @@ class Table(NamedTuple):
 class TemplateRow:
     """A row prepared for templates: the value of each column, and the conversations among them.
 
-    ``names`` caches everything that a template of this row may name.
+    ``raw`` is the row as it was read. ``names`` caches everything that a template of this row may name.
     """
 
     values: dict[str, object]
     conversations: list[Conversation]
+    raw: Row
     names: dict[str, object] | None = None
 
     def unread(self) -> None:
@@ -67,7 +68,7 @@ def wrap(row: Row) -> TemplateRow:
     """Prepare a row for templates."""
     conversations: list[Conversation] = []
     values = {column: _wrap(value, column_path(str(column)), conversations) for column, value in row.items()}
-    return TemplateRow(values, conversations)
+    return TemplateRow(values, conversations, row)
 
 
 def _wrap(value: Any, path: str, conversations: list[Conversation]) -> Any:

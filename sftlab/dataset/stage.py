@@ -14,13 +14,14 @@ from functools import cache
 from pathlib import Path
 
 from sftlab.config import DatasetConfig
-from sftlab.dataset import sources
+from sftlab.dataset import recognition, sources
 from sftlab.dataset.arrow_examples import Examples
 from sftlab.dataset.examples import Rendered, Subgroups, render_examples
 from sftlab.dataset.splits import SPLITS, Splits, counts_of
 from sftlab.dataset.templates import packages
 from sftlab.errors import StageError
 from sftlab.records import Example
+from sftlab.results import RowFormat
 from sftlab.runtime.store import Stage, Store, digest, full, key_of, versions
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,15 @@ class Dataset:
         """Return the examples of train and validation."""
         return {name: self.split(name) for name in ("train", "validation")}
 
+    def row_format(self) -> RowFormat | None:
+        """Return the recognised format of the rows; None if templates converted them."""
+        return recognition.read(self.stage.path)
+
+    def announce(self) -> None:
+        """Log the recognised format, and a row as the model sees it."""
+        if (found := self.row_format()) is not None:
+            recognition.announce(found)
+
     def counts(self) -> str:
         """Return the numbers of rows as they are logged: "320 train, 48 validation, 200 test"."""
         return counts_of({name: self.split(name) for name in SPLITS})
@@ -51,7 +61,7 @@ def inputs(cfg: DatasetConfig, *, mounted: bool = False) -> Mapping[str, object]
     """Return the inputs of a dataset: its settings, the content of its source and library versions."""
     settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap", "train_on"})  # these change no row
     return {
-        "version": 7,
+        "version": 8,
         "dataset": settings,
         "mounted": mounted,
         "source": _identity(cfg),
@@ -79,6 +89,8 @@ def make(store: Store, cfg: DatasetConfig, *, mounted: bool = False) -> Dataset:
         if (known := _rendered.get(key_of(stage_inputs))) is not None:  # validation has rendered it
             for name in SPLITS:
                 _copy(known.folder / f"{name}.arrow", folder / f"{name}.arrow")
+            if (known.folder / recognition.FILE).exists():
+                _copy(known.folder / recognition.FILE, folder / recognition.FILE)
         else:
             render_examples(cfg, _commit(cfg, stage_inputs), folder, mounted=mounted)
         log.info("dataset: %s", counts_of({name: Examples(folder / f"{name}.arrow") for name in SPLITS}))

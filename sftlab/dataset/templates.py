@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sftlab.config import DatasetConfig
+from sftlab.dataset.row_formats.recognise import convert
+from sftlab.dataset.row_formats.record import Converted, Recognised, with_system
 from sftlab.dataset.rows import Row, TemplateRow, wrap
 from sftlab.dataset.sandbox import count_written, environment, text_of
 from sftlab.dataset.template_errors import (
@@ -50,13 +52,16 @@ def packages(cfg: DatasetConfig) -> list[str]:
 class Templates:
     """The templates of a dataset, checked against the columns of its rows."""
 
-    def __init__(self, cfg: DatasetConfig, key: str, columns: Sequence[str]) -> None:
+    def __init__(
+        self, cfg: DatasetConfig, key: str, columns: Sequence[str], recognised: Recognised | None = None
+    ) -> None:
         """Compile all templates.
 
         Args:
             cfg: the dataset.
             key: its section in the configuration, "dataset" or "eval.dataset".
             columns: the columns of its rows.
+            recognised: the format that supplies what no template supplies.
 
         Raises:
             ConfigError: a template has a syntax error or names a column that does not exist; lists all problems.
@@ -84,7 +89,8 @@ class Templates:
         self._constant = {
             name: self._compiled[name].render() for name, source in self._sources.items() if "{" not in source
         }
-        lone = lone_expression(cfg.target)
+        self._recognised = recognised
+        lone = lone_expression(cfg.target or "")
         self._target = None if lone is None else of_answers.from_string("{% set _target = (" + lone + ") %}")
 
     def keeps(self, row: TemplateRow | Row, place: str) -> bool:
@@ -108,11 +114,20 @@ class Templates:
         text: dict[str, str | None] = {}
         for name in ("system", "user", "assistant"):  # a turn has to be read by a template that the model sees
             text[name] = self._checked(name, row, problems)
-        problems += [self._dropped_turns(*conversation) for conversation in row.dropped()]
+        if self._recognised is None:
+            problems += [self._dropped_turns(*conversation) for conversation in row.dropped()]
+            supplied = Converted(
+                single_turn(text["system"] or "", text["user"] or "", text["assistant"] or ""), None, []
+            )
+        else:
+            try:
+                supplied = with_system(convert(self._recognised, row.raw, self.key), text["system"])
+            except ConfigError as error:
+                raise self._placed(row, place, [*problems, *error.problems]) from error
         for name in ("id", "choices", "options"):
             text[name] = self._checked(name, row, problems)
-        choices = self._choices(text["choices"], problems)
-        targets = self._targets(row, choices, problems)
+        choices = supplied.choices if text["choices"] is None else self._choices(text["choices"], problems)
+        targets = self._targets(row, choices, problems) if "target" in self._sources else supplied.targets
         try:
             group, options = self._label("group_by", row), _options(text["options"], f"{self.key}.options")
         except ConfigError as error:
@@ -121,12 +136,13 @@ class Templates:
             raise self._placed(row, place, problems)
         return Example(
             id=text["id"] if text["id"] is not None else default_id,
-            messages=single_turn(text["system"] or "", text["user"] or "", text["assistant"] or ""),
+            messages=supplied.messages,
             target=targets[0],
             choices=choices,
             group=group,
-            options=options,
+            options=supplied.options if text["options"] is None else options,
             targets=targets if len(targets) > 1 else None,
+            tools=supplied.tools,
         )
 
     def place(self, row: TemplateRow, place: str) -> str:
@@ -266,7 +282,7 @@ class Templates:
         values = {name: NULL if _is_missing(value) else value for name, value in row.values.items()}
         written = count_written()
         try:
-            text = self._text(name, TemplateRow(values, row.conversations))
+            text = self._text(name, TemplateRow(values, row.conversations, row.raw))
         except ConfigError as error:
             if isinstance(error.__cause__, UndefinedError):
                 return None

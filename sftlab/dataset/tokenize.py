@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from sftlab.runtime.store import Stage, Store, versions, write_json
 
 log = logging.getLogger(__name__)
 
-COUNTS = "counts.json"
+COUNTS, GROUPS = "counts.json", "groups.json"
 SPLITS = ("train", "validation")
 
 
@@ -44,7 +46,10 @@ class Lengths(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokenized:
-    """The finished stage: the rows of ``train`` and ``validation``, their lengths, and ``counts.json``."""
+    """The finished stage: the rows of ``train`` and ``validation``, their lengths, and ``counts.json``.
+
+    ``groups.json`` has the group of each validation row; the rows of one conversation are a group.
+    """
 
     stage: Stage
 
@@ -58,10 +63,16 @@ class Tokenized:
         return Lengths(*np.load(self.stage.path / f"{split}-lengths.npy"))
 
 
+def validation_groups(folder: Path) -> list[str | None]:
+    """The group of each validation row of a finished stage, in the order of its rows."""
+    groups: list[str | None] = json.loads((folder / GROUPS).read_text("utf-8"))
+    return groups
+
+
 def inputs(dataset_key: str, base: Base, cfg: Config) -> Mapping[str, Any]:
     """What the token ids depend on."""
     return {
-        "version": 7,
+        "version": 8,
         "dataset": dataset_key,
         "tokenizer": base.identity,
         "libraries": versions("transformers", "tokenizers", "jinja2"),
@@ -89,6 +100,8 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
             write_rows(folder, split, found.batches(dataset.split(split), tokenizer, cfg.dataset.train_on))
             found.check(cfg.train.allow_truncated_completion)
             np.save(folder / f"{split}-lengths.npy", np.stack(found.used()))
+            if split == "validation":
+                write_json(folder / GROUPS, [group for part in found.parts for group in part.groups])
             counts[split], turn_ends = found.counts(), turn_ends | found.ends
             prompt_bos = found.prompt_bos if split == "train" else prompt_bos
             log.info(
@@ -114,12 +127,13 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
 class Part:
     """A tokenised batch of examples.
 
-    ``rows`` has the rows that have a supervised token within max_length, truncated to it, and ``used`` their lengths,
-    an array of shape (3, rows). ``whole`` has the length of every row before the truncation and the tokens before its
-    first supervised one, an array of shape (2, rows).
+    ``rows`` has the rows that have a supervised token within max_length, truncated to it, ``groups`` their groups, and
+    ``used`` their lengths, an array of shape (3, rows). ``whole`` has the length of every row before the truncation and
+    the tokens before its first supervised one, an array of shape (2, rows).
     """
 
     rows: Any
+    groups: list[str | None]
     used: NDArray[np.int32]
     whole: NDArray[np.int32]
     ends: set[int]
@@ -140,10 +154,17 @@ class Worker:
 
     def __call__(self, batch: Batch) -> Part:
         """Tokenise a batch."""
-        found, problems = attempt(lambda example: tokenize(self.tokenizer, example, self.train_on), batch.examples())
+        examples = batch.examples()
+        found, problems = attempt(lambda example: tokenize(self.tokenizer, example, self.train_on), examples)
         rows = [row for tokens in found for row in tokens]
+        groups = [
+            example.group or (example.id if len(tokens) > 1 else None)
+            for example, tokens in zip(examples, found, strict=False)  # a changed text has no tokens, and stops the run
+            for _ in tokens
+        ]
         whole = [(len(row.ids), row.runs[0]) for row in rows]
-        used = [row for row, (_, first) in zip(rows, whole, strict=True) if first < self.max_length]
+        fits = [first < self.max_length for _, first in whole]
+        used = [*compress(rows, fits)]
         ids, labels = (
             [np.array(row[: self.max_length], dtype=np.int32) for row in column]
             for column in ([row.ids for row in used], [row.labels for row in used])
@@ -153,6 +174,7 @@ class Worker:
         longest = max(rows, key=lambda row: len(row.ids), default=None)
         return Part(
             rows=_record_batch(ids, labels),
+            groups=[*compress(groups, fits)],
             used=np.array(lengths, dtype=np.int32).reshape(-1, 3).T,
             whole=np.array(whole, dtype=np.int32).reshape(-1, 2).T,
             ends=set().union(*(row.ends for row in rows)),

@@ -19,15 +19,16 @@ from sftlab.runtime.store import Store
 log = logging.getLogger(__name__)
 
 
-def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
-    """For each checkpoint of the jobs, in order, list which validation questions it answers rightly.
+def validation_answers(jobs: Sequence[Job]) -> tuple[list[list[bool]], list[str | None]]:
+    """For each checkpoint of the jobs, in order, list which validation questions it answers rightly; and their groups.
 
     Answers are scored as on the test set.
 
     Each checkpoint is merged for this, and its merged model deleted afterwards: those of a long sweep would fill a
-    disk.
+    disk. Step 0 is the base model itself.
     """
     right: list[list[bool]] = []
+    groups: list[str | None] = []
     for job in jobs:
         cfg = job.settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance)
@@ -35,18 +36,21 @@ def validation_answers(jobs: Sequence[Job]) -> list[list[bool]]:
         data = dataset.make(store, cfg.dataset)
         settings = cfg.eval.model_copy(update={"forced": False, "max_rows": None})
         examples = data.split("validation")
+        groups = [example.group for example in examples]
         prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings)
-        for checkpoint in (Path(candidate.checkpoint) for candidate in job.candidates):
-            total = sum(len(job.candidates) for job in jobs)
+        for candidate in job.candidates:
+            checkpoint, total = Path(candidate.checkpoint), sum(len(job.candidates) for job in jobs)
             log.info("select: validation answers of checkpoint %d of %d", len(right) + 1, total)
             folder = store.path("merged", merge.inputs(checkpoint, base))
             model = evaluate.Model(folder, folder.name, base.trust_remote_code)
+            if candidate.step == 0:
+                model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
             stage = None
-            if not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
+            if candidate.step and not evaluate.cached(store, model, prompts, settings, machine, cfg.seed):
                 tokens = Path(job.stages["tokens"])
                 stage = merge.make(store, checkpoint, base, tokens, machine, cfg.merge).stage
             generated = evaluate.make(store, model, prompts, settings, machine, cfg.seed)
             if stage is not None and not stage.cached:
                 store.remove(stage)
             right.append([row.correct for row in scorer(settings).predictions(generated.rows(), examples)])
-    return right
+    return right, groups

@@ -101,7 +101,7 @@ def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: 
         generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
         stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
         runs[name] = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
-    evaluation = decision.decide(runs, NAMES, cfg.eval, cfg.seed, folder, both_mute=True)
+    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True)
     names = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in contenders.items()}
     if names["finetuned"] != names["baseline"]:
         evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, names["finetuned"])

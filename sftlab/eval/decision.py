@@ -19,7 +19,6 @@ def decide(
     runs: Mapping[str, Sequence[list[Prediction]]],
     names: Mapping[str, str],
     cfg: EvalConfig,
-    seed: int,
     folder: Path,
     *,
     both_mute: bool,
@@ -27,28 +26,27 @@ def decide(
     """Summarise the models, compare them if there are two, and write their predictions into the run's folder.
 
     Args:
-        runs: Predictions of ``baseline`` and ``finetuned``, or of the latter only: one list per repeated generation,
-            of which the first is judged.
+        runs: Predictions of ``baseline`` and ``finetuned``, or of the latter only: one list per repeated generation.
+            All are judged; the first is written.
         names: What a verdict calls the models.
         cfg: The scorer's settings.
-        seed: Seed of the bootstrap.
         folder: The run's folder.
         both_mute: Whether the models can be compared as long as one of them has answers. A base model that never
             answers in the expected form is a result; a file without any answer is an error in eval.pattern.
     """
     score = scorer(cfg)
     scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
-    rows = {side: repeated[0] for side, repeated in scored.items()}
+    rows = {side: [row for repeat in repeated for row in repeat] for side, repeated in scored.items()}
     repeats = {side: score.repeats(repeated) for side, repeated in scored.items() if len(repeated) > 1}
     (folder / "predictions").mkdir(exist_ok=True)
-    for side, own in rows.items():
-        Prediction.write(folder / "predictions" / f"{side}.jsonl", own)
+    for side, repeated in scored.items():
+        Prediction.write(folder / "predictions" / f"{side}.jsonl", repeated[0])
     results = {
-        side: score.result(own, seed).model_copy(update={"repeats": repeats.get(side)}) for side, own in rows.items()
+        side: score.result(own).model_copy(update={"repeats": repeats.get(side)}) for side, own in scored.items()
     }
     comparison = None
     if "baseline" in rows:
-        comparison = score.comparison(rows["baseline"], rows["finetuned"], seed, list(repeats.values()))
+        comparison = score.comparison(scored["baseline"], scored["finetuned"])
         named = {names[side]: own for side, own in rows.items()}
         verdict = comparison.verdict
         if reason := unjudgeable(named, every=both_mute):
@@ -60,7 +58,7 @@ def decide(
         baseline=results.get("baseline"),
         finetuned=results["finetuned"],
         comparison=comparison,
-        subgroups=subgroups(rows, score, seed) if cfg.group_by is not None else None,
+        subgroups=subgroups(scored, score) if cfg.group_by is not None else None,
     )
 
 

@@ -26,10 +26,13 @@ from sftlab.records import Example, Prediction, single_turn
 log = logging.getLogger(__name__)
 
 
-def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list[Prediction]]:
+def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
     """Load the predictions of both files, paired by id in the order of file ``a``, and extract their answers anew.
 
     Options and groups that only one of the files has are used for both.
+
+    Returns:
+        For each file a list of predictions per answer that it has to every question.
 
     Raises:
         ConfigError: A file cannot be read, a row does not fit, or the files do not pair up.
@@ -50,8 +53,10 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
         examples.append(Example(row.generation.id, nothing, row.targets[0], choices, group, texts, subgroup, several))
     lines = {row.generation.id: row.line for row, other in pairs if row.likeliest is None or other.likeliest is None}
     with_text = [example for example in examples if example.id in lines]
-    predictions = tuple(_predictions([pair[side] for pair in pairs], examples, score) for side in (0, 1))
-    answers = {row.answer for rows in predictions for row in rows if row.answer}
+    predictions = [
+        _predictions(path, [pair[side] for pair in pairs], examples, score) for side, path in enumerate((a, b))
+    ]
+    answers = {row.answer for runs in predictions for rows in runs for row in rows if row.answer}
     lettered = score.lettered and bool(answers) and all(map(is_letter, answers))
     targets = [(row.line, target) for row, _ in pairs for target in row.targets]
     if lettered and all(target.isdecimal() for _, target in targets):
@@ -91,14 +96,26 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[Prediction], list
     return predictions[0], predictions[1]
 
 
-def _predictions(rows: list[Row], examples: list[Example], score: Scorer) -> list[Prediction]:
-    predictions = score.predictions([row.generation for row in rows], examples)
-    for number, row in enumerate(rows):
+def _predictions(path: Path, rows: list[Row], examples: list[Example], score: Scorer) -> list[list[Prediction]]:
+    """The predictions of a file, once per answer that every question has."""
+    fewest = min(rows, key=lambda row: len(row.others))
+    answers = 1 + len(fewest.others)
+    if more := [row for row in rows if len(row.others) >= answers]:
+        log.warning(
+            "%s:%d: %d answers, but line %d has %d: only as many of each question are scored",
+            *(path, more[0].line, 1 + len(more[0].others), fewest.line, answers),
+        )
+    return [_scored(rows, number, examples, score) for number in range(answers)]
+
+
+def _scored(rows: list[Row], number: int, examples: list[Example], score: Scorer) -> list[Prediction]:
+    predictions = score.predictions([[row.generation, *row.others][number] for row in rows], examples)
+    for place, row in enumerate(rows):
         if row.likeliest is not None:  # there is no text to read
             answer = row.likeliest or None
-            readings: dict[str, str | None] = dict.fromkeys(predictions[number].readings, answer)
+            readings: dict[str, str | None] = dict.fromkeys(predictions[place].readings, answer)
             correct = answer in row.targets
-            predictions[number] = replace(predictions[number], answer=answer, correct=correct, readings=readings)
+            predictions[place] = replace(predictions[place], answer=answer, correct=correct, readings=readings)
     return predictions
 
 
@@ -170,8 +187,6 @@ def _read(path: Path, cfg: EvalConfig, problems: list[Problem]) -> dict[str, Row
         raise ConfigError(
             Problem(str(path), None, "is empty or has no rows", "give a JSONL file with at least one prediction")
         )
-    if several := [row.line for row in rows.values() if row.answers > 1]:
-        log.warning("%s:%d: %d questions have several answers; the first is scored", path, several[0], len(several))
     return _opened(path, rows)
 
 
@@ -181,16 +196,21 @@ def _opened(path: Path, rows: dict[str, Row]) -> dict[str, Row]:
     If other rows only close a block, the prompts of truncated rows have opened it. If it is unknown which rows were
     truncated, a block that most rows close was opened by every prompt.
     """
-    texts = {name: row.generation for name, row in rows.items() if row.likeliest is None}
+    texts = {
+        (name, number): generation
+        for name, row in rows.items()
+        if row.likeliest is None
+        for number, generation in enumerate([row.generation, *row.others])
+    }
     marks = {name: opened_by_prompt(generation.completion) for name, generation in texts.items()}
     counts = Counter(mark for mark in marks.values() if mark)
     if not counts:
         return rows
     mark, usual = counts.most_common(1)[0][0], 2 * counts.total() > len(texts)
     cut = [
-        name
-        for name, generation in texts.items()
-        if marks[name] is None
+        place
+        for place, generation in texts.items()
+        if marks[place] is None
         and opened_by_prompt(generation.prompt) is None
         and (generation.finish_reason == "length" or (usual and generation.finish_reason == "unknown"))
     ]
@@ -198,10 +218,17 @@ def _opened(path: Path, rows: dict[str, Row]) -> dict[str, Row]:
         log.warning(
             "%s:%d: %d completions hold no reasoning mark and count as unfinished reasoning, because %d other rows end "
             "a reasoning block that their prompts opened (%s)",
-            *(path, rows[cut[0]].line, len(cut), counts.total(), mark),
+            *(path, rows[cut[0][0]].line, len(cut), counts.total(), mark),
         )
-    opened = {name: replace(texts[name], prompt=f"{texts[name].prompt}{mark}") for name in cut}
-    return {name: replace(row, generation=opened.get(name, row.generation)) for name, row in rows.items()}
+    opened = {place: replace(texts[place], prompt=f"{texts[place].prompt}{mark}") for place in cut}
+    return {
+        name: replace(
+            row,
+            generation=opened.get((name, 0), row.generation),
+            others=[opened.get((name, number), other) for number, other in enumerate(row.others, start=1)],
+        )
+        for name, row in rows.items()
+    }
 
 
 def _objects(path: Path, problems: list[Problem]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,7 +7,8 @@ target is a letter ("B", "(B)"), a text that the pattern reads ("#### 42"), or t
 also as JSON text, holds several right answers.
 
 Or it is a row of ``samples_*.jsonl`` of lm-evaluation-harness. Its id is ``doc_id``, which every task has, and not
-``doc["id"]``. The raw text in ``resps`` is scored, not ``filtered_resps``, which another pattern has extracted. If
+``doc["id"]``. The raw texts in ``resps`` are scored, not ``filtered_resps``, which another pattern has extracted;
+several texts (``repeats`` of a task) are several answers of the model. If
 ``resps`` holds log-likelihoods, the most likely option is the answer, and options are A, B, C … in their order. A
 target that is a whole number is an index into the choices of ``doc``; one of the texts in ``doc["answers"]`` stands
 for all of them.
@@ -21,7 +22,7 @@ import json
 import math
 import re
 import tokenize
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 from typing import Any
 
@@ -49,7 +50,7 @@ class Row:
     group: str | None
     options: dict[str, str]  # letter → text; "" if only the letter is known
     likeliest: str | None  # a letter, "" for none of them, None if the answer is a text
-    answers: int
+    others: list[Generation]  # further answers of the model to the same question
     doc_hash: str
     subgroup: str | None
 
@@ -79,7 +80,7 @@ def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[
                 "(doc_id, resps, target)",
             )
         )
-    plain, likeliest, answers = _harness(values, place, pattern is not None) if harness else (values, None, 1)
+    plain, likeliest, texts = _harness(values, place, pattern is not None) if harness else (values, None, [])
     name, completion, readings = plain["id"], plain["completion"], plain.get("readings")
     if isinstance(name, float) and name.is_integer():
         name = int(name)  # data frames turn 7 into 7.0
@@ -99,13 +100,14 @@ def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[
     source = _text(values.get("filter")) if harness else None
     group, doc_hash = _name(plain.get("group")), _text(values.get("doc_hash"))
     subgroup = None if column is None else _name(columns(values).get(column))
+    others = [replace(generation, completion=_text(text)) for text in texts]
     return Row(
-        line, source, generation, list(dict.fromkeys(targets)), group, options, likeliest, answers, doc_hash, subgroup
+        line, source, generation, list(dict.fromkeys(targets)), group, options, likeliest, others, doc_hash, subgroup
     )
 
 
-def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str, Any], str | None, int]:
-    """A row of lm-evaluation-harness as a plain row, its most likely option, and how many answers it has."""
+def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str, Any], str | None, list[str]]:
+    """A row of lm-evaluation-harness as a plain row, its most likely option, and further answers."""
     resps, arguments, doc = values["resps"], values.get("arguments"), values.get("doc")
     if not isinstance(resps, list) or not resps or not all(isinstance(answers, list) and answers for answers in resps):
         raise ConfigError(
@@ -116,9 +118,10 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
     asked = [_items(request) or [""] for request in _items(arguments)]
     row = {"id": values["doc_id"], "target": values["target"], "prompt": asked[0][0] if asked else ""}
     first = [answers[0] for answers in resps]
-    if all(isinstance(answer, str) for answer in first):
+    every = [answer for answers in resps for answer in answers]
+    if all(isinstance(answer, str) for answer in every):
         about = {name: doc.get(name) for name in ("choices", "options", "answers")} if isinstance(doc, dict) else {}
-        return row | about | {"completion": first[0]}, None, sum(map(len, resps))
+        return row | about | {"completion": every[0]}, None, every[1:]
     if len(asked) == len(first) and any(request[0] for request in asked):  # acc_mutual_info also asks without a prompt
         first = [answer for answer, request in zip(first, asked, strict=True) if request[0]]
         asked = [request for request in asked if request[0]]
@@ -140,7 +143,7 @@ def _harness(values: dict[str, Any], place: str, choice: bool) -> tuple[dict[str
         for target in (value if isinstance(value, list) else [value])
     ]
     best = "" if any(map(math.isnan, likelihoods)) else letters[likelihoods.index(max(likelihoods))]
-    return row | {"choices": letters, "completion": ""}, best, len(resps[0])
+    return row | {"choices": letters, "completion": ""}, best, []
 
 
 def _gold(target: str, letters: str, texts: list[str], place: str) -> str:

@@ -25,7 +25,9 @@ from sftlab.validation.overrides import SUFFIXES, override, parsed, refusal, sho
 PROGRAM = "python -m sftlab"
 OPTIONAL_GROUPS = ("experiment", "debug")  # groups without a default, which are added with +
 # Dictionaries in which users may add keys.
-FREE_KEYS = re.compile(r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.split\.(train|validation|test)$")
+FREE_KEYS = re.compile(
+    r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.(split\.(train|validation|test)$|columns\.)"
+)
 PLACEHOLDERS = ('"BASE.jsonl"', '"TUNED.jsonl"')
 
 

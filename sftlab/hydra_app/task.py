@@ -70,7 +70,8 @@ def run_task(study: Study, composed: DictConfig) -> float:
     record.write(folder)
     if record.status == "success" and record.config["dry_run"]:
         return 0.0
-    return min((candidate.eval_loss for candidate in record.candidates), default=float("inf"))
+    trained = [candidate.eval_loss for candidate in record.candidates if candidate.step]  # step 0 is equal in all jobs
+    return min(trained, default=float("inf"))
 
 
 def _run(study: Study, composed: DictConfig, record: Job, folder: Path) -> None:

@@ -24,6 +24,8 @@ LABELS = {
     "autocast": "Autocast to",
     "effective_batch": "Effective batch (rows)",
     "optimizer_steps": "Optimizer steps",
+    "planned_steps": "Optimizer steps of the schedule",
+    "steps_per_epoch": "Optimizer steps per epoch",
     "supervised_tokens": "Supervised tokens per epoch",
     "supervised_share": "Share of supervised tokens",
     "truncated_rows": "Rows truncated to train.max_length",

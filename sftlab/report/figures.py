@@ -55,7 +55,7 @@ def loss_curve(path: Path, title: str, selection: Selection, jobs: Sequence[Job]
         color="#d62728",
         markeredgecolor="white",
         zorder=5,
-        label=f"selected: epoch {selection.epoch:g}, {selection.eval_loss:.4f}",
+        label=f"selected: {_place(selection)}, {selection.eval_loss:.4f}",
     )
     axes.set(xlabel="epoch", ylabel="loss (nats per supervised token)", title=title)
     low, high = axes.get_ylim()
@@ -70,3 +70,11 @@ def loss_curve(path: Path, title: str, selection: Selection, jobs: Sequence[Job]
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _place(selection: Selection) -> str:
+    """Where training had a checkpoint, with the step if that is within an epoch."""
+    if selection.step == 0:
+        return "the untrained model"
+    within = f" (step {selection.step})" if selection.epoch % 1 else ""
+    return f"epoch {selection.epoch:.3g}{within}"

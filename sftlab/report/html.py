@@ -25,6 +25,7 @@ FILTERS = (
     text.sha256,
     text.sentence,
     text.titled,
+    text.early_stop,
 )
 
 

@@ -159,81 +159,44 @@
 
   // ----------------------------------------------------------------- the paired verdict
 
-  function random(seed) {  // mulberry32
-    return () => {
-      seed = (seed + 0x6d2b79f5) | 0;
-      let value = Math.imul(seed ^ (seed >>> 15), seed | 1);
-      value ^= value + Math.imul(value ^ (value >>> 7), value | 61);
-      return ((value ^ (value >>> 14)) >>> 0) / 4294967296;
-    };
-  }
-
   function right(number, n) {
     const bytes = Uint8Array.from(atob(data.answers[number][1]), (letter) => letter.charCodeAt(0));
     return Array.from({ length: n }, (_, at) => (bytes[at >> 3] >> (at & 7)) & 1);
   }
 
-  function quantile(sorted, share) {
-    const place = share * (sorted.length - 1), low = Math.floor(place);
-    return sorted[low] + (place - low) * ((sorted[low + 1] ?? sorted[low]) - sorted[low]);
-  }
-
-  // The exact McNemar test: twice the smaller tail of a fair coin.
-  function mcnemar(gained, lost) {
-    const n = gained + lost;
-    let term = -n * Math.LN2, tail = 0;
-    for (let k = 0; k <= Math.min(gained, lost); k++) {
+  // This is compare() of sftlab/eval/statistics/paired.py for independent questions with one answer each: mid-p of
+  // McNemar's test, or the exact p if more than half of the answers changed.
+  function chance(gained, lost, n) {
+    const changed = gained + lost, less = Math.min(gained, lost);
+    let term = -changed * Math.LN2, tail = 0;
+    for (let k = 0; k < less; k++) {
       tail += Math.exp(term);
-      term += Math.log(n - k) - Math.log(k + 1);
+      term += Math.log(changed - k) - Math.log(k + 1);
     }
-    return Math.min(1, 2 * tail);
+    return Math.min(1, 2 * tail + (changed > n / 2 ? 2 : 1) * Math.exp(term));
   }
 
-  // As statistics.py does: a percentile bootstrap of whole groups, and the exact McNemar test, or random sign flips of
-  // the groups where rows share one.
-  function paired(differences, groups, alpha) {
-    const n = differences.length, draw = random(42);
-    const gained = differences.filter((own) => own > 0).length, lost = differences.filter((own) => own < 0).length;
-    const clusters = [];
-    groups.forEach((group, at) => {
-      clusters[group] ??= [0, 0];
-      clusters[group][0] += differences[at];
-      clusters[group][1] += 1;
+  // Tango's score interval, which contains 0 if and only if p ≥ alpha.
+  function tango(gained, lost, n, critical, significant) {
+    const observed = gained - lost;
+    const contains = (delta) => {
+      const linear = -gained - lost + (2 * n - observed) * delta;
+      const root = Math.sqrt(Math.max(linear ** 2 + 8 * n * lost * delta * (1 - delta), 0));
+      const variance = n * ((root - linear) / (2 * n) + delta * (1 - delta));
+      return Math.abs(observed - n * delta) - Math.min(0.5, n * Math.abs(delta) / 2) <= critical * Math.sqrt(Math.max(variance, 0));
+    };
+    const [low, high] = [-1, 1].map((limit) => {
+      if (contains(limit)) return limit;
+      let inside = observed / n, outside = limit;
+      for (let step = 0; step < 44; step++) {
+        const middle = (inside + outside) / 2;
+        if (contains(middle)) inside = middle;
+        else outside = middle;
+      }
+      return inside;
     });
-    const work = clusters.length || gained + lost;
-    const resamples = Math.max(1000, Math.min(10000, Math.floor(2e7 / Math.max(1, work))));
-    const means = new Float64Array(resamples);
-    let p = mcnemar(gained, lost);
-    if (clusters.length) {
-      for (let number = 0; number < resamples; number++) {
-        let sum = 0, size = 0;
-        for (let at = 0; at < clusters.length; at++) {
-          const own = clusters[Math.floor(draw() * clusters.length)];
-          sum += own[0];
-          size += own[1];
-        }
-        means[number] = sum / size;
-      }
-      const changed = clusters.map((own) => own[0]).filter((own) => own !== 0);
-      const seen = Math.abs(changed.reduce((sum, own) => sum + own, 0));
-      let extreme = 0;
-      for (let number = 0; number < resamples; number++) {
-        let sum = 0;
-        for (const own of changed) sum += draw() < 0.5 ? own : -own;
-        extreme += Math.abs(sum) >= seen;
-      }
-      p = (extreme + 1) / (resamples + 1);
-    } else if (gained + lost) {
-      // Rows that did not change add nothing: the next changed one is a geometric number of draws away.
-      const share = (gained + lost) / n, up = gained / (gained + lost), log = Math.log(1 - share);
-      for (let number = 0; number < resamples; number++) {
-        let sum = 0;
-        for (let at = Math.floor(Math.log(1 - draw()) / log); at < n; at += 1 + Math.floor(Math.log(1 - draw()) / log)) sum += draw() < up ? 1 : -1;
-        means[number] = sum / n;
-      }
-    }
-    means.sort();
-    return { gained, lost, p, interval: [quantile(means, alpha / 2), quantile(means, 1 - alpha / 2)], resamples, groups: clusters.length };
+    if (!significant) return [Math.min(low, 0), Math.max(high, 0)];
+    return observed > 0 ? [Math.max(low, Number.MIN_VALUE), high] : [low, Math.min(high, -Number.MIN_VALUE)];
   }
 
   const points = (fraction) => {
@@ -241,7 +204,11 @@
     const text = Math.abs(100 * fraction).toFixed(digits);
     return Number(text) === 0 ? "0.0" : (fraction < 0 ? "−" : "+") + text;
   };
-  const probability = (p) => (p < 0.0001 ? "p < 0.0001" : "p = " + Number(p.toPrecision(2)));
+  const probability = (p, alpha) => {
+    if (p < 0.0001) return "p < 0.0001";
+    const short = Number(p.toPrecision(2));
+    return "p = " + (p < alpha && alpha <= short ? Number(p.toPrecision(4)) : short);  // 0.0496 must not read as 0.05
+  };
 
   function command(a, b) {
     const files = [a, b].map((number) => data.outputs + "/" + data.places[number] + "/predictions/finetuned.jsonl");
@@ -256,6 +223,7 @@
     if (lacking.length) return ["The answers cannot be compared: " + lacking.map(title).join(" and ") + (lacking.length > 1 ? " have" : " has") + " no stored answers that are right or wrong."];
     const tests = [data.tests[a], data.tests[b]];
     if (tests[0] !== tests[1] && !tests.includes(null)) return ["The answers cannot be compared: the runs have different test sets."];
+    if ([a, b].some((number) => data.judging[number]?.repeats)) return ["An evaluation has several answers per question, of which the first is stored. This command compares the first answers:", command(a, b)];
     const left = [a, b].filter((number) => data.answers[number] === 1);
     if (left.length) return ["The page has the answers of the newest runs only, for its size. This command compares the two:", command(a, b)];
     if (data.answers[a][0] === data.answers[b][0]) return null;
@@ -269,23 +237,27 @@
     if (reason) return [make("h3", "", "No paired verdict"), make("p", "", reason[0]), ...reason.slice(1)];
     const [n, groups] = data.questions[data.answers[a][0]];
     const judging = [a, b].map((number) => data.judging[number] ?? {});
-    const level = Math.max(...judging.map((own) => own.level ?? 0.95)), alpha = 1 - level;
-    const noise = Math.max(...judging.map((own) => own.noise ?? 0));
     const sides = [right(a, n), right(b, n)];
     const [base, tuned] = sides.map((side) => side.reduce((sum, own) => sum + own, 0));
-    const found = paired(sides[1].map((own, at) => own - sides[0][at]), groups, alpha);
-    const delta = (tuned - base) / n, [low, high] = found.interval;
-    const numbers = tuned + " of " + n + " against " + base + " (" + points(delta) + " points, " + Number((100 * level).toFixed(6)) + " % interval " + points(low) + " to " + points(high) + ", " + probability(found.p) + "); " + found.gained + " answers gained, " + found.lost + " lost.";
-    let kind = "inconclusive", headline = "No difference is shown.", why = "";
-    if (judging.some((own) => own.mute)) { headline = "The models cannot be judged."; why = " No answer of one model could be read."; }
-    else if (noise && Math.abs(delta) <= noise) why = " The difference is not larger than the run-to-run noise of " + (100 * noise).toFixed(1) + " points.";
-    else if (found.p < alpha && (low > 0 || high < 0)) {
-      kind = delta > 0 ? "better" : "worse";
-      headline = "The second run’s model is " + kind + ".";
+    const gained = sides[1].filter((own, at) => own > sides[0][at]).length, lost = gained - tuned + base;
+    const delta = (tuned - base) / n, score = tuned + " of " + n + " against " + base + " (" + points(delta) + " points";
+    const changes = "; " + gained + " answers gained, " + lost + " lost.";
+    const mute = judging.some((own) => own.mute);
+    const unjudged = "The models cannot be judged.", unread = mute ? " No answer of one model could be read." : "";
+    if (groups < n) {
+      return [make("h3", "inconclusive", mute ? unjudged : "Test by the command below."), make("p", "", score + ")" + changes + unread),
+        make("p", "note", "Fine-tuned models on the same questions, from the stored answers of both runs. The questions are of " + groups + " groups, so they are not independent. This command computes p and the interval for them; it reads the answers again, by its own eval keys:"),
+        command(a, b)];
     }
-    const test = groups.length ? "a sign-flip test of " + found.groups + " groups" : "the exact McNemar test";
-    return [make("h3", kind, headline), make("p", "", numbers + why),
-      make("p", "note", "Fine-tuned models on the same questions, from the stored answers of both runs: " + test + ", and a paired bootstrap with " + found.resamples.toLocaleString("en") + " resamples. p is not adjusted for the number of pairs that you look at. This command reads the answers again, by its own eval keys:"),
+    const [level, critical] = judging.map((own) => own.level ?? data.level).reduce((one, other) => (other[0] > one[0] ? other : one));
+    const alpha = Number((1 - level).toFixed(12)), p = chance(gained, lost, n);
+    const [low, high] = tango(gained, lost, n, critical, p < alpha);
+    const kind = mute || p >= alpha ? "inconclusive" : delta > 0 ? "better" : "worse";
+    const headline = mute ? unjudged : p >= alpha ? "No difference is shown." : "The second run’s model is " + kind + ".";
+    const numbers = score + ", " + Number((100 * level).toFixed(6)) + " % interval " + points(low) + " to " + points(high) + ", " + probability(p, alpha) + ")";
+    const test = gained + lost > n / 2 ? "the exact McNemar test" : "the mid-p McNemar test";
+    return [make("h3", kind, headline), make("p", "", numbers + changes + unread),
+      make("p", "note", "Fine-tuned models on the same questions, from the stored answers of both runs: " + test + " and Tango’s interval. p is not adjusted for the number of pairs that you look at. This command reads the answers again, by its own eval keys:"),
       command(a, b)];
   }
 

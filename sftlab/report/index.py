@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import NormalDist
 from urllib.parse import quote
 
 from sftlab.errors import StageError
@@ -124,6 +125,7 @@ def _data(rows: Sequence[Row], judged: Pairs, outputs: Path) -> dict[str, object
         "tests": [None if of is None else numbers[of.test_set] for of in reuse],
         "questions": [[of.n, of.groups] for of in judged.questions.values()],
         "answers": answers,  # 0: none, 1: left out, otherwise the number of the questions and a bit for each
+        "level": _level(1 - ALPHA),
         "judging": {number: values for number, row in enumerate(rows) if (values := _judging(row))},
         "outputs": str(outputs),
         **_configurations([row.run.config for row in rows]),
@@ -131,19 +133,24 @@ def _data(rows: Sequence[Row], judged: Pairs, outputs: Path) -> dict[str, object
 
 
 def _judging(row: Row) -> dict[str, object]:
-    """How a run's answers are judged where this differs from the usual: level, run-to-run noise, no answers, task."""
+    """How a run's answers are judged where this differs from the usual: level, repeats, no answers, task."""
     if (evaluation := row.evaluation) is None:
         return {}
     model, values = evaluation.finetuned, dict[str, object]()
     if model.level != 1 - ALPHA:
-        values["level"] = model.level
+        values["level"] = _level(model.level)
     if model.repeats is not None:
-        values["noise"] = model.repeats.noise
+        values["repeats"] = 1
     if model.unparsed == model.n:
         values["mute"] = 1
     if evaluation.task != "choice":
         values["task"] = evaluation.task
     return values
+
+
+def _level(level: float) -> tuple[float, float]:
+    """A confidence level with its two-sided critical value, which the script does not compute."""
+    return level, -NormalDist().inv_cdf((1 - level) / 2)
 
 
 def _configurations(configs: Sequence[Mapping[str, str]]) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Right and wrong answers of many runs in a few bytes each, so that a page can compare any two of them offline.
 
 Two runs are paired if their stored predictions have the same ids, right answers and groups. Their answers are then bits
-in the order of the ids, and the groups are stored once. Scores (ROUGE) are not right or wrong, and have no bits.
+in the order of the ids. Scores (ROUGE) are not right or wrong, and have no bits.
 
 Reading the predictions of many runs takes longer than everything else, so the bits are cached beside the page.
 """
@@ -29,10 +29,10 @@ PREDICTIONS = Path("predictions", "finetuned.jsonl")
 
 @dataclass(frozen=True)
 class Questions:
-    """The rows of a test set: how many, and the number of the group of each; empty if all rows are independent."""
+    """The rows of a test set: how many, and of how many groups; equal numbers if all rows are independent."""
 
     n: int
-    groups: list[int]
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,8 @@ def _read(file: Path, questions: dict[str, Questions]) -> Answers | None:
         return None
     key = key_of({"rows": asked})
     if key not in questions:
-        numbers: dict[object, int] = {}
-        groups = [
-            numbers.setdefault(number if row[2] is None else row[2], len(numbers)) for number, row in enumerate(asked)
-        ]
-        questions[key] = Questions(len(rows), groups if len(numbers) < len(rows) else [])
+        groups = {number if row[2] is None else row[2] for number, row in enumerate(asked)}
+        questions[key] = Questions(len(rows), len(groups))
     bits = sum(1 << number for number, answer in enumerate(right) if answer)  # the lowest bit is the first question
     return Answers(key, base64.b64encode(bits.to_bytes((len(right) + 7) // 8, "little")).decode())
 
@@ -113,7 +110,7 @@ def _recall(cache: Path) -> tuple[dict[str, Questions], Cached]:
         values = json.loads(cache.read_text("utf-8"))
         if values["version"] != VERSION:
             return {}, {}
-        questions = {key: Questions(int(n), list(groups)) for key, (n, groups) in values["questions"].items()}
+        questions = {key: Questions(int(n), int(groups)) for key, (n, groups) in values["questions"].items()}
         answers = {
             place: ((mtime, size), Answers(key, bits) if key in questions else None)
             for place, (mtime, size, key, bits) in values["answers"].items()

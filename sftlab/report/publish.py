@@ -80,7 +80,7 @@ def track(run: Run, cfg: Config, job: Job) -> None:
     """Log the results to the tracking run of the selected job, with its history if it trained in an earlier run."""
     selection, evaluation = run.record.selection, run.record.evaluation
     assert selection is not None
-    summary = {"best_eval_loss": selection.eval_loss, "best_epoch": selection.epoch}
+    summary = {"best_eval_loss": selection.eval_loss, "best_epoch": selection.epoch, "best_step": selection.step}
     table = tables.Table([], [])
     if evaluation is not None:
         summary |= {f"{key}_{result.metric}": result.value for key, _, result in tables.models(evaluation)}

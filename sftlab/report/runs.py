@@ -110,7 +110,8 @@ def _checkpoint(record: RunRecord) -> str:
     if (selection := record.selection) is None:
         return ""
     job = f"job {selection.job}, " if len(record.jobs) > 1 else ""
-    return f"{job}epoch {count(selection.epoch)}, loss {decimals(selection.eval_loss)}"
+    place = f"epoch {count(selection.epoch)}" if selection.step else "untrained model"
+    return f"{job}{place}, loss {decimals(selection.eval_loss)}"
 
 
 def _outcome(record: RunRecord) -> str:

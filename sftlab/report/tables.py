@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sftlab.eval import scorers
+from sftlab.eval.statistics import FEW
 from sftlab.report.text import DASH, count, level, points, probability, span
 from sftlab.results import Evaluation, EvaluationRow, ModelResult, Subgroup, SubgroupSide
 
@@ -44,7 +45,7 @@ def results(evaluation: Evaluation) -> Table:
         row = [name, view.number(result.value), view.interval(result.interval)]
         row += [view.number(result.scores[key]) for key in others]
         row += ["" if result.correct is None else count(result.correct)]
-        rows.append([*row, count(result.n), count(result.unparsed), truncated(result)])
+        rows.append([*row, questions(result), count(result.unparsed), truncated(result)])
     if compared is not None:
         difference = ["Difference", f"{points(compared.delta)} points", span(compared.interval), *[""] * len(others)]
         rows.append([*difference, f"+{compared.gained} −{compared.lost}", count(compared.n), "", ""])
@@ -53,12 +54,31 @@ def results(evaluation: Evaluation) -> Table:
     return Table(header, rows, ("model",))
 
 
+def questions(result: ModelResult) -> str:
+    """The number of questions, and of answers to each if there are several, over which the other columns count."""
+    several = result.answers // result.n if result.n else 0
+    return f"{count(result.n)} × {several}" if several > 1 else count(result.n)
+
+
+def few_groups(evaluation: Evaluation) -> str | None:
+    """A warning if the intervals rest on few groups of rows."""
+    groups = evaluation.finetuned.groups
+    if groups is None or groups >= FEW:
+        return None
+    return (
+        f"The {scorers.view(evaluation.task).rows} are of {groups} groups only. Intervals take into account that those "
+        f"of one group resemble each other, but with fewer than {FEW} groups they may still be too narrow."
+    )
+
+
 def truncated(result: ModelResult) -> str:
     """The count of truncated answers; a dash if it is unknown for all."""
     if result.truncated is None:
         return DASH
     known = result.finish_reasons
-    return f"{result.truncated:,}" if known == result.n else f"{result.truncated:,} of {known:,} known"
+    return (
+        f"{result.truncated:,}" if known == (result.answers or result.n) else f"{result.truncated:,} of {known:,} known"
+    )
 
 
 def subgroups(evaluation: Evaluation) -> Table:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftlab.eval import scorers
 from sftlab.report import caveats, tables
-from sftlab.report.text import level, plural
+from sftlab.report.text import early_stop, level, plural
 from sftlab.results import Evaluation, EvaluationRow
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
@@ -52,13 +52,22 @@ def ranking(selection: Selection, jobs: Sequence[Job]) -> None:
         if job.status != "success":
             table.add_row("✗", str(job.number), Text(f"{' '.join(own[job.number])}\n{job.error}", style="red"))
     say(table)
+    for job in jobs:
+        if job.receipt is not None and job.receipt.early_stop is not None:
+            name = f"Job {job.number}" if several else "Training"
+            say(f"{name} {early_stop(job.receipt.early_stop)}")
     if len(ordered) > SHOWN:
         say(f"… and {len(ordered) - SHOWN} more in run.json")
     if len(selection.ties) > 1:
         say(
             f"{len(selection.ties)} checkpoints (→ and =) are within the noise of the best one on validation; → is "
-            "selected. select.tie=earliest selects the one with the fewest epochs"
+            "selected. select.tie=earliest selects the one that was trained least"
         )
+
+
+def skipped(reason: str) -> None:
+    """Print why nothing was merged and evaluated."""
+    say(reason[:1].upper() + reason[1:])
 
 
 def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
@@ -73,8 +82,18 @@ def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
                 f"Run-to-run noise, {name.lower()}: {', '.join(map(view.number, repeats.values))} in "
                 f"{len(repeats.values)} generations, each in another order; {plural(repeats.changed, 'answer')} changed"
             )
+            if repeats.majority is not None:
+                passed = ", ".join(f"pass@{k} {view.number(value)}" for k, value in repeats.pass_at.items())
+                say(f"{name}: {passed}, majority@{len(repeats.values)} {view.number(repeats.majority)}")
+    if warning := tables.few_groups(judged):
+        say(warning)
     if compared := judged.comparison:
         say(f"Verdict: {compared.verdict}")
+        if compared.smallest_visible_difference is not None:
+            visible = f"{100 * compared.smallest_visible_difference:.1f} points or more"
+            say(f"This test set shows a difference of {visible} {compared.smallest_visible_assumes}")
+        elif compared.smallest_visible_assumes:
+            say("This test set is too small to show any difference")
         if compared.forced is not None:
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
     for caveat in caveats.caveats(judged, mode, seed):

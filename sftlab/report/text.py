@@ -8,6 +8,8 @@ import re
 from datetime import UTC, datetime
 from math import isfinite
 
+from sftlab.results import EarlyStop
+
 DASH = "–"
 
 
@@ -84,6 +86,23 @@ def titled(name: str) -> str:
 def sha256(text: str) -> str:
     """The hash by which a Content-Security-Policy allows an inline script or style."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def early_stop(stop: EarlyStop) -> str:
+    """What early stopping did: the reason, the saving, and what it means if the schedule depends on the length."""
+    since = f"step {stop.best_step}" if stop.best_step else "step 0, the untrained model"
+    text = (
+        f"stopped early at step {stop.step:,} of {stop.planned_steps:,}: {plural(stop.validations, 'validation')} "
+        f"without a gain beyond the noise since {since}; {plural(stop.saved_steps, 'step')} (about "
+        f"{seconds(stop.saved_seconds)}) were not trained"
+    )
+    if not stop.depends_on_length:
+        return text
+    return (
+        f"{text}. The schedule {stop.schedule} is planned for {stop.planned_steps:,} steps, and the learning rate was "
+        f"still {stop.learning_rate:.3g} (peak {stop.peak_learning_rate:.3g}): a training planned for {stop.step:,} "
+        "steps would have decayed it by then and may be better"
+    )
 
 
 def sentence(text: str) -> str:

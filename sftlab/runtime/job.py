@@ -91,6 +91,7 @@ def summary(job: Job, *, ranked: bool, among: Sequence[Job]) -> JobSummary:
         error=job.error,
         ranked=ranked,
         trained_as=trained_as(job, among),
+        early_stop=job.receipt.early_stop if job.receipt is not None else None,
     )
 
 
@@ -107,15 +108,21 @@ def trained_as(job: Job, among: Sequence[Job]) -> str:
     alike = [other for other in among if other.family is not None and other.family == job.family]
     if not alike:
         return OWN
-    longest = max(alike, key=lambda other: (other.settings().train.num_train_epochs, -other.number))
-    train, most = job.settings().train, longest.settings().train.num_train_epochs
+    longest = max(alike, key=lambda other: (_length(other), -other.number))
+    train = job.settings().train
     if longest is job:
         return OWN
-    if train.num_train_epochs == most:
+    if _length(job) == _length(longest):
         return f"the same as job {longest.number}"
     if train.lr_scheduler_type == "warmup_stable_decay":
         return f"a decay of {train.lr_scheduler_kwargs['num_decay_steps']} steps from job {longest.number}"
-    return f"the first epochs of job {longest.number}"
+    return f"the first {'epochs' if train.max_steps is None else 'steps'} of job {longest.number}"
+
+
+def _length(job: Job) -> int:
+    """Planned optimizer steps, by which jobs with the same steps per epoch are ordered."""
+    steps = job.receipt.planned_steps if job.receipt is not None else None
+    return job.settings().train.num_train_epochs if steps is None else steps
 
 
 def jobs(folder: Path) -> list[Job]:

@@ -135,12 +135,15 @@ def read_record(path: Path, values: object) -> RunRecord:
         ) from error
 
 
-def link(path: Path, target: Path) -> None:
-    """Create or replace a relative symbolic link atomically.
+def link(path: Path, target: Path | None) -> None:
+    """Create or replace a relative symbolic link atomically; without a target, delete the link of an earlier run.
 
     Raises:
         StageError: The target does not exist.
     """
+    if target is None:
+        path.unlink(missing_ok=True)
+        return
     if not target.exists():
         raise StageError(f"{target}: does not exist any more; run the command again")
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -9,10 +9,23 @@ from sftlab.config import TrainConfig
 from sftlab.instance.machine import Machine
 from sftlab.model.base import decoder_layers
 
+# Settings that a class of the trainer carries out, since transformers has them with another meaning or not at all.
+NOT_ARGUMENTS = {
+    "extra",
+    "allow_truncated_completion",
+    "global_batch_size",
+    "save_total_limit",
+    "max_steps",
+    "eval_steps",
+    "eval_on_start",
+    "early_stopping_patience",
+}
+NEVER = 2**31 - 1  # steps
+
 
 def sft_arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int) -> dict[str, Any]:
     """Keyword arguments of SFTConfig; those in ``train.extra`` take precedence."""
-    own = train.model_dump(exclude={"extra", "allow_truncated_completion", "global_batch_size", "save_total_limit"})
+    own = train.model_dump(exclude=NOT_ARGUMENTS)
     warmup = own.pop("warmup_steps")
     return {
         **own,
@@ -22,8 +35,12 @@ def sft_arguments(folder: Path, train: TrainConfig, machine: Machine, seed: int)
         "seed": seed,
         "data_seed": seed,
         "use_cpu": machine.device == "cpu",
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
+        "max_steps": train.max_steps or -1,
+        # CheckpointCallback decides at each step.
+        "eval_strategy": "steps",
+        "eval_steps": NEVER,
+        "save_strategy": "steps",
+        "save_steps": NEVER,
         # For schedules that follow the validation loss. CheckpointCallback applies save_total_limit.
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,

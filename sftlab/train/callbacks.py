@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import WandbCallback
+from transformers.trainer_utils import SaveStrategy
 
 from sftlab.errors import Terminated
+from sftlab.results import EarlyStop
 from sftlab.tracking import wandb as tracking
-from sftlab.train.checkpoints import COMPLETE, Checkpoint, delete_all_but
+from sftlab.train.checkpoints import COMPLETE, Checkpoint, delete_all_but, delete_old_optimizers
+from sftlab.train.stopping import Patience
 from sftlab.train.trainer import Trainer
 
 
@@ -26,18 +29,18 @@ class DivergedError(Exception):
 
 
 class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Mark checkpoints as complete, save one at SIGTERM, and stop a training that diverges.
+    """Validate and save at the steps of the timeline, save at SIGTERM, and stop a training that diverges.
 
-    ``earlier_seconds`` is the training time before this process, ``decay_steps`` that of ``schedule.decay_steps``.
-    ``limit`` is train.save_total_limit: transformers would delete an old checkpoint before the new one is complete.
+    Early stopping is decided here too. ``earlier_seconds`` is the training time before this process. ``limit`` is
+    train.save_total_limit: transformers would delete an old checkpoint before the new one is complete.
     """
 
     trainer: Trainer
 
-    def __init__(self, earlier_seconds: float, decay_steps: int | None, limit: int | None) -> None:
+    def __init__(self, earlier_seconds: float, limit: int | None, patience: Patience | None) -> None:
         self.start = time.monotonic() - earlier_seconds
-        self.decay_steps = decay_steps
         self.limit = limit
+        self.patience = patience
         self.terminated = False
         self.diverged_at_step: int | None = None
 
@@ -55,21 +58,28 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Validate the checkpoint that training resumes from, if SIGTERM was received before or in its validation.
+        """Validate the step that training starts from, if it should have a validation and has none.
 
-        Its other files stay as they are, so that resuming from it once more does the same.
+        That is step 0 with train.eval_on_start, and a checkpoint if SIGTERM was received before or in its validation.
+        Other files of the checkpoint stay as they are, so that resuming from it once more does the same.
 
         Raises:
             DivergedError: the loss is not finite.
         """
-        at_end = state.global_step and state.global_step % _steps_per_epoch(args, state) == 0
-        if not at_end or any(row["step"] == state.global_step for row in state.log_history if "eval_loss" in row):
+        if self.patience is not None and self.patience.exhausted:  # killed after the last checkpoint
+            control.should_training_stop = True
+        is_validated = any(row["step"] == state.global_step for row in state.log_history if "eval_loss" in row)
+        if is_validated or not self.trainer.timeline.evaluates(state.global_step):
             return
-        metrics = self.trainer._evaluate(trial=None, ignore_keys_for_eval=None)  # may also step the schedule
+        untrained = state.global_step == 0
+        # May also step the schedule.
+        metrics = self.trainer._evaluate(trial=None, ignore_keys_for_eval=None, skip_scheduler=untrained)
         if self.diverged_at_step is not None:
             raise DivergedError
-        self.trainer._determine_best_metric(metrics, trial=None)
+        if not untrained:
+            self.trainer._determine_best_metric(metrics, trial=None)
         if state.is_world_process_zero:
+            _folder(args, state).mkdir(exist_ok=True)
             self._mark(args, state)
             self._delete(args)
 
@@ -81,18 +91,17 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save at SIGTERM, and before the decay of each number of epochs that a job with fewer or more could have."""
-        epoch = _steps_per_epoch(args, state)
-        if self.terminating():
-            control.should_save = control.should_log = True
-        if self.decay_steps and (state.global_step + self.decay_steps) % epoch == 0 and state.global_step % epoch:
-            control.should_save = control.should_log = True
+        """Validate and save as planned, and save at SIGTERM and where jobs of another length may resume.
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Log before every checkpoint, so that the curve is the same if training resumes from it."""
-        control.should_log = True
+        The loss is logged before every checkpoint, so that the curve is the same if training resumes from it.
+        """
+        timeline, saves = self.trainer.timeline, args.save_strategy != SaveStrategy.NO
+        control.should_evaluate = timeline.evaluates(state.global_step)
+        control.should_save = saves and (control.should_evaluate or state.global_step in timeline.forks)
+        if self.terminating():
+            control.should_save = True
+        if control.should_evaluate or control.should_save:
+            control.should_log = True
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,10 +125,13 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Stop a training whose validation loss is not finite: no further step makes it finite again."""
+        """Stop a training that gains no more, or whose loss is not finite: no further step makes it finite again."""
         if metrics and not isfinite(metrics["eval_loss"]):
             self.diverged_at_step = state.global_step
             control.should_save, control.should_training_stop = False, True
+        elif self.patience is not None:
+            self.patience.observe(state.global_step, self.trainer.row_losses)
+            control.should_training_stop |= self.patience.exhausted
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as complete: one without ``checkpoint.json`` was interrupted and is not used.
@@ -128,6 +140,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             Terminated: SIGTERM was received, and the checkpoint to resume from is saved.
         """
         if state.is_world_process_zero:
+            if self.patience is not None:
+                self.patience.write(_folder(args, state))
             self._mark(args, state)
             self._delete(args)
         if self.terminating():
@@ -140,7 +154,16 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if self.limit is not None and state.is_world_process_zero:
             delete_all_but(Path(args.output_dir), self.limit)
 
+    def early_stop(self) -> EarlyStop | None:
+        """What early stopping did to a training that has ended."""
+        state = self.trainer.state
+        rate = _last(state.log_history, "learning_rate")
+        if self.patience is None or self.diverged_at_step is not None or rate is None:
+            return None
+        return self.patience.record(self.trainer.timeline, state.global_step, rate, time.monotonic() - self.start)
+
     def _delete(self, args: TrainingArguments) -> None:
+        delete_old_optimizers(Path(args.output_dir), but=self.trainer.timeline.forks)
         if self.limit is not None:  # the newest is needed for resuming
             delete_all_but(Path(args.output_dir), max(self.limit, 2))
 
@@ -152,13 +175,9 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             step=state.global_step,
             epoch=round(float(state.epoch or 0), 4),
             eval_loss=_last(history, "eval_loss") if evaluated else None,
-            train_loss=_mean_loss(history, state.global_step - _steps_per_epoch(args, state)),
+            train_loss=_mean_loss(history, self.trainer.timeline.previous(state.global_step)),
             seconds=round(time.monotonic() - self.start, 1),
         ).write(self.trainer.row_losses if evaluated else None)
-
-
-def _steps_per_epoch(args: TrainingArguments, state: TrainerState) -> int:
-    return int(state.max_steps) // int(args.num_train_epochs)
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

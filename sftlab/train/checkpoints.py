@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
@@ -19,11 +19,12 @@ from typing import Self
 from sftlab.records import Candidate
 from sftlab.results import Receipt, Scalar
 from sftlab.runtime.store import sync, write_json
+from sftlab.train.stopping import STOPPING
 
 COMPLETE, ROWS = "checkpoint.json", "rows.json"
 RECEIPT, METRICS, MACHINES = "receipt.json", "metrics.jsonl", "machines.json"
-# Files that a checkpoint needs only for training to resume from it. The last two are FSDP's.
-OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "optimizer.bin", "pytorch_model_fsdp.bin")
+# Files that a checkpoint needs only for training to resume from it. Two of them are FSDP's.
+OPTIMIZER_FILES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "optimizer.bin", "pytorch_model_fsdp.bin", STOPPING)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Checkpoint:
     """A complete checkpoint: a folder ``checkpoint-STEP`` with ``checkpoint.json``, which is written last.
 
     ``eval_loss`` (nats per supervised token) is None if the checkpoint was saved only for resuming. ``train_loss`` is
-    the mean over the last epoch, ``seconds`` the training time since the start of the job.
+    the mean since the validation before, ``seconds`` the training time since the start of the job. ``checkpoint-0`` is
+    the untrained model: it has validation losses, and no weights besides those of the base model.
     """
 
     path: Path
@@ -83,13 +85,20 @@ class Checkpoint:
             seconds=self.seconds,
         )
 
+    def forget_loss(self) -> None:
+        """Leave the checkpoint only for resuming: the training at hand has no validation at its step."""
+        (self.path / ROWS).unlink(missing_ok=True)
+        replace(self, eval_loss=None).write(None)
+
     def forget_optimizer(self) -> None:
         """Delete the files that only resuming needs."""
         for name in [*OPTIMIZER_FILES, *(file.name for file in self.path.glob("rng_state*.pth"))]:
             (self.path / name).unlink(missing_ok=True)
 
-    def copy_into(self, folder: Path, *, resumable: bool) -> None:
+    def copy_into(self, folder: Path, *, resumable: bool, selectable: bool = True) -> None:
         """Copy the checkpoint into the folder of another training; the copy gets its name when it is whole.
+
+        A copy that is not ``selectable`` has no validation loss.
 
         Training may overwrite files of a ``resumable`` copy. Other copies share their files with the original (hard
         links) and have no optimizer state.
@@ -98,6 +107,8 @@ class Checkpoint:
         shutil.copytree(self.path, partial, copy_function=shutil.copy2 if resumable else os.link)
         if not resumable:
             replace(self, path=partial).forget_optimizer()
+        if not selectable:
+            replace(self, path=partial).forget_loss()
         partial.rename(folder / self.path.name)
 
     def delete(self) -> None:
@@ -129,9 +140,10 @@ def delete_all_but(folder: Path, count: int) -> None:
     """Delete checkpoints until ``count`` evaluated ones are left: the one with the lowest loss and the newest ones.
 
     With a ``count`` above 1 the newest checkpoint is left in any case. One that was saved at SIGTERM has no validation
-    loss; it is deleted as soon as there is a newer one, and does not change which others are left.
+    loss; it is deleted as soon as there is a newer one, and does not change which others are left. Step 0, which has no
+    weights, is always left and not counted.
     """
-    newest_first = complete(folder)[::-1]
+    newest_first = [checkpoint for checkpoint in reversed(complete(folder)) if checkpoint.step]
     losses = {checkpoint: checkpoint.eval_loss for checkpoint in newest_first if checkpoint.eval_loss is not None}
     best = min(losses, key=lambda checkpoint: (losses[checkpoint], checkpoint.path), default=None)
     evaluated = sorted(losses, key=lambda checkpoint: checkpoint is not best)
@@ -139,6 +151,13 @@ def delete_all_but(folder: Path, count: int) -> None:
     for checkpoint in newest_first:
         if checkpoint not in left:
             checkpoint.delete()
+
+
+def delete_old_optimizers(folder: Path, but: Collection[int]) -> None:
+    """Delete what resuming needs from all checkpoints but the newest and the steps in ``but``."""
+    for checkpoint in [checkpoint for checkpoint in complete(folder) if checkpoint.resumable][:-1]:
+        if checkpoint.step not in but:
+            checkpoint.forget_optimizer()
 
 
 def read_receipt(folder: Path) -> Receipt:

@@ -85,6 +85,7 @@ def cell_of(cfg: Config, machine: Machine, estimate: Estimate, probe: Callable[[
         generation_gib=round(generation_gib(cfg, trace, work.longest.length, machine, capacity), 2),
         capacity_gib=None if capacity is None else round(capacity, 1),
         seconds_per_epoch=None if seconds is None else round(seconds, 1),
+        epochs=round(work.epochs, 4),
         timed_by=timed_by,
         gradient_checkpointing=bool(cfg.train.gradient_checkpointing),
         trouble=trouble,

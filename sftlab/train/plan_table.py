@@ -21,6 +21,7 @@ def print_table(cells: Sequence[tuple[str, PlanCell]]) -> None:
         table.add_column(name, justify="right")
     table.add_column("checkpointing")
     table.add_column("per epoch", justify="right", no_wrap=True)
+    table.add_column("in all", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for name, cell in cells:
         table.add_row(
@@ -30,13 +31,18 @@ def print_table(cells: Sequence[tuple[str, PlanCell]]) -> None:
             f"{cell.generation_gib:.2f}",
             "?" if cell.capacity_gib is None else f"{cell.capacity_gib:.1f}",
             "on" if cell.gradient_checkpointing else "off",
-            "?" if cell.seconds_per_epoch is None else duration(cell.seconds_per_epoch),
+            _duration(cell, 1.0),
+            _duration(cell, cell.epochs),
             {True: "fits", False: "[bold]cannot fit[/]", None: "memory unknown"}[cell.fits],
         )
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for source in sorted({cell.timed_by for _, cell in cells}):
         console.print(f"time: {source}")
+
+
+def _duration(cell: PlanCell, epochs: float | None) -> str:
+    return "?" if cell.seconds_per_epoch is None or epochs is None else duration(cell.seconds_per_epoch * epochs)
 
 
 def duration(seconds: float) -> str:

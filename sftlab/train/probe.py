@@ -29,6 +29,10 @@ def measure(cfg: Config, base: Base, tokens: Tokenized, machine: Machine) -> Rec
     train = cfg.train.model_copy(
         update={
             "num_train_epochs": 1,
+            "max_steps": None,
+            "eval_steps": None,
+            "eval_on_start": False,
+            "early_stopping_patience": None,
             "gradient_accumulation_steps": 1,
             "logging_steps": 1,
             "global_batch_size": None,

@@ -9,7 +9,7 @@ from typing import Any
 
 from sftlab.config import TrainConfig
 from sftlab.instance.machine import Machine
-from sftlab.results import Receipt, Scalar, TokenCounts
+from sftlab.results import EarlyStop, Receipt, Scalar, TokenCounts
 from sftlab.train.flops import flops_per_token, parameter_size, utilization
 
 
@@ -17,16 +17,17 @@ from sftlab.train.flops import flops_per_token, parameter_size, utilization
 class TrainingResult:
     """How a training process ended: what neither the model nor the trainer shows.
 
-    ``seconds`` is the training time of this process, and ``share`` the part of the job's steps that it trained. The
-    other fields are those of ``results.Receipt``.
+    ``seconds`` is the training time of this process, and ``epochs`` what it trained. The other fields are those of
+    ``results.Receipt``.
     """
 
     seconds: float
-    share: float
+    epochs: float
     step_seconds: float | None
     rank_checksums: list[float]
     earlier_machines: list[str | dict[str, Scalar]]
     diverged_at_step: int | None
+    early_stop: EarlyStop | None
 
 
 def receipt(trainer: Any, train: TrainConfig, machine: Machine, counts: TokenCounts, result: TrainingResult) -> Receipt:
@@ -36,8 +37,8 @@ def receipt(trainer: Any, train: TrainConfig, machine: Machine, counts: TokenCou
     head = output_head(trainer)
     supervised = counts.train.supervised / counts.train.tokens
     flops = flops_per_token(model, 1.0 if head == "whole logits" else supervised)
-    tokens = counts.train.tokens * train.num_train_epochs * result.share
-    speed = tokens / result.seconds if result.seconds and result.share else None
+    tokens = counts.train.tokens * result.epochs
+    speed = tokens / result.seconds if result.seconds and tokens else None
     return Receipt(
         parameters=sum(map(parameter_size, parameters)),
         trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -57,6 +58,8 @@ def receipt(trainer: Any, train: TrainConfig, machine: Machine, counts: TokenCou
         autocast="bfloat16" if train.bf16 else None,
         effective_batch=trainer.rows_per_step,
         optimizer_steps=trainer.state.global_step,
+        planned_steps=trainer.timeline.total,
+        steps_per_epoch=trainer.timeline.steps_per_epoch,
         supervised_tokens=counts.train.supervised,
         supervised_share=round(supervised, 4),
         truncated_rows={"train": counts.train.truncated, "validation": counts.validation.truncated},
@@ -76,6 +79,7 @@ def receipt(trainer: Any, train: TrainConfig, machine: Machine, counts: TokenCou
         rank_checksums=result.rank_checksums,
         earlier_machines=result.earlier_machines,
         diverged_at_step=result.diverged_at_step,
+        early_stop=result.early_stop,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from sftlab import results
 from sftlab.errors import StageError
-from sftlab.eval.statistics import bootstrap_ties
+from sftlab.eval.statistics import ties as tied_with_best
 from sftlab.records import Candidate
 
 
@@ -27,15 +27,15 @@ class Selection:
 def select(
     candidates: Sequence[Candidate],
     tie: Literal["earliest", "lowest"],
-    seed: int,
     answers: Sequence[Sequence[bool]] | None = None,
+    groups: Sequence[str | None] | None = None,
 ) -> Selection:
     """The lowest validation loss; with ``tie="earliest"`` the earliest of those within its noise.
 
     With ``answers`` (for each candidate, whether its answer to each validation question is right) the
     lowest share of wrong answers stands in the place of the loss, and the loss decides between equals.
-    The noise is a bootstrap over the validation rows. Earliest is by epoch, then by loss: among
-    equals, the one that was trained least.
+    The noise is a simultaneous bound for all candidates, over the validation rows or the ``groups`` that they
+    belong to. Earliest is by epoch, then by loss: among equals, the one that was trained least.
 
     Raises:
         StageError: there is no candidate.
@@ -52,7 +52,7 @@ def select(
         ]
         costs, weights = [[float(not right) for right in row] for row in answers], [1.0] * len(answers[0])
     best = min(candidates, key=lambda candidate: (-(candidate.exact_match or 0), *_order(candidate)))
-    tied = bootstrap_ties(costs, weights, seed=seed)
+    tied = tied_with_best(costs, weights, groups)
     ties = [candidate for candidate, same in zip(candidates, tied, strict=True) if same]
     chosen = best
     if tie == "earliest":
@@ -81,3 +81,13 @@ def _order(candidate: Candidate) -> tuple[float, float, int]:
 def _rows(candidate: Candidate) -> list[list[float]]:
     rows: list[list[float]] = json.loads((Path(candidate.checkpoint) / "rows.json").read_text("utf-8"))
     return rows
+
+
+def untrained(tie: str) -> str:
+    """Return why nothing is merged and evaluated if step 0 is selected."""
+    noise = " beyond the noise" if tie == "earliest" else ""
+    return (
+        f"step 0, the untrained model, is selected: no checkpoint is better on validation{noise}. Nothing is merged or "
+        "pushed, and the test set is not read: the comparison would be of the base model with itself. Use the base "
+        "model, or change the training"
+    )

@@ -1,4 +1,4 @@
-"""Share optimizer steps between jobs that differ only in their number of epochs, and between machines.
+"""Share optimizer steps between jobs that differ only in their length, and between machines.
 
 With a constant schedule, or up to the decay of a stable one, a short and a long job have the same weights after the
 same step (``schedule.decay_steps``). Such jobs have the same ``family``. A job copies these checkpoints from a finished
@@ -32,7 +32,7 @@ from sftlab.train.checkpoints import (
     last_resumable,
     read_receipt,
 )
-from sftlab.train.schedule import decay_steps
+from sftlab.train.schedule import Timeline, decay_steps
 from sftlab.train.worker import TrainTask
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,11 @@ OF_THE_MACHINE = {
 
 def family(inputs: Mapping[str, Any], train: TrainConfig) -> str | None:
     """A key that is equal for all jobs that share steps; None for a job that shares none."""
-    return None if decay_steps(train) is None else key_of(_without_epochs(inputs))
+    return None if decay_steps(train) is None else key_of(_without_length(inputs))
 
 
-def _without_epochs(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**inputs, "train": {**inputs["train"], "num_train_epochs": None}}
+def _without_length(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**inputs, "train": {**inputs["train"], "num_train_epochs": None, "max_steps": None}}
 
 
 def _without_machine(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -65,12 +65,13 @@ def _without_machine(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 class Offer:
     """Checkpoints of a finished training that the training at hand would have too.
 
-    ``epochs`` are those of the finished training. ``whole`` is whether no other checkpoint is needed; otherwise
-    training resumes from the last of them.
+    ``timeline`` is that of the training at hand, and ``steps`` are those of the finished one. ``whole`` is whether no
+    other checkpoint is needed; otherwise training resumes from the last of them.
     """
 
     source: Path
-    epochs: int
+    steps: int
+    timeline: Timeline
     checkpoints: list[Checkpoint]
     whole: bool
 
@@ -86,7 +87,7 @@ class Offer:
 
 
 def copy_common_steps(store: Store, inputs: Mapping[str, Any], folder: Path, train: TrainConfig) -> bool:
-    """Copy checkpoints from a finished job that differs only in its number of epochs.
+    """Copy checkpoints from a finished job that differs only in its length.
 
     True if nothing is left to train. Otherwise training resumes from the last checkpoint in ``folder``, if any.
     """
@@ -96,12 +97,11 @@ def copy_common_steps(store: Store, inputs: Mapping[str, Any], folder: Path, tra
     offers = [
         offer
         for path, manifest in store.finished("train")
-        if _without_epochs(manifest["inputs"]) == _without_epochs(inputs)
-        and (offer := _offer(path, manifest["inputs"]["train"]["num_train_epochs"], train, decay))
+        if _without_length(manifest["inputs"]) == _without_length(inputs) and (offer := _offer(path, train, decay))
     ]
     if not offers:
         return False
-    best = max(offers, key=lambda offer: (offer.whole, offer.last.step, -offer.epochs))
+    best = max(offers, key=lambda offer: (offer.whole, offer.last.step, -offer.steps))
     if not best.whole and (own := complete(folder)) and own[-1].step >= best.last.step:
         return False  # this training was interrupted after that step
     use(store.root, best.source.name)
@@ -111,42 +111,42 @@ def copy_common_steps(store: Store, inputs: Mapping[str, Any], folder: Path, tra
         shutil.rmtree(folder)
         folder.mkdir()
         for checkpoint in best.checkpoints:
-            checkpoint.copy_into(folder, resumable=not best.whole)
-    log.info("train: reuses the first %d steps of a finished job (num_train_epochs=%d)", best.last.step, best.epochs)
+            selectable = best.timeline.evaluates(checkpoint.step)
+            checkpoint.copy_into(folder, resumable=not best.whole, selectable=selectable)
+    log.info("train: reuses the first %d of the %d steps of a finished job", best.last.step, best.steps)
     if best.whole:
-        history = read_jsonl(best.source / METRICS)
-        write_jsonl(folder / METRICS, (row for row in history if row["epoch"] <= train.num_train_epochs))
-        new = {"optimizer_steps": best.last.step, "train_seconds": 0.0, "diverged_at_step": None}
+        end = best.timeline.total
+        rows = (row for row in read_jsonl(best.source / METRICS) if row["step"] <= end)
+        write_jsonl(
+            folder / METRICS, (row for row in rows if "eval_loss" not in row or best.timeline.evaluates(row["step"]))
+        )
+        new = {"optimizer_steps": end, "planned_steps": end, "train_seconds": 0.0, "diverged_at_step": None}
         write_json(folder / RECEIPT, read_receipt(best.source).model_copy(update=new).model_dump())
     return best.whole
 
 
-def _offer(source: Path, epochs: int, train: TrainConfig, decay: int) -> Offer | None:
+def _offer(source: Path, train: TrainConfig, decay: int) -> Offer | None:
     """The checkpoints of a finished training that can be reused; None if there are none."""
-    per_epoch = _steps_per_epoch(source)
-    last = min(epochs, train.num_train_epochs) * per_epoch - decay
-    common = [checkpoint for checkpoint in complete(source) if checkpoint.step <= last]
-    whole = bool(common) and common[-1].step == train.num_train_epochs * per_epoch
-    while common and not whole and not common[-1].resumable:
-        common.pop()
-    return Offer(source, epochs, common, whole) if common else None
+    receipt = read_receipt(source)
+    assert receipt.planned_steps is not None  # only stages of earlier versions, which have other keys, lack them
+    assert receipt.steps_per_epoch is not None
+    timeline = Timeline(train, receipt.steps_per_epoch)
+    shared = min(receipt.planned_steps, timeline.total) - decay
+    common = [checkpoint for checkpoint in complete(source) if checkpoint.step <= shared]
+    wanted = [checkpoint for checkpoint in common if checkpoint.evaluated and timeline.evaluates(checkpoint.step)]
+    if wanted and wanted[-1].step == timeline.total:
+        return Offer(source, receipt.planned_steps, timeline, wanted, whole=True)
+    last = next((checkpoint for checkpoint in reversed(common) if checkpoint.resumable), None)
+    if last is None:
+        return None
+    before = [checkpoint for checkpoint in wanted if checkpoint.step < last.step]
+    return Offer(source, receipt.planned_steps, timeline, [*before, last], whole=False)
 
 
-def _steps_per_epoch(folder: Path) -> int:
-    """Optimizer steps per epoch, from the last checkpoint of an epoch: a diverged training lacks the later ones."""
-    last = [checkpoint for checkpoint in complete(folder) if checkpoint.evaluated][-1]
-    return last.step // round(last.epoch)
-
-
-def fork_steps(folder: Path, train: TrainConfig) -> set[int]:
-    """Steps of a finished training from which jobs with other numbers of epochs may resume."""
-    decay = decay_steps(train)
-    if decay is None:
-        return set()
-    per_epoch = _steps_per_epoch(folder)
-    # With a constant schedule a shorter job is a copy, and only a longer one resumes, from the last step.
-    first = 1 if decay else train.num_train_epochs
-    return {epochs * per_epoch - decay for epochs in range(first, train.num_train_epochs + 1)}
+def fork_steps(folder: Path, train: TrainConfig) -> frozenset[int]:
+    """Steps of a finished training from which jobs of another length may resume."""
+    steps_per_epoch = read_receipt(folder).steps_per_epoch
+    return frozenset() if steps_per_epoch is None else Timeline(train, steps_per_epoch).forks
 
 
 def release(store: Store, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Train on the tokenised rows: a checkpoint and a validation loss for every epoch.
+"""Train on the tokenised rows: checkpoints with a validation loss.
 
 This is the parent's part. The training itself runs in child processes (``sftlab.train.worker``).
 """

@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from sftlab.config import TrainConfig
 from sftlab.model.base import needs_padding_mask
 from sftlab.records import IGNORED
 from sftlab.train.batches import StepSampler, row_lengths
+from sftlab.train.schedule import Timeline
 
 Batch = dict[str, torch.Tensor]
 """``input_ids``, ``labels`` and what else the model takes, of shape (rows, tokens)."""
@@ -31,8 +33,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     padding_mask: bool
     lengths: list[int]
     train_dataset: Any
+    # Known when training begins: with packing, the rows per epoch are counted by TRL.
+    timeline: Timeline
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, settings: TrainConfig, **kwargs: Any) -> None:
+        self.settings = settings
         super().__init__(*args, **kwargs)
         model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self.padding_mask = needs_padding_mask(model)
@@ -63,6 +68,19 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             rank=self.args.process_index,
         )
         return self.sampler
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+        """Number of steps and epochs, from which the timeline follows."""
+        values = super().set_initial_training_values(*args, **kwargs)
+        self.timeline = Timeline(self.settings, steps_per_epoch=values[1])
+        return values
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train an epoch, or nothing if training resumes from its last step; transformers would train one more."""
+        if self.control.should_training_stop or self.state.global_step >= self.timeline.total:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     @property
     def rows_per_step(self) -> int:

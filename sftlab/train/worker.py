@@ -24,7 +24,7 @@ from sftlab.tracking import wandb as tracking
 from sftlab.train.arguments import distribute, sft_arguments
 from sftlab.train.checkpoints import METRICS, RECEIPT, earlier_machines, last_resumable
 from sftlab.train.receipt import TrainingResult, compiled_graphs, receipt
-from sftlab.train.schedule import decay_steps
+from sftlab.train.stopping import Patience
 
 
 class TrainTask(BaseModel):
@@ -78,7 +78,11 @@ def run(folder: Path, task: TrainTask) -> None:
         require_agreement(task, first_step)
     model = _model(task)
     distribute(arguments, model, train, own_code=task.base.trust_remote_code)
-    checkpoints = CheckpointCallback(resumed.seconds if resumed else 0.0, decay_steps(train), train.save_total_limit)
+    checkpoints = CheckpointCallback(
+        resumed.seconds if resumed else 0.0,
+        train.save_total_limit,
+        _patience(train.early_stopping_patience, resumed.path if resumed else None),
+    )
     times = StepTimes()
     trainer = _trainer(task, model, arguments, [checkpoints, times, Metrics(folder / METRICS)])
     checkpoints.trainer = trainer
@@ -92,7 +96,8 @@ def run(folder: Path, task: TrainTask) -> None:
     with suppress(DivergedError):  # recorded as diverged_at_step
         output = trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
         seconds = output.metrics["train_runtime"]
-    if train.torch_compile and not compiled_graphs():
+    steps = trainer.state.global_step - first_step
+    if train.torch_compile and steps and not compiled_graphs():
         raise StageError("train.torch_compile=true had no effect: no part of the model was compiled; set it to false")
     diverged = checkpoints.diverged_at_step
     checksums = _checksums(trainer) if diverged is None else []
@@ -104,16 +109,24 @@ def run(folder: Path, task: TrainTask) -> None:
     if trainer.is_world_process_zero():
         result = TrainingResult(
             seconds=seconds,
-            share=(trainer.state.global_step - first_step) / trainer.state.max_steps,
+            epochs=steps / trainer.timeline.steps_per_epoch,
             step_seconds=times.median,
             rank_checksums=checksums,
             earlier_machines=earlier_machines(folder),
             diverged_at_step=diverged,
+            early_stop=checkpoints.early_stop(),
         )
         sync(folder)  # a receipt on the disk means that everything before it is there too
         write_json(folder / RECEIPT, receipt(trainer, train, machine, task.counts, result).model_dump())
     # Without this a rank that exits with open connections is sometimes ended by SIGABRT.
     trainer.accelerator.end_training()
+
+
+def _patience(limit: int | None, resumed: Path | None) -> Patience | None:
+    """The state of early stopping, that of the checkpoint that training resumes from; None without early stopping."""
+    if limit is None:
+        return None
+    return Patience(limit) if resumed is None else Patience.read(resumed)
 
 
 def _unused_libraries(task: TrainTask) -> list[str]:
@@ -215,6 +228,7 @@ def _trainer(task: TrainTask, model: Any, arguments: Any, callbacks: list[Any]) 
 
     trainer = Trainer(
         model=model,
+        settings=task.train,
         args=arguments,
         train_dataset=read_rows(task.tokens, "train"),
         eval_dataset=read_rows(task.tokens, "validation"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from typing import NamedTuple
 
 from sftlab.config import TrainConfig
 from sftlab.dataset.tokenize import SPLITS, Tokenized
 from sftlab.instance.machine import Machine
 from sftlab.train.counting import Batch
+from sftlab.train.schedule import Timeline
 
 DRAWN_STEPS = 200  # steps from which the padding of a longer epoch is estimated
 
@@ -25,16 +27,20 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Workload:
-    """Longest training and validation batch, and the tokens of an epoch in each, padding included."""
+    """Longest training and validation batch, and the tokens of an epoch with its validations, padding included.
+
+    ``epochs`` is the length of the job.
+    """
 
     longest: Batch
     evaluated: Batch
     train_tokens: int
     eval_tokens: int
+    epochs: float
 
 
 def workload(tokens: Tokenized, train: TrainConfig, machine: Machine, hidden: int) -> Workload:
-    """What one process computes in an epoch with its validation; ``hidden`` is the width of the model."""
+    """What one process computes in an epoch with its validations; ``hidden`` is the width of the model."""
     splits = rows_by_split(tokens)
     longest, evaluated = longest_batches(splits, train)
     lengths = [row.length for row in splits["validation"]]
@@ -44,8 +50,13 @@ def workload(tokens: Tokenized, train: TrainConfig, machine: Machine, hidden: in
     lengths = [row.length for row in splits["train"]]
     if train.packing:
         count = max(1, round(sum(lengths) / machine.world_size / longest.length))
-        return Workload(longest, evaluated, count * longest.length, eval_tokens)
-    return Workload(longest, evaluated, step_tokens(lengths, train, machine, hidden), eval_tokens)
+        steps, train_tokens = ceil(count / machine.accumulation(train)), count * longest.length
+    else:
+        steps = ceil(len(lengths) / machine.effective_batch(train))
+        train_tokens = step_tokens(lengths, train, machine, hidden)
+    timeline = Timeline(train, steps)
+    eval_tokens = round(eval_tokens * timeline.evaluations_per_epoch)
+    return Workload(longest, evaluated, train_tokens, eval_tokens, timeline.total / steps)
 
 
 def rows_by_split(tokens: Tokenized) -> dict[str, list[Row]]:

@@ -145,6 +145,10 @@ def _sharding(cfg: Config) -> Iterator[Problem]:
 
 def evaluation_problems(cfg: Config) -> Iterator[Problem]:
     """Yield settings of the answers' extraction that do not fit the task."""
+    if cfg.eval.task == "auto":  # the rows decide
+        yield from _pattern(cfg)
+        yield from _extract(cfg)
+        return
     yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
     if not scorer(cfg.eval).view.graded and cfg.select.metric == "exact_match":
         message = f"counts correct answers, and eval.task={cfg.eval.task} has none"
@@ -155,19 +159,27 @@ def _text(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.reading != "strict":
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
+    yield from _extract(cfg)
+
+
+def _extract(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.extract is not None:
         for problem in template_problems("eval.extract", cfg.eval.extract, ["text"], noun="variable"):
             yield replace(problem, keys=("eval.task",))
 
 
-def _choice(cfg: Config) -> Iterator[Problem]:
+def _pattern(cfg: Config) -> Iterator[Problem]:
     try:
         probe(cfg.eval.pattern)
     except ConfigError as error:
         for problem in error.problems:
             yield Problem("eval.pattern", None, problem.message, problem.remedy, ("eval.task",))
-    section = "dataset" if cfg.eval.dataset is None else "eval.dataset"
-    if (cfg.eval.dataset or cfg.dataset).choices is None:
+
+
+def _choice(cfg: Config) -> Iterator[Problem]:
+    yield from _pattern(cfg)
+    section, data = ("dataset", cfg.dataset) if cfg.eval.dataset is None else ("eval.dataset", cfg.eval.dataset)
+    if data.choices is None and data.format == "template":
         yield Problem(
             "eval.task",
             "choice",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sftlab.config import Config, DatasetConfig
@@ -11,7 +11,9 @@ from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.checks import check_answers
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
+from sftlab.eval.task import fitted
 from sftlab.model import hub
+from sftlab.records import Example
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import Store, key_of
 from sftlab.validation.combinations import evaluation_problems
@@ -55,7 +57,7 @@ def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[Pro
     """Check the settings of a dataset, then its rows if they are local, unless a completed stage contains them."""
     section, name = "eval.dataset" if mounted else "dataset", data.name_or_path
     key, local = f"{section}.name_or_path", is_local(name)
-    problems = list(_split(section, data, mounted=mounted))
+    problems = [*_split(section, data, mounted=mounted), *_format(section, data)]
     yield from problems
     if local and not name.startswith("generate:") and not Path(name).exists():
         yield Problem(key, shown(name), f"no such file or folder (seen from {Path.cwd()})", "check the path")
@@ -82,10 +84,7 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
     if known in CHECKED:
         return
     splits = dataset.load(store, data, mounted=mounted, column=column)
-    has_choices = not scorer(cfg.eval).lettered or data.choices is not None
-    if has_choices and not any(evaluation_problems(cfg)):  # these are reported themselves
-        used = {"train": not mounted, "validation": not mounted, "test": tested}
-        check_answers(cfg, {name: rows for name, rows in splits.items() if used[name]})
+    yield from _answers(cfg, data, splits, mounted=mounted, tested=tested)
     if not splits["test"] and MODES[cfg.mode].reads_test and cfg.eval.dataset is None:
         yield Problem(
             f"{section}.split",
@@ -97,6 +96,43 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
         )
     else:
         CHECKED.add(known)
+
+
+def _answers(
+    cfg: Config, data: DatasetConfig, splits: Mapping[str, Sequence[Example]], *, mounted: bool, tested: bool
+) -> Iterator[Problem]:
+    """Check that answers to the rows can be judged; yield the problems of a task that the rows decide."""
+    if cfg.eval.task == "auto" and cfg.eval.dataset is not None and not mounted:
+        return  # the rows of eval.dataset decide
+    known = fitted(cfg, splits["test"] if tested else (), splits["train"])
+    problems = list(evaluation_problems(known))
+    if known is not cfg:  # otherwise they are reported already
+        yield from problems
+    has_choices = not scorer(known.eval).lettered or data.choices is not None or data.format != "template"
+    if has_choices and not problems:
+        used = {"train": not mounted, "validation": not mounted, "test": tested}
+        check_answers(known, {name: rows for name, rows in splits.items() if used[name]})
+
+
+def _format(section: str, data: DatasetConfig) -> Iterator[Problem]:
+    """Check that a dataset has the templates that it needs, and none that would have no effect."""
+    texts = {name: getattr(data, name) for name in ("user", "assistant")}
+    keys = (f"{section}.format",)
+    if data.format == "template":
+        for name, template in {**texts, "target": data.target}.items():
+            if template is None:
+                remedy = f"set it to a template, or set {section}.format=auto to recognise the format of the rows"
+                yield Problem(f"{section}.{name}", "null", f"{section}.format=template needs it", remedy, keys)
+        for name, default in {"columns": {}, "answer_kind": "auto"}.items():
+            if (value := getattr(data, name)) != default:
+                message = f"has no effect with {section}.format=template"
+                yield Problem(f"{section}.{name}", shown(value), message, f"set {section}.format=auto", keys)
+        return
+    for name, template in texts.items():
+        if template is not None:
+            message = f"has no effect with {section}.format={data.format}, which supplies the text"
+            remedy = f"set it to null, or set {section}.format=template"
+            yield Problem(f"{section}.{name}", shown(template), message, remedy, keys)
 
 
 def _split(section: str, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:

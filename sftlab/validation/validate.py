@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
+from sftlab.eval.task import settled
 from sftlab.runtime.modes import MODES
 from sftlab.validation.combinations import evaluation_problems, instance_problems, run_problems, training_problems
 from sftlab.validation.files import store_problems
@@ -37,6 +38,7 @@ def validate(composed: DictConfig) -> Config:
         cfg = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(*problems, *type_problems(error)) from error
+    cfg = settled(cfg)
     if problems := [*problems, *_problems(cfg)]:
         raise ConfigError(*problems)
     return cfg

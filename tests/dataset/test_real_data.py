@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rendered
+from conftest import compose, rendered
+from omegaconf import OmegaConf
 
-from sftlab.dataset import overlap
+from sftlab.config import DatasetConfig
+from sftlab.dataset import overlap, sources
+from sftlab.dataset.row_formats.recognise import convert, recognise
+from sftlab.dataset.templates import Templates
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not on this machine")
@@ -44,3 +48,19 @@ def test_medqa_mounted_as_a_test_set_is_the_whole_file(config: Any) -> None:
     assert example.options is not None
     assert set(example.options) == set(example.choices) == set("ABCD")
     assert example.question.endswith(f"(D) {example.options['D']}")
+
+
+@pytest.mark.parametrize(("folder", "dataset"), [("medqa_cot", "medqa_cot"), ("medqa", "medqa")])
+def test_the_questions_are_recognised_without_templates(folder: str, dataset: str) -> None:
+    """Letters, and in MedQA the texts of the options, are those of the templates."""
+    cfg = DatasetConfig.model_validate(OmegaConf.to_container(compose(f"dataset={dataset}").dataset))
+    chunks = [chunk for split in sources.read(DATA / folder).values() for chunk in split]
+    rows = [row for chunk in chunks for row in chunk.table().rows if row is not None]
+    found = recognise(list(rows[0]), rows)
+    assert found.task == "choice"
+    templates = Templates(cfg, "dataset", list(rows[0]))
+    for row in rows:
+        expected, converted = templates.example(row, "1", "row"), convert(found, row)
+        assert converted.targets == expected.accepted
+        if expected.options is not None:
+            assert converted.options == {letter: text.strip() for letter, text in expected.options.items()}

@@ -33,7 +33,6 @@ from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, Prediction, single_turn
-from sftlab.results import Repeats
 from sftlab.runtime.processes import Child
 from sftlab.runtime.store import Store
 
@@ -558,13 +557,29 @@ def test_repeats_tell_how_much_answers_change(config: Make) -> None:
     cfg = config("model=tiny_random")
     score = scorer(cfg.eval)
     found = score.repeats([predicted("AAB-"), predicted("ABB-"), predicted("AAAA")])
-    assert found == Repeats(values=[0.5, 0.25, 1.0], changed=3, noise=0.75, forced_noise=0.0)
-    first, second = predicted("A" * 20 + "B" * 20), predicted("A" * 40)
-    assert score.comparison(first, second, cfg.seed).verdict.outcome == "better"
-    repeats = [Repeats(values=[], changed=0, noise=noise, forced_noise=0.0) for noise in (0.6, 0.1)]
-    noisy = score.comparison(first, second, cfg.seed, repeats)
-    assert noisy.verdict.outcome == "inconclusive"
-    assert "run-to-run noise of 60.0 points" in noisy.verdict.reason
+    assert (found.values, found.changed, found.noise, found.forced_noise) == ([0.5, 0.25, 1.0], 3, 0.75, 0.0)
+    # Three, one, two and one of three answers are right.
+    assert found.pass_at == pytest.approx({1: 7 / 12, 2: (1 + 2 / 3 + 1 + 2 / 3) / 4, 3: 1})
+    assert found.majority == pytest.approx((1 + 1 + 0 + 1) / 4)
+
+
+def test_repeats_are_averaged_and_tell_more_than_one_generation(config: Make) -> None:
+    score = scorer(config("model=tiny_random").eval)
+    first = [predicted("ABBB" * 10), predicted("BABB" * 10), predicted("BBAB" * 10)]
+    second = [predicted("AABB" * 10), predicted("BAAB" * 10), predicted("ABAB" * 10)]
+    one, three = score.comparison(first[:1], second[:1]), score.comparison(first, second)
+    assert (one.baseline, one.finetuned) == (0.25, 0.5)
+    assert (three.baseline, three.finetuned) == (0.25, 0.5)
+    assert three.p_value < one.p_value
+    assert three.n == 40
+    assert three.smallest_visible_difference is not None
+    assert one.smallest_visible_difference is not None
+    assert three.smallest_visible_difference < one.smallest_visible_difference
+    result = score.result(first)
+    assert (result.value, result.n, result.answers, result.correct) == (0.25, 40, 120, 30)
+    assert result.interval[1] - result.interval[0] < 0.8 * (
+        score.result(first[:1]).interval[1] - score.result(first[:1]).interval[0]
+    )
 
 
 # — reasoning —

@@ -10,10 +10,11 @@ import pytest
 
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
-from sftlab.eval.decision import unjudgeable
+from sftlab.eval.decision import decide, unjudgeable
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.records import Prediction
+from sftlab.report import terminal
 
 PATTERN = r"(?i)the answer is\s*\(([A-Z])\)"
 CHOICE = EvalConfig.model_construct(
@@ -52,7 +53,9 @@ def files(a: list[Prediction], b: list[Prediction]) -> dict[str, list[Prediction
 def load(
     folder: Path, a: Rows | bytes, b: Rows | bytes, cfg: EvalConfig = CHOICE
 ) -> tuple[list[Prediction], list[Prediction]]:
-    return load_pair(write(folder / "a.jsonl", a), write(folder / "b.jsonl", b), cfg)
+    """The first answers of two files."""
+    left, right = load_pair(write(folder / "a.jsonl", a), write(folder / "b.jsonl", b), cfg)
+    return left[0], right[0]
 
 
 def generated(doc_id: int, text: str, target: str, name: str = "strict-match", **more: Any) -> dict[str, Any]:
@@ -106,7 +109,7 @@ def test_own_predictions_are_read_again_by_the_pattern(tmp_path: Path) -> None:
         Prediction("q2", "Q2?", "It depends.", "length", None, "C", True, None, old | {"forced": "C"}),
     ]
     Prediction.write(tmp_path / "a.jsonl", a)
-    left, right = load_pair(
+    (left,), (right,) = load_pair(
         tmp_path / "a.jsonl", write(tmp_path / "b.jsonl", [row("q2", "C", "C"), row("q1", "A", "B")]), CHOICE
     )
     assert left == [
@@ -123,7 +126,7 @@ def test_own_predictions_are_read_again_by_the_pattern(tmp_path: Path) -> None:
 def test_the_same_predictions_come_back(tmp_path: Path) -> None:
     first, _ = load(tmp_path, TWO, TWO)
     Prediction.write(tmp_path / "again.jsonl", first)
-    assert load_pair(tmp_path / "again.jsonl", tmp_path / "b.jsonl", CHOICE)[0] == first
+    assert load_pair(tmp_path / "again.jsonl", tmp_path / "b.jsonl", CHOICE)[0] == [first]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +287,34 @@ def test_options_asked_for_without_a_prompt_do_not_compete(tmp_path: Path) -> No
     assert load(tmp_path, [sample], [row(0, "A", "B")])[0][0].answer == "B"
 
 
-def test_repeats_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_several_answers_to_a_question_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``repeats: 3`` of a task of lm-evaluation-harness, as its take_first filter leaves it in ``resps``."""
+    a = [generated(number, "", "B", resps=[[says("B"), says("A"), "It depends."]]) for number in range(2)]
+    left, right = load_pair(
+        write(tmp_path / "a.jsonl", a), write(tmp_path / "b.jsonl", [row(0, "B", "B"), row(1, "A", "B")]), CHOICE
+    )
+    assert [[one.answer for one in rows] for rows in left] == [["B", "B"], ["A", "A"], [None, None]]
+    assert [[one.correct for one in rows] for rows in right] == [[True, False]]
+    (tmp_path / "run").mkdir()
+    runs = {"baseline": left, "finetuned": right}
+    cfg = CHOICE.model_copy(update={"alpha": 0.1, "forced": False})
+    judged = decide(runs, {"baseline": "a", "finetuned": "b"}, cfg, tmp_path / "run", both_mute=False)
+    assert judged.baseline is not None
+    assert judged.baseline.repeats is not None
+    assert judged.comparison is not None
+    assert judged.baseline.repeats.pass_at == pytest.approx({1: 1 / 3, 2: 2 / 3, 3: 1})
+    assert judged.baseline.repeats.majority == 1 / 2  # one vote for each of two answers
+    assert judged.finetuned.repeats is None
+    assert (judged.comparison.baseline, judged.comparison.finetuned) == pytest.approx((1 / 3, 1 / 2))
+    terminal.evaluation(judged, "compare", 0)
+    printed = capsys.readouterr().out
+    assert "pass@1 33.3%, pass@2 66.7%, pass@3 100.0%, majority@3 50.0%" in printed
+    assert "2 × 3" in printed
+    assert "90 % interval" in printed
+    assert "95 %" not in printed
+
+
+def test_questions_with_too_few_repeats_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     a = [
         generated(0, "", "C"),
         generated(1, "", "B", resps=[[says("B"), says("A")]]),
@@ -294,7 +324,7 @@ def test_repeats_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         left, _ = load(tmp_path, a, [row(0, "A", "C"), row(1, "A", "B"), row(2, "A", "A")])
     assert [one.answer for one in left] == [None, "B", "B"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'a.jsonl'}:2: 2 questions have several answers; the first is scored"
+        f"{tmp_path / 'a.jsonl'}:2: 2 answers, but line 1 has 1: only as many of each question are scored"
     ]
 
 
@@ -501,7 +531,7 @@ def test_a_column_tells_subgroups_apart(tmp_path: Path) -> None:
     Prediction.write(tmp_path / "a.jsonl", left)
     own = CHOICE.model_copy(update={"group_by": "subgroup"})
     again = load_pair(tmp_path / "a.jsonl", write(tmp_path / "b.jsonl", b), own)
-    assert [one.subgroup for one in again[0]] == ["1", "two"]
+    assert [one.subgroup for one in again[0][0]] == ["1", "two"]
 
 
 @pytest.mark.parametrize("group", [None, "", " ", float("nan")])
@@ -563,7 +593,7 @@ def test_the_files_of_a_pair_may_order_targets_otherwise(tmp_path: Path) -> None
     left, right = load(tmp_path, [row(1, "A", ["A", "(b)"])], [row(1, "B", ["B", "A", "A"])])
     assert [(one.targets, one.correct) for one in (*left, *right)] == [(["A", "B"], True)] * 2
     Prediction.write(tmp_path / "again.jsonl", left)
-    assert load_pair(tmp_path / "again.jsonl", tmp_path / "b.jsonl", CHOICE)[0] == left
+    assert load_pair(tmp_path / "again.jsonl", tmp_path / "b.jsonl", CHOICE)[0] == [left]
 
 
 @pytest.mark.parametrize(

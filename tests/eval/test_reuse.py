@@ -177,7 +177,7 @@ def compared(gained: int, lost: int, n: int = 200) -> Comparison:
     """The comparison of two models with so many changes. Rows that do not change, change nothing."""
     second = np.arange(n) < gained
     first = (np.arange(n) >= gained) & (np.arange(n) < gained + lost)
-    return compare(first.tolist(), second.tolist(), groups=None, alpha=0.05, seed=1, resamples=400)
+    return compare(first.tolist(), second.tolist(), groups=None, alpha=0.05)
 
 
 @pytest.fixture(scope="module")

@@ -617,7 +617,9 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
 
 BASE = "__import__('sftlab.model.base').model.base.Base('m', __import__('pathlib').Path('m'), 'i', False, None)\n"
 TOKENS = """
-sftlab.pipeline.tokenize.make = lambda *a: type("T", (), {"stage": None, "counts": None})()
+from types import SimpleNamespace
+counts = SimpleNamespace(train=SimpleNamespace(rows=8))
+sftlab.pipeline.tokenize.make = lambda *a: SimpleNamespace(stage=None, counts=counts)
 """
 
 

@@ -63,7 +63,7 @@ def candidate(job: int, epoch: float, loss: float) -> Candidate:
 def test_answers_rank_before_the_loss() -> None:
     made = [candidate(0, 1, 0.5), candidate(0, 2, 0.7), candidate(1, 1, 0.6)]
     right = [[False] * 40, [True] * 39 + [False], [True] * 39 + [False]]
-    chosen = select(made, "lowest", 42, right)
+    chosen = select(made, "lowest", right)
     assert chosen.chosen == chosen.best == replace(made[2], exact_match=39 / 40)  # equal answers: the lower loss
     assert [row.exact_match for row in chosen.candidates] == [0, 39 / 40, 39 / 40]
     assert {row.job for row in chosen.ties} == {0, 1}
@@ -100,7 +100,7 @@ def test_the_ranking_and_the_table_name_every_kind(
     two = [candidate(1, 1, 0.6), candidate(1, 2, 0.5)]
     made.append(changed(job(1, cfg[1], "a"), candidates=two, overrides=["train.num_train_epochs=2"]))
     every = [row for one in made for row in one.candidates]
-    selection = select(every, "lowest", 42, [[False, True], [False, True], [True, True]])
+    selection = select(every, "lowest", [[False, True], [False, True], [True, True]])
     failed = changed(
         job(2, cfg[0], None, "failed"), overrides=["train.num_train_epochs=0"], config={}, error="must be positive"
     )

@@ -184,7 +184,7 @@ def test_people_can_read_the_rest() -> None:
     for said in (
         "Selected: epoch 3, step 1,200, with a validation loss of 1.2300 nats per supervised token; there were 4 check",
         "2 of them are within the noise of the lowest loss, 1.2200: epoch 3 (1.3000); epoch 4 (1.2333).",
-        "paired bootstrap that resamples whole groups (17 of them); p = 0.0099.",
+        "from a paired test for which questions of one group are not independent (17 groups); p = 0.0099.",
         "Inconclusive means that this test set does not show a difference; it does not mean that the models are equal.",
         "shows a difference of 5.9 points or more",
         "7 questions of one split are, wholly or nearly, in an earlier split",
@@ -332,7 +332,7 @@ def test_full_fine_tuning_and_scores() -> None:
         assert said in lines, said
     assert "correct" not in text
     assert "No answer" not in text
-    assert "(if scores differ as much as here from text to text)" in " ".join(text.split())
+    assert "in four of five studies" in " ".join(text.split())
     assert "are 99 % intervals" in text
     assert "if p is below 0.01" in " ".join(text.split())
 

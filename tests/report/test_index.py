@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 import json
 import os
-import random
 import re
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sftlab.eval.statistics import compare
 from sftlab.records import Prediction
 from sftlab.report import index
 from sftlab.report.runs import Row, rows, selected, show
-from sftlab.report.text import points
+from sftlab.report.text import points, span
 from sftlab.runtime import ledger, listing
 from sftlab.runtime.run import Run
 from sftlab.runtime.store import Store
@@ -149,6 +149,21 @@ def test_the_results_and_the_configuration_are_those_of_the_selected_job(tmp_pat
     assert (row.run.jobs, row.run.config["seed"]) == (3, "102")
     assert row.run.cost == 3 * (2 * 100 + 5) + 7
     assert row.checkpoint.startswith("job 2, epoch 2, loss 1.25")
+
+
+def test_checkpoints_within_an_epoch_and_the_untrained_model(tmp_path: Path, made: Path) -> None:
+    template = next(row for row in listed(made) if row.run.state == "success").run.folder
+    for name, place in {"within": (40, 0.4), "untrained": (0, 0.0)}.items():
+        shutil.copytree(template, tmp_path / name)
+        record = json.loads((tmp_path / name / "run.json").read_text("utf-8"))
+        record["selection"] |= dict(zip(("step", "epoch"), place, strict=True))
+        if name == "untrained":
+            record |= {"evaluation": None, "merge": None, "skipped": "step 0, the untrained model, is selected"}
+        save(tmp_path / name, record)
+    found = by_place(tmp_path)
+    assert found["within"].checkpoint.startswith("epoch 0.4, loss ")
+    assert found["untrained"].checkpoint.startswith("untrained model, loss ")
+    assert found["untrained"].outcome == ""
 
 
 # ------------------------------------------------------------------- filters
@@ -284,49 +299,91 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     )
 
 
+CHANGES = [(0, 1), (5, 0), (0, 6), (14, 3), (30, 28), (55, 5), (80, 40), (12, 4)]
+"""Answers gained and lost of 120: one-sided ones, by which (5, 0) is significant only by mid-p, and more than half."""
+
+
 @pytest.mark.smoke  # a browser
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("grouped", [False, True])
-def test_two_runs_in_a_browser(tmp_path: Path, grouped: bool) -> None:
-    fabricate(tmp_path, 7, questions=120)
+def test_two_runs_in_a_browser(tmp_path: Path) -> None:
+    fabricate(tmp_path, 42, questions=120)
     every = [row for row in listed(tmp_path) if row.run.state == "success"]
-    first, second = [row for row in every if row.name == "demo"][:2]
     other = next(row for row in every if row.name == "medqa")
-    sides = []
-    draw = random.Random(5)
-    for row, share in ((first, 0.4), (second, 0.55)):
+    repeated, grouped, another, base, *changed = (row for row in every if row.name == "demo")
+    right = {base.place: [number < 40 for number in range(120)]}
+    for row, (gained, lost) in zip(changed, CHANGES, strict=False):
+        right[row.place] = [lost <= number < 40 + gained for number in range(120)]
+    for row in (repeated, base, *changed[: len(CHANGES)]):
         file = row.run.folder / "predictions" / "finetuned.jsonl"
-        answers = [
-            Prediction(
-                **{**vars(own), "correct": draw.random() < share, "group": f"g{number // 3}" if grouped else None}
-            )
-            for number, own in enumerate(Prediction.read(file))
-        ]
-        Prediction.write(file, answers)
-        sides.append(answers)
+        sides = zip(Prediction.read(file), right.get(row.place, right[base.place]), strict=True)
+        Prediction.write(file, [replace(own, correct=correct, group=None) for own, correct in sides])
+    strict, repeats = changed[len(CHANGES) - 1], {"values": [0.5, 0.7], "changed": 9, "noise": 0.2, "forced_noise": 0.1}
+    for row, values in ((strict, {"level": 0.99}), (repeated, {"repeats": repeats})):
+        record = json.loads((row.run.folder / "run.json").read_text("utf-8"))
+        record["evaluation"]["finetuned"] |= values
+        save(row.run.folder, record)
     path = index.write(listed(tmp_path), ledger.entries(tmp_path / "store"), tmp_path)
 
-    def shown(one: Row, another: Row) -> str:
-        address = f"{path.as_uri()}#first={quote(one.place, safe='')}&second={quote(another.place, safe='')}&sort=gain"
-        dom = browse(tmp_path, address)
-        return re.sub(r"<[^>]+>", " ", dom[dom.index('class="outcome"') : dom.index('id="test-sets"')])
+    pairs = [(base, row) for row in changed[: len(CHANGES)]]
+    *judged, of_groups, of_repeats, of_others = outcomes(
+        path, [*pairs, (grouped, another), (base, repeated), (base, other)]
+    )
+    for text, (_, row), changes in zip(judged, pairs, CHANGES, strict=True):
+        level = 0.99 if row is strict else 0.95
+        expected = compare(right[base.place], right[row.place], groups=None, alpha=1 - level)
+        assert (expected.gained, expected.lost) == changes
+        score = (
+            f"{sum(right[row.place])} of 120 against 40 ({points(expected.delta)} points, {100 * level:g} % interval "
+        )
+        probability = re.search(r"p [=<] [\d.e-]*\d", expected.verdict.reason)
+        assert probability is not None
+        assert (
+            f"{score}{span(expected.interval)}, {probability[0]}); {changes[0]} answers gained, {changes[1]} lost"
+            in text
+        )
+        headline = {"inconclusive": "No difference is shown"}
+        headline |= {outcome: f"model is {outcome}" for outcome in ("better", "worse")}
+        assert headline[expected.verdict.outcome] in text
+    before, after = (Prediction.read(row.run.folder / "predictions/finetuned.jsonl") for row in (grouped, another))
+    sides = [[row.correct for row in side] for side in (before, after)]
+    expected = compare(sides[0], sides[1], groups=[row.group for row in before], alpha=0.05)
+    assert f"({points(expected.delta)} points); {expected.gained} answers gained, {expected.lost} lost." in of_groups
+    assert "of 3 groups" in of_groups
+    for text in (of_groups, of_repeats):
+        assert "p =" not in text
+        assert "mode=compare" in text
+    assert "several answers per question" in of_repeats
+    assert "answers gained" not in of_repeats
+    assert "different test sets" in of_others
 
-    text = shown(first, second)
-    right = [[row.correct for row in side] for side in sides]
-    groups = [row.group for row in sides[0]]
-    expected = compare(right[0], right[1], groups=groups, alpha=0.05, seed=1)
-    assert f"{expected.gained} answers gained, {expected.lost} lost" in text
-    assert f"{sum(right[1])} of 120 against {sum(right[0])} ({points(expected.delta)} points" in text
-    ends = re.search(r"interval ([+−][\d.]+) to ([+−][\d.]+), p = ([\d.e-]+)", text)
-    assert ends is not None
-    low, high, p = (float(part.replace("−", "-")) for part in ends.groups())
-    assert (low / 100, high / 100) == pytest.approx(expected.interval, abs=0.01)
-    assert p == pytest.approx(expected.p_value, rel=0.05, abs=0.01 if grouped else 0)
-    assert ("sign-flip test of 40 groups" in text) == grouped
-    assert ("model is better" in text) == (expected.verdict.outcome == "better")
-    assert "train.learning_rate" in text or "seed" in text
-    assert "different test sets" in shown(first, other)
+    address = f"{path.as_uri()}#first={quote(base.place, safe='')}&second={quote(strict.place, safe='')}&sort=gain"
+    shown = browse(tmp_path, address)
+    shown = re.sub(r"<[^>]+>", " ", shown[shown.index('class="outcome"') : shown.index('id="test-sets"')])
+    assert "12 answers gained, 4 lost" in shown
+    assert "train.learning_rate" in shown or "seed" in shown
+
+
+def outcomes(path: Path, pairs: list[tuple[Row, Row]]) -> list[str]:
+    """What the page shows of each pair of runs, by one start of a browser."""
+    chosen = [[list(by_place(path.parent)).index(row.place) for row in pair] for pair in pairs]
+    choose = f"""<script>addEventListener("load", () => {{
+      const page = document.querySelector("iframe").contentDocument;
+      const texts = {json.dumps(chosen)}.map((pair) => {{
+        page.querySelectorAll(".comparison select").forEach((picker, at) => {{
+          picker.value = pair[at];
+          picker.dispatchEvent(new Event("change"));
+        }});
+        return page.querySelector(".outcome").textContent;
+      }});
+      document.body.append(Object.assign(document.createElement("pre"), {{ textContent: JSON.stringify(texts) }}));
+    }})</script>"""
+    frame = f'<iframe srcdoc="{html.escape(path.read_text("utf-8"))}"></iframe>'
+    (path.parent / "frame.html").write_text(f"<!doctype html><body>{frame}{choose}", "utf-8")
+    shown = browse(path.parent, (path.parent / "frame.html").as_uri())
+    texts = json.loads(html.unescape(shown[shown.rindex("<pre>") + 5 : shown.rindex("</pre>")]))
+    assert isinstance(texts, list)
+    return texts
 
 
 @pytest.mark.smoke  # a browser

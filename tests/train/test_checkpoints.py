@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from sftlab.train.checkpoints import Checkpoint, complete, delete_all_but, incomplete, last_resumable
+from sftlab.train.checkpoints import (
+    Checkpoint,
+    complete,
+    delete_all_but,
+    delete_old_optimizers,
+    incomplete,
+    last_resumable,
+)
 
 
 def checkpoint(folder: Path, step: int, **changed: Any) -> Checkpoint:
@@ -81,3 +88,27 @@ def test_a_checkpoint_saved_at_sigterm_is_left_until_there_is_a_newer_one(tmp_pa
     checkpoint(tmp_path, 24, eval_loss=0.7)
     delete_all_but(tmp_path, 2)
     assert [each.step for each in complete(tmp_path)] == [8, 24]
+
+
+def test_the_untrained_model_is_left_beside_the_best_of_the_others(tmp_path: Path) -> None:
+    for step, loss in ((0, 0.1), (8, 0.5), (16, 0.9)):
+        checkpoint(tmp_path, step, eval_loss=loss)
+    delete_all_but(tmp_path, 1)
+    assert [each.step for each in complete(tmp_path)] == [0, 8]
+
+
+def test_training_resumes_from_the_newest_checkpoint_or_a_fork(tmp_path: Path) -> None:
+    for step in (4, 8, 12, 16):
+        checkpoint(tmp_path, step)
+    delete_old_optimizers(tmp_path, but={8})
+    assert [each.step for each in complete(tmp_path) if each.resumable] == [8, 16]
+    assert len(complete(tmp_path)) == 4
+
+
+def test_a_copy_only_for_resuming_cannot_be_selected(tmp_path: Path) -> None:
+    original = checkpoint(tmp_path / "a", 8)
+    (tmp_path / "b").mkdir()
+    original.copy_into(tmp_path / "b", resumable=True, selectable=False)
+    assert [(each.evaluated, each.resumable) for each in complete(tmp_path / "b")] == [(False, True)]
+    assert not (tmp_path / "b" / "checkpoint-8" / "rows.json").exists()
+    assert complete(tmp_path / "a") == [original]

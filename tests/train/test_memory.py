@@ -320,8 +320,9 @@ def trainer(model: Any, base: Base, tmp_path: Path) -> Any:
         dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     return Trainer(
-        model=model, args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=base.tokenizer()
-    )
+        model=model, args=arguments, train_dataset=rows, eval_dataset=rows, processing_class=base.tokenizer(),
+        settings=composed().train,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -135,6 +135,25 @@ def test_the_rows_of_a_batch_without_padding_are_one_sequence(
     assert padded.train_tokens > 100
 
 
+@pytest.mark.parametrize(
+    ("overrides", "validations", "epochs"),
+    [
+        ([], 1, 3.0),
+        (["train.eval_steps=0.25"], 4, 3.0),
+        (["train.eval_steps=2", "train.max_steps=18"], 6, 1.5),
+    ],
+)
+def test_validations_and_length_of_a_job_count(
+    config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, overrides: list[str], validations: int, epochs: float
+) -> None:
+    rows = {"train": [Row(100, 50)] * 48, "validation": [Row(10, 5)] * 7}
+    monkeypatch.setattr(workload, "rows_by_split", lambda _: rows)
+    settings = ["instance=cpu", "train.per_device_train_batch_size=4", "train.num_train_epochs=3", *overrides]
+    cfg = config(*settings)
+    work = workload.workload(None, cfg.train, instance.find(cfg.instance), 64)  # type: ignore[arg-type]
+    assert (work.train_tokens, work.eval_tokens, work.epochs) == (4800, 70 * validations, epochs)
+
+
 def cell(**changed: Any) -> PlanCell:
     values = {"memory": {}, "training_gib": 5.0, "generation_gib": 7.0, "capacity_gib": 8.0, "seconds_per_epoch": 1.0}
     return PlanCell.model_validate({**values, "timed_by": "", **changed})

@@ -23,11 +23,11 @@ def test_the_lowest_loss_over_all_jobs_is_selected(tmp_path: Path) -> None:
         candidate(tmp_path, 1, 1, [0.5] * 40),
         candidate(tmp_path, 1, 2, [0.7] * 40),
     ]
-    chosen = select(made, "lowest", 42)
+    chosen = select(made, "lowest")
     assert chosen.chosen == chosen.best == made[2]
     assert chosen.ties == [made[2]]
     assert chosen.candidates == made
-    assert select(made, "earliest", 42).chosen == made[2]
+    assert select(made, "earliest").chosen == made[2]
 
 
 def test_ties_are_named_and_earliest_takes_the_least_trained(tmp_path: Path) -> None:
@@ -39,12 +39,22 @@ def test_ties_are_named_and_earliest_takes_the_least_trained(tmp_path: Path) -> 
         candidate(tmp_path, 0, 1, first),
         candidate(tmp_path, 1, 2, [9.0] * 40),
     ]
-    lowest = select(made, "lowest", 1)
+    lowest = select(made, "lowest")
     assert lowest.chosen == made[0]
     assert lowest.ties == made[:2]
-    assert select(made, "earliest", 1).chosen == made[1]
+    assert select(made, "earliest").chosen == made[1]
+
+
+def test_groups_of_validation_rows_vary_together(tmp_path: Path) -> None:
+    made = [
+        candidate(tmp_path, 0, 1, [1.0] * 40),
+        candidate(tmp_path, 0, 2, [0.8] * 10 + [1.05] * 10 + [0.9] * 10 + [1.0] * 10),
+    ]
+    assert select(made, "lowest").ties == [made[1]]
+    groups = [str(row // 10) for row in range(40)]
+    assert select(made, "lowest", groups=groups).ties == made
 
 
 def test_without_a_candidate_it_says_why(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="no job finished with a checkpoint"):
-        select([], "lowest", 1)
+        select([], "lowest")

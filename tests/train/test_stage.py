@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from sftlab.dataset.tokenize import COUNTS, Tokenized
 from sftlab.errors import StageError
 from sftlab.instance.machine import Machine
 from sftlab.model.base import Base
+from sftlab.records import read_jsonl, write_jsonl
 from sftlab.results import Receipt
 from sftlab.runtime.store import Stage, Store, write_json
 from sftlab.train import stage
-from sftlab.train.checkpoints import Checkpoint, complete
+from sftlab.train.checkpoints import Checkpoint, complete, last_resumable
+from sftlab.train.schedule import Timeline
 from sftlab.train.sharing import release
 from sftlab.train.worker import TrainTask
 
@@ -30,7 +33,7 @@ RECEIPT = Receipt(
     supervised_tokens=5, supervised_share=0.5, truncated_rows={"train": 0}, left_out_rows={"train": 0}, prompt_bos=1,
     device="cpu", num_processes=1, strategy="ddp", train_seconds=9.5, tokens_per_second=4.0,
     tokens_per_second_per_device=4.0, mfu=None, peak_memory_gib=1.0, step_seconds=0.5, rank_checksums=[2.0],
-    earlier_machines=[], diverged_at_step=None,
+    earlier_machines=[], diverged_at_step=None, planned_steps=24, steps_per_epoch=8,
 )  # fmt: skip
 
 
@@ -53,16 +56,24 @@ def make(tmp_path: Path) -> Callable[[Config], stage.Trained]:
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[TrainTask]:
-    """The tasks of all child processes. Instead of training, each writes a checkpoint for every epoch."""
+    """The tasks of all child processes. Instead of training, each writes the checkpoints that training would."""
     started: list[TrainTask] = []
 
     def child(module: str, folder: Path, task: TrainTask, **_: Any) -> None:
         assert module == "sftlab.train.worker"
         started.append(task)
-        for epoch in range(1, task.train.num_train_epochs + 1):
-            checkpoint(folder, 8 * epoch)
-        write_json(folder / "receipt.json", RECEIPT.model_dump())
-        (folder / "metrics.jsonl").write_text("")
+        timeline, resumed = Timeline(task.train, RECEIPT.steps_per_epoch or 0), last_resumable(folder)
+        if resumed and timeline.evaluates(resumed.step):
+            replace(resumed, eval_loss=1.0).write([[1.0, 2.0]])
+        for step in range(resumed.step + 1 if resumed else 1, timeline.total + 1):
+            if timeline.evaluates(step) or step in timeline.forks:
+                checkpoint(folder, step, eval_loss=1.0 if timeline.evaluates(step) else None)
+        steps = {"optimizer_steps": timeline.total, "planned_steps": timeline.total}
+        write_json(folder / "receipt.json", RECEIPT.model_copy(update=steps).model_dump())
+        history = [
+            {"step": step, "eval_loss": 1.0} for step in range(1, timeline.total + 1) if timeline.evaluates(step)
+        ]
+        write_jsonl(folder / "metrics.jsonl", history)
 
     monkeypatch.setattr(stage, "child", child)
     return started
@@ -93,13 +104,47 @@ def test_a_shorter_job_is_copied_and_a_longer_one_resumes(
     trained = make(epochs(3))
     shorter = make(epochs(2))
     assert [row.step for row in shorter.candidates(0, [])] == [8, 16]
-    assert (shorter.receipt.optimizer_steps, shorter.receipt.train_seconds) == (16, 0.0)
-    assert shorter.receipt == trained.receipt.model_copy(update={"optimizer_steps": 16, "train_seconds": 0.0})
+    steps = {"optimizer_steps": 16, "planned_steps": 16}
+    assert shorter.receipt == trained.receipt.model_copy(update={**steps, "train_seconds": 0.0})
     assert len(tasks) == 1
-    with pytest.raises(FileExistsError):  # the child of this test starts from the beginning
-        make(epochs(4))
-    (partial,) = {task.checkpoints for task in tasks[1:]}
-    assert [(each.step, each.resumable) for each in complete(partial)] == [(8, False), (16, False), (24, True)]
+    longer = make(epochs(4))
+    assert [row.step for row in longer.candidates(0, [])] == [8, 16, 24, 32]
+    assert [each.step for each in complete(longer.stage.path) if each.resumable] == [32]
+
+
+@pytest.mark.parametrize("length", ["train.num_train_epochs", "train.max_steps"])
+def test_jobs_with_validations_within_epochs_share_steps(
+    config: Compose, make: Callable[[Config], stage.Trained], tasks: list[TrainTask], length: str
+) -> None:
+    """A job has exactly the validations that it would have alone, although each job also has one at its end."""
+
+    def job(epochs: int) -> tuple[list[int], list[int], Path]:
+        """Validated steps by the checkpoints and by the curve, and the folder."""
+        count = epochs if length == "train.num_train_epochs" else 8 * epochs
+        trained = make(
+            config("train.bf16=true", "train.lr_scheduler_type=constant", "train.eval_steps=5", f"{length}={count}")
+        )
+        curve = [row["step"] for row in read_jsonl(trained.stage.path / "metrics.jsonl")]
+        return [row.step for row in trained.candidates(0, [])], curve, trained.stage.path
+
+    longest = [5, 10, 15, 20, 24]
+    assert job(3)[:2] == (longest, longest)
+    assert job(2)[0] == [5, 10, 15, 16]
+    assert job(4)[0] == [5, 10, 15, 20, 25, 30, 32]
+    assert [each.step for each in complete(job(3)[2]) if each.resumable] == [8, 16, 24]
+    assert len(tasks) == 3
+
+
+def test_steps_of_a_job_with_more_steps_are_copied(
+    config: Compose, make: Callable[[Config], stage.Trained], tasks: list[TrainTask]
+) -> None:
+    def steps(count: int) -> list[int]:
+        overrides = ["train.lr_scheduler_type=constant", "train.eval_steps=0.5", f"train.max_steps={count}"]
+        return [row.step for row in make(config("train.bf16=true", *overrides)).candidates(0, [])]
+
+    assert steps(22) == [4, 8, 12, 16, 20, 22]
+    assert steps(12) == [4, 8, 12]
+    assert len(tasks) == 1
 
 
 def test_a_training_that_diverges_retains_the_checkpoints_before(

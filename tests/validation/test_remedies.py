@@ -123,17 +123,17 @@ CASES: list[tuple[list[str], Make | None, str]] = [
     ([*TRAIN, "train.optim=galore_adamw"], None, r"set (?P<set>train.optim=\w+)"),
     ([*TRAIN, "train.packing=true", "train.allow_truncated_completion=true"], None, r"set (?P<set>train.allow\S+)"),
     ([*TRAIN, "+train.extra.learning_rate=1"], None, r"set (?P<renamed>train.learning_rate)"),
-    ([*TRAIN, "+train.extra.max_steps=3"], None, r"use (?P<renamed>train.num_train_epochs)"),
+    ([*TRAIN, "+train.extra.save_steps=3"], None, r"use (?P<renamed>train.eval_steps)"),
     ([*TRAIN, "+train.extra.do_eval=true"], None, r"(?P<drop>train\S+): .*leave it out"),
     ([*TRAIN, f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .* takes (?P<sub>num_cycles); rename it"),
     ([*TRAIN, "train.lr_scheduler_type=linear", f"+{FREE}.cycles=2"], None, r"(?P<drop>train\S+): .*; leave it out"),
     ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay"], None, r"write (?P<set>\S+)"),
     ([*TRAIN, "train.lr_scheduler_type=warmup_stable_decay", f"+{FREE}.num_decay_steps=0"], None, r"write (?P<set>\S+)"),  # noqa: E501
     # Two remedies in turn: without letters, the answer has to be extracted.
-    ([*BOTH, "dataset.choices=null"], None, r"or set (?P<set>eval.task=exact) >> set (?P<set>'eval.extract=.*)"),
-    ([*BOTH, "dataset@eval.dataset=vignettes", "eval.dataset.split={train: 0, validation: 0, test: 4}",
-      "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),
-    ([*BOTH, "eval.dataset.choices=null", "dataset@eval.dataset=vignettes",
+    ([*BOTH, "eval.task=choice", "dataset.choices=null"], None, r"or set (?P<set>eval.task=exact) >> set (?P<set>'eval.extract=.*)"),  # noqa: E501
+    ([*BOTH, "eval.task=choice", "dataset@eval.dataset=vignettes",
+      "eval.dataset.split={train: 0, validation: 0, test: 4}", "eval.dataset.choices=null"], None, r"or set (?P<set>eval.task=exact)"),  # noqa: E501
+    ([*BOTH, "eval.task=choice", "eval.dataset.choices=null", "dataset@eval.dataset=vignettes",
       "eval.dataset.split={train: 0, validation: 0, test: 4}"], None, r"(?P<key_of>eval.dataset.choices) is (?P<from>null)"),  # noqa: E501
     ([*BOTH, "eval.extract=x"], None, r"(?P<key_of>eval.extract)=.*set it to (?P<to>null)"),
     ([*BOTH, "eval.extract='{{ text }}'"], None, r"or set (?P<key_of>eval.task) to (?P<to>exact) >> set (?P<set>'eval.extract=.*)"),  # noqa: E501

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from math import isfinite
+from math import inf, isfinite
 
 from sftlab.errors import ConfigError, Problem, shown
-from sftlab.eval.scorers.base import Scorer, View, counts, library_metric
-from sftlab.eval.statistics import compare, minimal_detectable_difference, wilson
+from sftlab.eval.scorers.base import Runs, Scorer, View, counts, detectable, groups_of, library_metric, shared_groups
+from sftlab.eval.statistics import (
+    accuracy,
+    answers_per_question,
+    averages,
+    compare,
+    minimal_detectable_difference,
+)
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Prediction
-from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
+from sftlab.results import Comparison, ModelResult, SubgroupSide
 
 LOOKED_AT = 1000  # completions that are read before training; laying out SQL takes milliseconds each
 
@@ -107,7 +113,8 @@ class Accuracy(Scorer):
     def power(self, groups: Sequence[str | None]) -> list[tuple[int, str]]:
         """Report the minimum detectable effect, and whether it is larger than eval.hoped_difference."""
         n = len({group or number for number, group in enumerate(groups)})
-        visible = minimal_detectable_difference(n, alpha=self.cfg.alpha)
+        freedom = inf if n == len(groups) else n - 1
+        visible = minimal_detectable_difference(n, alpha=self.cfg.alpha, freedom=freedom)
         points = f"{100 * visible:.1f} points or more" if isfinite(visible) else "nothing, whatever the difference"
         rows = "questions" if n == len(groups) else "groups of questions, each counted once,"
         messages = [
@@ -127,52 +134,57 @@ class Accuracy(Scorer):
 
     # ------------------------------------------------------------------- results
 
-    def result(self, rows: Sequence[Prediction], seed: int) -> ModelResult:
-        """Accuracy with its Wilson interval.
+    def result(self, runs: Runs) -> ModelResult:
+        """Accuracy with its Wilson interval, over all repeats.
 
         The value is ``exact_match`` of the ``evaluate`` library over answers and targets, in which a missing answer
         is an empty string that no target equals.
         """
-        correct = sum(row.correct for row in rows)
+        rows = [row for run in runs for row in run]
         answers = [row.answer or "" for row in rows]
         # The library compares pairs, so a right answer is paired with itself, of whichever target it is.
         targets = [row.answer or "" if row.correct else self.references(row)[0] for row in rows]
         return ModelResult(
             metric=self.metric,
             value=exact_match(answers, targets),
-            interval=wilson(correct, len(rows), self.cfg.alpha),
+            interval=self._interval(runs),
             level=1 - self.cfg.alpha,
-            correct=correct,
+            groups=shared_groups(runs),
+            correct=sum(row.correct for row in rows),
             letters=dict(sorted(Counter(row.answer or "none" for row in rows).items())),
-            **counts(rows),
+            **counts(runs),
         )
 
-    def side(self, rows: Sequence[Prediction], seed: int, *, enough: bool) -> SubgroupSide:
+    def side(self, runs: Runs, *, enough: bool) -> SubgroupSide:
         """Accuracy on a subgroup with its Wilson interval."""
-        correct = sum(row.correct for row in rows)
-        interval = wilson(correct, len(rows), self.cfg.alpha)
-        return SubgroupSide(value=correct / len(rows), interval=interval, correct=correct)
+        correct = [row.correct for run in runs for row in run]
+        return SubgroupSide(value=sum(correct) / len(correct), interval=self._interval(runs), correct=sum(correct))
 
-    def difference(
-        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, noise: float | None = None
-    ) -> Comparison:
+    def _interval(self, runs: Runs) -> tuple[float, float]:
+        right = averages([[row.correct for row in rows] for rows in runs])
+        return accuracy(right, groups_of(runs), self.cfg.alpha, len(runs))
+
+    def difference(self, a: Runs, b: Runs) -> Comparison:
         """Compare right and wrong answers."""
-        return self.judged(a, [[row.correct for row in rows] for rows in (a, b)], seed, noise)
+        return self.judged(a, b, lambda row: row.correct)
 
-    def judged(
-        self, rows: Sequence[Prediction], right: Sequence[Sequence[bool]], seed: int, noise: float | None
-    ) -> Comparison:
-        """Compare two lists that say which answers are right; ``rows`` has the groups."""
-        groups = [row.group for row in rows]
-        return compare(right[0], right[1], groups=groups, alpha=self.cfg.alpha, seed=seed, noise=noise)
+    def judged(self, a: Runs, b: Runs, right: Callable[[Prediction], bool]) -> Comparison:
+        """Compare two models by a function that decides which answers are right."""
+        rates = [averages([[right(row) for row in rows] for rows in runs]) for runs in (a, b)]
+        answers = answers_per_question(len(a), len(b))
+        return compare(rates[0], rates[1], groups=groups_of(a), alpha=self.cfg.alpha, answers=answers)
 
-    def comparison(
-        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, repeats: Sequence[Repeats] = ()
-    ) -> Comparison:
+    def comparison(self, a: Runs, b: Runs) -> Comparison:
         """Compare two models, with the smallest difference that the test set shows."""
-        compared = super().comparison(a, b, seed, repeats)
-        visible = minimal_detectable_difference(compared.n, alpha=self.cfg.alpha)
-        return compared.model_copy(update={"smallest_visible_difference": visible if isfinite(visible) else None})
+        compared = super().comparison(a, b)
+        seen = compared.changes
+        if seen is None:
+            return compared
+        visible = minimal_detectable_difference(
+            seen.rows, seen.share, self.cfg.alpha, freedom=inf if seen.freedom is None else seen.freedom
+        )
+        change = f"{100 * seen.share:.1f} % of the answers change, as here, or as many as the difference needs,"
+        return compared.model_copy(update=detectable(visible, change, compared))
 
 
 def exact_match(answers: list[str], targets: list[str]) -> float:

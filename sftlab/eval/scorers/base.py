@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from sftlab.config import EvalConfig
 from sftlab.dataset.sandbox import environment
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval.extract import unfenced
-from sftlab.eval.statistics import changed, noise
+from sftlab.eval.statistics import changed, majority, noise, pass_at
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
 from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
@@ -23,10 +24,15 @@ Answer = tuple[str | None, dict[str, str | None]]
 """An extracted answer, and the answer by each way of reading if the task has several."""
 
 
+Runs = Sequence[Sequence[Prediction]]
+"""The predictions of one model for the same questions, once per repeated generation."""
+
+
 class Counts(TypedDict):
     """The fields of a ModelResult that every task counts alike."""
 
     n: int
+    answers: int
     unparsed: int
     truncated: int | None
     finish_reasons: int
@@ -191,52 +197,71 @@ class Scorer(ABC):
     # ------------------------------------------------------------------- results
 
     @abstractmethod
-    def result(self, rows: Sequence[Prediction], seed: int) -> ModelResult:
+    def result(self, runs: Runs) -> ModelResult:
         """Summarise the predictions of one model."""
 
     @abstractmethod
-    def side(self, rows: Sequence[Prediction], seed: int, *, enough: bool) -> SubgroupSide:
+    def side(self, runs: Runs, *, enough: bool) -> SubgroupSide:
         """Summarise the predictions of one model on a subgroup; ``enough`` is whether it has enough rows to compare."""
 
     @abstractmethod
-    def difference(
-        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, noise: float | None = None
-    ) -> Comparison:
-        """Compare two models on the same rows.
+    def difference(self, a: Runs, b: Runs) -> Comparison:
+        """Compare two models on the same rows; repeated answers to a question are averaged."""
 
-        Args:
-            a: Predictions of the first model.
-            b: Predictions of the second model.
-            seed: Seed of the bootstrap.
-            noise: Largest difference between runs of one model; differences up to it are inconclusive.
-        """
+    def comparison(self, a: Runs, b: Runs) -> Comparison:
+        """Compare two models on the whole test set, with everything that the record has."""
+        return self.difference(a, b)
 
-    def comparison(
-        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, repeats: Sequence[Repeats] = ()
-    ) -> Comparison:
-        """Compare two models on the whole test set, with everything that the record has.
-
-        ``repeats`` has the differences between repeated generations of each model: no smaller difference counts.
-        """
-        return self.difference(a, b, seed, max((repeat.noise for repeat in repeats), default=None))
-
-    def repeats(self, runs: Sequence[Sequence[Prediction]]) -> Repeats:
+    def repeats(self, runs: Runs) -> Repeats:
         """Measure how much a model's answers differ between generations of one test set, each in another order."""
         values = [[float(row.correct) if row.score is None else row.score for row in rows] for rows in runs]
         forced = [[float(row.readings.get("forced", row.answer) in row.accepted) for row in rows] for rows in runs]
+        right = [[row.correct for row in rows] for rows in runs]
+        sizes = sorted({*(2**power for power in range(len(runs).bit_length())), len(runs)})
+        graded = self.view.graded
         return Repeats(
             values=[sum(row) / len(row) for row in values],
             changed=changed(values),
             noise=noise(values),
             forced_noise=noise(forced),
+            pass_at={k: pass_at(right, k) for k in sizes} if graded else {},
+            majority=majority([[row.answer for row in rows] for rows in runs], right) if graded else None,
         )
 
 
-def counts(rows: Sequence[Prediction]) -> Counts:
-    """Count rows, rows without an answer, and truncated completions."""
+def detectable(difference: float, assumption: str, compared: Comparison) -> dict[str, object]:
+    """The fields of a Comparison about the smallest difference that a test set shows, and what this assumes."""
+    rows = (
+        "rows are independent" if compared.groups is None else "rows of one group resemble each other as they do here"
+    )
+    if math.isfinite(difference):
+        text = f"with a probability of 80 %, if {assumption} and {rows}"
+    else:
+        text = "none: too few rows, whatever the difference"
+    return {
+        "smallest_visible_difference": difference if math.isfinite(difference) else None,
+        "smallest_visible_assumes": text,
+    }
+
+
+def shared_groups(runs: Runs) -> int | None:
+    """The number of groups; None if every row stands alone."""
+    count = len({group or number for number, group in enumerate(groups_of(runs))})
+    return count if count < len(runs[0]) else None
+
+
+def groups_of(runs: Runs) -> list[str | None]:
+    """The group of each question."""
+    return [row.group for row in runs[0]]
+
+
+def counts(runs: Runs) -> Counts:
+    """Count questions, and over all repeats the answers, those not extracted, and the truncated ones."""
+    rows = [row for run in runs for row in run]
     reasons = [row.finish_reason for row in rows if row.finish_reason != "unknown"]
     return {
-        "n": len(rows),
+        "n": len(runs[0]),
+        "answers": len(rows),
         "unparsed": sum(row.answer is None for row in rows),
         "truncated": reasons.count("length") if reasons else None,
         "finish_reasons": len(reasons),

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.eval.extract import can_read, compile_pattern, last, read, strict, with_group
 from sftlab.eval.scorers.accuracy import LOOKED_AT, Accuracy, override
-from sftlab.eval.scorers.base import Answer, listed, more
+from sftlab.eval.scorers.base import Answer, Runs, listed, more
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Prediction
-from sftlab.results import Comparison, ModelResult, ReadingCounts, Repeats
+from sftlab.results import Comparison, ModelResult, ReadingCounts
 
 READINGS = ("strict", "last", "lenient")
 
@@ -52,7 +52,8 @@ class Choice(Accuracy):
                     "eval.task",
                     "choice",
                     f"{split} row {silent[0].id!r}{more(len(silent) - 1)} has no letters to choose from",
-                    "let dataset.choices give at least two, or set eval.task=exact",
+                    "let dataset.choices give at least two, or set eval.task=exact, eval.task=rouge for long texts, or "
+                    "mode=train for the validation loss only",
                 )
             )
         problems += self.unmatched(examples, lambda row: f"{split} row {row.id!r}")
@@ -111,8 +112,9 @@ class Choice(Accuracy):
 
     # ------------------------------------------------------------------- results
 
-    def result(self, rows: Sequence[Prediction], seed: int) -> ModelResult:
+    def result(self, runs: Runs) -> ModelResult:
         """Accuracy by eval.reading, and right answers by each way of reading."""
+        rows = [row for run in runs for row in run]
         names = dict.fromkeys(name for row in rows for name in row.readings)
         readings = {
             name: ReadingCounts(
@@ -121,25 +123,22 @@ class Choice(Accuracy):
             )
             for name in names
         }
-        return super().result(rows, seed).model_copy(update={"reading": self.cfg.reading, "readings": readings})
+        return super().result(runs).model_copy(update={"reading": self.cfg.reading, "readings": readings})
 
-    def comparison(
-        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, repeats: Sequence[Repeats] = ()
-    ) -> Comparison:
+    def comparison(self, a: Runs, b: Runs) -> Comparison:
         """Compare by eval.reading, and with forced choices. A verdict that depends on the reading says so."""
-        compared = super().comparison(a, b, seed, repeats)
-        noise = max((repeat.noise for repeat in repeats), default=None)
+        compared = super().comparison(a, b)
         by_reading = {
-            name: self.judged(a, _right(a, b, name), seed, noise)
+            name: self.judged(a, b, _right(name))
             for name in READINGS
-            if any(row.readings.get(name) is not None for row in (*a, *b))
+            if any(row.readings.get(name) is not None for rows in (*a, *b) for row in rows)
         }
         changes: dict[str, object] = {}
         if notes := _disagreement(by_reading):
+            notes = [*compared.verdict.notes, *notes]
             changes["verdict"] = compared.verdict.model_copy(update={"notes": notes})
         if self.cfg.forced:
-            noise = max((repeat.forced_noise for repeat in repeats), default=None)
-            changes["forced"] = self.judged(a, _right(a, b, "forced"), seed, noise)
+            changes["forced"] = self.judged(a, b, _right("forced"))
         return compared.model_copy(update=changes)
 
 
@@ -156,8 +155,9 @@ def _spelled(answer: str | None, row: Example, words: Mapping[str, str]) -> str 
     return next(own, words.get(folded(answer), answer))
 
 
-def _right(a: Sequence[Prediction], b: Sequence[Prediction], reading: str) -> list[list[bool]]:
-    return [[row.readings.get(reading) in row.accepted for row in rows] for rows in (a, b)]
+def _right(reading: str) -> Callable[[Prediction], bool]:
+    """Whether an answer is right by one way of reading."""
+    return lambda row: row.readings.get(reading) in row.accepted
 
 
 def _disagreement(readings: Mapping[str, Comparison]) -> list[str]:

@@ -9,21 +9,32 @@ from dataclasses import replace
 from math import isfinite
 
 from sftlab.errors import Problem
-from sftlab.eval.scorers.base import Scorer, View, counts, library_metric, listed
+from sftlab.eval.scorers.base import (
+    Runs,
+    Scorer,
+    View,
+    counts,
+    detectable,
+    groups_of,
+    library_metric,
+    listed,
+    shared_groups,
+)
 from sftlab.eval.statistics import (
+    averages,
     compare_scores,
     detectable_mean_difference,
+    differences,
     mean_interval,
-    spread_of_differences,
 )
 from sftlab.records import Example, Prediction
-from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
+from sftlab.results import Comparison, ModelResult, SubgroupSide
 
 KINDS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "rougeLsum": "ROUGE-Lsum"}
 
 
 class Rouge(Scorer):
-    """The mean F-measure of eval.rouge. A sign-flip permutation test compares two models."""
+    """The mean F-measure of eval.rouge. Gaffke's test compares two models."""
 
     view = View(
         metrics=KINDS,
@@ -81,60 +92,60 @@ class Rouge(Scorer):
     def power(self, groups: Sequence[str | None]) -> list[tuple[int, str]]:
         """Report the minimum detectable effect for an assumed spread of the scores."""
         n = len({group or number for number, group in enumerate(groups)})
-        visible = 100 * detectable_mean_difference(0.1, n, alpha=self.cfg.alpha)
+        assumed = [0.6, 0.4] * (n // 2) + [0.5] * (n % 2)
+        visible = detectable_mean_difference(differences([0.5] * n, assumed, None), alpha=self.cfg.alpha)
+        points = f"{100 * visible:.1f} points of {KINDS[self.metric]} or more" if isfinite(visible) else "nothing"
         text = (
-            f"test set: {n} texts can show {visible:.1f} points of {KINDS[self.metric]} or more if the models' scores "
+            f"test set: {n} texts can show {points} if the models' scores "
             "differ from text to text by a standard deviation of 10 points (80 % power; the report has the value for "
             "the measured spread, and eval.hoped_difference applies to accuracies only)"
         )
         return [(logging.INFO, text)]
 
-    def result(self, rows: Sequence[Prediction], seed: int) -> ModelResult:
-        """The mean score with its bootstrap interval, and the means of all kinds."""
+    def result(self, runs: Runs) -> ModelResult:
+        """The mean score with its interval, and the means of all kinds, over all repeats."""
+        rows = [row for run in runs for row in run]
         means = {kind: sum(scores) / len(scores) for kind, scores in self._rouge(rows, list(KINDS)).items()}
         return ModelResult(
             metric=self.metric,
             value=means[self.metric],
-            interval=self._interval(rows, seed),
+            interval=self._interval(runs),
             level=1 - self.cfg.alpha,
+            groups=shared_groups(runs),
             scores=means,
-            **counts(rows),
+            **counts(runs),
         )
 
-    def side(self, rows: Sequence[Prediction], seed: int, *, enough: bool) -> SubgroupSide:
+    def side(self, runs: Runs, *, enough: bool) -> SubgroupSide:
         """The mean score on a subgroup; a few rows have no interval."""
-        scores = _scores(rows)
-        return SubgroupSide(value=sum(scores) / len(scores), interval=self._interval(rows, seed) if enough else None)
+        scores = _scores(runs)
+        return SubgroupSide(value=sum(scores) / len(scores), interval=self._interval(runs) if enough else None)
 
-    def _interval(self, rows: Sequence[Prediction], seed: int) -> tuple[float, float]:
-        return mean_interval(_scores(rows), [row.group for row in rows], seed=seed, alpha=self.cfg.alpha)
+    def _interval(self, runs: Runs) -> tuple[float, float]:
+        return mean_interval(_scores(runs), groups_of(runs), alpha=self.cfg.alpha)
 
-    def difference(
-        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, noise: float | None = None
-    ) -> Comparison:
+    def difference(self, a: Runs, b: Runs) -> Comparison:
         """Compare mean scores: ``gained`` and ``lost`` count answers that score higher and lower."""
         return compare_scores(
             _scores(a),
             _scores(b),
-            groups=[row.group for row in a],
+            groups=groups_of(a),
             alpha=self.cfg.alpha,
-            seed=seed,
-            noise=noise,
             metric=self.metric,
             name=f"mean {KINDS[self.metric]}",
         )
 
-    def comparison(
-        self, a: Sequence[Prediction], b: Sequence[Prediction], seed: int, repeats: Sequence[Repeats] = ()
-    ) -> Comparison:
+    def comparison(self, a: Runs, b: Runs) -> Comparison:
         """Compare two models, with the smallest difference that shows at the spread of their scores."""
-        compared = super().comparison(a, b, seed, repeats)
-        spread = spread_of_differences(_scores(a), _scores(b), [row.group for row in a])
-        visible = detectable_mean_difference(spread, compared.n, self.cfg.alpha)
-        # Without any difference the spread is 0, which says nothing about other answers.
-        known = visible if isfinite(visible) and visible > 0 else None
-        return compared.model_copy(update={"smallest_visible_difference": known})
+        compared = super().comparison(a, b)
+        if not compared.n:
+            return compared
+        mean = differences(_scores(a), _scores(b), groups_of(a))
+        visible = detectable_mean_difference(mean, self.cfg.alpha)
+        spread = f"scores of both models differ from row to row as they do here (standard error {100 * mean.error:.2f})"
+        return compared.model_copy(update=detectable(visible, spread, compared))
 
 
-def _scores(rows: Sequence[Prediction]) -> list[float]:
-    return [row.score for row in rows if row.score is not None]
+def _scores(runs: Runs) -> list[float]:
+    """The score of each row, averaged over repeats."""
+    return averages([[row.score for row in rows if row.score is not None] for rows in runs])

@@ -1,0 +1,254 @@
+"""Simulate the statistics behind a verdict, and write the results into docs/statistics.md (about 5 minutes).
+
+Everything with a closed form is enumerated, the rest is drawn with a fixed seed, so that the tables are the same on
+every machine.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+from sftlab.eval.statistics import accuracy, minimal_detectable_difference, ties, wilson
+from sftlab.eval.statistics.groups import Size
+from sftlab.eval.statistics.means import at_most_zero
+from sftlab.eval.statistics.paired import changes, p_of_changes, tango
+
+SEED = 16
+DOCS = Path(__file__).parent.parent / "docs" / "statistics.md"
+MARK = "<!-- The rest of this file is written by scripts/bench_statistics.py. -->\n"
+SIZES = (20, 30, 50, 100, 200, 466, 1273)
+Values = NDArray[np.float64]
+Table = tuple[str, Sequence[str], list[Sequence[str]]]
+
+
+def share(value: float) -> str:
+    """A probability with three digits."""
+    return f"{value:.3f}"
+
+
+def paired() -> Iterator[Table]:
+    """Coverage of the difference, type I error and power, by enumeration of all tables."""
+    rows: list[Sequence[str]] = []
+    for n in SIZES:
+        most = min(n, round(0.3 * n + 6 * math.sqrt(0.21 * n)))
+        gained, lost = np.divmod(np.arange((most + 1) ** 2), most + 1)
+        possible = gained + lost <= most
+        gained, lost = gained[possible], lost[possible]
+        low, high = tango(gained, lost, n, 0.05)
+        p = p_of_changes(gained, lost, n)
+        apart = int(((p < 0.05) != ((low > 0) | (high < 0))).sum())
+        ways = special.gammaln(n + 1) - sum(special.gammaln(x + 1) for x in (gained, lost, n - gained - lost))
+        worst, total, places = (1.0, 0.0, 0.0), 0.0, 0
+        for changed in np.r_[np.arange(0.01, 0.1, 0.005), np.arange(0.1, 0.301, 0.01)]:
+            for gains in np.linspace(0.5, 1, 11):
+                up, down = changed * gains, changed * (1 - gains)
+                chance = np.exp(
+                    ways + special.xlogy(gained, up) + special.xlogy(lost, down)
+                    + special.xlogy(n - gained - lost, 1 - changed)
+                )  # fmt: skip
+                covered = (low <= up - down + 1e-12) & (up - down - 1e-12 <= high)
+                worst = min(worst, (float(chance[covered].sum()), float(changed), float(gains)))
+                total, places = total + float(chance[covered].sum()), places + 1
+        rows.append([str(n), share(worst[0]), f"{100 * worst[1]:.1f} %, {100 * worst[2]:.0f} % gains",
+                     share(total / places), str(apart)])  # fmt: skip
+    header = (
+        "questions",
+        "lowest coverage",
+        "at changes of",
+        "mean coverage",
+        "tables in which interval and p disagree",
+    )
+    yield "Difference in accuracy: coverage of the 95 % interval, 1–30 % of the answers change", header, rows
+
+    rows = []
+    for n in SIZES:
+        discordant, gained = np.tril_indices(n + 1)
+        p = p_of_changes(gained, discordant - gained, n)
+        exact = np.minimum(1, 2 * stats.binom.cdf(np.minimum(gained, discordant - gained), discordant, 0.5))
+
+        shares = np.r_[0.01, np.arange(0.05, 1.001, 0.05)]
+        even, three = (stats.binom.pmf(gained, discordant, gains) for gains in (0.5, 0.75))
+        largest, found = [], []
+        for value in (p, exact):
+            alarms, power = (np.bincount(discordant, weights=chance * (value < 0.05)) for chance in (even, three))
+            largest.append(max(float(stats.binom.pmf(np.arange(n + 1), n, one) @ alarms) for one in shares))
+            found.append(float(stats.binom.pmf(np.arange(n + 1), n, 0.2) @ power))
+        rows.append([str(n), *map(share, largest), *map(share, found)])
+    header = ("questions", "type I error, mid-p", "exact test", "power, mid-p", "exact test")
+    yield "Largest type I error for 1–100 % changes, and power at 15 % gained and 5 % lost (alpha 0.05)", header, rows
+
+
+def grouped() -> Iterator[Table]:
+    """Coverage where rows share groups."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for count in (5, 10, 20, 50, 200):
+        for of_each in (5, 20):
+            names = np.repeat(np.arange(count), of_each)
+            text = [str(name) for name in names]
+            row = [str(count), str(of_each)]
+            for rate in (0.5, 0.8):
+                plain = covered = 0
+                for _ in range(500):
+                    own = rng.beta(rate, 1 - rate, count)
+                    right = list((rng.random(len(names)) < own[names]).astype(float))
+                    low, high = accuracy(right, text)
+                    covered += low <= rate <= high
+                    low, high = wilson(sum(right), len(right))
+                    plain += low <= rate <= high
+                row += [share(covered / 500), share(plain / 500)]
+            rows.append(row)
+    header = ("groups", "rows per group", "coverage at 50 %", "rows as independent", "at 80 %", "rows as independent")
+    yield "Accuracy with groups: coverage of the 95 % interval, intraclass correlation 0.5", header, rows
+
+    rows = []
+    for count in (5, 10, 20, 50, 200):
+        for of_each in (5, 20):
+            group = np.repeat(np.arange(count), of_each)
+            n, row = len(group), [str(count), str(of_each)]
+            for truth in (0.0, 0.12):
+                counts, size = [], Size(n, math.inf)
+                for _ in range(1000):
+                    up = rng.beta(0.5 + truth / 0.6, 0.5 - truth / 0.6, count)[group] > rng.random(n)
+                    changed = rng.random(n) < 0.3
+                    a, b = (changed & ~up).astype(float), (changed & up).astype(float)
+                    size = changes(a, b, group)
+                    counts.append([b.sum(), a.sum(), size.rows])
+                gained, lost, worth = np.transpose(counts)
+                part = worth / n
+                ends = tango(gained * part, lost * part, worth, 0.05, size.freedom)
+                row.append(share(float(np.mean((ends[0] <= truth) & (truth <= ends[1])))))
+                if truth == 0:
+                    row.append(
+                        share(float(np.mean(p_of_changes(gained * part, lost * part, worth, size.freedom) < 0.05)))
+                    )
+                    row.append(share(float(np.mean(p_of_changes(gained, lost, n) < 0.05))))
+            rows.append(row)
+    header = ("groups", "rows per group", "coverage, equal models", "type I error", "rows as independent",
+              "coverage, +12 points")  # fmt: skip
+    yield "Difference with groups, 30 % of the answers change, correlation of directions 0.5", header, rows
+
+
+def skewed() -> Iterator[Table]:
+    """Type I error and power of means of differences."""
+    rng = np.random.default_rng(SEED)
+
+    def gaffke(x: Values) -> Values:
+        edge = np.ones((len(x), 1))
+        worse, better = (at_most_zero(np.hstack([side * x, -edge])) for side in (1, -1))
+        return 2 * np.minimum(worse, better)
+
+    def t_test(x: Values) -> Values:
+        return np.asarray(stats.ttest_1samp(x, 0, axis=1).pvalue)
+
+    def signs(x: Values) -> Values:
+        flips = rng.choice(np.array([-1.0, 1.0]), (999, x.shape[1]))
+        extreme = np.abs(x @ flips.T) >= np.abs(x.sum(axis=1))[:, None] - 1e-9
+        return np.asarray((1 + extreme.sum(axis=1)) / 1000)
+
+    def ruined(chance: float) -> Callable[[tuple[int, int]], Values]:
+        gain = 0.9 * chance / (1 - chance)
+        return lambda size: np.where(rng.random(size) < chance, -0.9, gain * rng.uniform(0.8, 1.2, size))
+
+    kinds: dict[str, Callable[[tuple[int, int]], Values]] = {
+        "1 of 23 texts ruined, others gain": ruined(0.044),
+        "1 of 10 texts ruined, others gain": ruined(0.1),
+        "exponential, mean 0.1": lambda size: np.minimum(rng.exponential(0.1, size), 1) - 0.1,
+        "normal, standard deviation 0.1": lambda size: rng.normal(0, 0.1, size),
+    }
+    rows: list[Sequence[str]] = []
+    for name, draw in kinds.items():
+        for n in (20, 50, 200):
+            x = draw((1000, n))
+            rows.append([name, str(n), *(share(float(np.mean(test(x) < 0.05))) for test in (gaffke, t_test, signs))])
+    header = ("differences without a mean", "texts", "Gaffke", "t-test", "sign flips")
+    yield "Mean scores: type I error (alpha 0.05)", header, rows
+
+    rows = []
+    for n in (20, 50, 200, 1000):
+        x = rng.normal(0, 0.1, (500, n)) + 2.8 * 0.1 / math.sqrt(n)
+        rows.append([str(n), *(share(float(np.mean(test(x) < 0.05))) for test in (gaffke, t_test))])
+    yield ("Mean scores: power where a t-test of normal differences has about 0.8", ("texts", "Gaffke", "t-test"), rows)
+
+
+def repeated() -> Iterator[Table]:
+    """Power by answers per question."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for answers in (1, 2, 3, 5, 10, 20):
+        row = [str(answers)]
+        for shape in (2.0, 0.5):
+            for odds in (0.0, 0.232 if shape == 2 else 0.37):
+                first = rng.beta(shape, shape, (1000, 466))
+                second = np.exp(odds) * first / (1 - first + np.exp(odds) * first)
+                a, b = (rng.binomial(answers, rate) / answers for rate in (first, second))
+                sizes = [changes(*pair, np.arange(466), answers) for pair in zip(a, b, strict=True)]
+                worth = np.array([size.rows for size in sizes])
+                gained, lost = (x.mean(axis=1) * worth for x in (b * (1 - a), a * (1 - b)))
+                row.append(share(float(np.mean(p_of_changes(gained, lost, worth, sizes[0].freedom) < 0.05))))
+        rows.append(row)
+    header = ("answers per question", "type I error, beta(2, 2)", "power", "type I error, beta(½, ½)", "power")
+    yield "Repeats: 466 questions, a true gain of 4.5 points", header, rows
+
+
+def checkpoints() -> Iterator[Table]:
+    """How often one of several equally good checkpoints is called worse."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for count in (2, 10, 30, 100):
+        for n in (50, 300):
+            row = [str(count), str(n)]
+            for kind in ("losses", "answers", "groups"):
+                wrong = 0
+                for _ in range(500):
+                    tokens = rng.integers(20, 200, n).astype(float)
+                    own = rng.normal(0, 0.05, (count, n))
+                    names = [str(place // 2) for place in range(n)] if kind == "groups" else None
+                    if kind == "groups":
+                        own += np.repeat(rng.normal(0, 0.1, (count, n // 2)), 2, axis=1)
+                    losses = (rng.normal(1, 0.5, n) + own) * tokens
+                    if kind == "answers":
+                        losses, tokens = (rng.random((count, n)) < rng.beta(1, 1, n)).astype(float), np.ones(n)
+                    wrong += not all(ties(losses.tolist(), tokens.tolist(), names))
+                row.append(share(wrong / 500))
+            rows.append(row)
+    header = ("checkpoints", "validation rows", "losses", "right answers", "losses, two rows per group")
+    yield "Equally good checkpoints: at least one is called worse", header, rows
+
+
+def detectable() -> Iterator[Table]:
+    """Power at the minimum detectable difference."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for n in SIZES:
+        for changed in (0.1, 0.2, 0.4):
+            difference = minimal_detectable_difference(n, changed)
+            total = max(changed, difference)
+            up, down = (total + difference) / 2, (total - difference) / 2
+            gained, lost, _ = rng.multinomial(n, [up, down, 1 - up - down], size=20_000).T
+            found = float(np.mean(p_of_changes(gained, lost, n) < 0.05))
+            rows.append([str(n), f"{100 * changed:.0f} %", f"{100 * difference:.1f}", share(found)])
+    yield ("Minimum detectable difference (power 0.8)", ("questions", "changes", "points", "power, simulated"), rows)
+
+
+def main() -> None:
+    """Write all tables."""
+    text = [f"Seed {SEED}. Tables are enumerated, or have 500 to 20,000 draws per cell (standard error up to 0.010).\n"]
+    for part in (paired, grouped, skewed, repeated, checkpoints, detectable):
+        for title, header, rows in part():
+            print(title, file=sys.stderr)
+            lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+            text.append(f"### {title}\n\n" + "\n".join(lines) + "\n")
+    before = DOCS.read_text("utf-8").partition(MARK)[0]
+    DOCS.write_text(before + MARK + "\n" + "\n".join(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
