@@ -315,6 +315,20 @@ class CleanConfig(Section):
     outputs: Location
 
 
+class RunsConfig(Section):
+    """Which runs ``mode=runs`` prints, in which order."""
+
+    outputs: Location
+    name: Name | None
+    data: Name | None
+    model: Name | None
+    status: Literal["success", "running", "killed", "failed", "damaged"] | None
+    verdict: Literal["better", "worse", "inconclusive"] | None
+    since: Name | None
+    sort: Literal["started", "gain", "cost", "name"]
+    limit: PositiveInt | None
+
+
 class PlanConfig(Section):
     """How ``mode=plan`` determines memory and time."""
 
@@ -333,7 +347,7 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location
@@ -348,4 +362,5 @@ class Config(Section):
     tracking: TrackingConfig
     hub: HubConfig
     clean: CleanConfig
+    runs: RunsConfig
     plan: PlanConfig

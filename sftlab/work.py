@@ -13,15 +13,16 @@ from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.pinning import pinned_data
-from sftlab.errors import ConfigError, Problem, StageError, advised
+from sftlab.errors import ConfigError, Problem, StageError, advised, shown
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
-from sftlab.report import figures, page, terminal
+from sftlab.report import figures, index, page, runs, terminal
 from sftlab.report.preview import preview
 from sftlab.results import PlanRow
+from sftlab.runtime import ledger, listing
 from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, jobs
-from sftlab.runtime.run import Run
+from sftlab.runtime.run import Run, not_writable
 from sftlab.runtime.store import Store
 from sftlab.train import advice, memory, plan, probe
 from sftlab.train.plan_table import print_table
@@ -166,6 +167,31 @@ def clean_store(cfg: Config, *, dry_run: bool) -> None:
     clean(Path(cfg.store), Path(cfg.clean.outputs), delete=cfg.clean.delete, dry_run=dry_run)
 
 
+def list_runs(cfg: Config, *, dry_run: bool) -> Path | None:
+    """``mode=runs``: print the runs that match the keys of ``runs``, and write the page of all. Returns the page.
+
+    Raises:
+        ConfigError: there is no folder of runs, or the page cannot be written into it.
+    """
+    outputs, store = Path(cfg.runs.outputs), Path(cfg.store)
+    if not outputs.is_dir():
+        message, remedy = f"no such folder in {Path.cwd()}", "set it to the folder of your runs"
+        raise ConfigError(Problem("runs.outputs", shown(str(outputs)), message, remedy))
+    if not dry_run and (reason := not_writable(outputs)):
+        remedy = "set dry_run=true to list the runs without writing their page"
+        raise ConfigError(Problem("runs.outputs", shown(str(outputs)), reason, remedy))
+    every = runs.rows(listing.runs(outputs, store), outputs)
+    runs.show(runs.selected(every, cfg.runs), cfg.runs.limit, len(every))
+    if dry_run:
+        log.info("would write: %s", outputs / index.PAGE)
+        return None
+    return index.write(every, ledger.entries(store), outputs)
+
+
+def _list_dry(cfg: Config) -> None:
+    list_runs(cfg, dry_run=True)
+
+
 WORK: dict[str, InJobs | WithoutJobs] = {
     "all": InJobs(pipeline.run_job, pipeline.finish_training, dry_run.training),
     "train": InJobs(pipeline.run_job, pipeline.finish_training, dry_run.training),
@@ -177,5 +203,9 @@ WORK: dict[str, InJobs | WithoutJobs] = {
     "clean": WithoutJobs(
         lambda cfg, folder, run: clean_store(cfg, dry_run=False),
         lambda cfg, folder, scratch: clean_store(cfg, dry_run=True),
+    ),
+    "runs": WithoutJobs(
+        lambda cfg, folder, run: list_runs(cfg, dry_run=False),
+        lambda cfg, folder, scratch: _list_dry(cfg),
     ),
 }

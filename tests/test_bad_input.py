@@ -36,6 +36,7 @@ CASES: list[Case] = [
     (FILE, text("a.jsonl", "{}\n{'a': 1}\n"), ["a.jsonl:2"]),
     (["model.name_or_path=./m"], None, ["model.name_or_path='./m'"]),
     (["mode=compare"], None, ["eval.predictions"]),
+    (["mode=runs"], None, ["runs.outputs='outputs': no such folder", "set it to the folder of your runs"]),
     (REPORT, None, ["r: has no run.json", "set hydra.run.dir to the folder of a run"]),
     (REPORT, text("r/run.json", "{"), ["r/run.json: is not JSON", "name another run, or run the command again"]),
     (REPORT, text("r/run.json", "[]"), ["r/run.json: schema_version=None is not supported", "run the command again"]),

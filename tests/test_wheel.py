@@ -23,7 +23,8 @@ def test_the_wheel_carries_conf_and_composes_anywhere(tmp_path: Path) -> None:
     assert {
         path.relative_to(tmp_path / "site/sftlab/conf") for path in (tmp_path / "site/sftlab/conf").rglob("*.yaml")
     } == conf
-    assert (tmp_path / "site/sftlab/report/page.html.jinja").is_file()
+    for name in ("page.html.jinja", "page.css", "index.html.jinja", "index.css", "index.js"):
+        assert (tmp_path / "site/sftlab/report" / name).is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(

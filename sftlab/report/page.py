@@ -6,21 +6,16 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
-from sftlab.report import facts, tables, text
+from sftlab.report import facts, html, tables
 from sftlab.report.caveats import caveats, used_of_all
 from sftlab.report.questions import browser
 from sftlab.results import LABELS, Evaluation, RunRecord, Subgroup
 from sftlab.runtime.run import Run
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 FOREST = 20  # subgroups that are drawn
 Group = tuple[str, list[tuple[int, int, float, float] | None]]
@@ -54,7 +49,8 @@ def render(folder: Path, run: RunRecord) -> str:
     comparison = evaluation.comparison if evaluation is not None else None
     view = scorers.view(evaluation.task) if evaluation is not None else None
     models = tables.models(evaluation) if evaluation is not None else []
-    page = _template().render(
+    page = html.template("page.html.jinja").render(
+        style=html.source("page.css"),
         run=run,
         evaluation=evaluation,
         comparison=comparison,
@@ -81,33 +77,7 @@ def render(folder: Path, run: RunRecord) -> str:
         data_facts=facts.data_facts(run.receipt) if run.receipt is not None else [],
         training_facts=facts.training_facts(run.receipt) if run.receipt is not None else [],
     )
-    # A lone surrogate, which broken input can leave in a text, cannot be written as UTF-8.
-    return page.lstrip().encode("utf-8", "replace").decode("utf-8")
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    own = (
-        text.percent,
-        text.points,
-        text.span,
-        text.decimals,
-        text.count,
-        text.probability,
-        text.level,
-        text.seconds,
-        text.date,
-        text.plural,
-        text.sha256,
-        text.sentence,
-        text.titled,
-        text.early_stop,
-    )
-    environment.filters |= {function.__name__: function for function in own}
-    return environment.from_string(Path(__file__).with_name("page.html.jinja").read_text("utf-8"))
+    return html.encodable(page)
 
 
 def _title(run: RunRecord) -> str:

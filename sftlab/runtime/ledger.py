@@ -60,6 +60,33 @@ def judged(store: Path, test_set: str) -> dict[int, str]:
     return {int(file.stem): _model(file) for file in (store / LEDGER / test_set).glob("[0-9]*.json")}
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A model in the ledger: its ``number`` on its test set, and when and by which experiment it was first judged.
+
+    Texts are "" in a damaged entry.
+    """
+
+    number: int
+    model: str
+    experiment: str
+    time: str
+
+
+def entries(store: Path) -> dict[str, list[Entry]]:
+    """Read the whole ledger: the models of each test set by number."""
+    ledger: dict[str, list[Entry]] = {}
+    files = [file for file in (store / LEDGER).glob("*/*.json") if file.stem.isdecimal()]
+    for file in sorted(files, key=lambda file: int(file.stem)):
+        try:
+            values = json.loads(file.read_text("utf-8"))
+            texts = [str(values[name]) for name in ("model", "experiment", "time")]
+        except (OSError, ValueError, TypeError, LookupError):
+            texts = ["", "", ""]
+        ledger.setdefault(file.parent.name, []).append(Entry(int(file.stem), *texts))
+    return ledger
+
+
 def _model(file: Path) -> str:
     try:
         return str(json.loads(file.read_text("utf-8"))["model"])

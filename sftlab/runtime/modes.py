@@ -156,5 +156,6 @@ MODES = {
             instead="it renders the run in hydra.run.dir, which may be a sweep",
         ),
         Mode("clean", instead="it examines one store"),
+        Mode("runs", instead="it lists all runs"),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from sftlab.config import Config, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
@@ -11,6 +12,7 @@ from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.extract import probe
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
+from sftlab.runtime.listing import moment
 from sftlab.runtime.modes import MODES
 
 
@@ -24,6 +26,12 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"
         yield Problem("eval.correct_for_reuse", "true", message, "set it to false", ("mode",))
+    if cfg.runs.since is not None:
+        try:
+            moment(cfg.runs.since, datetime.now(UTC))
+        except (ValueError, OverflowError):
+            remedy = "write it as 2026-11-30 or '2026-11-30T09:00:00', or as 12h, 7d or 2w"
+            yield Problem("runs.since", shown(cfg.runs.since), "is not an ISO time or an age", remedy)
     if cfg.hub.push and cfg.hub.repo_id is None:
         yield Problem("hub.push", "true", "needs a repository", "set hub.repo_id to owner/name", ("hub.repo_id",))
 

@@ -63,9 +63,10 @@ WRITES: dict[str, tuple[set[str], set[str] | None]] = {
     "compare": (RECORD | {"predictions", "report.html"}, None),
     "report": ({"report.html"}, None),
     "clean": (set(), None),
+    "runs": (set(), None),
 }
 AXIS = {"evaluate": "eval.name_or_path=random:llama,random:qwen3"}
-LIGHT = {"compare", "report", "clean"}
+LIGHT = {"compare", "report", "clean", "runs"}
 
 
 def cases() -> list[Any]:
@@ -98,6 +99,8 @@ def test_every_mode_writes_its_files_or_is_refused(
     elif mode == "clean":
         settings[-1:] = ["store=store"]
         (tmp_path / "store").mkdir()
+    elif mode == "runs":
+        Run.start(tmp_path / "outputs" / "a", name="demo", mode="train", seed=1, command="").finish("success")
     else:
         settings += TINY
     if sweep:
@@ -516,6 +519,20 @@ def test_a_dry_run_of_clean_deletes_nothing(tmp_path: Path) -> None:
         )
         assert code == 2
         assert "clean.outputs=" in errors
+
+
+def test_runs_are_listed_with_filters_and_the_page_has_all_of_them(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        Run.start(tmp_path / "outputs" / name, name=name, mode="train", seed=1, command="").finish("success")
+    code, out, errors, loaded = sftlab(tmp_path, "mode=runs", "runs.name=sec*", "runs.since=1d")
+    assert code == 0, errors
+    assert "1 of 2 runs match the filters" in out
+    assert "second" in out
+    assert "first" not in out
+    page = (tmp_path / "outputs" / "index.html").read_text("utf-8")
+    assert 'href="first/"' in page
+    assert 'href="second/"' in page
+    assert not loaded
 
 
 def test_the_dry_run_of_a_report_reads_the_run_and_writes_nothing(tmp_path: Path) -> None:

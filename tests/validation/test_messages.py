@@ -307,6 +307,7 @@ MODELS = [
     Case(OWN, "a truncated template", text("t.jinja", "{{ messages")),
     Case(OWN, "a template in another encoding", text("t.jinja", b"\xff\xfe")),
     Case([*SMALL, "model.template_time=today"]),
+    *(Case(["mode=runs", setting]) for setting in ("runs.since=yesterday", "runs.status=done", "runs.name=2026")),
 ]  # fmt: skip
 
 COMPARE = ["mode=compare", "eval.predictions=[a.jsonl,b.jsonl]"]
