@@ -61,7 +61,7 @@ UNTYPED = {
 
 LINES = 350
 # Longer modules: one subject each, which is read as a whole.
-LONG = {"sftlab.results", "sftlab.runtime.store"}
+LONG = {"sftlab.config", "sftlab.results", "sftlab.runtime.store"}
 
 
 def name_of(path: Path) -> str:
