@@ -7,7 +7,7 @@ import textwrap
 import unicodedata
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from operator import attrgetter
@@ -23,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 PAIRS = (("validation", "train"), ("test", "train"), ("test", "validation"))  # the later split is examined
 WORST = 10
 CHUNK = 2**20  # n-grams of the rows that are read at once
-BLOCK = 2**25  # n-grams of the questions that are compared in one pass over an earlier split (about 2 GiB)
+BLOCK = 2**26  # n-grams of the questions that are compared in one pass over an earlier split (about 2.5 GiB)
 LETTERS = 5  # characters that count as a word where words are not separated
 
 
@@ -62,8 +62,8 @@ def find_overlaps(splits: Mapping[str, Sequence[Example]], *, max_overlap: float
     A question of fewer than ``n`` words is a single gram, so it is detected as an exact duplicate only. The same holds
     for text in a script without spaces between words. A missing split counts as empty.
 
-    Rows are read in order. In memory are the grams of at most ``BLOCK`` n-grams' worth of questions, and of the other
-    split only the grams that these questions have.
+    Rows are read in order. In memory are the grams of a block of questions, and of the other split only the grams that
+    these questions have. A split with more questions than fit into a block needs several passes over the other split.
 
     Args:
         splits: the examples of each split.
@@ -122,14 +122,15 @@ class _Chunk:
     keys: list[tuple[int, ...]]
     """Hash of the question of each row, then that of its first user turn if this is compared by itself."""
 
-    def distinct(self) -> tuple[Hashes, Indices]:
-        """Return the n-grams of all rows, each once per row, and their number for each row."""
+    def distinct(self) -> _Chunk:
+        """Return the same rows with each n-gram once per row."""
         rows = np.repeat(np.arange(len(self.sizes)), self.sizes)
         order = np.lexsort((self.grams, rows))
         grams = self.grams[order]
         is_first = np.ones(len(grams), dtype=bool)
         is_first[1:] = (grams[1:] != grams[:-1]) | (rows[1:] != rows[:-1])
-        return grams[is_first], np.bincount(rows[is_first], minlength=len(self.sizes))
+        sizes = np.bincount(rows[is_first], minlength=len(self.sizes))
+        return replace(self, grams=grams[is_first], sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -198,10 +199,10 @@ def _compare(
 
 
 def _blocks(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
-    """Gather chunks into blocks of at most about ``BLOCK`` n-grams."""
+    """Gather chunks, with each n-gram once per row, into blocks of about ``BLOCK`` n-grams."""
     block: list[_Chunk] = []
     for chunk in chunks:
-        block.append(chunk)
+        block.append(chunk.distinct())
         if sum(len(some.grams) for some in block) >= BLOCK:
             yield block
             block = []
@@ -211,11 +212,10 @@ def _blocks(chunks: Iterator[_Chunk]) -> Iterator[list[_Chunk]]:
 
 def _match(questions: list[_Chunk], holders: Iterator[_Chunk]) -> _Matches:
     """Compare a block of questions with all rows of an earlier split."""
-    grams, sizes = zip(*(chunk.distinct() for chunk in questions), strict=True)
-    containment = Containment(np.concatenate(grams), np.concatenate(sizes))
     keys = [key for chunk in questions for key in chunk.keys]
-    del grams, sizes
-    questions.clear()
+    grams, sizes = (np.concatenate([getattr(chunk, name) for chunk in questions]) for name in ("grams", "sizes"))
+    questions.clear()  # of its memory too
+    containment = Containment(grams, sizes)
     wanted = set(chain.from_iterable(keys))
     first: dict[int, int] = {}
     start = 0
