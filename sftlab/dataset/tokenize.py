@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
+from sys import intern
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -173,7 +174,11 @@ class Worker:
             for example, tokens in zip(examples, found, strict=False)  # a changed text has no tokens, and stops the run
             for _ in tokens
         ]
-        sources = [example.source for example, tokens in zip(examples, found, strict=False) for _ in tokens]
+        sources = [
+            example.source and intern(example.source)  # one text for all rows
+            for example, tokens in zip(examples, found, strict=False)
+            for _ in tokens
+        ]
         whole = [(len(row.ids), row.runs[0]) for row in rows]
         fits = [first < self.max_length for _, first in whole]
         used = [*compress(rows, fits)]

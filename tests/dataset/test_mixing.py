@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import compose, write_rows
+from conftest import compose, write_model, write_rows
 from test_dataset import SPLITS
 from test_prompt import settings
 
-from sftlab.config import Config, DatasetConfig
+from sftlab.config import Config, DatasetConfig, TrainOn
 from sftlab.dataset import stage as dataset
 from sftlab.dataset.pinning import pinned_data
+from sftlab.dataset.prompt import tokenize
 from sftlab.errors import ConfigError
 from sftlab.eval.contenders import read_test
 from sftlab.eval.decision import decide
 from sftlab.eval.scorers import scorer
 from sftlab.eval.task import fitted
+from sftlab.model.base import Base
 from sftlab.records import Example, Generation
 from sftlab.runtime.job import revisions
 from sftlab.runtime.store import Store
@@ -272,3 +274,19 @@ def test_commits_of_every_source_are_pinned(files: dict[str, Any], monkeypatch: 
     commit = "dataset.sources.hub.name_or_path of org/rows"
     assert revisions(pinned_data(cfg)) == {"dataset.sources.hub.revision": commit}
     assert json.loads(json.dumps(dataset.inputs(mix(hub))["source"]))["hub"] == commit
+
+
+def test_each_source_has_its_own_supervised_turns(files: dict[str, Any], tmp_path: Path) -> None:
+    turns = [("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2")]
+    chat = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    sources = {name: {"name_or_path": str(write_rows(tmp_path / name, [chat] * 3))} for name in ("a.jsonl", "b.jsonl")}
+    cfg = mix({"all": sources["a.jsonl"], "last": {**sources["b.jsonl"], "train_on": "last"}}, train_on="all")
+    tokenizer = Base("tiny", write_model(tmp_path / "m"), "identity", False, None).tokenizer()
+    rows = splits(tmp_path, cfg)["train"]
+
+    def labels_of(row: Example, train_on: TrainOn) -> list[int]:
+        return tokenize(tokenizer, row, train_on)[0].labels
+
+    labels = {row.source: tokenize(tokenizer, row, cfg.supervised())[0].labels for row in rows}
+    assert labels == {"all": labels_of(rows[0], "all"), "last": labels_of(rows[0], "last")}
+    assert labels["all"] != labels["last"]
