@@ -136,13 +136,14 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
 
 @dataclass
 class Part:
-    """A tokenised batch of examples.
+    """A tokenised batch of ``examples`` examples.
 
     ``rows`` has the rows that have a supervised token within max_length, truncated to it, ``groups`` their groups,
     ``sources`` their sources, and ``used`` their lengths, an array of shape (3, rows). ``whole`` has the length of
     every row before the truncation and the tokens before its first supervised one, an array of shape (2, rows).
     """
 
+    examples: int
     rows: Any
     groups: list[str | None]
     sources: list[str | None]
@@ -190,6 +191,7 @@ class Worker:
         lengths = [(len(row), one.runs[0], no - one.runs[0]) for row, one, no in zip(ids, used, ignored, strict=True)]
         longest = max(rows, key=lambda row: len(row.ids), default=None)
         return Part(
+            examples=len(examples),
             rows=_record_batch(ids, labels),
             groups=[*compress(groups, fits)],
             sources=[*compress(sources, fits)],
@@ -241,7 +243,7 @@ class _Split:
         dedented, divided, problems = list[str](), list[int](), list[Problem]()
         worker = Worker(tokenizer, train_on, self.max_length)
         with tqdm(total=len(examples), desc=f"tokenizing {self.name}", leave=False, delay=3) as bar:
-            for batch, part in zip(examples.batches(), in_order(worker, examples.batches()), strict=True):
+            for part in in_order(worker, examples.batches()):
                 if not self.parts:
                     self.prompt_bos = part.first.count(tokenizer.bos_token_id)
                 self.ends |= part.ends
@@ -253,7 +255,7 @@ class _Split:
                     hashed.update(column.flatten().to_numpy().tobytes())
                 yield part.rows
                 self.parts.append(replace(part, rows=None))
-                bar.update(len(batch.column))
+                bar.update(part.examples)
         if problems:
             raise changed_texts(problems, len(examples), self.name)
         _report(self.name, len(examples), dedented, divided)
