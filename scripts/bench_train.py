@@ -144,6 +144,7 @@ def rows(folder: Path, train: Sequence[int], validation: Sequence[int], completi
     from datasets import Dataset
     from pyarrow import RecordBatch
 
+    folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(1)
     counts: dict[str, SplitCounts] = {}
     for split, sizes in (("train", train), ("validation", validation)):

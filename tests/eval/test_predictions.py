@@ -571,7 +571,7 @@ def test_rows_without_a_group_share_none(tmp_path: Path, group: Any) -> None:
 def test_predictions_have_a_score_and_a_subgroup_only_where_there_is_one(tmp_path: Path) -> None:
     Prediction.write(tmp_path / "plain.jsonl", load(tmp_path, TWO, TWO)[0])
     assert set(json.loads((tmp_path / "plain.jsonl").read_text("utf-8").splitlines()[0])) == {
-        *("id", "prompt", "completion", "finish_reason", "answer", "target", "correct", "group", "readings"),
+        *("id", "prompt", "completion", "finish_reason", "answer", "target", "correct", "group", "readings", "choices"),
     }
     cfg = CHOICE.model_copy(update={"task": "rouge"})
     Prediction.write(tmp_path / "scored.jsonl", scorer(cfg).scored(load(tmp_path, TWO, TWO, cfg)[0]))

@@ -50,7 +50,7 @@ def test_a_scorer_is_added_by_a_file_and_a_choice(tmp_path: Path) -> None:
     shutil.copytree(package.parent / "conf", tmp_path / "conf")
     (tmp_path / "sftlab" / "eval" / "scorers" / "contains.py").write_text(CONTAINS, "utf-8")
     config = tmp_path / "sftlab" / "config.py"
-    choices = 'task: Literal["choice", "exact", "rouge"]'
+    choices = 'task: Literal["auto", "choice", "exact", "rouge"]'
     text = config.read_text("utf-8")
     assert choices in text
     config.write_text(text.replace(choices, choices.replace('"rouge"', '"rouge", "contains"')), "utf-8")
@@ -71,5 +71,5 @@ def test_a_scorer_is_added_by_a_file_and_a_choice(tmp_path: Path) -> None:
     assert evaluation["comparison"]["verdict"]["outcome"] == "better"
     assert "Verdict: better: 8 of 8 against 0" in done.stdout
     page = (work / "run" / "report.html").read_text("utf-8")
-    assert "The fine-tuned model is better." in page
+    assert "<h1>b is better." in page
     assert ">Question by question<" in page

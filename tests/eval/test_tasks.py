@@ -171,8 +171,8 @@ def test_subgroups_of_one_model_of_none_and_of_scores() -> None:
     assert (alone.note, alone.groups[0].finetuned.value) == (None, 1)
     nothing = by_letters("+-", [None, None])
     assert subgroups({"baseline": [nothing], "finetuned": [nothing]}, scorer(EXACT)).groups == []
-    low = read(ROUGE, *[("a b", "a b c d")] * 7, ("x", "a"), subgroup=["long"] * 7 + ["one"])
-    better = read(ROUGE, *[("a b c", "a b c d")] * 7, ("a", "a"), subgroup=["long"] * 7 + ["one"])
+    low = read(ROUGE, *[("a b", "a b c d")] * 40, ("x", "a"), subgroup=["long"] * 40 + ["one"])
+    better = read(ROUGE, *[("a b c", "a b c d")] * 40, ("a", "a"), subgroup=["long"] * 40 + ["one"])
     groups = subgroups({"baseline": [low], "finetuned": [better]}, scorer(ROUGE)).groups
     assert groups[0].difference is not None
     assert groups[0].difference.delta == pytest.approx(6 / 7 - 4 / 6)
