@@ -61,10 +61,11 @@ def main():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = validate(compose("config", overrides=[*overrides, f"dataset.name_or_path={path}"]))
     data = dataset.make(Store(store), cfg.dataset)
-    rendered = time.monotonic()
-    base = models.resolve(cfg.model, Store(store), cfg.seed)
+    reading = time.monotonic() - start
+    base = models.resolve(cfg.model, Store(store), cfg.seed)  # dequantised once for all experiments
+    start = time.monotonic()
     tokenize.make(Store(store), data, base, cfg)
-    print(rendered - start, time.monotonic() - rendered)
+    print(reading, time.monotonic() - start)
 if __name__ == "__main__":
     main()
 """
