@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Time the search for leakage between the splits on random rows, with CPU time and memory, beside plain Python dicts.
 
-The rows lie in files and are read when they are needed, so that the memory is that of the search.
+The rows are stored as those of a dataset, and read when they are needed, so that the memory is that of the search.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import random
 import resource
 import tempfile
 import time
-from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from sftlab.dataset import overlap
+from sftlab.dataset import arrow_examples, overlap
+from sftlab.dataset.arrow_examples import Examples
 from sftlab.records import Example, single_turn
 
 SHARES = {"test": 0.05, "validation": 0.05, "train": 0.9}
@@ -31,38 +31,6 @@ MAX_OVERLAP = 0.8
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Rows(Sequence[Example]):
-    """Rows in a file with a text per line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.starts = path, array("q", [0])
-        with path.open("rb") as lines:
-            for line in lines:
-                self.starts.append(self.starts[-1] + len(line))
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __iter__(self) -> Iterator[Example]:
-        with self.path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines):
-                yield self._example(number, line.rstrip("\n"))
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | Sequence[Example]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        with self.path.open("rb") as lines:
-            lines.seek(self.starts[index])
-            return self._example(index, lines.readline().decode().rstrip("\n"))
-
-    def _example(self, number: int, text: str) -> Example:
-        return Example(f"{self.path.stem}-{number}", single_turn("", text, ""), "")
 
 
 def write(folder: Path, rows: int, words: int, templated: float) -> int:
@@ -88,24 +56,33 @@ def write(folder: Path, rows: int, words: int, templated: float) -> int:
         return " ".join(parts)
 
     planted = [text() for _ in range(rows // 1000)]
+
+    def line_of(name: str, row: int) -> str:
+        if name == "test" and row < len(planted):
+            return planted[row].upper().replace(" ", ",  ", 3) + "?"
+        if name == "train" and row % 500 == 7 and row // 500 < len(planted):
+            return planted[row // 500]
+        return text()
+
     for name, share in SHARES.items():
         count = round(rows * share)
-        with (folder / f"{name}.txt").open("w", encoding="utf-8") as out:
-            for row in range(count):
-                if name == "test" and row < len(planted):
-                    line = planted[row].upper().replace(" ", ",  ", 3) + "?"
-                elif name == "train" and row % 500 == 7 and row // 500 < len(planted):
-                    line = planted[row // 500]
-                else:
-                    line = text()
-                out.write(line + "\n")
+        lines = (line_of(name, row) for row in range(count))
+        rows_of = (Example(f"{name}-{row}", single_turn("", line, ""), "") for row, line in enumerate(lines))
+        arrow_examples.write(folder / f"{name}.arrow", batches(map(arrow_examples.text_of, rows_of)))
     return len(planted)
+
+
+def batches(stored: Iterator[str]) -> Iterator[Any]:
+    """Yield stored examples as the record batches of a dataset."""
+    while batch := list(islice(stored, arrow_examples.BATCH)):
+        yield arrow_examples.batch_of(batch)
 
 
 def measure(folder: Path, planted: int) -> None:
     """Search the rows of a folder; print seconds and memory, which are those of this process."""
-    splits = {name: Rows(folder / f"{name}.txt") for name in SHARES}
-    rows, size = sum(map(len, splits.values())), sum(path.stat().st_size for path in folder.glob("*.txt"))
+    splits = {name: Examples(folder / f"{name}.arrow") for name in SHARES}
+    rows = sum(map(len, splits.values()))
+    size = sum(len(row.question.encode()) for row in splits["test"]) / len(splits["test"])
     before, idle = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.perf_counter()
     report = overlap.find_overlaps(splits, max_overlap=MAX_OVERLAP)
@@ -113,7 +90,7 @@ def measure(folder: Path, planted: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found = next(pair.exact for pair in report.pairs if (pair.left_split, pair.right_split) == ("test", "train"))
     print(
-        f"{rows} rows of {size / rows:.0f} bytes: {seconds:.1f} s ({rows / seconds:.0f} rows/s), {cpu:.1f} CPU seconds "
+        f"{rows} rows of {size:.0f} bytes: {seconds:.1f} s ({rows / seconds:.0f} rows/s), {cpu:.1f} CPU seconds "
         f"({rows / cpu:.0f} rows/s), peak {peak:.2f} GiB ({idle:.2f} before); {found} of {planted} copies found",
         flush=True,
     )
@@ -123,7 +100,9 @@ def dicts(folder: Path, n: int = 8) -> None:
     """The same three comparisons with a dict from each gram to its rows and a counter for each question."""
     grams, start = {}, time.process_time()
     for name in SHARES:
-        words = [overlap.normalise_question(overlap.asked(row)[0]).split() for row in Rows(folder / f"{name}.txt")]
+        words = [
+            overlap.normalise_question(overlap.asked(row)[0]).split() for row in Examples(folder / f"{name}.arrow")
+        ]
         grams[name] = [{tuple(row[at : at + n]) for at in range(max(len(row) - n, 0) + 1)} for row in words]
     for left, right in overlap.PAIRS:
         holders = defaultdict(list)

@@ -127,7 +127,7 @@ class SourceConfig(RowSettings):
     weight: Annotated[float, Field(gt=0, le=100)]
 
 
-class Part(NamedTuple):
+class NamedSource(NamedTuple):
     """A source with its name, None for a dataset without ``sources``, and its section in the configuration."""
 
     name: str | None
@@ -154,13 +154,13 @@ class DatasetConfig(RowSettings):
         filled = {str(name): own | one if isinstance(one, dict) else one for name, one in sources.items()}
         return values | {"sources": filled}
 
-    def parts(self, key: str = "dataset") -> list[Part]:
+    def parts(self, key: str = "dataset") -> list[NamedSource]:
         """Return the sources in their order; ``key`` is the section of the dataset."""
         if self.sources is not None:
-            return [Part(name, f"{key}.sources.{name}", cfg) for name, cfg in self.sources.items()]
+            return [NamedSource(name, f"{key}.sources.{name}", cfg) for name, cfg in self.sources.items()]
         assert self.name_or_path is not None  # validation refuses a dataset without any source
         values = {name: getattr(self, name) for name in SourceConfig.model_fields if name != "weight"}
-        return [Part(None, key, SourceConfig.model_construct(**values, weight=1.0))]
+        return [NamedSource(None, key, SourceConfig.model_construct(**values, weight=1.0))]
 
     def supervised(self) -> Supervised:
         """Return ``train_on``; by the name of the source if there are several."""

@@ -167,6 +167,8 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         link(run.folder / "merged", None)
         run.update(skipped=select.untrained(settings.tie))
         terminal.skipped(select.untrained(settings.tie))
+        if cfg.hub.push:
+            raise StageError("hub.push=true: nothing was pushed, because the untrained model is selected")
     elif MODES[cfg.mode].evaluates:
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in a worker of a launcher

@@ -117,7 +117,7 @@ def test_every_key_of_a_command_exists(one: Shown, files: Path) -> None:
     options = parse_options(arguments)
     overrides = [first(word) if options.multirun else word for word in options.overrides]
     composed = Composer(options, []).compose(overrides) if options.config_dir else compose(*overrides)
-    Config.model_validate(OmegaConf.to_container(composed, resolve=True))
+    assert Config.model_validate(OmegaConf.to_container(composed, resolve=True)).name
 
 
 def test_every_key_in_the_text_exists() -> None:

@@ -400,6 +400,10 @@ def test_the_untrained_model_can_be_selected(place: Path) -> None:
         assert not {"best", "merged", "predictions", "model_card.md"} & written
         history = rows(place / "untrained" / "metrics.jsonl")
         assert [row["step"] for row in history if "eval_loss" in row] == [0, 2]
+    pushed = whole(place, *TINY, *settings, "hub.push=true", "hub.repo_id=me/model", "hydra.run.dir=unpushed")
+    assert pushed.returncode == 1
+    assert "nothing was pushed, because the untrained model is selected" in pushed.stderr
+    assert read(place / "unpushed" / "run.json")["status"] == "failed"
 
 
 def test_the_best_checkpoint_survives_a_limit(place: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sftlab.config import DatasetConfig, Part
+from sftlab.config import DatasetConfig, NamedSource
 from sftlab.dataset import recognition
 from sftlab.dataset.arrow_examples import reorder
 from sftlab.dataset.examples import Rendered, render_examples
@@ -116,7 +116,7 @@ def announce(records: list[SourceRecord]) -> None:
             recognition.announce(record.row_format, key)
 
 
-def _used(split: str, part: Part, count: int) -> NDArray[np.int64]:
+def _used(split: str, part: NamedSource, count: int) -> NDArray[np.int64]:
     """Return the rows of a source that a split uses: those of train ``weight`` times, a fraction drawn by seed."""
     if split != "train" or not count:
         return np.arange(count)

@@ -7,9 +7,12 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing import get_context
 from typing import Any, TypeVar
+
+from sftlab.errors import StageError
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -24,6 +27,9 @@ def in_order(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
 
     From the fifth chunk on, chunks are computed in parallel: the function, the chunks and the results are pickled. Few
     chunks are in memory at a time.
+
+    Raises:
+        StageError: a process was killed.
     """
     remaining = iter(chunks)
     for chunk in islice(remaining, FEW):
@@ -33,7 +39,7 @@ def in_order(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
 
 
 def _parallel(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
-    processes = len(os.sched_getaffinity(0))
+    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pending = deque[Future[R]]()
     # A forked process could hang on a lock that a thread of this one holds.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(function,))
@@ -44,6 +50,11 @@ def _parallel(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise StageError(
+            "a process that reads or tokenises rows was killed, perhaps because memory ran out; free memory, and run "
+            "the same command again"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

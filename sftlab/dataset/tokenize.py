@@ -135,7 +135,7 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
 
 
 @dataclass
-class Part:
+class TokenizedBatch:
     """A tokenised batch of ``examples`` examples.
 
     ``rows`` has the rows that have a supervised token within max_length, truncated to it, ``groups`` their groups,
@@ -165,7 +165,7 @@ class Worker:
     train_on: Supervised
     max_length: int
 
-    def __call__(self, batch: Batch) -> Part:
+    def __call__(self, batch: Batch) -> TokenizedBatch:
         """Tokenise a batch."""
         examples = batch.examples()
         found, problems = attempt(lambda example: tokenize(self.tokenizer, example, self.train_on), examples)
@@ -190,7 +190,7 @@ class Worker:
         ignored = [int((row == IGNORED).sum()) for row in labels]
         lengths = [(len(row), one.runs[0], no - one.runs[0]) for row, one, no in zip(ids, used, ignored, strict=True)]
         longest = max(rows, key=lambda row: len(row.ids), default=None)
-        return Part(
+        return TokenizedBatch(
             examples=len(examples),
             rows=_record_batch(ids, labels),
             groups=[*compress(groups, fits)],
@@ -226,7 +226,7 @@ class _Split:
 
     name: str
     max_length: int
-    parts: list[Part] = field(default_factory=list)  # without their rows
+    parts: list[TokenizedBatch] = field(default_factory=list)  # without their rows
     ends: set[int] = field(default_factory=set)
     longest: tuple[int, str] = (0, "")
     prompt_bos: int = 0

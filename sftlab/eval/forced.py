@@ -47,7 +47,7 @@ def choose_letters(
     """Yield each question with the log-probability of every letter after its own text, in the order of completion.
 
     The text is continued as text, so that each tokenizer writes the letter in its own way. Letters whose continuations
-    share tokens are told apart at the next position where they differ; a letter's log-probability is the sum over
+    share tokens are distinguished at the next position where they differ; a letter's log-probability is the sum over
     these positions.
     """
     from transformers import AutoTokenizer

@@ -128,6 +128,24 @@ def test_chunks_are_computed_in_order_and_errors_reach_the_caller(tmp_path: Path
     assert done.stdout == "True\nthirty 841\n", done.stderr
 
 
+KILLED = """
+import os, signal
+from sftlab.dataset import parallel
+def dies(number):
+    if number == 20: os.kill(os.getpid(), signal.SIGKILL)
+    return number
+if __name__ == "__main__":
+    list(parallel.in_order(dies, range(40)))
+"""
+
+
+def test_a_killed_process_is_reported_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(KILLED, "utf-8")
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=120)
+    assert "StageError: a process that reads or tokenises rows was killed" in done.stderr
+    assert done.returncode == 1
+
+
 def test_examples_are_written_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(arrow_examples, "SORTED", 5000)

@@ -28,7 +28,7 @@ from sftlab.errors import ConfigError, Problem
 from sftlab.records import Message
 
 SYSTEM = 'Answer the question. End with "the answer is (LETTER)".'
-"""The system text of rows that have none: a model that was not trained has to be told how to answer."""
+"""The system text of rows without one. It states the form of an answer, so that the base model can be judged."""
 
 QUESTION = (
     "question",

@@ -88,7 +88,7 @@ def check(messages: Sequence[Message], path: str, section: str, remedy: str = "f
     roles = [message["role"] for message in messages]
     if not roles or roles[-1] != "assistant":
         after = f"ends with a {roles[-1]} turn" if roles else "has no turns"
-        raise refused(f"{path} {after}: there is no answer to train on", remedy, f"{section}.keep")
+        raise refused(f"{path} {after}, so it has no answer to train on", remedy, f"{section}.keep")
     if "user" not in roles:
         raise refused(f"{path} has no user turn, only {listing(roles)}", "fix the row", f"{section}.keep")
 
