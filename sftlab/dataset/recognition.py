@@ -52,7 +52,7 @@ def _first(chunks: Iterable[Chunk], places: frozenset[Place]) -> list[Row]:
 
 
 def write(folder: Path, recognised: Recognised, example: Example) -> None:
-    """Write a format, with a row as a model is trained on it, beside the rows of a dataset."""
+    """Write a format, with one row as the model sees it, into the folder of a dataset."""
     record = RowFormat(
         format=recognised.format,
         columns=dict(recognised.columns),

@@ -39,8 +39,8 @@ def without_thinking(example: Example, key: str, place: str) -> Example:
 def _without(turn: Message) -> Message:
     text = text_of_turn(turn)
     answer = answered(text)
-    kept: Message = turn if answer == text else {**turn, "content": answer.strip()}
-    if "reasoning_content" in kept:
-        kept = {**kept}
-        del kept["reasoning_content"]
-    return kept
+    answered_only: Message = turn if answer == text else {**turn, "content": answer.strip()}
+    if "reasoning_content" in answered_only:
+        answered_only = {**answered_only}
+        del answered_only["reasoning_content"]
+    return answered_only

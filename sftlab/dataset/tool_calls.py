@@ -113,16 +113,16 @@ def _without_empty_fields(turn: Message) -> Message:
     """Remove fields that are null or empty, which some templates take for present; ``content`` is always there."""
     if turn.keys() == {"role", "content"} and turn["content"] is not None:
         return turn
-    kept: Message = {**turn, "content": text_of_turn(turn)}
+    message: Message = {**turn, "content": text_of_turn(turn)}
     if not turn.get("tool_calls"):
-        kept.pop("tool_calls", None)
+        message.pop("tool_calls", None)
     if not turn.get("reasoning_content"):
-        kept.pop("reasoning_content", None)
+        message.pop("reasoning_content", None)
     if turn.get("name") is None:
-        kept.pop("name", None)
+        message.pop("name", None)
     if turn.get("tool_call_id") is None:
-        kept.pop("tool_call_id", None)
-    return kept
+        message.pop("tool_call_id", None)
+    return message
 
 
 def _with_object(call: ToolCall, row: str) -> ToolCall:

@@ -12,7 +12,7 @@ def _words(*patterns: str) -> re.Pattern[str]:
 
 # What an option is called: a letter in parentheses, a letter alone, or both with the option's text.
 LETTER = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]|(?<![\w'])([A-Za-z])(?![\w'+/-])")
-# What may follow a letter alone, if it is no word, initial or article: "A blood test", "C. difficile", "B cells".
+# What may follow a letter that is not a word, an initial or an article: "A blood test", "C. difficile", "B cells".
 LETTER_ENDS = re.compile(
     r"\s*\Z|[^\S\n]*\n|\s*[,;:!?)\]}&–—]|\.(?!\w|[^\S\n]+[a-z\d])| - "
     r"|\s+(?:because|since|and|or|but|which|nor|if|unless|rather\s+than|instead\s+of|over|due\s+to|is|fits|seems)\b"

@@ -10,7 +10,7 @@ from sftlab.results import Evaluation, EvaluationRow, Reuse
 
 
 def caveats(evaluation: Evaluation, mode: str, seed: int) -> list[str]:
-    """The sentences for one evaluation. Files of mode=compare may be of any origin, so nothing is said of training."""
+    """Return the sentences for one evaluation. Files of mode=compare may be of any origin, so no training is named."""
     if mode == "compare":
         return ["mode=compare does not count how many models were judged on these rows."]
     if evaluation.reuse is None:

@@ -3,7 +3,8 @@
 Two runs are paired if their stored predictions have the same ids, right answers and groups. Their answers are then bits
 in the order of the ids. Scores (ROUGE) are not right or wrong, and have no bits.
 
-Reading the predictions of many runs takes longer than everything else, so the bits are cached beside the page.
+Reading the predictions of many runs takes longer than everything else, so the bits are cached in the folder of the
+page.
 """
 
 from __future__ import annotations

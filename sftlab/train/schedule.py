@@ -121,7 +121,7 @@ def check_length(counts: TokenCounts, train: TrainConfig, machine: Machine) -> N
 
 
 def depends_on_length(train: TrainConfig) -> bool:
-    """Whether a learning rate depends on the number of steps of its job, so that a part of a job is no shorter job."""
+    """Whether the learning rate depends on the number of steps of a job, so that a stopped job is not a shorter one."""
     return train.lr_scheduler_type not in INDEPENDENT
 
 

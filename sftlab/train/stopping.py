@@ -78,10 +78,10 @@ class Patience:
         )
 
     def write(self, checkpoint: Path) -> None:
-        """Save the state beside a checkpoint."""
+        """Save the state in the folder of a checkpoint."""
         write_json(checkpoint / STOPPING, asdict(self))
 
     @classmethod
     def read(cls, checkpoint: Path) -> Self:
-        """Read the state beside a checkpoint."""
+        """Read the state from the folder of a checkpoint."""
         return cls(**json.loads((checkpoint / STOPPING).read_text("utf-8")))

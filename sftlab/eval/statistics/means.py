@@ -181,7 +181,7 @@ def compare_scores(
     scores: NDArray[np.float64] = np.array([a, b], dtype=np.float64)
     if not ((scores >= 0) & (scores <= 1)).all():
         odd = next(float(score) for score in scores.flat if not 0 <= score <= 1)
-        raise ValueError(f"{odd} is no score between 0 and 1; divide scores by the highest that there can be")
+        raise ValueError(f"{odd} is not a score between 0 and 1; divide all scores by the highest possible one")
 
     gained, lost = int((scores[1] > scores[0]).sum()), int((scores[1] < scores[0]).sum())
     difference = differences(a, b, groups)

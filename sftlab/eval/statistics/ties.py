@@ -31,7 +31,7 @@ def ties(
     largest difference is smaller (Hayter 1984). Then the bound is computed again for the checkpoints that are left,
     until no more are worse.
 
-    The lowest one is always tied. Over a single row, or a single group, nothing can be told apart, and all are tied.
+    The lowest one is always tied. Over a single row, or a single group, no difference can be shown, and all are tied.
     A checkpoint with a loss that is not finite never is.
 
     Args:
@@ -73,7 +73,7 @@ def _equal(
     mean = loss.sum(axis=1) / weight.sum()
     best = int(mean.argmin())
     excess = mean - mean[best]
-    # What all checkpoints find hard is no difference between them.
+    # Rows that are hard for all checkpoints do not distinguish them.
     residual = (loss - loss[best] - excess[:, None] * weight) / weight.sum()
     order = np.argsort(group, kind="stable")
     sums = np.add.reduceat(residual[:, order], np.searchsorted(group[order], np.arange(group.max() + 1)), axis=1)

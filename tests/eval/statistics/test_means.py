@@ -162,7 +162,7 @@ def test_thousands_of_scores_need_little_memory() -> None:
 
 @pytest.mark.parametrize("odd", [1.5, -0.1, math.nan, math.inf])
 def test_what_is_no_score_is_refused(odd: float) -> None:
-    with pytest.raises(ValueError, match=f"{odd} is no score between 0 and 1"):
+    with pytest.raises(ValueError, match=f"{odd} is not a score between 0 and 1"):
         judge([0.5, odd], [0.5, 0.5])
     with pytest.raises(ValueError, match="1 and 2 answers"):
         judge([0.5], [0.5, 0.5])
