@@ -11,6 +11,7 @@ from typing import Literal
 from sftlab import results
 from sftlab.errors import StageError
 from sftlab.eval.statistics import ties as tied_with_best
+from sftlab.eval.statistics.ties import ROUNDING
 from sftlab.records import Candidate
 
 
@@ -34,6 +35,7 @@ def select(
 
     With ``answers`` (for each candidate, whether its answer to each validation question is right) the
     lowest share of wrong answers stands in the place of the loss, and the loss decides between equals.
+    Among losses that differ by rounding only, the earliest counts as the lowest.
     The noise is a simultaneous bound for all candidates, over the validation rows or the ``groups`` that they
     belong to. Earliest is by epoch, then by loss: among equals, the one that was trained least.
 
@@ -51,7 +53,12 @@ def select(
             for candidate, row in zip(candidates, answers, strict=True)
         ]
         costs, weights = [[float(not right) for right in row] for row in answers], [1.0] * len(answers[0])
-    best = min(candidates, key=lambda candidate: (-(candidate.exact_match or 0), *_order(candidate)))
+    lowest = min(candidates, key=lambda candidate: (-(candidate.exact_match or 0), *_order(candidate)))
+    equal = lowest.eval_loss * (1 + ROUNDING)
+    best = min(
+        (each for each in candidates if each.exact_match == lowest.exact_match and each.eval_loss <= equal),
+        key=lambda candidate: (candidate.epoch, *_order(candidate)),
+    )
     tied = tied_with_best(costs, weights, groups)
     ties = [candidate for candidate, same in zip(candidates, tied, strict=True) if same]
     chosen = best

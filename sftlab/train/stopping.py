@@ -9,6 +9,7 @@ from math import isfinite, sqrt
 from pathlib import Path
 from typing import Self
 
+from sftlab.eval.statistics.ties import ROUNDING
 from sftlab.results import EarlyStop
 from sftlab.runtime.store import write_json
 from sftlab.train.schedule import Timeline, depends_on_length
@@ -25,7 +26,7 @@ def gains(before: RowLosses, after: RowLosses) -> bool:
     """Whether the validation loss is lower by more than its noise: 1.96 standard errors of the paired difference.
 
     The loss is a mean per token, so the standard error is that of a ratio: of the rows' differences in nats, each minus
-    its expected share by tokens. Rows are treated as independent.
+    its expected share by tokens. Rows are treated as independent. A millionth of the loss or less is rounding, no gain.
     """
     rows = [(old[0] - new[0], old[1]) for old, new in zip(before, after, strict=True) if old[1]]
     if len(rows) < 2 or not all(isfinite(nats) for nats, _ in rows):
@@ -33,7 +34,9 @@ def gains(before: RowLosses, after: RowLosses) -> bool:
     tokens = sum(count for _, count in rows)
     gain = sum(nats for nats, _ in rows) / tokens
     squares = sum((nats - gain * count) ** 2 for nats, count in rows)
-    return gain > STANDARD_ERRORS * sqrt(squares * len(rows) / (len(rows) - 1)) / tokens
+    loss = sum(nats for nats, _ in before) / tokens
+    error = sqrt(squares * len(rows) / (len(rows) - 1)) / tokens
+    return gain > max(STANDARD_ERRORS * error, ROUNDING * loss)
 
 
 @dataclass

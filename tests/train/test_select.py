@@ -45,6 +45,12 @@ def test_ties_are_named_and_earliest_takes_the_least_trained(tmp_path: Path) -> 
     assert select(made, "earliest").chosen == made[1]
 
 
+def test_among_losses_that_differ_by_rounding_the_earliest_is_the_lowest(tmp_path: Path) -> None:
+    made = [candidate(tmp_path, 0, epoch, [7.0 * (1 - epoch * 6e-8)] * 40) for epoch in (2, 0, 1)]
+    assert select(made, "lowest").chosen == made[1]
+    assert select(made, "lowest").ties == made
+
+
 def test_groups_of_validation_rows_vary_together(tmp_path: Path) -> None:
     made = [
         candidate(tmp_path, 0, 1, [1.0] * 40),

@@ -35,6 +35,13 @@ def test_what_cannot_be_told_is_no_gain() -> None:
     assert gains([[9.0, 1], [9.0, 1], [0.0, 0]], [[1.0, 1], [1.1, 1], [0.0, 0]])
 
 
+def test_a_rounding_error_in_every_row_is_no_gain() -> None:
+    before = [[loss, 30.0] for loss in np.linspace(200, 260, 150)]
+    rounded = [[loss * (1 - 6e-8), tokens] for loss, tokens in before]
+    assert not gains(before, rounded)
+    assert gains(before, [[loss * (1 - 6e-5), tokens] for loss, tokens in before])
+
+
 def rows(loss: float) -> list[list[float]]:
     """Twenty rows around a loss; differences of up to 0.01 are within their noise."""
     noise = np.random.default_rng(int(loss * 1000)).normal(0, 0.02, 20)

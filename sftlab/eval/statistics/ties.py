@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# Of the loss. Losses are computed in float32 (2⁻²⁴ = 6e-8): weights that hardly change shift every row by a rounding
+# error in the same direction, which a test over rows takes for a difference.
+ROUNDING = 1e-6
+
 
 def ties(
     losses: Sequence[Sequence[float]],
@@ -32,7 +36,7 @@ def ties(
     until no more are worse.
 
     The lowest one is always tied. Over a single row, or a single group, no difference can be shown, and all are tied.
-    A checkpoint with a loss that is not finite never is.
+    A checkpoint with a loss that is not finite never is. A difference of a millionth of the loss or less is rounding.
 
     Args:
         losses: For each checkpoint, the summed negative log-likelihood of each row, in nats.
@@ -84,11 +88,12 @@ def _equal(
     count = 2 * len(weights) / (kurtosis - 1)
     error = np.sqrt(len(weights) / (len(weights) - 1) * (sums**2).sum(axis=1))
     constant = error <= 1e-12 * weight.size  # the same difference in every row
+    rounding = max(1e-12, ROUNDING * float(mean[best]))
 
     left: NDArray[np.bool_] = np.ones(len(mean), dtype=np.bool_)
     while (members := int(left.sum())) > 1:
         bound = float(t.isf(norm.sf(_range(members, alpha)), max(1.0, count - 1)))
-        worse = left & (excess > np.where(constant, 1e-12, bound * error))
+        worse = left & (excess > np.maximum(rounding, np.where(constant, 0.0, bound * error)))
         if not worse.any():
             break
         left &= ~worse

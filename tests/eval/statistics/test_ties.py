@@ -60,6 +60,11 @@ def test_losses_are_weighed_by_tokens() -> None:
     assert ties(losses, [100.0, 1.0] * 30) == [True, False]
 
 
+def test_a_rounding_error_in_every_row_is_a_tie() -> None:
+    loss = np.random.default_rng(5).uniform(200, 260, 150)
+    assert ties([loss * (1 + 6e-8), loss, loss * (1 + 6e-5)], [30.0] * 150) == [True, True, False]
+
+
 def test_ends() -> None:
     assert ties([], []) == []
     assert ties([[1.0, 2.0]], [1, 1]) == [True]
