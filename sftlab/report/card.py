@@ -48,7 +48,9 @@ def card(run: RunRecord, cfg: Config) -> str:
         results=None if evaluation is None else tables.results(evaluation),
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
-        caveats=[one_draw(run.mode, run.seed)] if evaluation is None else caveats(evaluation, run.mode, run.seed),
+        caveats=[one_draw(run.mode, run.seed)]
+        if evaluation is None
+        else caveats(evaluation, run.mode, run.seed, run.replication),
         settings={"Training": settings, "What took effect": measured},
     )
     front = yaml.safe_dump(_metadata(title, run, cfg, test), sort_keys=False, allow_unicode=True, width=1000)

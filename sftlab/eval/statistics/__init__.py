@@ -13,9 +13,11 @@ from sftlab.eval.statistics.power import detectable_mean_difference, minimal_det
 from sftlab.eval.statistics.proportions import accuracy, subgroup, wilson
 from sftlab.eval.statistics.repeats import answers_per_question, averages, changed, majority, noise, pass_at
 from sftlab.eval.statistics.ties import ties
+from sftlab.eval.statistics.trainings import MeanGain, over_trainings
 
 __all__ = [
     "FEW",
+    "MeanGain",
     "accuracy",
     "answers_per_question",
     "averages",
@@ -30,6 +32,7 @@ __all__ = [
     "mean_interval",
     "minimal_detectable_difference",
     "noise",
+    "over_trainings",
     "pass_at",
     "subgroup",
     "ties",
