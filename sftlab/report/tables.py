@@ -150,12 +150,12 @@ def unsure(selection: Selection) -> str | None:
 def trainings(replication: Replication, evaluation: Evaluation) -> Table:
     """The trainings of the selected recipe on the test set."""
     view = scorers.view(evaluation.task)
-    header = ["seed", "job", "step", name_of_metric(evaluation), "difference, points"]
+    header = ["training", "job", "step", name_of_metric(evaluation), "difference, points"]
     rows = [
-        [str(one.seed), str(one.job), count(one.step), view.number(one.value), points(one.delta)]
+        [f"seed {one.seed}", str(one.job), count(one.step), view.number(one.value), points(one.delta)]
         for one in replication.trainings
     ]
-    return Table(header, rows)
+    return Table(header, rows, ("training",))
 
 
 def _own(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
