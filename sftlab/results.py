@@ -16,7 +16,7 @@ SCHEMA_VERSION = 2
 
 Scalar = str | int | float | bool | None
 Status = Literal["running", "success", "failed"]
-Outcome = Literal["better", "worse", "inconclusive"]
+Outcome = Literal["better", "worse", "too_small", "inconclusive"]
 
 LABELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
 """What tables and figures call the two models, unless eval.labels or compared files name them."""
@@ -344,7 +344,8 @@ class Verdict(Record):
     """What the comparison of two models says."""
 
     outcome: Outcome
-    """better or worse: of the second model, at the level of the test; inconclusive otherwise."""
+    """better or worse: of the second model, at the level of the test; too_small: it is not better by eval.smallest_gain
+    or more; inconclusive otherwise."""
     reason: str
     """The numbers behind it, in one sentence."""
     judged: bool = True
@@ -353,7 +354,7 @@ class Verdict(Record):
     """What limits the verdict: other readings that disagree, truncated answers."""
 
     def __str__(self) -> str:
-        return "; ".join([f"{self.outcome}: {self.reason}", *self.notes])
+        return "; ".join([f"{self.outcome.replace('_', ' ')}: {self.reason}", *self.notes])
 
 
 class ReadingCounts(Record):
@@ -485,6 +486,26 @@ class Changes(Record):
     """Degrees of freedom of Student's t; null if questions are independent and have one answer each."""
 
 
+class NonInferiority(Record):
+    """Whether the second model loses less than the largest acceptable loss: a one-sided test."""
+
+    margin: float
+    """The largest acceptable loss (eval.margin)."""
+    p_value: float
+    """One-sided p-value of a loss of ``margin`` or more; small if the loss is smaller."""
+    p_worse: float
+    """One-sided p-value of a loss of at most ``margin``; small if the loss is larger."""
+    bound: float
+    """Lower end of the one-sided interval of the difference."""
+    level: float
+    """Confidence level of ``bound`` and of the test."""
+    outcome: Literal["no_worse", "worse", "inconclusive"]
+    """no_worse: the loss is shown to be smaller than ``margin``; worse: it is shown to be larger."""
+    needed: int | None = None
+    """About how many questions would decide with a probability of 80 %, if the difference stays as it is; null if it is
+    decided, or if the difference is the margin."""
+
+
 class Comparison(Record):
     """Two models on the same questions; differences are second minus first."""
 
@@ -522,6 +543,15 @@ class Comparison(Record):
     """What this difference assumes, in words."""
     changes: Changes | None = None
     """Changed answers; null for scores."""
+    smallest_gain: float = 0.0
+    """The smallest gain that matters (eval.smallest_gain); 0: any gain."""
+    p_gain: float | None = None
+    """Two-sided p-value of a gain of ``smallest_gain``; null if this is 0."""
+    needed: int | None = None
+    """About how many questions would decide with a probability of 80 %, if the difference stays as it is; null if the
+    verdict is not inconclusive, or if the difference is the smallest gain."""
+    noninferiority: NonInferiority | None = None
+    """Whether a loss is acceptable; null without a margin."""
     verdict: Verdict
     """The conclusion."""
     forced: Comparison | None = None

@@ -15,11 +15,12 @@ from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.scorers import scorer
 from sftlab.eval.scorers.base import Runs
 from sftlab.eval.statistics import MeanGain, averages, over_trainings
+from sftlab.eval.statistics.limits import Judged, Limits
 from sftlab.eval.statistics.verdict import points
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model import merge
-from sftlab.results import Evaluation, Outcome, Recipe, Replication, TrainingResult, Verdict
+from sftlab.results import Evaluation, Recipe, Replication, TrainingResult, Verdict
 from sftlab.runtime.job import Job
 from sftlab.runtime.store import Store
 
@@ -81,11 +82,11 @@ def judged(
         differences = [
             [after - now for now, after in zip(*pair, strict=True)] for pair in zip(before, values, strict=True)
         ]
-        gain = over_trainings(differences, [row.group for row in first], alpha=cfg.eval.alpha)
-        if evaluation.reuse is not None and cfg.eval.correct_for_reuse:
-            p_adjusted = reuse.adjusted(gain.p_value, evaluation.reuse.number)
+        gain = over_trainings(differences, [row.group for row in first])
+        number = evaluation.reuse.number if evaluation.reuse is not None and cfg.eval.correct_for_reuse else None
+        p_adjusted = None if number is None else reuse.adjusted(gain.p_value(), number)
         compared = evaluation.comparison
-        verdict = worded(gain, p_adjusted, cfg.eval.alpha)
+        verdict = worded(gain, cfg.eval.alpha, cfg.eval.smallest_gain, number)
         if compared is not None and not compared.verdict.judged:
             reason = "cannot be judged, because the selected checkpoint and the base model cannot be compared"
             verdict = Verdict(outcome="inconclusive", reason=reason, judged=False)
@@ -103,9 +104,9 @@ def judged(
         better=None if gain is None else sum(delta > 0 for delta in gain.deltas),
         delta=None if gain is None else gain.mean,
         delta_sd=None if gain is None else gain.sd,
-        interval=None if gain is None else gain.interval,
+        interval=None if gain is None else gain.interval(cfg.eval.alpha),
         level=1 - cfg.eval.alpha,
-        p_value=None if gain is None else gain.p_value,
+        p_value=None if gain is None else gain.p_value(),
         p_adjusted=p_adjusted,
         verdict=verdict,
         models=len(sides) - 1,
@@ -113,26 +114,38 @@ def judged(
     )
 
 
-def worded(gain: MeanGain, p_adjusted: float | None, alpha: float) -> Verdict:
-    """The verdict on a recipe: in how many trainings it is better, the mean gain and its spread."""
-    p = gain.p_value if p_adjusted is None else p_adjusted
-    outcome: Outcome = "inconclusive"
-    if p < alpha:
-        outcome = "better" if gain.mean > 0 else "worse"
-    low, high = gain.interval
-    shown = "p < 0.0001" if gain.p_value < 0.0001 else f"p = {gain.p_value:.2g}"
-    if p_adjusted is not None:
-        shown += f", adjusted for earlier models {p_adjusted:.2g}"
-    better, count = sum(delta > 0 for delta in gain.deltas), len(gain.deltas)
+def worded(gain: MeanGain, alpha: float, smallest: float = 0.0, number: int | None = None) -> Verdict:
+    """The verdict on a recipe: in how many trainings it is better, the mean gain and its spread.
+
+    Args:
+        gain: The mean gain.
+        alpha: The config key ``eval.alpha``.
+        smallest: The config key ``eval.smallest_gain``.
+        number: The place of the model among those judged on the test set, for which p is adjusted; None: it is not.
+    """
+
+    def p_value(mean: float) -> float:
+        return gain.p_value(mean) if number is None else reuse.adjusted(gain.p_value(mean), number)
+
+    limits, count = Limits(smallest), len(gain.deltas)
+    interval = gain.interval(alpha)
+    compared = Judged(gain.mean, interval, alpha, limits, p_value, lambda _: interval[0], count, gain.error)
+    low, high = map(points, interval)
+    shown = "p < 0.0001" if gain.p_value() < 0.0001 else f"p = {gain.p_value():.2g}"
+    if number is not None:
+        shown += f", adjusted for earlier models {p_value(0):.2g}"
+    better = sum(delta > 0 for delta in gain.deltas)
     notes = []
     if count < FEW:
         notes.append("two trainings hardly show how much seeds differ, so the interval may be too narrow")
+    if smallest and gain.p_value() < alpha:
+        notes.append(f"the smallest gain that matters is {points(smallest)} points")
     return Verdict(
-        outcome=outcome,
+        outcome=compared.outcome,
         reason=(
             f"better in {better} of {count} trainings, {points(gain.mean)} points on average, "
             f"SD {100 * gain.sd:.1f} between trainings ({100 * (1 - alpha):g} % interval for other seeds and questions "
-            f"{points(low)} to {points(high)}, {shown})"
+            f"{low} to {high}, {shown})"
         ),
         notes=notes,
     )

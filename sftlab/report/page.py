@@ -60,6 +60,7 @@ def render(folder: Path, run: RunRecord) -> str:
         models=models,
         results=tables.results(evaluation) if evaluation is not None else None,
         few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
+        loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
         caveats=used_of_all(run.evaluations)
         if evaluation is None

@@ -9,6 +9,7 @@ from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
 from sftlab.report.text import DASH, count, decimals, level, percent, points, probability, span
 from sftlab.results import (
+    Comparison,
     Evaluation,
     EvaluationRow,
     ModelResult,
@@ -106,6 +107,23 @@ def parts(evaluation: Evaluation) -> str | None:
     return (
         f"{points(compared.delta)} points = {points(by.knowledge.value)} knowledge ({level(by.level)} interval "
         f"{span(by.knowledge.interval)}{shown}), {points(by.guessing.value)} guessing, {points(by.form.value)} form"
+    )
+
+
+def loss(compared: Comparison) -> str | None:
+    """Whether a loss is acceptable (eval.margin), in words; None without a margin, or if nothing is judged."""
+    if (test := compared.noninferiority) is None or not compared.verdict.judged:
+        return None
+    margin, p = points(test.margin).removeprefix("+"), probability(test.p_value)
+    by = f"one-sided p {p}" if p.startswith("<") else f"one-sided p = {p}"
+    if test.outcome == "worse":
+        return f"the loss exceeds the largest acceptable one of {margin} points (one-sided test, eval.margin)"
+    if test.outcome == "no_worse":
+        most = f"at most {points(-test.bound)[1:]} points are lost" if test.bound < 0 else "nothing is lost"
+        return f"no worse: a loss of {margin} points is ruled out ({by}; at {level(test.level)} {most})"
+    return (
+        f"a loss of {margin} points (eval.margin) is not ruled out ({by}); at {level(test.level)} the loss is at most "
+        f"{points(-test.bound)[1:]} points"
     )
 
 

@@ -99,6 +99,8 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
         say(warning)
     if compared := judged.comparison:
         say(f"Verdict: {compared.verdict}")
+        if compared.verdict.outcome != "better" and (loss := tables.loss(compared)):
+            say(f"{loss[:1].upper()}{loss[1:]}")
         if compared.smallest_visible_difference is not None:
             visible = f"{100 * compared.smallest_visible_difference:.1f} points or more"
             say(f"This test set shows a difference of {visible} {compared.smallest_visible_assumes}")

@@ -101,7 +101,7 @@ def test_the_verdict_on_a_recipe_counts_trainings_and_states_their_spread(
     assert "better in 3 of 3 trainings, +24.0 points on average, SD 4.0" in result.verdict.reason
     assert result.p_value == over_trainings(
         [[float(mark < gained) for mark in range(100)] for gained in (20, 24, 28)]
-    ).p_value  # fmt: skip
+    ).p_value()  # fmt: skip
     terminal.evaluation(evaluation, "all", 1, result)
     printed = " ".join(capsys.readouterr().out.split())
     assert "better in 3 of 3 trainings" in printed
@@ -119,7 +119,10 @@ def test_without_a_base_model_the_recipe_has_a_spread_and_no_verdict(config: Com
     assert result.sd == pytest.approx(0.2)
 
 
-def test_two_trainings_are_few(config: Compose) -> None:
+def test_two_trainings_are_few_and_a_gain_may_be_too_small() -> None:
     gain = over_trainings([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
-    assert replication.worded(gain, None, 0.05).notes
-    assert not replication.worded(over_trainings([[1.0, 0.0]] * 3), None, 0.05).notes
+    assert replication.worded(gain, 0.05).notes
+    small = over_trainings([[1.0] * 3 + [0.0] * 97] * 3)
+    assert replication.worded(small, 0.2).outcome == "better"
+    assert replication.worded(small, 0.2, smallest=0.1).outcome == "too_small"
+    assert replication.worded(small, 0.2, number=5).outcome == "inconclusive"

@@ -15,7 +15,7 @@ from sftlab.config import EvalConfig
 from sftlab.dataset.sandbox import environment
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval.extract import unfenced
-from sftlab.eval.statistics import changed, majority, noise, pass_at
+from sftlab.eval.statistics import Limits, changed, majority, noise, pass_at
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
 from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
@@ -75,6 +75,7 @@ class Scorer(ABC):
 
     def __init__(self, cfg: EvalConfig) -> None:
         self.cfg = cfg
+        self.limits = Limits(cfg.smallest_gain, cfg.margin)
 
     # ------------------------------------------------------------------- rows
 

@@ -133,6 +133,7 @@ class Rouge(Scorer):
             alpha=self.cfg.alpha,
             metric=self.metric,
             name=f"mean {KINDS[self.metric]}",
+            limits=self.limits,
         )
 
     def comparison(self, a: Runs, b: Runs) -> Comparison:

@@ -6,6 +6,7 @@ sources, and how often they are wrong in simulations.
 """
 
 from sftlab.eval.statistics.groups import FEW
+from sftlab.eval.statistics.limits import Limits, deciding_p
 from sftlab.eval.statistics.means import compare_scores, differences, mean_interval
 from sftlab.eval.statistics.multiple import fewest, holm
 from sftlab.eval.statistics.paired import compare
@@ -17,6 +18,7 @@ from sftlab.eval.statistics.trainings import MeanGain, over_trainings
 
 __all__ = [
     "FEW",
+    "Limits",
     "MeanGain",
     "accuracy",
     "answers_per_question",
@@ -24,6 +26,7 @@ __all__ = [
     "changed",
     "compare",
     "compare_scores",
+    "deciding_p",
     "detectable_mean_difference",
     "differences",
     "fewest",

@@ -17,20 +17,40 @@ from sftlab.eval.statistics.groups import numbered
 
 @dataclass(frozen=True)
 class MeanGain:
-    """The mean difference over trainings and questions; ``deltas`` has that of each training, ``sd`` their spread."""
+    """The mean difference over trainings and questions; ``deltas`` has that of each training, ``sd`` their spread.
+
+    ``error`` is the standard error of the mean, with ``freedom`` degrees of freedom of Student's t; 0 of them if
+    nothing can be shown.
+    """
 
     deltas: list[float]
     mean: float
     sd: float
-    interval: tuple[float, float]
-    p_value: float
+    error: float
     freedom: float
 
+    def p_value(self, mean: float = 0.0) -> float:
+        """Two-sided p of a true mean."""
+        from scipy.stats import t
 
-def over_trainings(
-    differences: Sequence[Sequence[float]], groups: Sequence[str | None] | None = None, *, alpha: float = 0.05
-) -> MeanGain:
-    """Test and interval of the mean difference over two or more trainings.
+        if self.freedom <= 0:
+            return 1.0
+        if self.error <= 1e-12:
+            return 1.0 if abs(self.mean - mean) < 1e-12 else 0.0
+        return 2 * float(t.sf(abs(self.mean - mean) / self.error, self.freedom))
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """The interval of all means with p ≥ alpha."""
+        from scipy.stats import t
+
+        if self.freedom <= 0:
+            return -1.0, 1.0
+        half = float(t.isf(alpha / 2, self.freedom)) * self.error
+        return max(-1.0, self.mean - half), min(1.0, self.mean + half)
+
+
+def over_trainings(differences: Sequence[Sequence[float]], groups: Sequence[str | None] | None = None) -> MeanGain:
+    """The mean difference over two or more trainings.
 
     Student's t with the degrees of freedom of Satterthwaite (1946): few (trainings − 1) if the trainings differ much,
     many if they agree.
@@ -38,13 +58,11 @@ def over_trainings(
     Args:
         differences: For each training and question the fine-tuned model's score minus that of the base model.
         groups: The source of each question; None, as a whole or for one question, where it stands alone.
-        alpha: 1 − the level of the interval.
 
     Raises:
         ValueError: there are fewer than two trainings, no questions, or lists of different lengths.
     """
     import numpy as np
-    from scipy.stats import t
 
     lengths = {len(row) for row in differences}
     if len(differences) < 2 or len(lengths) > 1 or not max(lengths) or (groups and len(groups) not in lengths):
@@ -62,14 +80,11 @@ def over_trainings(
     parts = [(float(deltas.var(ddof=1)) / trainings, trainings - 1)]
     if count > 1:
         parts.append((count / (count - 1) * float((sums**2).sum()) / questions**2, count - 1))
-    variance = sum(part for part, _ in parts)
-    sd = float(deltas.std(ddof=1))
+    variance, sd = sum(part for part, _ in parts), float(deltas.std(ddof=1))
     if count == 1:
-        return MeanGain(deltas.tolist(), mean, sd, (-1.0, 1.0), 1.0, 0)
-    if variance <= 1e-24:
-        sure = abs(mean) > 1e-12
-        return MeanGain(deltas.tolist(), mean, sd, (mean, mean), 0.0 if sure else 1.0, trainings - 1)
-    freedom = variance**2 / sum(part**2 / free for part, free in parts)
-    half = float(t.isf(alpha / 2, freedom)) * math.sqrt(variance)
-    p = 2 * float(t.sf(abs(mean) / math.sqrt(variance), freedom))
-    return MeanGain(deltas.tolist(), mean, sd, (max(-1.0, mean - half), min(1.0, mean + half)), p, freedom)
+        freedom = 0.0
+    elif variance <= 1e-24:
+        freedom = float(trainings - 1)
+    else:
+        freedom = variance**2 / sum(part**2 / free for part, free in parts)
+    return MeanGain(deltas.tolist(), mean, sd, math.sqrt(variance), freedom)
