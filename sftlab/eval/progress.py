@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,21 @@ from sftlab.eval.answers import ALIVE, FINISHED, FORCED, LETTERS
 
 
 @contextmanager
-def progress(folders: Sequence[Path], total: int, label: str, stall_min: float) -> Iterator[Progress]:
-    """Show one progress bar for all engines that work in these folders; ``total`` completions are expected."""
+def progress(
+    folders: Sequence[Path],
+    total: int,
+    label: str,
+    stall_min: float,
+    answers: Mapping[Path, Sequence[Path]] | None = None,
+) -> Iterator[Progress]:
+    """Show one progress bar for all engines that work in these folders; ``total`` completions are expected.
+
+    ``answers`` has the folders into which each engine writes its answers; None: its own folder.
+    """
     from tqdm import tqdm
 
     with tqdm(total=total, desc=label, unit="prompt") as bar:
-        yield Progress(folders, bar, stall_min)
+        yield Progress({folder: (answers or {}).get(folder, [folder]) for folder in folders}, bar, stall_min)
 
 
 class Progress:
@@ -27,9 +36,9 @@ class Progress:
     An engine that hangs reports nothing, while the others may work for hours.
     """
 
-    def __init__(self, folders: Sequence[Path], bar: Any, stall_min: float) -> None:
+    def __init__(self, folders: Mapping[Path, Sequence[Path]], bar: Any, stall_min: float) -> None:
         self.bar, self.stall_min = bar, stall_min
-        self.engines = {folder: _Engine(folder) for folder in folders}
+        self.engines = {folder: _Engine(folder, answers) for folder, answers in folders.items()}
         self.started, self.choices = False, 0
 
     def __call__(self, running: Collection[Path]) -> None:
@@ -64,10 +73,10 @@ class Progress:
 class _Engine:
     """What an engine's files have shown so far, and the time of its last sign of life."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, answers: Sequence[Path]) -> None:
+        self.folder, self.answers = folder, answers
         self.started, self.active = False, time.monotonic()
-        self.beat, self.bytes_read = 0, {FINISHED: 0, FORCED: 0, LETTERS: 0}
+        self.beat, self.bytes_read = 0, dict[Path, int]()
 
     def look(self) -> tuple[int, int]:
         """Return the number of new completions and of new choices."""
@@ -75,16 +84,18 @@ class _Engine:
             beat = (self.folder / ALIVE).stat().st_mtime_ns
             if beat != self.beat:
                 self.beat, self.active = beat, time.monotonic()
-        return self._new_lines(FINISHED), self._new_lines(FORCED) + self._new_lines(LETTERS)
+        completions, *choices = (
+            sum(self._new_lines(folder / name) for folder in self.answers) for name in (FINISHED, FORCED, LETTERS)
+        )
+        return completions, sum(choices)
 
-    def _new_lines(self, name: str) -> int:
-        path = self.folder / name
+    def _new_lines(self, path: Path) -> int:
         if not path.is_file():  # the engine is starting
             return 0
         with path.open("rb") as file:
-            file.seek(self.bytes_read[name])
+            file.seek(self.bytes_read.get(path, 0))
             new = file.read()
-        self.bytes_read[name] += len(new)
+        self.bytes_read[path] = self.bytes_read.get(path, 0) + len(new)
         if new or not self.started:
             self.started, self.active = True, time.monotonic()
         return new.count(b"\n")

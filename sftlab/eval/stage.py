@@ -31,7 +31,7 @@ from sftlab.eval.answers import (
 from sftlab.eval.engines import Settings
 from sftlab.eval.extract import likeliest
 from sftlab.eval.forced import answer_pattern, needs_choice, with_logprobs
-from sftlab.eval.progress import progress
+from sftlab.eval.progress import Progress, progress
 from sftlab.eval.prompts import Prompt, Prompts, context_length
 from sftlab.eval.worker import GenerateTask
 from sftlab.instance.machine import Machine
@@ -132,21 +132,37 @@ def make(store: Store, model: Model, prompts: Prompts, cfg: EvalConfig, machine:
     key = inputs(model, prompts, cfg, machine.device, seed)
 
     def build(folder: Path) -> None:
-        answers = _of_other_repeats(store, key) | completed(folder)
-        retain(folder, answers.values())
-        if questions := _questions(prompts, cfg, seed, answers):
+        if questions := remaining(folder, store, key, prompts, cfg, seed):
             write_json(folder / SPEED, _generate(folder, questions, model, prompts, cfg, machine, seed))
-        elif not (folder / SPEED).is_file():
-            write_json(folder / SPEED, {"engines": 0, "tokens": 0})
-        answers = completed(folder)
-        for repeat in range(cfg.repeats):
-            generations = (
-                _generation(prompt, answers[repeat, row], answers[0, row].letters)
-                for row, prompt in enumerate(prompts.rows)
-            )
-            Generation.write(folder / _name(repeat), generations)
+        write(folder, prompts, cfg)
 
-    stage = store.stage("generations", key, build, resumable=True)
+    return finished(store.stage("generations", key, build, resumable=True))
+
+
+def remaining(
+    folder: Path, store: Store, key: Mapping[str, object], prompts: Prompts, cfg: EvalConfig, seed: int
+) -> list[Question]:
+    """List the questions that a stage in the folder of its build has no answer to; retain the answers that exist."""
+    answers = _of_other_repeats(store, key) | completed(folder)
+    retain(folder, answers.values())
+    return _questions(prompts, cfg, seed, answers)
+
+
+def write(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
+    """Write the files of a stage, all of whose questions are answered."""
+    if not (folder / SPEED).is_file():
+        write_json(folder / SPEED, {"engines": 0, "tokens": 0})
+    answers = completed(folder)
+    for repeat in range(cfg.repeats):
+        generations = (
+            _generation(prompt, answers[repeat, row], answers[0, row].letters)
+            for row, prompt in enumerate(prompts.rows)
+        )
+        Generation.write(folder / _name(repeat), generations)
+
+
+def finished(stage: Stage) -> Generated:
+    """Delete the files of engines from a finished stage."""
     with suppress(OSError):  # the store may be read-only
         clear(stage.path)
         (stage.path / FINISHED).unlink(missing_ok=True)
@@ -201,22 +217,9 @@ def _questions(prompts: Prompts, cfg: EvalConfig, seed: int, answers: Answers) -
     return questions
 
 
-def _generate(
-    folder: Path,
-    questions: Sequence[Question],
-    model: Model,
-    prompts: Prompts,
-    cfg: EvalConfig,
-    machine: Machine,
-    seed: int,
-) -> dict[str, float | None]:
-    """Run engines on the questions, all at once, and return their number and speed for ``speed.json``.
-
-    Tokens are summed over the engines; seconds are those of the slowest one.
-    """
-    environments = machine.engines(cfg.tensor_parallel_size)[: len(questions)]
-    cores = _cores(machine, len(environments))
-    settings = Settings(
+def settings_of(model: Model, prompts: Prompts, cfg: EvalConfig, machine: Machine, seed: int) -> Settings:
+    """What an engine is started with."""
+    return Settings(
         model=str(model.path.resolve()),
         trust_remote_code=model.trust_remote_code,
         stop_token_ids=prompts.stop_token_ids,
@@ -231,6 +234,24 @@ def _generate(
         gpu_memory_utilization=cfg.gpu_memory_utilization,
         kv_cache_gib=cfg.kv_cache_gib,
     )
+
+
+def _generate(
+    folder: Path,
+    questions: Sequence[Question],
+    model: Model,
+    prompts: Prompts,
+    cfg: EvalConfig,
+    machine: Machine,
+    seed: int,
+) -> dict[str, float | None]:
+    """Run engines on the questions, all at once, and return their number and speed for ``speed.json``.
+
+    Tokens are summed over the engines; seconds are those of the slowest one.
+    """
+    environments = machine.engines(cfg.tensor_parallel_size)[: len(questions)]
+    cores = cores_of(machine, len(environments))
+    settings = settings_of(model, prompts, cfg, machine, seed)
     engines = []
     for number, environment in enumerate(environments):
         part = folder / f"{ENGINE}{number}"
@@ -249,10 +270,7 @@ def _generate(
     incomplete = sum(question.completion is None for question in questions)
     label = f"starting {len(engines)} × {cfg.engine}" if len(engines) > 1 else f"starting {cfg.engine}"
     with progress(folders, incomplete, label, cfg.stall_min) as watch:
-        try:
-            children("sftlab.eval.worker", engines, watch=watch)
-        except OutOfMemoryError as error:
-            raise advised(error, lambda: _smaller(model, prompts, cfg, machine), otherwise=SMALLER) from error
+        run_engines(engines, watch, model, prompts, cfg, machine)
     speeds = [Speed(**json.loads((part / SPEED).read_text("utf-8"))) for part in folders]
     seconds, tokens = max(speed.generate_seconds for speed in speeds), sum(speed.tokens for speed in speeds)
     return {
@@ -262,6 +280,20 @@ def _generate(
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1) if tokens else None,
     }
+
+
+def run_engines(
+    engines: Sequence[Child], watch: Progress, model: Model, prompts: Prompts, cfg: EvalConfig, machine: Machine
+) -> None:
+    """Run engines until all have ended.
+
+    Raises:
+        OutOfMemoryError: memory is too small; with settings that need less.
+    """
+    try:
+        children("sftlab.eval.worker", engines, watch=watch)
+    except OutOfMemoryError as error:
+        raise advised(error, lambda: _smaller(model, prompts, cfg, machine), otherwise=SMALLER) from error
 
 
 def _smaller(model: Model, prompts: Prompts, cfg: EvalConfig, machine: Machine) -> str:
@@ -293,7 +325,7 @@ def _smaller(model: Model, prompts: Prompts, cfg: EvalConfig, machine: Machine) 
     return "\n".join(lines)
 
 
-def _cores(machine: Machine, engines: int) -> list[list[int] | None]:
+def cores_of(machine: Machine, engines: int) -> list[list[int] | None]:
     """Assign cores to each engine on the CPU: two that share cores wait for each other at every operation."""
     if machine.device != "cpu" or engines == 1 or not hasattr(os, "sched_getaffinity"):
         return [None] * engines

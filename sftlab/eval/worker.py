@@ -18,10 +18,21 @@ from typing import Literal, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from sftlab.eval.answers import ALIVE, FINISHED, FORCED, LETTERS, QUESTIONS, SPEED, Answer, Letters, Question, Speed
-from sftlab.eval.engines import Settings, start
+from sftlab.eval.engines import Engine, Settings, start
 from sftlab.eval.forced import choose_letters, needs_choice
 from sftlab.runtime.processes import serve
 from sftlab.runtime.store import write_json
+
+
+class Part(BaseModel):
+    """The questions to one of several models that an engine is loaded with in turn."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    checkpoint: Path | None
+    """A checkpoint of the engine's model; None: the model itself."""
+    folder: Path
+    """Folder with its questions, for its answers."""
 
 
 class GenerateTask(BaseModel):
@@ -39,19 +50,33 @@ class GenerateTask(BaseModel):
     """Whether to compute the log-probabilities of the letters directly after each question."""
     cores: list[int] | None
     """CPU cores that the engine may use; None: all."""
+    parts: list[Part] = []
+    """Checkpoints of the model, each with its questions; empty: the model itself, with the questions of the folder."""
 
 
 def run(folder: Path, task: GenerateTask) -> None:
-    """Complete the questions of each repeat, then make the forced choices that the repeat needs.
-
-    The letters directly after the questions are the same in every repeat, so they are computed in the first only.
-    """
+    """Start the engine, and answer the questions to each model."""
     if task.cores is not None:
         os.sched_setaffinity(0, task.cores)  # before the import of torch, which starts a thread per core
-    questions = Question.read(folder / QUESTIONS)
     begin = time.monotonic()
     engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
     ready = time.monotonic()
+    seconds, tokens = 0.0, 0
+    for part in task.parts or [Part(checkpoint=None, folder=folder)]:
+        if task.parts:
+            engine.load(part.checkpoint, part.folder)
+        spent, written = answer(engine, task, part.folder)
+        seconds, tokens = seconds + spent, tokens + written
+    write_json(folder / SPEED, asdict(Speed(ready - begin, seconds, tokens)))
+
+
+def answer(engine: Engine, task: GenerateTask, folder: Path) -> tuple[float, int]:
+    """Complete the questions of each repeat, then make the forced choices that the repeat needs.
+
+    The letters directly after the questions are the same in every repeat, so they are computed in the first only.
+    Returns the seconds of the completions, and their tokens.
+    """
+    questions = Question.read(folder / QUESTIONS)
     seconds, tokens = 0.0, 0
     with (
         (folder / FINISHED).open("w", encoding="utf-8") as finished,
@@ -80,7 +105,7 @@ def run(folder: Path, task: GenerateTask) -> None:
                 bare = [replace(question, completion="", finish_reason="length") for question in lacking]
                 for question, logprobs in choose_letters(engine, task.settings, bare):
                     _append(letters, Letters(repeat, question.row, logprobs))
-    write_json(folder / SPEED, asdict(Speed(ready - begin, seconds, tokens)))
+    return seconds, tokens
 
 
 def _append(file: TextIO, record: Answer | Letters) -> None:

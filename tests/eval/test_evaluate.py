@@ -399,10 +399,10 @@ def test_vllm_samples_without_flashinfer_by_default(monkeypatch: pytest.MonkeyPa
 
 def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 5, 7})
-    assert evaluate._cores(CPU, 2) == [[0, 2], [4, 5]]
-    assert evaluate._cores(CPU, 6) == [None] * 6  # fewer cores than engines: all share them
-    assert evaluate._cores(CPU, 1) == [None]
-    assert evaluate._cores(Machine("large", "cuda", 2, "sdpa"), 2) == [None, None]
+    assert evaluate.cores_of(CPU, 2) == [[0, 2], [4, 5]]
+    assert evaluate.cores_of(CPU, 6) == [None] * 6  # fewer cores than engines: all share them
+    assert evaluate.cores_of(CPU, 1) == [None]
+    assert evaluate.cores_of(Machine("large", "cuda", 2, "sdpa"), 2) == [None, None]
 
 
 @pytest.mark.parametrize(

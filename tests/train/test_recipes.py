@@ -60,7 +60,7 @@ def test_the_recipe_with_the_best_mean_wins_over_the_luckiest_training(sweep: Ca
 
 def test_right_answers_rank_recipes_the_other_way_round(sweep: Callable[..., list[Job]]) -> None:
     jobs = sweep(("1e-3", 1, 0.2), ("1e-3", 2, 0.3), ("3e-3", 1, 0.9), ("3e-3", 2, 0.9))
-    right = [[True] * count + [False] * (10 - count) for count in (3, 4, 9, 6)]
+    right = [[1.0] * count + [0.0] * (10 - count) for count in (3, 4, 9, 6)]
     order = rank(jobs, "lowest", right)
     assert order.recipes[0].values == [0.9, 0.6]
     assert order.selection.chosen.job == 2
