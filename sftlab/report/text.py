@@ -102,6 +102,8 @@ def disagreement(selection: Selection) -> str | None:
     pairs = [(one, other) for number, one in enumerate(rows) for other in rows[:number] if one.score != other.score]
     apart = sum((one.eval_loss < other.eval_loss) != ((one.score or 0) > (other.score or 0)) for one, other in pairs)
     metric = selection.metric
+    if not pairs and len(rows) > 1:
+        return f"All checkpoints have the same {metric} on validation, so the loss decides."
     counts = f"the loss orders {apart} of {plural(len(pairs), 'pair')} of checkpoints otherwise than {metric}"
     lowest = min(rows, key=lambda row: (row.eval_loss, row.epoch))
     best = next((row for row in rows if row.checkpoint == selection.best), lowest)
