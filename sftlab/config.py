@@ -135,6 +135,20 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
+class Scoring(Section):
+    """How answers to the rows of a guard are generated and scored; null: the default of guards."""
+
+    task: Literal["choice", "exact", "rouge"] | None = None
+    pattern: str | None = None
+    reading: Literal["strict", "last", "lenient"] | None = None
+    extract: str | None = None
+    rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
+    group_by: str | None = None
+    max_tokens: PositiveInt | None = None
+    max_rows: PositiveInt | None = None
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class DatasetConfig(RowSettings):
     """A source of rows, or several (``sources``), each of which has the keys of this section that it does not set."""
 
@@ -142,6 +156,7 @@ class DatasetConfig(RowSettings):
     sources: dict[SourceName, SourceConfig] | None
     max_overlap: Fraction
     allow_overlap: bool
+    scoring: Scoring | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -282,8 +297,9 @@ class EvalConfig(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
     correct_for_reuse: bool
     hoped_difference: Fraction
-    smallest_gain: Annotated[float, Field(ge=0, lt=1)]
-    margin: Annotated[float, Field(gt=0, lt=1)]
+    smallest_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    guards: dict[SourceName, DatasetConfig] = {}
     forced: bool
     logprobs: bool
     labels: list[str]

@@ -12,7 +12,7 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision, task
+from sftlab.eval import contenders, decision, guards, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
@@ -53,6 +53,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
     check_generation(cfg, base, test)
+    if MODES[cfg.mode].evaluates:
+        guards.check(cfg, store, base)
     tokens = tokenize.make(store, data, base, cfg)
     schedule.check_length(tokens.counts, cfg.train, machine)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
@@ -179,7 +181,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
         finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
         both = {"baseline": Contender.of(base), "finetuned": finetuned}
-        judged = contenders.judge(cfg, store, both, test, run.folder)
+        judged = guards.judge(cfg, store, both, contenders.judge(cfg, store, both, test, run.folder), run.folder)
         times = {**winner.times, **judged.times}
         run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
         terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed)
@@ -202,8 +204,9 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
     model = models.resolve(evaluated_model(cfg), store, cfg.seed)
     evaluate.check_engine(model, cfg.eval)
+    guards.check(cfg, store, base)
     both = {"baseline": Contender.of(base), "finetuned": Contender.of(model)}
-    judged = contenders.judge(cfg, store, both, test, folder)
+    judged = guards.judge(cfg, store, both, contenders.judge(cfg, store, both, test, folder), folder)
     job.evaluation, job.stages, job.times = judged.evaluation, judged.stages, judged.times
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}

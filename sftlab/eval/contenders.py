@@ -58,9 +58,9 @@ class Judged:
 
 def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSet:
     """Read the test set: that of eval.dataset if it is set, else of the dataset itself."""
-    mounted = cfg.eval.dataset is not None
+    mounted = None if cfg.eval.dataset is None else "eval.dataset"
     if cfg.eval.dataset is not None:
-        data = dataset.make(store, cfg.eval.dataset, mounted=True)
+        data = dataset.make(store, cfg.eval.dataset, mounted="eval.dataset")
     assert data is not None
     source = cfg.eval.dataset or cfg.dataset
     rows = dataset.test_rows(data, cfg.eval.max_rows, source.seed)

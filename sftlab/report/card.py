@@ -47,6 +47,7 @@ def card(run: RunRecord, cfg: Config) -> str:
         view=None if evaluation is None else scorers.view(evaluation.task),
         metric="" if evaluation is None else tables.name_of_metric(evaluation),
         results=None if evaluation is None else tables.results(evaluation),
+        guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),

@@ -6,7 +6,7 @@ sources, and how often they are wrong in simulations.
 """
 
 from sftlab.eval.statistics.groups import FEW
-from sftlab.eval.statistics.limits import Limits, deciding_p
+from sftlab.eval.statistics.limits import Limits, deciding_p, margin_to_rule_out
 from sftlab.eval.statistics.means import compare_scores, differences, mean_interval
 from sftlab.eval.statistics.multiple import fewest, holm
 from sftlab.eval.statistics.paired import compare
@@ -30,6 +30,7 @@ __all__ = [
     "fewest",
     "holm",
     "majority",
+    "margin_to_rule_out",
     "mean_interval",
     "minimal_detectable_difference",
     "noise",
