@@ -255,6 +255,13 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
+class ToleranceConfig(Section):
+    """How far a number may differ from its target."""
+
+    absolute: Annotated[float, Field(ge=0)]
+    relative: Annotated[float, Field(ge=0)]
+
+
 class EvalConfig(Section):
     """How answers are generated, extracted and scored, and on which test set."""
 
@@ -268,11 +275,12 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "rouge"]
+    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    tolerance: ToleranceConfig
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt

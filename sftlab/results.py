@@ -416,7 +416,7 @@ class ModelResult(Record):
     """One model on the test set."""
 
     metric: str
-    """What is judged: accuracy, or a kind of ROUGE."""
+    """What is judged: accuracy, or the name of a score."""
     value: float
     """The metric, a fraction."""
     interval: tuple[float, float]
@@ -444,11 +444,40 @@ class ModelResult(Record):
     letters: dict[str, int] = {}
     """How often each answer was given; "none" where none was extracted."""
     scores: dict[str, float] = {}
-    """Means of all scores of the task, by name."""
+    """The other metrics of the task, by name, and the judged one if it is a kind of ROUGE."""
+    score_intervals: dict[str, tuple[float, float]] = {}
+    """Confidence intervals of other metrics: Wilson's for a share, a bootstrap's for macro-F1."""
+    items: dict[str, ItemCounts] = {}
+    """Results by label (eval.task=labels) or by field (eval.task=json)."""
     repeats: Repeats | None = None
     """Differences between repeated generations (eval.repeats)."""
     knowledge: Knowledge | None = None
     """What the model knows; null if a question has neither an answer nor a forced choice."""
+
+
+class Estimate(Record):
+    """A value with its confidence interval."""
+
+    value: float
+    """The value, a fraction."""
+    interval: tuple[float, float]
+    """Its confidence interval."""
+
+
+class ItemCounts(Record):
+    """A label (eval.task=labels) or a field (eval.task=json) in the answers of one model, over all repeats."""
+
+    expected: int
+    """How often it is in a target."""
+    given: int
+    """How often it is in an answer."""
+    right: int
+    """How often both are the same."""
+
+    @property
+    def f1(self) -> float:
+        """F-measure of precision and recall."""
+        return 2 * self.right / (self.given + self.expected)
 
 
 class Changes(Record):
@@ -487,6 +516,8 @@ class Comparison(Record):
     """Questions on which the second model is better; with repeats, more often right."""
     lost: int
     """Questions on which the second model is worse; with repeats, less often right."""
+    scores: dict[str, Estimate] = {}
+    """Differences of the other metrics, by name; the verdict does not depend on them."""
     both_right: int | None = None
     """Questions that both answer rightly; null for scores and with repeats."""
     both_wrong: int | None = None

@@ -59,6 +59,7 @@ def render(folder: Path, run: RunRecord) -> str:
         metric=tables.name_of_metric(evaluation) if evaluation is not None else "",
         models=models,
         results=tables.results(evaluation) if evaluation is not None else None,
+        items=tables.items(evaluation) if evaluation is not None else None,
         few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
         caveats=used_of_all(run.evaluations) if evaluation is None else caveats(evaluation, run.mode, run.seed),

@@ -109,12 +109,10 @@ def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
             say(f"Forced choices, {name}: {tables.counted(result.knowledge.forced)} ({always})")
     for caveat in caveats.caveats(judged, mode, seed):
         say(caveat)
+    if (by_item := tables.items(judged)) is not None:
+        _first(f"By {view.items}", by_item)
     if by := judged.subgroups:
-        table = tables.subgroups(judged)
-        shown = tables.Table(table.header, table.rows[:SHOWN], table.text)
-        say(_printed(f"By subgroup, with {level(by.level)} intervals", shown))
-        if len(table.rows) > SHOWN:
-            say(f"… and {len(table.rows) - SHOWN} more in run.json")
+        _first(f"By subgroup, with {level(by.level)} intervals", tables.subgroups(judged))
         if by.without:
             say(f"{plural(by.without, 'test row')} without a value in this column")
         if by.note:
@@ -128,6 +126,13 @@ def evaluations(rows: Sequence[EvaluationRow]) -> None:
         say("p is adjusted by Holm's method for the number of comparisons; the verdicts follow the adjusted p")
     for caveat in caveats.used_of_all(rows):
         say(caveat)
+
+
+def _first(title: str, table: tables.Table) -> None:
+    """Print the first rows of a table."""
+    say(_printed(title, tables.Table(table.header, table.rows[:SHOWN], table.text)))
+    if len(table.rows) > SHOWN:
+        say(f"… and {len(table.rows) - SHOWN} more in run.json")
 
 
 def _printed(title: str, table: tables.Table) -> Table:

@@ -6,6 +6,7 @@ sources, and how often they are wrong in simulations.
 """
 
 from sftlab.eval.statistics.groups import FEW
+from sftlab.eval.statistics.macro import Labelled, macro_f1, macro_f1_difference
 from sftlab.eval.statistics.means import compare_scores, differences, mean_interval
 from sftlab.eval.statistics.multiple import fewest, holm
 from sftlab.eval.statistics.paired import compare
@@ -16,6 +17,7 @@ from sftlab.eval.statistics.ties import ties
 
 __all__ = [
     "FEW",
+    "Labelled",
     "accuracy",
     "answers_per_question",
     "averages",
@@ -26,6 +28,8 @@ __all__ = [
     "differences",
     "fewest",
     "holm",
+    "macro_f1",
+    "macro_f1_difference",
     "majority",
     "mean_interval",
     "minimal_detectable_difference",
