@@ -290,6 +290,8 @@ class EvalConfig(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
     correct_for_reuse: bool
     hoped_difference: Fraction
+    smallest_gain: Annotated[float, Field(ge=0, lt=1)]
+    margin: Annotated[float, Field(gt=0, lt=1)]
     forced: bool
     logprobs: bool
     labels: list[str]
@@ -331,7 +333,7 @@ class RunsConfig(Section):
     data: Name | None
     model: Name | None
     status: Literal["success", "running", "killed", "failed", "damaged"] | None
-    verdict: Literal["better", "worse", "inconclusive"] | None
+    verdict: Literal["better", "worse", "too_small", "inconclusive"] | None
     since: Name | None
     sort: Literal["started", "gain", "cost", "name"]
     limit: PositiveInt | None

@@ -9,7 +9,7 @@ from sftlab.config import EvalConfig
 from sftlab.eval.knowledge import constant, unknown
 from sftlab.eval.scorers import scorer
 from sftlab.eval.scorers.base import Runs
-from sftlab.eval.statistics import answers_per_question, averages, compare, holm
+from sftlab.eval.statistics import answers_per_question, averages, compare, deciding_p, holm
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
@@ -81,7 +81,7 @@ def _by_source(scored: Mapping[str, Sequence[Sequence[Prediction]]]) -> bool:
 def adjusted(jobs: Sequence[Job]) -> list[EvaluationRow]:
     """The evaluations of a sweep, with p-values adjusted by Holm's method; verdicts follow the adjusted p."""
     compared = [job for job in jobs if _comparison(job) is not None]
-    p_values = [result.p_value for job in compared if (result := _comparison(job)) is not None]
+    p_values = [deciding_p(result) for job in compared if (result := _comparison(job)) is not None]
     p_of = dict(zip((job.number for job in compared), holm(p_values), strict=True))
     return [_row(job, p_of.get(job.number), len(compared)) for job in jobs]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 from sftlab.config import Config
+from sftlab.eval.statistics import deciding_p
 from sftlab.records import Example
 from sftlab.results import Comparison, Evaluation, Reuse, Subgroups
 from sftlab.runtime import ledger
@@ -79,7 +80,7 @@ def counted(cfg: Config, store: Path, evaluation: Evaluation, examples: Sequence
 
 def corrected(comparison: Comparison, number: int, alpha: float) -> Comparison:
     """Adjust p and the verdict of a comparison, with forced choices and in knowledge too, for earlier models."""
-    p, verdict = adjusted(comparison.p_value, number), comparison.verdict
+    p, verdict = adjusted(deciding_p(comparison), number), comparison.verdict
     if verdict.judged:
         note = f"adjusted for model {number} on this test set, p is {p:.2g} (eval.correct_for_reuse=true)"
         outcome = verdict.outcome if p < alpha else "inconclusive"

@@ -30,6 +30,7 @@ def card(run: RunRecord, cfg: Config) -> str:
     import yaml
 
     evaluation, title = run.evaluation, _line(run.experiment)
+    comparison = None if evaluation is None else evaluation.comparison
     test = cfg.eval.dataset or cfg.dataset
     settings = _settings("peft.", cfg.peft) | _settings("train.", cfg.train)
     measured = {} if run.receipt is None else _settings("", run.receipt)
@@ -42,14 +43,17 @@ def card(run: RunRecord, cfg: Config) -> str:
         data=_names(cfg.dataset),
         test=_names(test),
         evaluation=evaluation,
-        comparison=None if evaluation is None else evaluation.comparison,
+        comparison=comparison,
         view=None if evaluation is None else scorers.view(evaluation.task),
         metric="" if evaluation is None else tables.name_of_metric(evaluation),
         items=None if evaluation is None else tables.items(evaluation),
         results=None if evaluation is None else tables.results(evaluation),
+        loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
-        caveats=[one_draw(run.mode, run.seed)] if evaluation is None else caveats(evaluation, run.mode, run.seed),
+        caveats=[one_draw(run.mode, run.seed)]
+        if evaluation is None
+        else caveats(evaluation, run.mode, run.seed, run.replication),
         settings={"Training": settings, "What took effect": measured},
     )
     front = yaml.safe_dump(_metadata(title, run, cfg, test), sort_keys=False, allow_unicode=True, width=1000)

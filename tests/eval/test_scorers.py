@@ -37,7 +37,7 @@ class Contains(Accuracy):
 def test_every_task_of_the_config_has_a_scorer() -> None:
     tasks = {*EvalConfig.model_fields["task"].annotation.__args__} - {"auto"}  # type: ignore[union-attr]
     for task in tasks:
-        scorer = scorers.scorer(EvalConfig.model_construct(task=task, rouge="rougeL"))
+        scorer = scorers.scorer(EvalConfig.model_construct(task=task, rouge="rougeL", smallest_gain=0.0, margin=None))
         assert scorer.metric in scorer.view.metrics
         assert scorers.view(task) is scorer.view
         assert type(scorer).__doc__

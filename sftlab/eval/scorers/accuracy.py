@@ -176,7 +176,9 @@ class Accuracy(Scorer):
         """Compare two models by a function that decides which answers are right."""
         rates = [averages([[right(row) for row in rows] for rows in runs]) for runs in (a, b)]
         answers = answers_per_question(len(a), len(b))
-        return compare(rates[0], rates[1], groups=groups_of(a), alpha=self.cfg.alpha, answers=answers)
+        return compare(
+            rates[0], rates[1], groups=groups_of(a), alpha=self.cfg.alpha, answers=answers, limits=self.limits
+        )
 
     def comparison(self, a: Runs, b: Runs) -> Comparison:
         """Compare two models, with the smallest difference that the test set shows."""

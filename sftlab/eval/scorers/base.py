@@ -14,6 +14,7 @@ from sftlab.errors import ConfigError, Problem
 from sftlab.eval.extract import unfenced
 from sftlab.eval.scorers.view import View
 from sftlab.eval.statistics import (
+    Limits,
     accuracy,
     answers_per_question,
     averages,
@@ -57,6 +58,7 @@ class Scorer(ABC):
 
     def __init__(self, cfg: EvalConfig) -> None:
         self.cfg = cfg
+        self.limits = Limits(cfg.smallest_gain, cfg.margin)
 
     # ------------------------------------------------------------------- rows
 

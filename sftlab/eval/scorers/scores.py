@@ -85,6 +85,7 @@ class Scores(Scorer):
             alpha=self.cfg.alpha,
             metric=self.metric,
             name=f"mean {self.named}",
+            limits=self.limits,
         )
 
     def comparison(self, a: Runs, b: Runs) -> Comparison:
