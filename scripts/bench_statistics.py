@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from sftlab.eval.statistics import accuracy, minimal_detectable_difference, ties, wilson
+from sftlab.eval.statistics import accuracy, minimal_detectable_difference, over_trainings, ties, wilson
 from sftlab.eval.statistics.groups import Size
 from sftlab.eval.statistics.means import at_most_zero
 from sftlab.eval.statistics.paired import changes, p_of_changes, p_of_difference, tango
@@ -224,6 +224,29 @@ def repeated() -> Iterator[Table]:
     yield "Repeats: 466 questions, a true gain of 4.5 points", header, rows
 
 
+def trained() -> Iterator[Table]:
+    """Type I error of the verdict on a recipe, and of one training that stands for its recipe."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for n in (50, 160, 500):
+        for count in (2, 3, 5):
+            row = [str(n), str(count)]
+            for spread in (0.0, 0.01, 0.03):
+                wrong = alone = 0
+                for _ in range(1000):
+                    shift = rng.normal(0, spread, (count, 1)) / 0.5
+                    up = rng.random((count, n)) < np.clip(rng.beta(0.5, 0.5, n) + shift, 0, 1)
+                    differences = np.where(rng.random((count, n)) < 0.25, np.where(up, 1.0, -1.0), 0.0)
+                    wrong += over_trainings(differences.tolist()).p_value() < 0.05
+                    gained, lost = (differences[0] > 0).sum(), (differences[0] < 0).sum()
+                    alone += float(p_of_changes(gained, lost, n)) < 0.05
+                row += [share(wrong / 1000), share(alone / 1000)]
+            rows.append(row)
+    header = ("questions", "trainings", "SD 0 points", "one training", "SD 1 point", "one training", "SD 3 points",
+              "one training")  # fmt: skip
+    yield "Several trainings: type I error of the verdict on a recipe (alpha 0.05)", header, rows
+
+
 def checkpoints() -> Iterator[Table]:
     """How often one of several equally good checkpoints is called worse."""
     rng = np.random.default_rng(SEED)
@@ -267,7 +290,7 @@ def detectable() -> Iterator[Table]:
 def main() -> None:
     """Write all tables."""
     text = [f"Seed {SEED}. Tables are enumerated, or have 500 to 20,000 draws per cell (standard error up to 0.010).\n"]
-    for part in (paired, margins, grouped, skewed, repeated, checkpoints, detectable):
+    for part in (paired, margins, grouped, skewed, repeated, trained, checkpoints, detectable):
         for title, header, rows in part():
             print(title, file=sys.stderr)
             lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -70,6 +70,18 @@ def interval(value: float) -> float:
     if value > 1 and value % 1:
         raise PydanticCustomError("interval", "should be a whole number of steps, or below 1 a share of an epoch")
     return value
+
+
+def known_task(task: str) -> str:
+    """Accept a value of eval.task.
+
+    Raises:
+        PydanticCustomError: any other value.
+    """
+    tasks = get_args(EvalConfig.model_fields["task"].annotation)
+    if task not in tasks:
+        raise PydanticCustomError("task", "should be {tasks}", {"tasks": f"{', '.join(tasks[:-1])} or {tasks[-1]}"})
+    return task
 
 
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
@@ -135,14 +147,22 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
+class ToleranceConfig(Section):
+    """How far a number may differ from its target."""
+
+    absolute: Annotated[float, Field(ge=0)]
+    relative: Annotated[float, Field(ge=0)]
+
+
 class Scoring(Section):
     """How answers to the rows of a guard are generated and scored; null: the default of guards."""
 
-    task: Literal["choice", "exact", "rouge"] | None = None
+    task: Annotated[str, AfterValidator(known_task)] | None = None
     pattern: str | None = None
     reading: Literal["strict", "last", "lenient"] | None = None
     extract: str | None = None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
+    tolerance: ToleranceConfig | None = None
     group_by: str | None = None
     max_tokens: PositiveInt | None = None
     max_rows: PositiveInt | None = None
@@ -283,11 +303,12 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "rouge"]
+    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    tolerance: ToleranceConfig
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt

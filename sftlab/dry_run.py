@@ -61,7 +61,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         log.info("memory and time: mode=plan estimates them, and downloads the model for it")
     else:
         cfg, _ = with_precision(cfg, base, temporary, machine)
-        check_generation(cfg, base, test)
+        check_generation(cfg, temporary, base, test)
         inputs = _token_inputs(cfg, data, base)
         _log_stage("tokens", is_cached=store.has("tokens", inputs))
         token_key = store.path("tokens", inputs).name

@@ -280,6 +280,29 @@ class Selection(Record):
     """Every checkpoint, those that cannot be ranked with the others at the end."""
     by_source: list[SourceLoss] = []
     """The validation loss of the selected checkpoint by source; empty without dataset.sources."""
+    recipes: list[Recipe] = []
+    """Recipes by their mean over seeds, the best first; empty if no recipe was trained with several seeds."""
+
+
+class Recipe(Record):
+    """The jobs of a sweep that differ in ``seed`` only: replicates of one recipe."""
+
+    overrides: list[str]
+    """Overrides of its jobs, without the seed."""
+    jobs: list[int]
+    """Numbers of its jobs, one per seed."""
+    seeds: list[int]
+    """Their seeds."""
+    checkpoints: list[str]
+    """Folder of the checkpoint selected in each of its trainings."""
+    steps: list[int]
+    """Optimizer steps of these checkpoints."""
+    values: list[float]
+    """What they are ranked by, each (selection.metric)."""
+    mean: float
+    """Mean of ``values``, by which recipes are ranked."""
+    sd: float | None
+    """Standard deviation of ``values``; null with one seed."""
 
 
 class SourceLoss(Record):
@@ -417,7 +440,7 @@ class ModelResult(Record):
     """One model on the test set."""
 
     metric: str
-    """What is judged: accuracy, or a kind of ROUGE."""
+    """What is judged: accuracy, or the name of a score."""
     value: float
     """The metric, a fraction."""
     interval: tuple[float, float]
@@ -445,11 +468,40 @@ class ModelResult(Record):
     letters: dict[str, int] = {}
     """How often each answer was given; "none" where none was extracted."""
     scores: dict[str, float] = {}
-    """Means of all scores of the task, by name."""
+    """The other metrics of the task, by name, and the judged one if it is a kind of ROUGE."""
+    score_intervals: dict[str, tuple[float, float]] = {}
+    """Confidence intervals of other metrics: Wilson's for a share, a bootstrap's for macro-F1."""
+    items: dict[str, ItemCounts] = {}
+    """Results by label (eval.task=labels) or by field (eval.task=json)."""
     repeats: Repeats | None = None
     """Differences between repeated generations (eval.repeats)."""
     knowledge: Knowledge | None = None
     """What the model knows; null if a question has neither an answer nor a forced choice."""
+
+
+class Estimate(Record):
+    """A value with its confidence interval."""
+
+    value: float
+    """The value, a fraction."""
+    interval: tuple[float, float]
+    """Its confidence interval."""
+
+
+class ItemCounts(Record):
+    """A label (eval.task=labels) or a field (eval.task=json) in the answers of one model, over all repeats."""
+
+    expected: int
+    """How often it is in a target."""
+    given: int
+    """How often it is in an answer."""
+    right: int
+    """How often both are the same."""
+
+    @property
+    def f1(self) -> float:
+        """F-measure of precision and recall."""
+        return 2 * self.right / (self.given + self.expected)
 
 
 class Changes(Record):
@@ -508,6 +560,8 @@ class Comparison(Record):
     """Questions on which the second model is better; with repeats, more often right."""
     lost: int
     """Questions on which the second model is worse; with repeats, less often right."""
+    scores: dict[str, Estimate] = {}
+    """Differences of the other metrics, by name; the verdict does not depend on them."""
     both_right: int | None = None
     """Questions that both answer rightly; null for scores and with repeats."""
     both_wrong: int | None = None
@@ -652,6 +706,56 @@ class Guard(Record):
     """Its dataset."""
     evaluation: Evaluation
     """Its result; whether a loss is acceptable is in ``comparison.noninferiority``."""
+
+
+class TrainingResult(Record):
+    """One training of the selected recipe on the test set."""
+
+    job: int
+    """Number of its job."""
+    seed: int
+    """Its seed."""
+    step: int
+    """Optimizer step of the selected checkpoint; 0 is the untrained model."""
+    value: float
+    """The metric of the fine-tuned model."""
+    delta: float | None
+    """The difference to its base model; null with eval.baseline=false."""
+
+
+class Replication(Record):
+    """The selected recipe, judged by all of its trainings."""
+
+    metric: str
+    """What is compared."""
+    n: int
+    """Questions."""
+    trainings: list[TrainingResult]
+    """One entry per seed."""
+    mean: float
+    """Mean of the metric over the trainings."""
+    sd: float
+    """Standard deviation of the metric between the trainings."""
+    better: int | None
+    """Trainings with a higher metric than the base model; null with eval.baseline=false."""
+    delta: float | None
+    """Mean difference to the base model."""
+    delta_sd: float | None
+    """Standard deviation of the difference between the trainings."""
+    interval: tuple[float, float] | None
+    """Confidence interval of ``delta`` for other seeds and other questions."""
+    level: float
+    """Confidence level of ``interval``."""
+    p_value: float | None
+    """Two-sided p-value of no mean difference."""
+    p_adjusted: float | None = None
+    """Adjusted for the models judged earlier on the test set; null without eval.correct_for_reuse."""
+    verdict: Verdict | None
+    """The conclusion about the recipe; null with eval.baseline=false."""
+    models: int
+    """Models that were merged and evaluated besides the selected one."""
+    seconds: float
+    """Seconds that this took; less if answers were in the store."""
 
 
 class EvaluationRow(Record):
@@ -864,6 +968,8 @@ class RunRecord(Record):
     """The merged model compared with the adapter."""
     evaluation: Evaluation | None = None
     """Base and fine-tuned model on the test set."""
+    replication: Replication | None = None
+    """The selected recipe, judged by all of its trainings; null if it was trained with one seed."""
     evaluations: list[EvaluationRow] = []
     """The results of a sweep with mode=evaluate."""
     plan: list[PlanRow] = []

@@ -15,11 +15,11 @@ from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
-from sftlab.records import Example
+from sftlab.records import Example, Prediction
 from sftlab.results import Evaluation
 from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
-from sftlab.runtime.store import Store, key_of
+from sftlab.runtime.store import Stage, Store, key_of
 
 log = logging.getLogger(__name__)
 
@@ -91,18 +91,24 @@ def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
     return _memory[key]
 
 
+def answers(cfg: Config, store: Store, contender: Contender, test: EvalSet) -> tuple[list[list[Prediction]], Stage]:
+    """Return the scored answers of a model, once per repeat, and their stage."""
+    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
+    written = prompts(cfg, contender.base, test)  # a fine-tuned model usually has the tokenizer of its base
+    generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
+    runs = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+    return runs, generated.stage
+
+
 def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
     """Generate with every contender (``baseline``, ``finetuned``), compare the answers, and update the ledger."""
-    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     runs, stages, times = {}, {}, {}
     for name, contender in contenders.items():
         if name == "baseline" and not cfg.eval.baseline:
             continue
         log.info("evaluate: %s model, %d questions, %s", name, len(test.examples), cfg.eval.engine)
-        written = prompts(cfg, contender.base, test)  # a fine-tuned model usually has the tokenizer of its base
-        generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
-        stages[name], times[name] = str(generated.stage.path), round(generated.stage.seconds, 1)
-        runs[name] = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+        runs[name], stage = answers(cfg, store, contender, test)
+        stages[name], times[name] = str(stage.path), round(stage.seconds, 1)
     evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True)
     names = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in contenders.items()}
     if names["finetuned"] != names["baseline"]:

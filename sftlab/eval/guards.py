@@ -47,6 +47,7 @@ def settings(cfg: Config, name: str) -> Config:
         "pattern": own.pattern or cfg.eval.pattern,
         "reading": own.reading or (READ if own.task in (None, "choice") else "strict"),
         "extract": own.extract,
+        "tolerance": own.tolerance or cfg.eval.tolerance,
         "rouge": own.rouge or cfg.eval.rouge,
         "group_by": own.group_by,
         "max_tokens": own.max_tokens or cfg.eval.max_tokens,
@@ -125,16 +126,17 @@ def check(cfg: Config, store: Store, base: Base) -> None:
             raise ConfigError(*relocated(name, error.problems)) from error
 
 
-def judge(cfg: Config, store: Store, both: Mapping[str, Contender], judged: Judged, folder: Path) -> Judged:
-    """Compare the models on every guard, and add the results to those on the test set."""
+def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
+    """Compare the models on the test set and on every guard."""
+    asked = {name: read(cfg, store, name) for name in cfg.eval.guards}  # before anything is generated
+    judged = contenders.judge(cfg, store, both, test, folder)
     found, stages, times = [], dict(judged.stages), dict(judged.times)
-    for name, data in cfg.eval.guards.items():
-        own, test = read(cfg, store, name)
-        evaluation, of = _evaluation(own, store, both, test, folder / FOLDER / name, name)
+    for name, (own, rows) in asked.items():
+        evaluation, of = _evaluation(own, store, both, rows, folder / FOLDER / name, name)
         for side, generated in of.items():
             stages[f"{FOLDER}.{name}.{side}"] = str(generated.stage.path)
             times[f"{FOLDER}.{name}.{side}"] = round(generated.stage.seconds, 1)
-        sources = " + ".join(part.cfg.name_or_path for part in data.parts())
+        sources = " + ".join(part.cfg.name_or_path for part in cfg.eval.guards[name].parts())
         found.append(Guard(name=name, data=sources, evaluation=evaluation))
     return Judged(judged.evaluation.model_copy(update={"guards": found}), stages, times)
 

@@ -190,6 +190,9 @@ COMBINATIONS = [
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("eval.task=rouge", "select.metric=exact_match"),
+    tiny("eval.task=number"),
+    tiny("eval.task=number", "eval.tolerance.relative=-1"),
+    tiny("eval.task=json"),
 ]
 
 TRAINING = [
