@@ -60,7 +60,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         log.info("memory and time: mode=plan estimates them, and downloads the model for it")
     else:
         cfg, _ = with_precision(cfg, base, temporary, machine)
-        check_generation(cfg, base, test)
+        check_generation(cfg, temporary, base, test)
         inputs = _token_inputs(cfg, data, base)
         _log_stage("tokens", is_cached=store.has("tokens", inputs))
         token_key = store.path("tokens", inputs).name
@@ -91,6 +91,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
     cfg = with_task(cfg, test, data)
     check_answers(cfg, {"test": test.examples})
     log.info("test set: %d rows; engine: %s on %s", len(test.examples), cfg.eval.engine, machine.device)
+    pair: dict[str, Contender] = {}
     for name, section in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
         base = _model(name, section, store, cfg.seed)
         if base is None:
@@ -100,8 +101,12 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
             continue
         if name == "finetuned":
             evaluate.check_engine(base, cfg.eval)
-        model, prompts = Contender.of(base).model, contenders.prompts(cfg, base, test)
-        _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
+        pair[name] = Contender.of(base)
+        _log_answers(cfg, store, pair[name], test, machine)
+    if "baseline" in pair:
+        for name, one in contenders.defined(_without_downloads(cfg, store), temporary, pair, test)[0].items():
+            log.info("%-9s a contender on the same questions", name)
+            _log_answers(cfg, store, one, one.asked or test, machine)
     _log_power(cfg, [row.group for row in test.examples])
     _log_reuse(store, test)
 
@@ -166,6 +171,24 @@ def _token_inputs(cfg: Config, data: dataset.Dataset, base: Base) -> Mapping[str
 
 def _log_stage(stage: str, *, is_cached: bool) -> None:
     log.info("%-8s %s", stage, "cached" if is_cached else "will run")
+
+
+def _without_downloads(cfg: Config, store: Store) -> Config:
+    """Leave out the contenders whose models are not on this machine."""
+    known = dict(cfg.eval.contenders or {})
+    for name, one in known.items():
+        if one is not None and one.name_or_path is not None:
+            changes = {"name_or_path": one.name_or_path, "revision": one.revision}
+            if _model(name, cfg.model.model_copy(update=changes), store, cfg.seed) is None:
+                known[name] = None
+    return cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"contenders": known})})
+
+
+def _log_answers(
+    cfg: Config, store: Store, one: Contender, test: contenders.EvalSet, machine: instance.Machine
+) -> None:
+    prompts = contenders.prompts(cfg, one.base, test)
+    _log_stage("answers", is_cached=evaluate.cached(store, one.model, prompts, cfg.eval, machine, cfg.seed))
 
 
 def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:

@@ -52,7 +52,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
-    check_generation(cfg, base, test)
+    check_generation(cfg, store, base, test)
     tokens = tokenize.make(store, data, base, cfg)
     schedule.check_length(tokens.counts, cfg.train, machine)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
@@ -236,7 +236,7 @@ def compare_files(run: Run, cfg: Config) -> Path:
     return run.folder / "report.html"
 
 
-def check_generation(cfg: Config, base: Base, test: EvalSet) -> None:
+def check_generation(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
     """Check before training that the model can answer the test set.
 
     Raises:
@@ -245,3 +245,4 @@ def check_generation(cfg: Config, base: Base, test: EvalSet) -> None:
     if MODES[cfg.mode].evaluates:
         evaluate.check_engine(base, cfg.eval)
         contenders.prompts(cfg, base, test)
+        contenders.defined(cfg, store, {"baseline": Contender.of(base)}, test)
