@@ -266,6 +266,13 @@ class ContenderConfig(Section):
     user: str | None = None
 
 
+class ToleranceConfig(Section):
+    """How far a number may differ from its target."""
+
+    absolute: Annotated[float, Field(ge=0)]
+    relative: Annotated[float, Field(ge=0)]
+
+
 class EvalConfig(Section):
     """How answers are generated, extracted and scored, and on which test set."""
 
@@ -280,11 +287,12 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "rouge"]
+    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    tolerance: ToleranceConfig
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt
@@ -294,6 +302,8 @@ class EvalConfig(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
     correct_for_reuse: bool
     hoped_difference: Fraction
+    smallest_gain: Annotated[float, Field(ge=0, lt=1)]
+    margin: Annotated[float, Field(gt=0, lt=1)]
     forced: bool
     logprobs: bool
     labels: list[str]
@@ -335,7 +345,7 @@ class RunsConfig(Section):
     data: Name | None
     model: Name | None
     status: Literal["success", "running", "killed", "failed", "damaged"] | None
-    verdict: Literal["better", "worse", "inconclusive"] | None
+    verdict: Literal["better", "worse", "too_small", "inconclusive"] | None
     since: Name | None
     sort: Literal["started", "gain", "cost", "name"]
     limit: PositiveInt | None

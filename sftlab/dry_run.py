@@ -24,7 +24,7 @@ from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.pipeline import check_generation, evaluated_model, with_precision, with_task
+from sftlab.pipeline import evaluated_model, with_precision, with_task
 from sftlab.report.text import plural
 from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
@@ -60,7 +60,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         log.info("memory and time: mode=plan estimates them, and downloads the model for it")
     else:
         cfg, _ = with_precision(cfg, base, temporary, machine)
-        check_generation(cfg, temporary, base, test)
+        contenders.check(cfg, temporary, base, test)
         inputs = _token_inputs(cfg, data, base)
         _log_stage("tokens", is_cached=store.has("tokens", inputs))
         token_key = store.path("tokens", inputs).name

@@ -21,11 +21,11 @@ from sftlab.eval.shots import drawn, fitting, reworded, with_shots
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.records import Example, single_turn
+from sftlab.records import Example, Prediction, single_turn
 from sftlab.results import Evaluation
 from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
-from sftlab.runtime.store import Store, key_of
+from sftlab.runtime.store import Stage, Store, key_of
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,18 @@ def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
         for oldest in list(_memory)[:-REMEMBERED]:
             del _memory[oldest]
     return _memory[key]
+
+
+def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
+    """Check before training that the model can answer the test set, and write the prompts of its contenders.
+
+    Raises:
+        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
+    """
+    if MODES[cfg.mode].evaluates:
+        evaluate.check_engine(base, cfg.eval)
+        prompts(cfg, base, test)
+        defined(cfg, store, {"baseline": Contender.of(base)}, test)
 
 
 def defined(
@@ -202,6 +214,15 @@ def _added(base: Base, shot: Example) -> int:
     question = Example(shot.id, single_turn("", "?", ""), "")
     alone, behind = (prompt_tokens(base.tokenizer(), row)[0] for row in (question, with_shots(question, [shot])))
     return len(behind) - len(alone)
+
+
+def answers(cfg: Config, store: Store, contender: Contender, test: EvalSet) -> tuple[list[list[Prediction]], Stage]:
+    """Return the scored answers of a model, once per repeat, and their stage."""
+    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
+    written = prompts(cfg, contender.base, test)  # a fine-tuned model usually has the tokenizer of its base
+    generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
+    runs = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+    return runs, generated.stage
 
 
 def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:

@@ -9,7 +9,7 @@ from sftlab.config import EvalConfig
 from sftlab.eval.knowledge import constant, unknown
 from sftlab.eval.scorers import Scorer, scorer
 from sftlab.eval.scorers.base import Runs
-from sftlab.eval.statistics import answers_per_question, averages, compare, holm
+from sftlab.eval.statistics import answers_per_question, averages, compare, deciding_p, holm
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
@@ -99,7 +99,7 @@ def by_holm(evaluation: Evaluation) -> Evaluation:
     comparisons = [one.comparison for one in compared if one.comparison is not None]
     first = [] if own is None else [own]
     family = [*first, *comparisons]
-    p_values = holm([one.p_value for one in family])
+    p_values = holm([deciding_p(one) for one in family])
     p_of = dict(zip((one.name for one in compared), p_values[len(first) :], strict=True))
     finished = [
         one.model_copy(update={"p_adjusted": p, "verdict": _by(one.comparison, p, len(family))})
@@ -127,7 +127,7 @@ def _by_source(scored: Mapping[str, Sequence[Sequence[Prediction]]]) -> bool:
 def adjusted(jobs: Sequence[Job]) -> list[EvaluationRow]:
     """The evaluations of a sweep, with p-values adjusted by Holm's method; verdicts follow the adjusted p."""
     compared = [job for job in jobs if _comparison(job) is not None]
-    p_values = [result.p_value for job in compared if (result := _comparison(job)) is not None]
+    p_values = [deciding_p(result) for job in compared if (result := _comparison(job)) is not None]
     p_of = dict(zip((job.number for job in compared), holm(p_values), strict=True))
     return [_row(job, p_of.get(job.number), len(compared)) for job in jobs]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 from sftlab.config import Config
+from sftlab.eval.statistics import deciding_p
 from sftlab.records import Example
 from sftlab.results import Comparison, Contender, Evaluation, Reuse, Subgroups, Verdict
 from sftlab.runtime import ledger
@@ -83,7 +84,7 @@ def counted(cfg: Config, store: Path, evaluation: Evaluation, examples: Sequence
 
 def corrected(comparison: Comparison, number: int, alpha: float) -> Comparison:
     """Adjust p and the verdict of a comparison, with forced choices and in knowledge too, for earlier models."""
-    p = adjusted(comparison.p_value, number)
+    p = adjusted(deciding_p(comparison), number)
     verdict = _weakened(comparison.verdict, p, number, alpha)
     forced = None if comparison.forced is None else corrected(comparison.forced, number, alpha)
     changes: dict[str, object] = {"p_adjusted": p, "verdict": verdict, "forced": forced}

@@ -13,13 +13,18 @@ def table(evaluation: Evaluation) -> Table:
     view, judged = scorers.view(evaluation.task), evaluation.finetuned
     interval = f"{level(judged.level)} interval"
     minus = f"{evaluation.labels['finetuned']} minus it, points"
-    header = ["model", view.metrics[judged.metric], interval, view.no_answer, minus, "p, adjusted", "verdict"]
+    header = ["model", view.name(judged.metric), interval, view.no_answer, minus, "p, adjusted", "verdict"]
 
     def row(name: str, result: ModelResult, compared: Comparison | None, p: float | None, outcome: str) -> list[str]:
         own = [name, view.number(result.value), view.interval(result.interval), count(result.unparsed)]
         if compared is None or p is None:
             return [*own, "", "", ""]
-        return [*own, f"{points(compared.delta)} ({span(compared.interval)})", probability(p), outcome]
+        return [
+            *own,
+            f"{points(compared.delta)} ({span(compared.interval)})",
+            probability(p),
+            outcome.replace("_", " "),
+        ]
 
     rows = []
     if evaluation.baseline is not None:
@@ -65,6 +70,7 @@ def prompting(evaluation: Evaluation) -> str | None:
 
 _SAID: dict[Outcome, str] = {
     "better": "A prompt would not have been enough: the fine-tuned model is better than {}",
+    "too_small": "A prompt may have been enough: the gain is too small to matter, compared with {}",
     "inconclusive": "A prompt may have been enough: no difference is shown between the fine-tuned model and {}",
     "worse": "A prompt would have been better: the fine-tuned model is worse than {}",
 }

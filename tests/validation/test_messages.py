@@ -144,6 +144,8 @@ TYPES = [
     tiny("peft.target_modules=[]"),
     tiny("peft.lora_dropout=2"),
     tiny("eval.alpha=1"),
+    tiny("eval.margin=5"),
+    tiny("eval.smallest_gain=3"),
     tiny("eval.predictions=abc"),
     tiny("eval.predictions=a.jsonl,b.jsonl"),
     tiny("eval.predictions='a.jsonl,b.jsonl'"),
@@ -188,6 +190,9 @@ COMBINATIONS = [
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("eval.task=rouge", "select.metric=exact_match"),
+    tiny("eval.task=number"),
+    tiny("eval.task=number", "eval.tolerance.relative=-1"),
+    tiny("eval.task=json"),
 ]
 
 TRAINING = [
