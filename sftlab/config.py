@@ -290,6 +290,17 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
+class ContenderConfig(Section):
+    """A model beside the base and the fine-tuned model: whose weights, and what stands in its prompt."""
+
+    name_or_path: Location | None = None
+    revision: str | None = None
+    weights: Literal["base", "finetuned"] = "base"
+    shots: Count = 0
+    system: str | None = None
+    user: str | None = None
+
+
 class EvalConfig(Section):
     """How answers are generated, extracted and scored, and on which test set."""
 
@@ -299,6 +310,7 @@ class EvalConfig(Section):
     dataset: DatasetConfig | None
     predictions: list[Location]
     baseline: bool
+    contenders: dict[SourceName, ContenderConfig | None] | None = None
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]

@@ -51,7 +51,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
-    check_generation(cfg, store, base, test)
+    guards.check(cfg, store, base, test)
     tokens = tokenize.make(store, data, base, cfg)
     schedule.check_length(tokens.counts, cfg.train, machine)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
@@ -236,15 +236,3 @@ def compare_files(run: Run, cfg: Config) -> Path:
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"
-
-
-def check_generation(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
-    """Check before training that the model can answer the test set and the guards.
-
-    Raises:
-        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
-    """
-    if MODES[cfg.mode].evaluates:
-        evaluate.check_engine(base, cfg.eval)
-        contenders.prompts(cfg, base, test)
-        guards.check(cfg, store, base)

@@ -23,6 +23,7 @@ from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
 from sftlab.results import Evaluation, Guard
+from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import Store
 
 log = logging.getLogger(__name__)
@@ -112,16 +113,17 @@ def fitted(cfg: Config) -> Config:
     return cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"reading": "strict"})})
 
 
-def check(cfg: Config, store: Store, base: Base) -> None:
-    """Check before the training that both models can be asked the questions of every guard.
+def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
+    """Check before the training that a model can be asked the questions of the test set and of every guard.
 
     Raises:
-        ConfigError: A prompt leaves no room for an answer.
+        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
     """
-    for name in cfg.eval.guards:
-        own, test = read(cfg, store, name)
+    contenders.check(cfg, store, base, test)
+    for name in cfg.eval.guards if MODES[cfg.mode].evaluates else ():
+        own, rows = read(cfg, store, name)
         try:
-            contenders.prompts(own, base, test)
+            contenders.prompts(own, base, rows)
         except ConfigError as error:
             raise ConfigError(*relocated(name, error.problems)) from error
 
@@ -135,7 +137,7 @@ def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSe
         evaluation, of = _evaluation(own, store, both, rows, folder / FOLDER / name, name)
         for side, generated in of.items():
             stages[f"{FOLDER}.{name}.{side}"] = str(generated.stage.path)
-            times[f"{FOLDER}.{name}.{side}"] = round(generated.stage.seconds, 1)
+            times[f"{FOLDER}.{name}.{side}"] = round(generated.seconds, 1)
         sources = " + ".join(part.cfg.name_or_path for part in cfg.eval.guards[name].parts())
         found.append(Guard(name=name, data=sources, evaluation=evaluation))
     return Judged(judged.evaluation.model_copy(update={"guards": found}), stages, times)
@@ -149,7 +151,7 @@ def _evaluation(
     for side, one in both.items():
         log.info("guard %s: %s model, %d questions, %s", name, side, len(test.examples), cfg.eval.engine)
         written = contenders.prompts(cfg, one.base, test)
-        stages[side] = evaluate.make(store, one.model, written, cfg.eval, machine, cfg.seed)
+        (stages[side],) = evaluate.make_all(store, one.model, [written], cfg.eval, machine, cfg.seed)
         runs[side] = [score.predictions(stages[side].rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
     folder.mkdir(parents=True, exist_ok=True)
     return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True), stages

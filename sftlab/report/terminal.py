@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
-from sftlab.report import caveats, tables
+from sftlab.report import caveats, contenders, tables
 from sftlab.report.text import early_stop, level, plural
 from sftlab.results import Evaluation, EvaluationRow, Replication
 from sftlab.runtime.console import say
@@ -110,6 +110,12 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
         if of := tables.parts(judged):
             say(of)
+    if judged.contenders:
+        if any(one.result is not None for one in judged.contenders):
+            say(_printed("All contenders on the same questions", contenders.table(judged)))
+        for sentence in [*contenders.described(judged), contenders.prompting(judged)]:
+            if sentence is not None:
+                say(sentence)
     for _, name, result in tables.models(judged):
         if result.knowledge is not None and result.knowledge.forced and judged.constant is not None:
             always = f"always {judged.constant.answer} is right in {judged.constant.correct} of {result.n}"

@@ -12,7 +12,13 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval.task import settled
 from sftlab.runtime.modes import MODES
-from sftlab.validation.combinations import evaluation_problems, instance_problems, run_problems, training_problems
+from sftlab.validation.combinations import (
+    contender_problems,
+    evaluation_problems,
+    instance_problems,
+    run_problems,
+    training_problems,
+)
 from sftlab.validation.files import store_problems
 from sftlab.validation.keys import secrets, type_problems
 from sftlab.validation.models import model_problems
@@ -71,6 +77,7 @@ def _problems(cfg: Config) -> Iterator[Problem]:
     yield from instance_problems(cfg)
     yield from store_problems(cfg.store)
     yield from evaluation_problems(cfg)
+    yield from contender_problems(cfg)
     if MODES[cfg.mode].works_on == "eval.predictions":
         yield from prediction_problems(cfg)
     if MODES[cfg.mode].reads_data:  # other modes read the files of finished runs only

@@ -37,11 +37,14 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
     """A function that evaluates scripted models on a test set of differences, and on the guards."""
 
     def run(cfg: Any, script: Script, questions: int = 40) -> Evaluation:
-        def make(store: Store, model: Any, prompts: Any, *_: Any) -> Any:
+        def answered(model: Any, prompts: Any) -> Any:
             rows = [Generation(row.id, row.text, script(model.identity, row.text), "stop", 1) for row in prompts.rows]
-            return SimpleNamespace(rows=lambda repeat: rows, stage=SimpleNamespace(path=tmp_path, seconds=0.0))
+            return SimpleNamespace(rows=lambda repeat: rows, stage=SimpleNamespace(path=tmp_path), seconds=0.0)
 
-        monkeypatch.setattr(evaluate, "make", make)
+        def make_all(store: Store, model: Any, sets: Any, *_: Any) -> Any:
+            return [answered(model, prompts) for prompts in sets]
+
+        monkeypatch.setattr(evaluate, "make_all", make_all)
         cfg = cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"task": "exact"})})
         base = models.resolve(cfg.model, Store(cfg.store), 0)
         both = {side: Contender(evaluate.Model(base.path, side, False), base) for side in ("baseline", "finetuned")}
@@ -62,7 +65,7 @@ def test_a_loss_on_a_guard_is_found_and_none_is_not(tmp_path: Path, judge: Judge
     cfg = mounted(tmp_path, "eval.guards.sums.scoring.margin=0.1")
     same = judge(cfg, truth)
     (guard,) = same.guards
-    assert (guard.name, guard.evaluation.task, guard.evaluation.finetuned.n) == ("sums", "exact", 40)
+    assert (guard.name, guard.evaluation.task, guard.evaluation.finetuned.n) == ("sums", "number", 40)
     assert tables.guard_result(guard) == "no worse"
     forgets = judge(cfg, lambda side, prompt: "0" if side == "finetuned" else truth(side, prompt))
     assert forgets.comparison is not None
