@@ -451,7 +451,7 @@ class ModelResult(Record):
     """One model on the test set."""
 
     metric: str
-    """What is judged: accuracy, or a kind of ROUGE."""
+    """What is judged: accuracy, or the name of a score."""
     value: float
     """The metric, a fraction."""
     interval: tuple[float, float]
@@ -479,11 +479,40 @@ class ModelResult(Record):
     letters: dict[str, int] = {}
     """How often each answer was given; "none" where none was extracted."""
     scores: dict[str, float] = {}
-    """Means of all scores of the task, by name."""
+    """The other metrics of the task, by name, and the judged one if it is a kind of ROUGE."""
+    score_intervals: dict[str, tuple[float, float]] = {}
+    """Confidence intervals of other metrics: Wilson's for a share, a bootstrap's for macro-F1."""
+    items: dict[str, ItemCounts] = {}
+    """Results by label (eval.task=labels) or by field (eval.task=json)."""
     repeats: Repeats | None = None
     """Differences between repeated generations (eval.repeats)."""
     knowledge: Knowledge | None = None
     """What the model knows; null if a question has neither an answer nor a forced choice."""
+
+
+class Estimate(Record):
+    """A value with its confidence interval."""
+
+    value: float
+    """The value, a fraction."""
+    interval: tuple[float, float]
+    """Its confidence interval."""
+
+
+class ItemCounts(Record):
+    """A label (eval.task=labels) or a field (eval.task=json) in the answers of one model, over all repeats."""
+
+    expected: int
+    """How often it is in a target."""
+    given: int
+    """How often it is in an answer."""
+    right: int
+    """How often both are the same."""
+
+    @property
+    def f1(self) -> float:
+        """F-measure of precision and recall."""
+        return 2 * self.right / (self.given + self.expected)
 
 
 class Changes(Record):
@@ -542,6 +571,8 @@ class Comparison(Record):
     """Questions on which the second model is better; with repeats, more often right."""
     lost: int
     """Questions on which the second model is worse; with repeats, less often right."""
+    scores: dict[str, Estimate] = {}
+    """Differences of the other metrics, by name; the verdict does not depend on them."""
     both_right: int | None = None
     """Questions that both answer rightly; null for scores and with repeats."""
     both_wrong: int | None = None
@@ -635,6 +666,29 @@ class Subgroups(Record):
     """One entry per subgroup."""
 
 
+class Contender(Record):
+    """A model of eval.contenders, and the fine-tuned model compared with it."""
+
+    name: str
+    """Its name in eval.contenders."""
+    about: str
+    """What it is, in words."""
+    prompting: bool
+    """Whether it is the base model with another prompt."""
+    shots: list[str] = []
+    """Ids of the training rows that are examples in its prompt, in their order."""
+    left_out: str | None = None
+    """Why it was not evaluated; null if it was."""
+    result: ModelResult | None = None
+    """The model on the test set; null if it was left out."""
+    comparison: Comparison | None = None
+    """The fine-tuned model minus this one; null if it was left out."""
+    p_adjusted: float | None = None
+    """p of the comparison, adjusted by Holm's method for the number of contenders, the base model included."""
+    verdict: Verdict | None = None
+    """The verdict by the adjusted p."""
+
+
 class Reuse(Record):
     """How often the test set was used: the place of a model in the store's ledger."""
 
@@ -665,6 +719,10 @@ class Evaluation(Record):
     """The base model, or the first file; null with eval.baseline=false."""
     comparison: Comparison | None = None
     """Their comparison; null without a baseline."""
+    contenders: list[Contender] = []
+    """Further models on the same questions (eval.contenders)."""
+    p_adjusted: float | None = None
+    """p of ``comparison``, adjusted by Holm's method for all contenders; null without contenders."""
     subgroups: Subgroups | None = None
     """Results by eval.group_by, or by source."""
     constant: Constant | None = None
@@ -673,6 +731,19 @@ class Evaluation(Record):
     """What the models are called: those names, or those of the compared files (eval.labels)."""
     reuse: Reuse | None = None
     """How often the test set was used; null in mode=compare, and for a model compared with itself."""
+    guards: list[Guard] = []
+    """Results on other test sets (eval.guards)."""
+
+
+class Guard(Record):
+    """Both models on another test set, on which the fine-tuned model may not lose more than the margin."""
+
+    name: str
+    """Its name in eval.guards."""
+    data: str
+    """Its dataset."""
+    evaluation: Evaluation
+    """Its result; whether a loss is acceptable is in ``comparison.noninferiority``."""
 
 
 class TrainingResult(Record):

@@ -11,7 +11,7 @@ from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.errors import StageError
-from sftlab.eval import contenders, replication
+from sftlab.eval import contenders, guards, replication
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_scores
 from sftlab.eval.contenders import Contender
@@ -120,7 +120,7 @@ def _evaluate(run: Run, decision: Decision, done: Sequence[Job]) -> None:
     test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
     finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
     both = {"baseline": Contender.of(base), "finetuned": finetuned}
-    judged = contenders.judge(cfg, store, both, test, run.folder)
+    judged = guards.judge(cfg, store, both, test, run.folder)
     times = {**winner.times, **judged.times}
     run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
     if selection.recipes and len(selection.recipes[0].seeds) > 1:

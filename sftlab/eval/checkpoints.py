@@ -10,9 +10,9 @@ from pathlib import Path
 from sftlab.config import Config, Lora, Qlora
 from sftlab.dataset import stage as dataset
 from sftlab.eval import stage as evaluate
-from sftlab.eval.prompts import tokenize_prompts
+from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
-from sftlab.eval.several import Variant, make_all
+from sftlab.eval.stage import Request
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model import base as models
@@ -88,39 +88,42 @@ def _scored(group: _Group) -> dict[tuple[int, str], list[float]]:
     prompts = tokenize_prompts(group.examples, base, f"{data.stage.key}/validation", settings)
     rank = _lora_rank([job.settings() for job in group.jobs], machine)
     places = [(job.number, Path(candidate.checkpoint)) for job in group.jobs for candidate in job.candidates]
-    first: dict[str, Variant] = {}
+    first: dict[str, Request] = {}
     chosen = []
     for _, checkpoint in places:
         weights = variants.content(checkpoint)
         if weights not in first:
-            first[weights] = _variant(checkpoint, store, base, beside=rank is not None)
+            first[weights] = _request(checkpoint, store, base, prompts, beside=rank is not None)
         chosen.append(first[weights])
     log.info(
         "select: %d validation answers of each of %d checkpoints (%d different ones)",
         len(prompts.rows),
         len(places),
-        len(set(chosen)),
+        len({request.identity for request in chosen}),
     )
     model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
-    generated = make_all(store, model, chosen, prompts, settings, machine, cfg.seed, rank)
+    generated = evaluate.make_each(store, model, chosen, settings, machine, cfg.seed, rank)
     score = scorer(settings)
     values = {
-        variant: [
+        request.identity: [
             float(row.correct) if row.score is None else row.score
             for row in score.predictions(answers.rows(), group.examples)
         ]
-        for variant, answers in dict(zip(chosen, generated, strict=True)).items()
+        for request, answers in zip(chosen, generated, strict=True)
     }
-    return {(job, str(checkpoint)): values[variant] for (job, checkpoint), variant in zip(places, chosen, strict=True)}
+    return {
+        (job, str(checkpoint)): values[request.identity]
+        for (job, checkpoint), request in zip(places, chosen, strict=True)
+    }
 
 
-def _variant(checkpoint: Path, store: Store, base: Base, *, beside: bool) -> Variant:
+def _request(checkpoint: Path, store: Store, base: Base, prompts: Prompts, *, beside: bool) -> Request:
     """A checkpoint with the identity of its merged model, or of the base model if the weights are the same."""
     if variants.equals_base(checkpoint, base.path):
-        return Variant(None, base.identity)
+        return Request(base.identity, prompts)
     merged = store.path("merged", merge.inputs(checkpoint, base)).name
     # Beside the weights an adapter is not rounded to bfloat16, so a token may differ from that of the merged model.
-    return Variant(checkpoint, f"{merged}-adapter" if beside else merged)
+    return Request(f"{merged}-adapter" if beside else merged, prompts, checkpoint)
 
 
 def _lora_rank(settings: Sequence[Config], machine: Machine) -> int | None:

@@ -50,8 +50,8 @@ class Settings:
 class Engine(Protocol):
     """A loaded model that continues prompts."""
 
-    def load(self, checkpoint: Path | None, scratch: Path) -> None:
-        """Use the weights of a checkpoint of the model; None: those of the model itself.
+    def load(self, checkpoint: Path, scratch: Path) -> None:
+        """Use the weights of a checkpoint of the model.
 
         Merged weights may be written into the folder ``scratch``, and are deleted after they are loaded.
         """
@@ -87,16 +87,13 @@ def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
 
 
 @contextmanager
-def merged_folder(settings: Settings, checkpoint: Path | None, scratch: Path) -> Iterator[Path]:
-    """A folder with the weights of a checkpoint, merged into those of the model; the model's own folder without one.
+def merged_folder(settings: Settings, checkpoint: Path, scratch: Path) -> Iterator[Path]:
+    """A folder with the weights of a checkpoint, merged into those of the model.
 
     One merged model is on the disk at a time.
     """
     from sftlab.model.variants import save_merged
 
-    if checkpoint is None:
-        yield Path(settings.model)
-        return
     folder = scratch / "merged"
     try:
         save_merged(Path(settings.model), checkpoint, folder, trust_remote_code=settings.trust_remote_code)
@@ -138,13 +135,13 @@ class Vllm:
             **lora,
         )
 
-    def load(self, checkpoint: Path | None, scratch: Path) -> None:
+    def load(self, checkpoint: Path, scratch: Path) -> None:
         """Use an adapter beside the weights, or replace the weights by merged ones."""
         if self.settings.lora_rank:
             from vllm.lora.request import LoRARequest
 
             self.adapters += 1
-            self.adapter = checkpoint and LoRARequest(str(self.adapters), self.adapters, str(checkpoint))
+            self.adapter = LoRARequest(str(self.adapters), self.adapters, str(checkpoint))
             return
         with merged_folder(self.settings, checkpoint, scratch) as folder:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
@@ -224,7 +221,7 @@ class Transformers:
             pad_token_id=self._padding(), eos_token_id=settings.stop_token_ids or None
         )
 
-    def load(self, checkpoint: Path | None, scratch: Path) -> None:
+    def load(self, checkpoint: Path, scratch: Path) -> None:
         """Replace the model by the merged one."""
         with merged_folder(self.settings, checkpoint, scratch) as folder:
             self._start(folder)

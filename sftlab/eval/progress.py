@@ -13,21 +13,15 @@ from sftlab.eval.answers import ALIVE, FINISHED, FORCED, LETTERS
 
 
 @contextmanager
-def progress(
-    folders: Sequence[Path],
-    total: int,
-    label: str,
-    stall_min: float,
-    answers: Mapping[Path, Sequence[Path]] | None = None,
-) -> Iterator[Progress]:
-    """Show one progress bar for all engines that work in these folders; ``total`` completions are expected.
+def progress(folders: Mapping[Path, Sequence[Path]], total: int, label: str, stall_min: float) -> Iterator[Progress]:
+    """Show one progress bar for all engines; ``total`` completions are expected.
 
-    ``answers`` has the folders into which each engine writes its answers; None: its own folder.
+    ``folders`` has the folders that an engine fills one after the other, by the first of them.
     """
     from tqdm import tqdm
 
     with tqdm(total=total, desc=label, unit="prompt") as bar:
-        yield Progress({folder: (answers or {}).get(folder, [folder]) for folder in folders}, bar, stall_min)
+        yield Progress(folders, bar, stall_min)
 
 
 class Progress:
@@ -38,7 +32,7 @@ class Progress:
 
     def __init__(self, folders: Mapping[Path, Sequence[Path]], bar: Any, stall_min: float) -> None:
         self.bar, self.stall_min = bar, stall_min
-        self.engines = {folder: _Engine(folder, answers) for folder, answers in folders.items()}
+        self.engines = {first: _Engine(own) for first, own in folders.items()}
         self.started, self.choices = False, 0
 
     def __call__(self, running: Collection[Path]) -> None:
@@ -73,24 +67,24 @@ class Progress:
 class _Engine:
     """What an engine's files have shown so far, and the time of its last sign of life."""
 
-    def __init__(self, folder: Path, answers: Sequence[Path]) -> None:
-        self.folder, self.answers = folder, answers
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = folders
         self.started, self.active = False, time.monotonic()
         self.beat, self.bytes_read = 0, dict[Path, int]()
 
     def look(self) -> tuple[int, int]:
         """Return the number of new completions and of new choices."""
         with suppress(FileNotFoundError):  # before its first step
-            beat = (self.folder / ALIVE).stat().st_mtime_ns
+            beat = (self.folders[0] / ALIVE).stat().st_mtime_ns
             if beat != self.beat:
                 self.beat, self.active = beat, time.monotonic()
-        completions, *choices = (
-            sum(self._new_lines(folder / name) for folder in self.answers) for name in (FINISHED, FORCED, LETTERS)
-        )
-        return completions, sum(choices)
+        return self._new_lines(FINISHED), self._new_lines(FORCED) + self._new_lines(LETTERS)
 
-    def _new_lines(self, path: Path) -> int:
-        if not path.is_file():  # the engine is starting
+    def _new_lines(self, name: str) -> int:
+        return sum(self._new_lines_of(folder / name) for folder in self.folders)
+
+    def _new_lines_of(self, path: Path) -> int:
+        if not path.is_file():  # the engine is starting, or works in an earlier folder
             return 0
         with path.open("rb") as file:
             file.seek(self.bytes_read.get(path, 0))

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, TextIO
@@ -22,17 +22,6 @@ from sftlab.eval.engines import Engine, Settings, start
 from sftlab.eval.forced import choose_letters, needs_choice
 from sftlab.runtime.processes import serve
 from sftlab.runtime.store import write_json
-
-
-class Part(BaseModel):
-    """The questions to one of several models that an engine is loaded with in turn."""
-
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
-
-    checkpoint: Path | None
-    """A checkpoint of the engine's model; None: the model itself."""
-    folder: Path
-    """Folder with its questions, for its answers."""
 
 
 class GenerateTask(BaseModel):
@@ -50,32 +39,32 @@ class GenerateTask(BaseModel):
     """Whether to compute the log-probabilities of the letters directly after each question."""
     cores: list[int] | None
     """CPU cores that the engine may use; None: all."""
-    parts: list[Part] = []
-    """Checkpoints of the model, each with its questions; empty: the model itself, with the questions of the folder."""
+    also: list[Path] = []
+    """Folders with further questions, which follow."""
+    checkpoints: list[Path | None] = []
+    """For each folder the checkpoint of the model that answers its questions; None or missing: the model itself."""
 
 
 def run(folder: Path, task: GenerateTask) -> None:
-    """Start the engine, and answer the questions to each model."""
+    """Start an engine, and answer the questions in each folder."""
     if task.cores is not None:
         os.sched_setaffinity(0, task.cores)  # before the import of torch, which starts a thread per core
     begin = time.monotonic()
     engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
-    ready = time.monotonic()
-    seconds, tokens = 0.0, 0
-    for part in task.parts or [Part(checkpoint=None, folder=folder)]:
-        if task.parts:
-            engine.load(part.checkpoint, part.folder)
-        spent, written = answer(engine, task, part.folder)
-        seconds, tokens = seconds + spent, tokens + written
-    write_json(folder / SPEED, asdict(Speed(ready - begin, seconds, tokens)))
+    start_seconds = time.monotonic() - begin
+    for part, checkpoint in zip_longest((folder, *task.also), task.checkpoints):
+        if checkpoint is not None:
+            engine.load(checkpoint, part)
+        speed = _answer(part, engine, task)
+        write_json(part / SPEED, asdict(replace(speed, start_seconds=start_seconds)))
 
 
-def answer(engine: Engine, task: GenerateTask, folder: Path) -> tuple[float, int]:
+def _answer(folder: Path, engine: Engine, task: GenerateTask) -> Speed:
     """Complete the questions of each repeat, then make the forced choices that the repeat needs.
 
     The letters directly after the questions are the same in every repeat, so they are computed in the first only.
-    Returns the seconds of the completions, and their tokens.
     """
+    begin = time.monotonic()
     questions = Question.read(folder / QUESTIONS)
     seconds, tokens = 0.0, 0
     with (
@@ -105,7 +94,7 @@ def answer(engine: Engine, task: GenerateTask, folder: Path) -> tuple[float, int
                 bare = [replace(question, completion="", finish_reason="length") for question in lacking]
                 for question, logprobs in choose_letters(engine, task.settings, bare):
                     _append(letters, Letters(repeat, question.row, logprobs))
-    return seconds, tokens
+    return Speed(0.0, seconds, tokens, time.monotonic() - begin)
 
 
 def _append(file: TextIO, record: Answer | Letters) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sftlab.eval import scorers
-from sftlab.eval.scorers.base import View
+from sftlab.eval.scorers.view import View
 from sftlab.report.text import level, plural, seconds
 from sftlab.results import Evaluation, EvaluationRow, Replication, Reuse
 

@@ -13,6 +13,7 @@ from sftlab.results import (
     Comparison,
     Evaluation,
     EvaluationRow,
+    Guard,
     ModelResult,
     Replication,
     Selection,
@@ -39,28 +40,54 @@ def models(evaluation: Evaluation) -> list[tuple[str, str, ModelResult]]:
 
 def name_of_metric(evaluation: Evaluation) -> str:
     """The name of the metric that is judged."""
-    return scorers.view(evaluation.task).metrics[evaluation.finetuned.metric]
+    return scorers.view(evaluation.task).name(evaluation.finetuned.metric)
 
 
 def results(evaluation: Evaluation) -> Table:
     """The models, and their difference."""
     view, judged, compared = scorers.view(evaluation.task), evaluation.finetuned.metric, evaluation.comparison
-    others = [key for key in view.metrics if key != judged]
-    header = ["model", view.metrics[judged], f"{level(evaluation.finetuned.level)} interval"]
-    header += [view.metrics[key] for key in others]
+    others = [key for key in evaluation.finetuned.scores if key != judged]
+    header = ["model", view.name(judged), f"{level(evaluation.finetuned.level)} interval"]
+    header += [view.name(key) for key in others]
     header += ["correct" if view.graded else f"{view.gained}, {view.lost}", view.rows, view.no_answer, "truncated"]
     rows = []
     for _, name, result in models(evaluation):
         row = [name, view.number(result.value), view.interval(result.interval)]
-        row += [view.number(result.scores[key]) for key in others]
+        row += [_other(view, result, key) for key in others]
         row += ["" if result.correct is None else count(result.correct)]
         rows.append([*row, questions(result), count(result.unparsed), truncated(result)])
     if compared is not None:
-        difference = ["Difference", f"{points(compared.delta)} points", span(compared.interval), *[""] * len(others)]
+        difference = ["Difference", f"{points(compared.delta)} points", span(compared.interval)]
+        known = [compared.scores.get(key) for key in others]
+        difference += ["" if other is None else f"{points(other.value)} ({span(other.interval)})" for other in known]
         rows.append([*difference, f"+{compared.gained} −{compared.lost}", count(compared.n), "", ""])
         header.append("p")
         rows = [[*row, ""] for row in rows[:-1]] + [[*rows[-1], probability(compared.p_value)]]
     return Table(header, rows, ("model",))
+
+
+def _other(view: scorers.View, result: ModelResult, key: str) -> str:
+    """Another metric of a model, with its interval if it has one."""
+    interval = result.score_intervals.get(key)
+    return view.number(result.scores[key]) + (f" ({view.interval(interval)})" if interval is not None else "")
+
+
+def items(evaluation: Evaluation) -> Table | None:
+    """Precision, recall and F1 of each model by label or field; None if the task has neither."""
+    view, every = scorers.view(evaluation.task), models(evaluation)
+    names = dict.fromkeys(name for _, _, result in every for name in result.items)
+    if not names:
+        return None
+    header = [view.items, "in targets"]
+    header += [f"{part}, {name}" for _, name, _ in every for part in ("right of given", "F1")]
+    table = Table(header, [], (view.items,))
+    for name in names:
+        own = [result.items.get(name) for _, _, result in every]
+        row = [name, count(max(counts.expected for counts in own if counts is not None))]
+        for counts in own:
+            row += [DASH, DASH] if counts is None else [f"{counts.right:,} of {counts.given:,}", f"{counts.f1:.3f}"]
+        table.rows.append(row)
+    return table
 
 
 def questions(result: ModelResult) -> str:
@@ -205,6 +232,39 @@ def subgroups(evaluation: Evaluation) -> Table:
         row = [group.name, count(group.n), *(side(sides[key]) for key, _, _ in models(evaluation))]
         rows.append(row + (difference(group) if several else []))
     return Table(header + (["difference, points", "p", "p, adjusted"] if several else []), rows, (of.column,))
+
+
+def guards(evaluation: Evaluation) -> Table:
+    """The models on every guard, and whether a loss is acceptable."""
+    header = ["guard", "questions", *(name for _, name, _ in models(evaluation)), "difference", "lost at most"]
+    table = Table([*header, "margin", "result"], [], ("guard", "result"))
+    for guard in evaluation.guards:
+        view, compared = scorers.view(guard.evaluation.task), guard.evaluation.comparison
+        row = [guard.name, count(guard.evaluation.finetuned.n)]
+        row += [view.number(result.value) for _, _, result in models(guard.evaluation)]
+        if compared is None or (test := compared.noninferiority) is None:
+            table.rows.append([*row, "", "", "", "not compared"])
+            continue
+        row += [f"{points(compared.delta)} ({span(compared.interval)})", points(max(-test.bound, 0)).removeprefix("+")]
+        table.rows.append([*row, points(test.margin).removeprefix("+"), guard_result(guard)])
+    return table
+
+
+def guard_result(guard: Guard) -> str:
+    """Whether a loss on a guard is acceptable, in a few words."""
+    compared = guard.evaluation.comparison
+    if compared is None or compared.noninferiority is None or not compared.verdict.judged:
+        return "not judged"
+    test = compared.noninferiority
+    if test.outcome != "inconclusive":
+        return {"no_worse": "no worse", "worse": "worse"}[test.outcome]
+    return "undecided" + (f" (about {needed(test.needed)} questions decide)" if test.needed is not None else "")
+
+
+def needed(questions: int) -> str:
+    """A number of questions that was extrapolated: two digits, rounded up."""
+    scale = 10 ** max(len(str(questions)) - 2, 0)
+    return f"{-(-questions // scale) * scale:,}"
 
 
 def evaluations(rows: Sequence[EvaluationRow]) -> Table:

@@ -190,6 +190,9 @@ COMBINATIONS = [
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("select.max_rows=5"),
+    tiny("eval.task=number"),
+    tiny("eval.task=number", "eval.tolerance.relative=-1"),
+    tiny("eval.task=json"),
 ]
 
 TRAINING = [
@@ -334,7 +337,24 @@ PREDICTIONS = [
     Case(COMPARE, "other targets", pair(GOOD.replace('"A",', '"B",'))),
 ]
 
-LIGHT = [*KEYS, *TYPES, *COMBINATIONS, *TRAINING, *DATA, *MODELS, *PREDICTIONS]
+CONTENDERS = [
+    *(
+        Case([setting])
+        for setting in (
+            "eval.contenders.mine.system=hi",
+            "+eval.contenders.mine.sistem=hi",
+            "+eval.contenders.baseline.shots=2",
+            "+eval.contenders.mine={}",
+            "+eval.contenders.mine=5",
+            "+eval.contenders.mine.revision=main",
+            "+eval.contenders.mine={weights: finetuned, name_or_path: 'random:llama'}",
+            "+eval.contenders.mine.system='{{ row }}'",
+            "+eval.contenders.mine.name_or_path=nowhere/",
+        )
+    ),
+]
+
+LIGHT = [*KEYS, *TYPES, *COMBINATIONS, *TRAINING, *DATA, *MODELS, *PREDICTIONS, *CONTENDERS]
 CASES = [*LIGHT, *HEAVY_TRAINING]
 HEADERS = [case.header for case in CASES]
 

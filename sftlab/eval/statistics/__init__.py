@@ -6,7 +6,8 @@ sources, and how often they are wrong in simulations.
 """
 
 from sftlab.eval.statistics.groups import FEW
-from sftlab.eval.statistics.limits import Limits, deciding_p
+from sftlab.eval.statistics.limits import Limits, deciding_p, margin_to_rule_out
+from sftlab.eval.statistics.macro import Labelled, macro_f1, macro_f1_difference
 from sftlab.eval.statistics.means import compare_scores, differences, mean_interval
 from sftlab.eval.statistics.multiple import fewest, holm
 from sftlab.eval.statistics.paired import compare
@@ -18,6 +19,7 @@ from sftlab.eval.statistics.trainings import MeanGain, over_trainings
 
 __all__ = [
     "FEW",
+    "Labelled",
     "Limits",
     "MeanGain",
     "accuracy",
@@ -31,7 +33,10 @@ __all__ = [
     "differences",
     "fewest",
     "holm",
+    "macro_f1",
+    "macro_f1_difference",
     "majority",
+    "margin_to_rule_out",
     "mean_interval",
     "minimal_detectable_difference",
     "noise",

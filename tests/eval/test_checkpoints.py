@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ from test_evaluate import CPU, PROMPTS, answer, line, settings
 
 from sftlab.config import Config
 from sftlab.errors import StageError
+from sftlab.eval import launch
 from sftlab.eval import stage as evaluate
 from sftlab.eval.answers import FINISHED, Question
-from sftlab.eval.several import Variant, make_all
-from sftlab.eval.stage import Model
+from sftlab.eval.stage import Model, Request
+from sftlab.eval.worker import GenerateTask
 from sftlab.model.variants import content, equals_base, save_merged
 from sftlab.runtime.processes import Child
 from sftlab.runtime.store import Store
 
 Make = Callable[..., Config]
-BASE = Variant(None, "base")
+BASE = Request("base", PROMPTS)
 
 
 class Engines:
@@ -34,26 +36,26 @@ class Engines:
         self.dies = False
 
     def __call__(self, module: str, tasks: list[Child], **_: Any) -> None:
-        for task in tasks:
-            parts = task.task.parts  # type: ignore[attr-defined]
-            self.loaded.append([part.checkpoint and part.checkpoint.name for part in parts])
-            for number, part in enumerate(parts):
-                rows = Question.read(part.folder / "prompts.jsonl")
-                lines = [
-                    line(answer(0, row.row, f"{part.checkpoint and part.checkpoint.name} {row.row}")) for row in rows
-                ]
-                kept = lines[:2] if self.dies and number == 1 else lines
-                (part.folder / FINISHED).write_text("".join(kept), "utf-8")
-                if kept is not lines:
+        for child in tasks:
+            task = child.task
+            assert isinstance(task, GenerateTask)
+            names = [path and path.name for path in task.checkpoints]
+            self.loaded.append(names)
+            for number, (folder, name) in enumerate(zip((child.folder, *task.also), names, strict=True)):
+                rows = Question.read(folder / "prompts.jsonl")
+                lines = [line(answer(0, row.row, f"{name} {row.row}")) for row in rows]
+                if self.dies and number == 1:
+                    (folder / FINISHED).write_text("".join(lines[:2]), "utf-8")
                     raise StageError("ended by SIGKILL")
-            speed = {"start_seconds": 1.0, "generate_seconds": 2.0, "tokens": 5}
-            (task.folder / "speed.json").write_text(json.dumps(speed), "utf-8")
+                (folder / FINISHED).write_text("".join(lines), "utf-8")
+                speed = {"start_seconds": 1.0, "generate_seconds": 2.0, "tokens": 5, "seconds": 2.0}
+                (folder / "speed.json").write_text(json.dumps(speed), "utf-8")
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     engines = Engines()
-    monkeypatch.setattr(evaluate, "children", engines)
+    monkeypatch.setattr(launch, "children", engines)
     return engines
 
 
@@ -64,36 +66,43 @@ def base(tmp_path: Path) -> Model:
     return Model(tmp_path / "model", "base", False)
 
 
-def variants(tmp_path: Path, count: int) -> list[Variant]:
-    return [Variant(tmp_path / f"checkpoint-{number}", f"merged-{number}") for number in range(count)]
+def checkpoints(tmp_path: Path, count: int) -> list[Request]:
+    return [Request(f"merged-{number}", PROMPTS, tmp_path / f"checkpoint-{number}") for number in range(count)]
 
 
 def test_one_engine_answers_for_all_checkpoints_and_equal_ones_once(
     tmp_path: Path, config: Make, base: Model, engines: Engines
 ) -> None:
-    one, two = variants(tmp_path, 2)
+    one, two = checkpoints(tmp_path, 2)
     store, cfg = Store(tmp_path / "store"), settings(config, "eval.forced=false")
-    made = make_all(store, base, [one, BASE, two, one, BASE], PROMPTS, cfg, CPU, 0)
+    made = evaluate.make_each(store, base, [one, BASE, two, one, BASE], cfg, CPU, 0)
     assert len(engines.loaded) == 1
     assert engines.loaded[0][0] is None  # the weights that the engine starts with
     assert sorted(name for name in engines.loaded[0] if name) == ["checkpoint-0", "checkpoint-1"]
     texts = [stage.rows()[3].completion for stage in made]
     assert texts == ["checkpoint-0 3", "None 3", "checkpoint-1 3", "checkpoint-0 3", "None 3"]
     # A model that is merged later has the same answers, and a longer sweep answers for its new checkpoint only.
-    (tmp_path / "merged-0").symlink_to(base.path)
-    again = evaluate.make(store, Model(tmp_path / "merged-0", "merged-0", False), PROMPTS, cfg, CPU, 0)
+    again = evaluate.make(store, Model(base.path, "merged-0", False), PROMPTS, cfg, CPU, 0)
     assert again.stage.cached
-    make_all(store, base, variants(tmp_path, 3), PROMPTS, cfg, CPU, 0)
+    evaluate.make_each(store, base, checkpoints(tmp_path, 3), cfg, CPU, 0)
     assert engines.loaded[1:] == [["checkpoint-2"]]
 
 
+def test_several_engines_share_the_checkpoints(tmp_path: Path, config: Make, base: Model, engines: Engines) -> None:
+    machine = replace(CPU, num_processes=2)
+    evaluate.make_each(
+        Store(tmp_path / "store"), base, checkpoints(tmp_path, 5), settings(config, "eval.forced=false"), machine, 0
+    )
+    assert sorted(map(len, engines.loaded)) == [2, 3]
+
+
 def test_answers_survive_a_kill(tmp_path: Path, config: Make, base: Model, engines: Engines) -> None:
-    store, cfg, every = Store(tmp_path / "store"), settings(config, "eval.forced=false"), variants(tmp_path, 3)
+    store, cfg, every = Store(tmp_path / "store"), settings(config, "eval.forced=false"), checkpoints(tmp_path, 3)
     engines.dies = True
     with pytest.raises(StageError):
-        make_all(store, base, every, PROMPTS, cfg, CPU, 0)
+        evaluate.make_each(store, base, every, cfg, CPU, 0)
     engines.dies = False
-    made = make_all(store, base, every, PROMPTS, cfg, CPU, 0)
+    made = evaluate.make_each(store, base, every, cfg, CPU, 0)
     assert [stage.rows()[6].completion for stage in made] == [f"checkpoint-{number} 6" for number in range(3)]
     assert len(engines.loaded[1]) == 2  # the first model had all of its answers
     assert not [*tmp_path.glob("store/generations/*/engine-*")]
