@@ -15,12 +15,13 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned_data
-from sftlab.eval import contenders, reuse
+from sftlab.eval import contenders, guards, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
+from sftlab.eval.statistics import margin_to_rule_out
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model.base import Base
@@ -60,7 +61,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         log.info("memory and time: mode=plan estimates them, and downloads the model for it")
     else:
         cfg, _ = with_precision(cfg, base, temporary, machine)
-        contenders.check(cfg, temporary, base, test)
+        guards.check(cfg, temporary, base, test)
         inputs = _token_inputs(cfg, data, base)
         _log_stage("tokens", is_cached=store.has("tokens", inputs))
         token_key = store.path("tokens", inputs).name
@@ -75,6 +76,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         log.info("select, merge, evaluate, report: %s", "from the cached training" if is_trained else "will run")
         _log_power(cfg, [row.group for row in test.examples])
         _log_reuse(store, test)
+        _log_guards(cfg, temporary)
 
 
 def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -109,6 +111,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
             _log_answers(cfg, store, one, one.asked or test, machine)
     _log_power(cfg, [row.group for row in test.examples])
     _log_reuse(store, test)
+    _log_guards(cfg, temporary)
 
 
 def planning(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -195,6 +198,23 @@ def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
     """Log the minimum detectable effect of a test set."""
     for level, message in scorer(cfg.eval).power(groups):
         log.log(level, "%s", message)
+
+
+def _log_guards(cfg: Config, temporary: Store) -> None:
+    """Check the guards, and log their questions and the smallest acceptable loss that they can rule out."""
+    for name in cfg.eval.guards:
+        own, test = guards.read(cfg, temporary, name)
+        groups = len({row.group or number for number, row in enumerate(test.examples)})
+        log.info("guard %s: %d questions, eval.task=%s", name, len(test.examples), own.eval.task)
+        if (most := margin_to_rule_out(groups, own.eval.alpha)) > own.eval.margin:
+            log.warning(
+                "guard %s: %d questions are too few for a margin of %.1f points: they can rule out a loss of %.1f "
+                "points or more (80 %% power, if nothing is lost and a tenth of the answers change)",
+                name,
+                groups,
+                100 * own.eval.margin,
+                100 * most,
+            )
 
 
 def _log_reuse(store: Store, test: contenders.EvalSet) -> None:

@@ -720,6 +720,19 @@ class Evaluation(Record):
     """What the models are called: those names, or those of the compared files (eval.labels)."""
     reuse: Reuse | None = None
     """How often the test set was used; null in mode=compare, and for a model compared with itself."""
+    guards: list[Guard] = []
+    """Results on other test sets (eval.guards)."""
+
+
+class Guard(Record):
+    """Both models on another test set, on which the fine-tuned model may not lose more than the margin."""
+
+    name: str
+    """Its name in eval.guards."""
+    data: str
+    """Its dataset."""
+    evaluation: Evaluation
+    """Its result; whether a loss is acceptable is in ``comparison.noninferiority``."""
 
 
 class TrainingResult(Record):

@@ -73,9 +73,9 @@ def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSe
 
     The training rows are those of ``data``; in mode=evaluate with eval.dataset, those of the latter if it has any.
     """
-    mounted, trained_on = cfg.eval.dataset is not None, data
+    mounted, trained_on = None if cfg.eval.dataset is None else "eval.dataset", data
     if cfg.eval.dataset is not None:
-        data = dataset.make(store, cfg.eval.dataset, mounted=True)
+        data = dataset.make(store, cfg.eval.dataset, mounted="eval.dataset")
     assert data is not None
     source = cfg.eval.dataset or cfg.dataset
     rows = dataset.test_rows(data, cfg.eval.max_rows, source.seed)

@@ -48,6 +48,7 @@ def card(run: RunRecord, cfg: Config) -> str:
         metric="" if evaluation is None else tables.name_of_metric(evaluation),
         items=None if evaluation is None else tables.items(evaluation),
         results=None if evaluation is None else tables.results(evaluation),
+        guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         contenders=contenders.table(evaluation) if evaluation is not None and contenders.against(evaluation) else None,

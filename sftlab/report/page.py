@@ -61,6 +61,12 @@ def render(folder: Path, run: RunRecord) -> str:
         results=tables.results(evaluation) if evaluation is not None else None,
         items=tables.items(evaluation) if evaluation is not None else None,
         few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
+        guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
+        guard_kinds=[
+            (guard.name, tables.subgroups(guard.evaluation))
+            for guard in (evaluation.guards if evaluation is not None else [])
+            if guard.evaluation.subgroups is not None
+        ],
         loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
         caveats=used_of_all(run.evaluations)

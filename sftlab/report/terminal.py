@@ -132,6 +132,22 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             say(f"{plural(by.without, 'test row')} without a value in this column")
         if by.note:
             say(by.note)
+    guards(judged)
+
+
+def guards(judged: Evaluation) -> None:
+    """Print the models on every guard, and by subgroup if a guard has them."""
+    if not judged.guards:
+        return
+    say(_printed("Guards: what the fine-tuned model may not lose, in points", tables.guards(judged)))
+    for guard in judged.guards:
+        if (by := guard.evaluation.subgroups) is not None:
+            table = tables.subgroups(guard.evaluation)
+            title = f"Guard {guard.name} by {by.column}, with {level(by.level)} intervals"
+            say(_printed(title, tables.Table(table.header, table.rows[:SHOWN], table.text)))
+        verdict = None if guard.evaluation.comparison is None else guard.evaluation.comparison.verdict
+        if verdict is not None and not verdict.judged:
+            say(f"Guard {guard.name}: {verdict.reason}")
 
 
 def evaluations(rows: Sequence[EvaluationRow]) -> None:

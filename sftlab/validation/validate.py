@@ -53,10 +53,16 @@ def validate(composed: DictConfig) -> Config:
 
 def _without_unused_names(composed: DictConfig) -> DictConfig:
     """Set ``name_or_path`` to null where it is not set and ``sources`` stands in its place."""
-    for section in ("dataset", "eval.dataset"):
+    guards = OmegaConf.select(composed, "eval.guards")
+    named = [f"eval.guards.{name!s}" for name in guards] if isinstance(guards, DictConfig) else []
+    for section in ("dataset", "eval.dataset", *named):
         key = f"{section}.name_or_path"
         node = OmegaConf.select(composed, section)
-        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, "name_or_path") and node.sources is not None:
+        if (
+            isinstance(node, DictConfig)
+            and OmegaConf.is_missing(node, "name_or_path")
+            and node.get("sources") is not None
+        ):
             composed = composed.copy()
             OmegaConf.update(composed, key, None)
     return composed
