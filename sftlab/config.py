@@ -329,6 +329,13 @@ class RunsConfig(Section):
     limit: PositiveInt | None
 
 
+class ServeConfig(Section):
+    """How ``mode=serve`` serves the models of a run."""
+
+    port: Annotated[int, Field(ge=1, le=65534)]
+    adapter: bool
+
+
 class PlanConfig(Section):
     """How ``mode=plan`` determines memory and time."""
 
@@ -347,10 +354,11 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location
+    run: Location | None
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig
@@ -363,4 +371,5 @@ class Config(Section):
     hub: HubConfig
     clean: CleanConfig
     runs: RunsConfig
+    serve: ServeConfig
     plan: PlanConfig

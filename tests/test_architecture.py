@@ -18,7 +18,7 @@ LAYERS = [
     {"runtime"},
     SUBJECTS,
     {"train", "eval"},
-    {"report"},
+    {"report", "serve"},
     {"pipeline", "validation"},
     {"dry_run"},
     {"work"},

@@ -157,5 +157,6 @@ MODES = {
         ),
         Mode("clean", instead="it examines one store"),
         Mode("runs", instead="it lists all runs"),
+        Mode("serve", evaluates=True, works_on="run", instead="it serves the models of one run"),
     )
 }
