@@ -303,7 +303,7 @@ class MergeConfig(Section):
 class TrackingConfig(Section):
     """Where curves and tables are logged, besides the run's folder."""
 
-    backend: Literal["wandb", "none"]
+    backend: Literal["wandb", "trackio", "tensorboard", "mlflow", "none"]
     project: str
     entity: str | None
 
@@ -354,7 +354,7 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location

@@ -26,7 +26,8 @@ from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.run import Run, not_writable
 from sftlab.runtime.store import Store
-from sftlab.serve import server
+from sftlab.serve import chat, server
+from sftlab.serve.client import streaming
 from sftlab.train import advice, memory, plan, probe
 from sftlab.train.plan_table import print_table
 
@@ -208,6 +209,26 @@ def serve_run(cfg: Config, *, dry_run: bool) -> None:
     server.run(run, planned, cfg, lambda: log.info("serve: ready: %s; Ctrl-C stops it", places))
 
 
+def chat_with_run(cfg: Config, *, dry_run: bool) -> None:
+    """``mode=chat``: ask the base model and the fine-tuned model of a run in the terminal, until the input ends.
+
+    Raises:
+        ConfigError: there is no such run, or it has no merged model.
+    """
+    from rich.console import Console
+
+    run = finished.find(cfg)
+    evaluate.check_engine(run.base, cfg.eval)
+    planned = server.servers(run, server.free_port(), adapter=cfg.serve.adapter)
+    if dry_run:
+        log.info("would start a conversation with: %s", run.folder)
+        return
+    log.info("chat: starting %s", run.folder)
+    with server.background(run, planned, cfg):
+        urls = {name: one.url for one in planned for name in one.names}
+        chat.converse(chat.typed(), list(urls), streaming(urls), Console())
+
+
 def _list_dry(cfg: Config) -> None:
     list_runs(cfg, dry_run=True)
 
@@ -231,5 +252,9 @@ WORK: dict[str, InJobs | WithoutJobs] = {
     "serve": WithoutJobs(
         lambda cfg, folder, run: serve_run(cfg, dry_run=False),
         lambda cfg, folder, scratch: serve_run(cfg, dry_run=True),
+    ),
+    "chat": WithoutJobs(
+        lambda cfg, folder, run: chat_with_run(cfg, dry_run=False),
+        lambda cfg, folder, scratch: chat_with_run(cfg, dry_run=True),
     ),
 }

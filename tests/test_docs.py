@@ -21,7 +21,7 @@ from sftlab.hydra_app.compose import Composer
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 # What a command may need, as in ```console title="Needs: a GPU, the hub": those commands are composed, and not run.
-NEEDS = {"a GPU", "the hub", "a cluster", "minutes", "your files", "Optuna", "the scorer"}
+NEEDS = {"a GPU", "the hub", "a cluster", "minutes", "your files", "Optuna", "the scorer", "the tracker"}
 FENCE = re.compile(r'^```(\w*)(?: title="Needs: ([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?python -m sftlab((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
 

@@ -20,6 +20,7 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
 from sftlab.instance.machine import PROC, WSL, Machine, find, nvidia_smi, unsupported
 from sftlab.runtime.modes import MODES
+from sftlab.tracking import tracker
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def check(machine: Machine, cfg: Config) -> None:
     problems: list[Problem] = []
     if trains:
         problems += unsupported(machine, cfg.train, cfg.peft)
+    if mode.trains and (problem := tracker.missing(cfg.tracking)):
+        problems.append(problem)
     if machine.device == "cuda":
         cuda, torch_problem = _torch(machine.name)
         problems += [torch_problem] if torch_problem else _driver(machine.name, cuda)
@@ -63,7 +66,7 @@ def check(machine: Machine, cfg: Config) -> None:
     if trains and cfg.train.torch_compile and machine.device == "cpu":
         problems += _cpp_compiler()
     if uses_vllm:
-        other = "" if cfg.mode == "serve" else "set eval.engine=transformers"  # which has no server
+        other = "" if mode.serves else "set eval.engine=transformers"  # which has no server
         problems += _vllm(machine, other)
     if problems:
         raise ConfigError(*problems)

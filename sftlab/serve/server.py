@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 
 from sftlab.config import Config
-from sftlab.errors import ConfigError, Problem, shown
+from sftlab.errors import ConfigError, Problem, StageError, shown
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
 from sftlab.model.base import reads_images
@@ -86,8 +89,37 @@ def free_port() -> int:
             return port
 
 
-def run(finished: Finished, planned: list[Server], cfg: Config, when_ready: Callable[[], None]) -> None:
-    """Serve until a signal. ``when_ready`` is called once, when all servers answer.
+@contextmanager
+def background(finished: Finished, planned: list[Server], cfg: Config) -> Iterator[None]:
+    """Serve while the block runs, which starts when all servers answer.
+
+    Raises:
+        StageError: a server failed, or the block raised it.
+    """
+    ready, stop = Event(), Event()
+    # A thread that lives as long as the servers: the kernel ends a process with the thread that started it.
+    with ThreadPoolExecutor(1) as thread:
+        serving = thread.submit(run, finished, planned, cfg, ready.set, stop.is_set)
+        try:
+            while not ready.wait(timeout=0.2):
+                if serving.done():
+                    serving.result()
+            yield
+        except StageError as error:
+            stop.set()
+            raise serving.exception() or error from None  # the cause, if a server has failed
+        finally:
+            stop.set()
+
+
+def run(
+    finished: Finished,
+    planned: list[Server],
+    cfg: Config,
+    when_ready: Callable[[], None],
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Serve until a signal, or until ``until()``. ``when_ready`` is called once, when all servers answer.
 
     Raises:
         StageError: a server failed.
@@ -105,6 +137,8 @@ def run(finished: Finished, planned: list[Server], cfg: Config, when_ready: Call
             del waiting[0]
             if not waiting:
                 when_ready()
+        if until():
+            raise _StoppedError
 
     with TemporaryDirectory(prefix="sftlab-") as temporary:
         tasks = []
@@ -121,7 +155,12 @@ def run(finished: Finished, planned: list[Server], cfg: Config, when_ready: Call
                 after=planned[place - 1].port if place else None,
             )
             tasks.append(Child(folder, task, _environment(environments[place % len(environments)], machine, cfg)))
-        children("sftlab.serve.worker", tasks, watch=watch)
+        with suppress(_StoppedError):
+            children("sftlab.serve.worker", tasks, watch=watch)
+
+
+class _StoppedError(Exception):
+    """What ends the servers when they are not needed any more."""
 
 
 def _environment(devices: Mapping[str, str], machine: Machine, cfg: Config) -> dict[str, str]:

@@ -23,8 +23,8 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
-    if cfg.mode == "serve" and cfg.eval.engine != "vllm":
-        message = "mode=serve starts the server of vLLM"
+    if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
+        message = f"mode={cfg.mode} starts the server of vLLM"
         yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"

@@ -67,9 +67,10 @@ WRITES: dict[str, tuple[set[str], set[str] | None]] = {
     "clean": (set(), None),
     "runs": (set(), None),
     "serve": (set(), None),
+    "chat": (set(), None),
 }
 AXIS = {"evaluate": "eval.name_or_path=random:llama,random:qwen3"}
-LIGHT = {"compare", "report", "clean", "runs", "serve"}
+LIGHT = {"compare", "report", "clean", "runs", "serve", "chat"}
 
 
 def cases() -> list[Any]:
@@ -77,7 +78,7 @@ def cases() -> list[Any]:
     for mode in MODES:
         for sweep in (False, True):
             for dry in (False, True):
-                if mode == "serve" and not sweep and not dry:
+                if MODES[mode].serves and not sweep and not dry:
                     continue  # tests/serve starts it
                 light = mode in LIGHT or (sweep and not MODES[mode].has_jobs)
                 marks = [] if light else [pytest.mark.smoke]
@@ -106,7 +107,7 @@ def test_every_mode_writes_its_files_or_is_refused(
         (tmp_path / "store").mkdir()
     elif mode == "runs":
         Run.start(tmp_path / "outputs" / "a", name="demo", mode="train", seed=1, command="").finish("success")
-    elif mode == "serve":
+    elif MODES[mode].serves:
         settings += [f"run={make_run(tmp_path)}", f"serve.port={free_port()}", "instance=cpu"]
     else:
         settings += TINY

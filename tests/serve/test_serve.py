@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -20,15 +21,17 @@ from typing import Any
 import pytest
 from conftest import composed, interruptible
 from made_runs import make_run
+from rich.console import Console
 from test_cli import quick, whole
 from test_modes import TINY
 
 from sftlab.dataset.arrow_examples import Examples
-from sftlab.errors import ConfigError
+from sftlab.errors import ConfigError, StageError
 from sftlab.model import finished
 from sftlab.records import Example, read_jsonl
 from sftlab.runtime.run import Run
-from sftlab.serve import server, worker
+from sftlab.serve import chat, server, worker
+from sftlab.serve.client import streaming
 
 # ------------------------------------------------------------------- which run, which models
 
@@ -229,6 +232,25 @@ def test_what_cannot_be_answered_is_refused_and_the_server_continues(serving: Se
     with pytest.raises(openai.NotFoundError, match="other"):
         serving.ask("other", example)
     assert serving.ask("finetuned", example).choices[0].message.content == completion
+
+
+@pytest.mark.smoke
+def test_a_conversation_in_the_terminal(serving: Serving) -> None:
+    (first, answer), (second, _) = serving.recorded("finetuned")[:2]
+    models = ("baseline", "finetuned")
+
+    def talk(stream: Any, *lines: str) -> str:
+        out = io.StringIO()
+        chat.converse(iter(lines), models, stream, Console(file=out, width=100))
+        return out.getvalue()
+
+    stream = streaming(dict.fromkeys(models, serving.url))
+    out = talk(stream, first.question, "/reset", second.question, "word " * 5000, "Hello")
+    assert f"finetuned: {answer}\n" in out
+    assert "context length" in out
+    assert out.count("finetuned: ") == 4  # with the refusal
+    with pytest.raises(StageError, match="does not answer"):
+        talk(streaming(dict.fromkeys(models, "http://127.0.0.1:9/v1")), "Hello")
 
 
 @pytest.mark.smoke
