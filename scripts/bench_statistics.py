@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from sftlab.eval.statistics import accuracy, minimal_detectable_difference, ties, wilson
+from sftlab.eval.statistics import accuracy, minimal_detectable_difference, over_trainings, ties, wilson
 from sftlab.eval.statistics.groups import Size
 from sftlab.eval.statistics.means import at_most_zero
-from sftlab.eval.statistics.paired import changes, p_of_changes, tango
+from sftlab.eval.statistics.paired import changes, p_of_changes, p_of_difference, tango
 
 SEED = 16
 DOCS = Path(__file__).parent.parent / "docs" / "statistics.md"
@@ -83,6 +83,32 @@ def paired() -> Iterator[Table]:
         rows.append([str(n), *map(share, largest), *map(share, found)])
     header = ("questions", "type I error, mid-p", "exact test", "power, mid-p", "exact test")
     yield "Largest type I error for 1–100 % changes, and power at 15 % gained and 5 % lost (alpha 0.05)", header, rows
+
+
+def margins() -> Iterator[Table]:
+    """How often a loss of the margin is called acceptable, and how often no loss is."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for n in (60, 125, 250, 466, 1273):
+        for margin in (0.02, 0.05, 0.1):
+            row = [str(n), f"{100 * margin:.0f}"]
+            wrong = []
+            for gain in (0.0, 0.02, 0.05, 0.1, 0.2):
+                gained, lost, _ = rng.multinomial(n, [gain, gain + margin, 1 - 2 * gain - margin], size=20_000).T
+                wrong.append(float(np.mean(no_worse(gained, lost, n, margin))))
+            row.append(share(max(wrong)))
+            for changed in (0.02, 0.1, 0.2):
+                gained, lost, _ = rng.multinomial(n, [changed / 2, changed / 2, 1 - changed], size=20_000).T
+                row.append(share(float(np.mean(no_worse(gained, lost, n, margin)))))
+            rows.append(row)
+    header = ("questions", "margin, points", "type I error", "power, 2 % change", "10 % change", "20 % change")
+    yield "Margin: a loss of it is called acceptable (alpha 0.05), and power if nothing is lost", header, rows
+
+
+def no_worse(gained: NDArray[np.int64], lost: NDArray[np.int64], n: int, margin: float) -> NDArray[np.bool_]:
+    """Whether a loss of the margin is ruled out."""
+    p = p_of_difference(gained, lost, n, -margin) / 2
+    return np.asarray((p < 0.05) & (gained - lost > -margin * n))
 
 
 def grouped() -> Iterator[Table]:
@@ -198,6 +224,29 @@ def repeated() -> Iterator[Table]:
     yield "Repeats: 466 questions, a true gain of 4.5 points", header, rows
 
 
+def trained() -> Iterator[Table]:
+    """Type I error of the verdict on a recipe, and of one training that stands for its recipe."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for n in (50, 160, 500):
+        for count in (2, 3, 5):
+            row = [str(n), str(count)]
+            for spread in (0.0, 0.01, 0.03):
+                wrong = alone = 0
+                for _ in range(1000):
+                    shift = rng.normal(0, spread, (count, 1)) / 0.5
+                    up = rng.random((count, n)) < np.clip(rng.beta(0.5, 0.5, n) + shift, 0, 1)
+                    differences = np.where(rng.random((count, n)) < 0.25, np.where(up, 1.0, -1.0), 0.0)
+                    wrong += over_trainings(differences.tolist()).p_value() < 0.05
+                    gained, lost = (differences[0] > 0).sum(), (differences[0] < 0).sum()
+                    alone += float(p_of_changes(gained, lost, n)) < 0.05
+                row += [share(wrong / 1000), share(alone / 1000)]
+            rows.append(row)
+    header = ("questions", "trainings", "SD 0 points", "one training", "SD 1 point", "one training", "SD 3 points",
+              "one training")  # fmt: skip
+    yield "Several trainings: type I error of the verdict on a recipe (alpha 0.05)", header, rows
+
+
 def checkpoints() -> Iterator[Table]:
     """How often one of several equally good checkpoints is called worse."""
     rng = np.random.default_rng(SEED)
@@ -241,7 +290,7 @@ def detectable() -> Iterator[Table]:
 def main() -> None:
     """Write all tables."""
     text = [f"Seed {SEED}. Tables are enumerated, or have 500 to 20,000 draws per cell (standard error up to 0.010).\n"]
-    for part in (paired, grouped, skewed, repeated, checkpoints, detectable):
+    for part in (paired, margins, grouped, skewed, repeated, trained, checkpoints, detectable):
         for title, header, rows in part():
             print(title, file=sys.stderr)
             lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -70,6 +70,18 @@ def interval(value: float) -> float:
     if value > 1 and value % 1:
         raise PydanticCustomError("interval", "should be a whole number of steps, or below 1 a share of an epoch")
     return value
+
+
+def known_task(task: str) -> str:
+    """Accept a value of eval.task.
+
+    Raises:
+        PydanticCustomError: any other value.
+    """
+    tasks = get_args(EvalConfig.model_fields["task"].annotation)
+    if task not in tasks:
+        raise PydanticCustomError("task", "should be {tasks}", {"tasks": f"{', '.join(tasks[:-1])} or {tasks[-1]}"})
+    return task
 
 
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
@@ -135,6 +147,28 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
+class ToleranceConfig(Section):
+    """How far a number may differ from its target."""
+
+    absolute: Annotated[float, Field(ge=0)]
+    relative: Annotated[float, Field(ge=0)]
+
+
+class Scoring(Section):
+    """How answers to the rows of a guard are generated and scored; null: the default of guards."""
+
+    task: Annotated[str, AfterValidator(known_task)] | None = None
+    pattern: str | None = None
+    reading: Literal["strict", "last", "lenient"] | None = None
+    extract: str | None = None
+    rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
+    tolerance: ToleranceConfig | None = None
+    group_by: str | None = None
+    max_tokens: PositiveInt | None = None
+    max_rows: PositiveInt | None = None
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class DatasetConfig(RowSettings):
     """A source of rows, or several (``sources``), each of which has the keys of this section that it does not set."""
 
@@ -142,6 +176,7 @@ class DatasetConfig(RowSettings):
     sources: dict[SourceName, SourceConfig] | None
     max_overlap: Fraction
     allow_overlap: bool
+    scoring: Scoring | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -255,6 +290,17 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
+class ContenderConfig(Section):
+    """A model beside the base and the fine-tuned model: whose weights, and what stands in its prompt."""
+
+    name_or_path: Location | None = None
+    revision: str | None = None
+    weights: Literal["base", "finetuned"] = "base"
+    shots: Count = 0
+    system: str | None = None
+    user: str | None = None
+
+
 class EvalConfig(Section):
     """How answers are generated, extracted and scored, and on which test set."""
 
@@ -264,15 +310,17 @@ class EvalConfig(Section):
     dataset: DatasetConfig | None
     predictions: list[Location]
     baseline: bool
+    contenders: dict[SourceName, ContenderConfig | None] | None = None
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "rouge"]
+    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    tolerance: ToleranceConfig
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt
@@ -282,6 +330,9 @@ class EvalConfig(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
     correct_for_reuse: bool
     hoped_difference: Fraction
+    smallest_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    guards: dict[SourceName, DatasetConfig] = {}
     forced: bool
     logprobs: bool
     labels: list[str]
@@ -323,7 +374,7 @@ class RunsConfig(Section):
     data: Name | None
     model: Name | None
     status: Literal["success", "running", "killed", "failed", "damaged"] | None
-    verdict: Literal["better", "worse", "inconclusive"] | None
+    verdict: Literal["better", "worse", "too_small", "inconclusive"] | None
     since: Name | None
     sort: Literal["started", "gain", "cost", "name"]
     limit: PositiveInt | None

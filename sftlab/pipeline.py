@@ -12,7 +12,7 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision, task
+from sftlab.eval import contenders, decision, guards, replication, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
@@ -31,7 +31,7 @@ from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, link
 from sftlab.runtime.store import Stage, Store
 from sftlab.tracking import tracker
-from sftlab.train import advice, memory, ranking, schedule, select, sharing
+from sftlab.train import advice, memory, ranking, recipes, schedule, select, sharing
 from sftlab.train import stage as train
 from sftlab.validation.combinations import evaluation_problems
 
@@ -40,8 +40,7 @@ log = logging.getLogger(__name__)
 
 def run_job(cfg: Config, job: Job, folder: Path) -> None:
     """Dataset → tokens → train. The results are set in ``job``."""
-    store, machine = Store(cfg.store), instance.find(cfg.instance)
-    cfg = pinned_data(cfg)
+    store, machine, cfg = Store(cfg.store), instance.find(cfg.instance), pinned_data(cfg)
     data = dataset.make(store, cfg.dataset)
     data.announce()
     job.row_format, job.data_sources = data.row_format(), data.sources()
@@ -52,7 +51,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
-    check_generation(cfg, base, test)
+    guards.check(cfg, store, base, test)
     tokens = tokenize.make(store, data, base, cfg)
     schedule.check_length(tokens.counts, cfg.train, machine)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
@@ -140,16 +139,16 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     done = [job for job in jobs if job.status == "success"]
     ranking.warn_of_batches(done)
     ranked = max(ranking.comparable(done), key=len)  # the first of equally large groups
-    candidates = [candidate for job in ranked for candidate in job.candidates]
     settings = ranked[0].settings().select
     answers, groups = None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))
     if settings.metric == "exact_match":
         answers, groups = validation_answers(ranked)
-    selected = select.select(candidates, settings.tie, answers, groups)
+    order = recipes.rank(ranked, settings.tie, answers, groups)
+    selected = order.selection
     winner = next(job for job in done if job.number == selected.chosen.job)
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     sources = tokenize.validation_sources(Path(winner.stages["tokens"]))
-    cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked, sources)
+    cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked, sources, order.recipes)
     run.update(
         **winner.origin(),
         receipt=winner.receipt,
@@ -159,7 +158,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     )
     checkpoint = Path(selection.checkpoint)
     link(run.folder / "best", checkpoint if selection.step else None)
-    terminal.ranking(selected, jobs, selection.by_source)
+    terminal.ranking(selected, jobs, selection)
     files.sweep_csv(run.folder / "sweep.csv", selected, done)
     files.metrics(run.folder, jobs)
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
@@ -179,10 +178,13 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
         finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
         both = {"baseline": Contender.of(base), "finetuned": finetuned}
-        judged = contenders.judge(cfg, store, both, test, run.folder)
+        judged = guards.judge(cfg, store, both, test, run.folder)
         times = {**winner.times, **judged.times}
         run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
-        terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed)
+        if selection.recipes and len(selection.recipes[0].seeds) > 1:
+            replicated = replication.replicate(cfg, store, selection.recipes[0], done, test, judged.evaluation)
+            run.update(replication=replicated)
+        terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed, run.record.replication)
     track(run, cfg, winner)
     publish(run, cfg)
     if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
@@ -203,7 +205,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     model = models.resolve(evaluated_model(cfg), store, cfg.seed)
     evaluate.check_engine(model, cfg.eval)
     both = {"baseline": Contender.of(base), "finetuned": Contender.of(model)}
-    judged = contenders.judge(cfg, store, both, test, folder)
+    judged = guards.judge(cfg, store, both, test, folder)
     job.evaluation, job.stages, job.times = judged.evaluation, judged.stages, judged.times
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}
@@ -234,14 +236,3 @@ def compare_files(run: Run, cfg: Config) -> Path:
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"
-
-
-def check_generation(cfg: Config, base: Base, test: EvalSet) -> None:
-    """Check before training that the model can answer the test set.
-
-    Raises:
-        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
-    """
-    if MODES[cfg.mode].evaluates:
-        evaluate.check_engine(base, cfg.eval)
-        contenders.prompts(cfg, base, test)

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 2
 
 Scalar = str | int | float | bool | None
 Status = Literal["running", "success", "failed"]
-Outcome = Literal["better", "worse", "inconclusive"]
+Outcome = Literal["better", "worse", "too_small", "inconclusive"]
 
 LABELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
 """What tables and figures call the two models, unless eval.labels or compared files name them."""
@@ -280,6 +280,29 @@ class Selection(Record):
     """Every checkpoint, those that cannot be ranked with the others at the end."""
     by_source: list[SourceLoss] = []
     """The validation loss of the selected checkpoint by source; empty without dataset.sources."""
+    recipes: list[Recipe] = []
+    """Recipes by their mean over seeds, the best first; empty if no recipe was trained with several seeds."""
+
+
+class Recipe(Record):
+    """The jobs of a sweep that differ in ``seed`` only: replicates of one recipe."""
+
+    overrides: list[str]
+    """Overrides of its jobs, without the seed."""
+    jobs: list[int]
+    """Numbers of its jobs, one per seed."""
+    seeds: list[int]
+    """Their seeds."""
+    checkpoints: list[str]
+    """Folder of the checkpoint selected in each of its trainings."""
+    steps: list[int]
+    """Optimizer steps of these checkpoints."""
+    values: list[float]
+    """What they are ranked by, each (selection.metric)."""
+    mean: float
+    """Mean of ``values``, by which recipes are ranked."""
+    sd: float | None
+    """Standard deviation of ``values``; null with one seed."""
 
 
 class SourceLoss(Record):
@@ -321,7 +344,8 @@ class Verdict(Record):
     """What the comparison of two models says."""
 
     outcome: Outcome
-    """better or worse: of the second model, at the level of the test; inconclusive otherwise."""
+    """better or worse: of the second model, at the level of the test; too_small: it is not better by eval.smallest_gain
+    or more; inconclusive otherwise."""
     reason: str
     """The numbers behind it, in one sentence."""
     judged: bool = True
@@ -330,7 +354,7 @@ class Verdict(Record):
     """What limits the verdict: other readings that disagree, truncated answers."""
 
     def __str__(self) -> str:
-        return "; ".join([f"{self.outcome}: {self.reason}", *self.notes])
+        return "; ".join([f"{self.outcome.replace('_', ' ')}: {self.reason}", *self.notes])
 
 
 class ReadingCounts(Record):
@@ -416,7 +440,7 @@ class ModelResult(Record):
     """One model on the test set."""
 
     metric: str
-    """What is judged: accuracy, or a kind of ROUGE."""
+    """What is judged: accuracy, or the name of a score."""
     value: float
     """The metric, a fraction."""
     interval: tuple[float, float]
@@ -444,11 +468,40 @@ class ModelResult(Record):
     letters: dict[str, int] = {}
     """How often each answer was given; "none" where none was extracted."""
     scores: dict[str, float] = {}
-    """Means of all scores of the task, by name."""
+    """The other metrics of the task, by name, and the judged one if it is a kind of ROUGE."""
+    score_intervals: dict[str, tuple[float, float]] = {}
+    """Confidence intervals of other metrics: Wilson's for a share, a bootstrap's for macro-F1."""
+    items: dict[str, ItemCounts] = {}
+    """Results by label (eval.task=labels) or by field (eval.task=json)."""
     repeats: Repeats | None = None
     """Differences between repeated generations (eval.repeats)."""
     knowledge: Knowledge | None = None
     """What the model knows; null if a question has neither an answer nor a forced choice."""
+
+
+class Estimate(Record):
+    """A value with its confidence interval."""
+
+    value: float
+    """The value, a fraction."""
+    interval: tuple[float, float]
+    """Its confidence interval."""
+
+
+class ItemCounts(Record):
+    """A label (eval.task=labels) or a field (eval.task=json) in the answers of one model, over all repeats."""
+
+    expected: int
+    """How often it is in a target."""
+    given: int
+    """How often it is in an answer."""
+    right: int
+    """How often both are the same."""
+
+    @property
+    def f1(self) -> float:
+        """F-measure of precision and recall."""
+        return 2 * self.right / (self.given + self.expected)
 
 
 class Changes(Record):
@@ -460,6 +513,26 @@ class Changes(Record):
     """Independent questions with one answer each from which the difference would be as uncertain."""
     freedom: int | None
     """Degrees of freedom of Student's t; null if questions are independent and have one answer each."""
+
+
+class NonInferiority(Record):
+    """Whether the second model loses less than the largest acceptable loss: a one-sided test."""
+
+    margin: float
+    """The largest acceptable loss (eval.margin)."""
+    p_value: float
+    """One-sided p-value of a loss of ``margin`` or more; small if the loss is smaller."""
+    p_worse: float
+    """One-sided p-value of a loss of at most ``margin``; small if the loss is larger."""
+    bound: float
+    """Lower end of the one-sided interval of the difference."""
+    level: float
+    """Confidence level of ``bound`` and of the test."""
+    outcome: Literal["no_worse", "worse", "inconclusive"]
+    """no_worse: the loss is shown to be smaller than ``margin``; worse: it is shown to be larger."""
+    needed: int | None = None
+    """About how many questions would decide with a probability of 80 %, if the difference stays as it is; null if it is
+    decided, or if the difference is the margin."""
 
 
 class Comparison(Record):
@@ -487,6 +560,8 @@ class Comparison(Record):
     """Questions on which the second model is better; with repeats, more often right."""
     lost: int
     """Questions on which the second model is worse; with repeats, less often right."""
+    scores: dict[str, Estimate] = {}
+    """Differences of the other metrics, by name; the verdict does not depend on them."""
     both_right: int | None = None
     """Questions that both answer rightly; null for scores and with repeats."""
     both_wrong: int | None = None
@@ -499,6 +574,15 @@ class Comparison(Record):
     """What this difference assumes, in words."""
     changes: Changes | None = None
     """Changed answers; null for scores."""
+    smallest_gain: float = 0.0
+    """The smallest gain that matters (eval.smallest_gain); 0: any gain."""
+    p_gain: float | None = None
+    """Two-sided p-value of a gain of ``smallest_gain``; null if this is 0."""
+    needed: int | None = None
+    """About how many questions would decide with a probability of 80 %, if the difference stays as it is; null if the
+    verdict is not inconclusive, or if the difference is the smallest gain."""
+    noninferiority: NonInferiority | None = None
+    """Whether a loss is acceptable; null without a margin."""
     verdict: Verdict
     """The conclusion."""
     forced: Comparison | None = None
@@ -571,6 +655,29 @@ class Subgroups(Record):
     """One entry per subgroup."""
 
 
+class Contender(Record):
+    """A model of eval.contenders, and the fine-tuned model compared with it."""
+
+    name: str
+    """Its name in eval.contenders."""
+    about: str
+    """What it is, in words."""
+    prompting: bool
+    """Whether it is the base model with another prompt."""
+    shots: list[str] = []
+    """Ids of the training rows that are examples in its prompt, in their order."""
+    left_out: str | None = None
+    """Why it was not evaluated; null if it was."""
+    result: ModelResult | None = None
+    """The model on the test set; null if it was left out."""
+    comparison: Comparison | None = None
+    """The fine-tuned model minus this one; null if it was left out."""
+    p_adjusted: float | None = None
+    """p of the comparison, adjusted by Holm's method for the number of contenders, the base model included."""
+    verdict: Verdict | None = None
+    """The verdict by the adjusted p."""
+
+
 class Reuse(Record):
     """How often the test set was used: the place of a model in the store's ledger."""
 
@@ -601,6 +708,10 @@ class Evaluation(Record):
     """The base model, or the first file; null with eval.baseline=false."""
     comparison: Comparison | None = None
     """Their comparison; null without a baseline."""
+    contenders: list[Contender] = []
+    """Further models on the same questions (eval.contenders)."""
+    p_adjusted: float | None = None
+    """p of ``comparison``, adjusted by Holm's method for all contenders; null without contenders."""
     subgroups: Subgroups | None = None
     """Results by eval.group_by, or by source."""
     constant: Constant | None = None
@@ -609,6 +720,69 @@ class Evaluation(Record):
     """What the models are called: those names, or those of the compared files (eval.labels)."""
     reuse: Reuse | None = None
     """How often the test set was used; null in mode=compare, and for a model compared with itself."""
+    guards: list[Guard] = []
+    """Results on other test sets (eval.guards)."""
+
+
+class Guard(Record):
+    """Both models on another test set, on which the fine-tuned model may not lose more than the margin."""
+
+    name: str
+    """Its name in eval.guards."""
+    data: str
+    """Its dataset."""
+    evaluation: Evaluation
+    """Its result; whether a loss is acceptable is in ``comparison.noninferiority``."""
+
+
+class TrainingResult(Record):
+    """One training of the selected recipe on the test set."""
+
+    job: int
+    """Number of its job."""
+    seed: int
+    """Its seed."""
+    step: int
+    """Optimizer step of the selected checkpoint; 0 is the untrained model."""
+    value: float
+    """The metric of the fine-tuned model."""
+    delta: float | None
+    """The difference to its base model; null with eval.baseline=false."""
+
+
+class Replication(Record):
+    """The selected recipe, judged by all of its trainings."""
+
+    metric: str
+    """What is compared."""
+    n: int
+    """Questions."""
+    trainings: list[TrainingResult]
+    """One entry per seed."""
+    mean: float
+    """Mean of the metric over the trainings."""
+    sd: float
+    """Standard deviation of the metric between the trainings."""
+    better: int | None
+    """Trainings with a higher metric than the base model; null with eval.baseline=false."""
+    delta: float | None
+    """Mean difference to the base model."""
+    delta_sd: float | None
+    """Standard deviation of the difference between the trainings."""
+    interval: tuple[float, float] | None
+    """Confidence interval of ``delta`` for other seeds and other questions."""
+    level: float
+    """Confidence level of ``interval``."""
+    p_value: float | None
+    """Two-sided p-value of no mean difference."""
+    p_adjusted: float | None = None
+    """Adjusted for the models judged earlier on the test set; null without eval.correct_for_reuse."""
+    verdict: Verdict | None
+    """The conclusion about the recipe; null with eval.baseline=false."""
+    models: int
+    """Models that were merged and evaluated besides the selected one."""
+    seconds: float
+    """Seconds that this took; less if answers were in the store."""
 
 
 class EvaluationRow(Record):
@@ -821,6 +995,8 @@ class RunRecord(Record):
     """The merged model compared with the adapter."""
     evaluation: Evaluation | None = None
     """Base and fine-tuned model on the test set."""
+    replication: Replication | None = None
+    """The selected recipe, judged by all of its trainings; null if it was trained with one seed."""
     evaluations: list[EvaluationRow] = []
     """The results of a sweep with mode=evaluate."""
     plan: list[PlanRow] = []

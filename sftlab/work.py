@@ -145,7 +145,7 @@ def render_again(folder: Path, destination: Path) -> Path:
         if record.selection is not None:
             figures.loss_curve(destination / "loss.png", record.experiment, record.selection, jobs(folder))
         if record.evaluation is not None:
-            terminal.evaluation(record.evaluation, record.mode, record.seed)
+            terminal.evaluation(record.evaluation, record.mode, record.seed, record.replication)
         if record.evaluations:
             terminal.evaluations(record.evaluations)
         page.write(run, destination)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
@@ -22,7 +22,7 @@ FEW = 4  # chunks that cost less than the start of processes
 _apply: Callable[[Any], Any]  # in a worker process: the function that it applies
 
 
-def in_order(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
+def in_order(function: Callable[[C], R], chunks: Iterable[C]) -> Generator[R, None, None]:
     """Yield the result of a function for each chunk, in order.
 
     From the fifth chunk on, chunks are computed in parallel: the function, the chunks and the results are pickled. Few

@@ -6,8 +6,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sftlab.config import Config, Supervised
-from sftlab.dataset.arrow_examples import Batch, Examples
+from sftlab.dataset.arrow_examples import Batch
 from sftlab.dataset.parallel import in_order
 from sftlab.dataset.prompt import attempt, changed_texts, tokenize
 from sftlab.dataset.stage import Dataset
@@ -104,25 +105,28 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
         counts: dict[str, SplitCounts] = {}
         turn_ends: set[int] = set()
         prompt_bos = 0
-        for split in SPLITS:
-            found = _Split(split, cfg.train.max_length)
-            write_rows(folder, split, found.batches(dataset.split(split), tokenizer, cfg.dataset.supervised()))
-            found.check(cfg.train.allow_truncated_completion)
-            np.save(folder / f"{split}-lengths.npy", np.stack(found.used()))
-            if split == "validation":
-                write_json(folder / GROUPS, [group for part in found.parts for group in part.groups])
-                if cfg.dataset.sources is not None:
-                    write_json(folder / SOURCES, [source for part in found.parts for source in part.sources])
-            counts[split], turn_ends = found.counts(), turn_ends | found.ends
-            prompt_bos = found.prompt_bos if split == "train" else prompt_bos
-            log.info(
-                "tokens: %s: %s rows, %s tokens, %s of them supervised; longest row %s tokens, truncated rows %s",
-                split,
-                *(
-                    f"{getattr(counts[split], name):,}"
-                    for name in ("rows", "tokens", "supervised", "longest", "truncated")
-                ),
-            )
+        worker = Worker(tokenizer, cfg.dataset.supervised(), cfg.train.max_length)
+        batches = chain.from_iterable(dataset.split(split).batches() for split in SPLITS)
+        with closing(in_order(worker, batches)) as tokenized:  # one start of processes for both splits
+            for split in SPLITS:
+                found = _Split(split, cfg.train.max_length, len(dataset.split(split)))
+                write_rows(folder, split, found.batches(tokenized, tokenizer.bos_token_id))
+                found.check(cfg.train.allow_truncated_completion)
+                np.save(folder / f"{split}-lengths.npy", np.stack(found.used()))
+                if split == "validation":
+                    write_json(folder / GROUPS, [group for part in found.parts for group in part.groups])
+                    if cfg.dataset.sources is not None:
+                        write_json(folder / SOURCES, [source for part in found.parts for source in part.sources])
+                counts[split], turn_ends = found.counts(), turn_ends | found.ends
+                prompt_bos = found.prompt_bos if split == "train" else prompt_bos
+                log.info(
+                    "tokens: %s: %s rows, %s tokens, %s of them supervised; longest row %s tokens, truncated rows %s",
+                    split,
+                    *(
+                        f"{getattr(counts[split], name):,}"
+                        for name in ("rows", "tokens", "supervised", "longest", "truncated")
+                    ),
+                )
         record = TokenCounts(
             train=counts["train"],
             validation=counts["validation"],
@@ -226,14 +230,15 @@ class _Split:
 
     name: str
     max_length: int
+    examples: int
     parts: list[TokenizedBatch] = field(default_factory=list)  # without their rows
     ends: set[int] = field(default_factory=set)
     longest: tuple[int, str] = (0, "")
     prompt_bos: int = 0
     content: Any = field(default_factory=lambda: [hashlib.sha256(), hashlib.sha256()])
 
-    def batches(self, examples: Examples, tokenizer: Any, train_on: Supervised) -> Iterator[Any]:
-        """Yield the rows as record batches.
+    def batches(self, tokenized: Iterator[TokenizedBatch], bos: int | None) -> Iterator[Any]:
+        """Yield the rows as record batches; takes as many of ``tokenized`` as the split has examples.
 
         Raises:
             ConfigError: the chat template changes texts; has a problem for each row.
@@ -241,11 +246,13 @@ class _Split:
         from tqdm.auto import tqdm
 
         dedented, divided, problems = list[str](), list[int](), list[Problem]()
-        worker = Worker(tokenizer, train_on, self.max_length)
-        with tqdm(total=len(examples), desc=f"tokenizing {self.name}", leave=False, delay=3) as bar:
-            for part in in_order(worker, examples.batches()):
-                if not self.parts:
-                    self.prompt_bos = part.first.count(tokenizer.bos_token_id)
+        with tqdm(total=self.examples, desc=f"tokenizing {self.name}", leave=False, delay=3) as bar:
+            done = 0
+            while done < self.examples:
+                part = next(tokenized)
+                done += part.examples
+                if not self.parts and bos is not None:
+                    self.prompt_bos = part.first.count(bos)
                 self.ends |= part.ends
                 self.longest = max(self.longest, part.longest, key=lambda longest: longest[0])
                 dedented += part.dedented
@@ -257,8 +264,8 @@ class _Split:
                 self.parts.append(replace(part, rows=None))
                 bar.update(part.examples)
         if problems:
-            raise changed_texts(problems, len(examples), self.name)
-        _report(self.name, len(examples), dedented, divided)
+            raise changed_texts(problems, self.examples, self.name)
+        _report(self.name, self.examples, dedented, divided)
 
     def used(self) -> Lengths:
         """Return the lengths of the rows that training reads."""

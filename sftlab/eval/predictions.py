@@ -188,12 +188,13 @@ def _letters(a: Path, pairs: list[tuple[Row, Row]]) -> str:
 
 def _read(path: Path, cfg: EvalConfig, problems: list[Problem]) -> dict[str, Row]:
     """The rows of a file by id. Problems with rows are appended to ``problems``."""
-    pattern = compile_pattern(cfg.pattern) if scorer(cfg).lettered else None
+    score = scorer(cfg)
+    pattern = compile_pattern(cfg.pattern) if score.lettered else None
     rows: dict[str, Row] = {}
     before = len(problems)
     for line, values in _objects(path, problems):
         try:
-            row = parse(values, line, f"{path}:{line}", pattern, cfg.group_by)
+            row = parse(values, line, f"{path}:{line}", pattern, cfg.group_by, json_targets=score.json_targets)
         except ConfigError as error:
             problems += error.problems
             continue

@@ -58,7 +58,15 @@ class Row:
     subgroup: str | None
 
 
-def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[str] | None, column: str | None) -> Row:
+def parse(
+    values: dict[str, Any],
+    line: int,
+    place: str,
+    pattern: regex.Pattern[str] | None,
+    column: str | None,
+    *,
+    json_targets: bool = False,
+) -> Row:
     """Read a row.
 
     Args:
@@ -67,6 +75,7 @@ def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[
         place: File and line for messages.
         pattern: The answer pattern; None if the task has no option letters.
         column: The config key eval.group_by.
+        json_targets: Whether the target is a JSON value, as such or as its text, and a list no list of targets.
 
     Raises:
         ConfigError: A value is missing or has the wrong type.
@@ -83,6 +92,9 @@ def parse(values: dict[str, Any], line: int, place: str, pattern: regex.Pattern[
                 "(doc_id, resps, target)",
             )
         )
+    if json_targets and "targets" not in values:
+        target = values["target"]
+        values = {**values, "targets": [target if isinstance(target, str) else json.dumps(target, ensure_ascii=False)]}
     plain, best, texts = _harness(values, place, pattern is not None) if harness else (values, None, [])
     per_character = plain.get("per_character") if best is not None else None
     name, completion, readings = plain["id"], plain["completion"], plain.get("readings")

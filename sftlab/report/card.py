@@ -15,7 +15,7 @@ from sftlab.config import Config, DatasetConfig, Section
 from sftlab.eval import scorers
 from sftlab.report import tables
 from sftlab.report.caveats import caveats, one_draw
-from sftlab.report.text import DASH, count, decimals, early_stop, level, percent, points, probability, span
+from sftlab.report.text import DASH, count, decimals, early_stop, level, percent, points, probability, span, titled
 from sftlab.results import Record, RunRecord
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def card(run: RunRecord, cfg: Config) -> str:
     import yaml
 
     evaluation, title = run.evaluation, _line(run.experiment)
+    comparison = None if evaluation is None else evaluation.comparison
     test = cfg.eval.dataset or cfg.dataset
     settings = _settings("peft.", cfg.peft) | _settings("train.", cfg.train)
     measured = {} if run.receipt is None else _settings("", run.receipt)
@@ -42,13 +43,18 @@ def card(run: RunRecord, cfg: Config) -> str:
         data=_names(cfg.dataset),
         test=_names(test),
         evaluation=evaluation,
-        comparison=None if evaluation is None else evaluation.comparison,
+        comparison=comparison,
         view=None if evaluation is None else scorers.view(evaluation.task),
         metric="" if evaluation is None else tables.name_of_metric(evaluation),
+        items=None if evaluation is None else tables.items(evaluation),
         results=None if evaluation is None else tables.results(evaluation),
+        guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
+        loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
-        caveats=[one_draw(run.mode, run.seed)] if evaluation is None else caveats(evaluation, run.mode, run.seed),
+        caveats=[one_draw(run.mode, run.seed)]
+        if evaluation is None
+        else caveats(evaluation, run.mode, run.seed, run.replication),
         settings={"Training": settings, "What took effect": measured},
     )
     front = yaml.safe_dump(_metadata(title, run, cfg, test), sort_keys=False, allow_unicode=True, width=1000)
@@ -74,10 +80,9 @@ def _metadata(title: str, run: RunRecord, cfg: Config, test: DatasetConfig) -> d
         }
         fields = {"config": test.subset, "revision": test.revision} if source else {}
         about |= {field: _line(value) for field, value in fields.items() if value}
-        label = tables.name_of_metric(evaluation)
         metric: dict[str, JsonValue] = {
             "type": view.hub_metric,
-            "name": label[:1].upper() + label[1:],
+            "name": titled(tables.name_of_metric(evaluation)),
             "value": round(100 * evaluation.finetuned.value, 2),
             "verified": False,
         }
@@ -156,6 +161,6 @@ def _template() -> Template:
 
     environment = Environment(undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True)
     environment.filters["markdown"] = Markdown  # the output of a macro, in which every value was escaped
-    own = (code, block, count, decimals, early_stop, level, percent, points, probability, span)
+    own = (code, block, count, decimals, early_stop, level, percent, points, probability, span, titled)
     environment.filters |= {function.__name__: function for function in own}
     return environment.from_string(Path(__file__).with_name("card.md.jinja").read_text("utf-8"))

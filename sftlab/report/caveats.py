@@ -1,27 +1,45 @@
-"""What limits every verdict, in the same words in terminal, page and model card: one training, a reused test set."""
+"""What limits every verdict, in the same words in terminal, page and model card: the seed, a reused test set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from sftlab.eval import scorers
-from sftlab.report.text import level, plural
-from sftlab.results import Evaluation, EvaluationRow, Reuse
+from sftlab.eval.scorers.view import View
+from sftlab.report.text import level, plural, seconds
+from sftlab.results import Evaluation, EvaluationRow, Replication, Reuse
 
 
-def caveats(evaluation: Evaluation, mode: str, seed: int) -> list[str]:
-    """Return the sentences for one evaluation. Files of mode=compare may be of any origin, so no training is named."""
+def caveats(evaluation: Evaluation, mode: str, seed: int, replication: Replication | None = None) -> list[str]:
+    """Return the sentences for one evaluation. Files of mode=compare may be of any origin, so no training is named.
+
+    With several trainings of the recipe, its verdict stands in the place of the reminder that one training is one draw.
+    """
     if mode == "compare":
         return ["mode=compare does not count how many models were judged on these rows."]
+    trainings = one_draw(mode, seed) if replication is None else of_recipe(replication, scorers.view(evaluation.task))
     if evaluation.reuse is None:
-        return [one_draw(mode, seed)]
-    return [one_draw(mode, seed), used(evaluation.reuse, scorers.view(evaluation.task).rows)]
+        return [trainings]
+    return [trainings, used(evaluation.reuse, scorers.view(evaluation.task).rows)]
 
 
 def one_draw(mode: str, seed: int) -> str:
     """The seed of the training is known only to the run that trained."""
     of = "" if mode == "evaluate" else f" (seed {seed})"
-    return f"One training run{of} is one draw: another seed gives other weights, which no interval accounts for."
+    text = f"One training run{of} is one draw: another seed gives other weights, which no interval accounts for."
+    return text if mode == "evaluate" else f"{text} Several seeds (-m seed=1,2,3) show how much they differ."
+
+
+def of_recipe(replication: Replication, view: View) -> str:
+    """The verdict on the recipe, and what it took. The verdict on the selected checkpoint knows one seed only."""
+    cost = (
+        f"{plural(replication.models, 'more model')} {'was' if replication.models == 1 else 'were'} merged and "
+        f"evaluated for this ({seconds(replication.seconds)})"
+    )
+    if replication.verdict is None:
+        spread = f"{view.number(replication.mean)} on average, SD {100 * replication.sd:.1f} points"
+        return f"The recipe in {len(replication.trainings)} trainings: {spread}. {cost}."
+    return f"The recipe, with other seeds: {replication.verdict}. {cost}."
 
 
 def used(reuse: Reuse, rows: str) -> str:

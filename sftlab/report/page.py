@@ -59,9 +59,24 @@ def render(folder: Path, run: RunRecord) -> str:
         metric=tables.name_of_metric(evaluation) if evaluation is not None else "",
         models=models,
         results=tables.results(evaluation) if evaluation is not None else None,
+        items=tables.items(evaluation) if evaluation is not None else None,
         few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
+        guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
+        guard_kinds=[
+            (guard.name, tables.subgroups(guard.evaluation))
+            for guard in (evaluation.guards if evaluation is not None else [])
+            if guard.evaluation.subgroups is not None
+        ],
+        loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         evaluated=tables.evaluations(run.evaluations) if run.evaluations else None,
-        caveats=used_of_all(run.evaluations) if evaluation is None else caveats(evaluation, run.mode, run.seed),
+        caveats=used_of_all(run.evaluations)
+        if evaluation is None
+        else caveats(evaluation, run.mode, run.seed, run.replication),
+        recipes=tables.recipes(run.selection) if run.selection is not None and run.selection.recipes else None,
+        unsure=tables.unsure(run.selection) if run.selection is not None else None,
+        trainings=tables.trainings(run.replication, evaluation)
+        if run.replication is not None and evaluation is not None
+        else None,
         title=_title(run),
         named=evaluation is not None and evaluation.labels != LABELS,
         forced=_forced(evaluation) if evaluation is not None else [],

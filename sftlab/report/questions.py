@@ -107,7 +107,7 @@ def _labels(view: View) -> dict[str, str]:
         "differ": "Gained or lost" if view.graded else "Changed",
         "gained": view.gained.capitalize(),
         "lost": view.lost.capitalize(),
-        "unparsed": view.no_answer.capitalize(),
+        "unparsed": view.no_answer[:1].upper() + view.no_answer[1:],
         "both-wrong": "Both wrong",
         "both-right": "Both right",
         "right": "Right",

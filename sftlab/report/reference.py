@@ -85,7 +85,7 @@ def page() -> str:
     alone = {name: value for name, value in schema["properties"].items() if name not in sections}
     parts = [HEAD, "## Top level\n", *_table(_rows("", alone, top, {}))]
     for name in sections:
-        properties = _merged(_records(schema["properties"][name], schema))
+        properties = _flat(_merged(_records(schema["properties"][name], schema)), schema)
         parts.append(f"\n## {name}\n")
         if name in GROUPS:
             files = choices(name)
@@ -226,6 +226,18 @@ def _merged(records: list[Schema]) -> Schema:
             types = merged.setdefault(key, {"anyOf": []})["anyOf"]
             types += [schema] if schema not in types else []
     return {key: schema["anyOf"][0] if len(schema["anyOf"]) == 1 else schema for key, schema in merged.items()}
+
+
+def _flat(properties: Schema, schema: Schema) -> Schema:
+    """The keys of a section, those of a section within it as ``section.key``; a dataset has its own table."""
+    flat: Schema = {}
+    for key, value in properties.items():
+        inner = value.get("$ref", "").removeprefix("#/$defs/")
+        if inner and inner != "DatasetConfig":
+            flat |= {f"{key}.{name}": one for name, one in _flat(schema["$defs"][inner]["properties"], schema).items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _type(schema: Schema) -> str:

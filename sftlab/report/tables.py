@@ -7,8 +7,19 @@ from dataclasses import dataclass
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
-from sftlab.report.text import DASH, count, decimals, level, points, probability, span
-from sftlab.results import Evaluation, EvaluationRow, ModelResult, SourceLoss, Subgroup, SubgroupSide
+from sftlab.report.text import DASH, count, decimals, level, percent, points, probability, span
+from sftlab.results import (
+    Comparison,
+    Evaluation,
+    EvaluationRow,
+    Guard,
+    ModelResult,
+    Replication,
+    Selection,
+    SourceLoss,
+    Subgroup,
+    SubgroupSide,
+)
 
 
 @dataclass(frozen=True)
@@ -28,28 +39,54 @@ def models(evaluation: Evaluation) -> list[tuple[str, str, ModelResult]]:
 
 def name_of_metric(evaluation: Evaluation) -> str:
     """The name of the metric that is judged."""
-    return scorers.view(evaluation.task).metrics[evaluation.finetuned.metric]
+    return scorers.view(evaluation.task).name(evaluation.finetuned.metric)
 
 
 def results(evaluation: Evaluation) -> Table:
     """The models, and their difference."""
     view, judged, compared = scorers.view(evaluation.task), evaluation.finetuned.metric, evaluation.comparison
-    others = [key for key in view.metrics if key != judged]
-    header = ["model", view.metrics[judged], f"{level(evaluation.finetuned.level)} interval"]
-    header += [view.metrics[key] for key in others]
+    others = [key for key in evaluation.finetuned.scores if key != judged]
+    header = ["model", view.name(judged), f"{level(evaluation.finetuned.level)} interval"]
+    header += [view.name(key) for key in others]
     header += ["correct" if view.graded else f"{view.gained}, {view.lost}", view.rows, view.no_answer, "truncated"]
     rows = []
     for _, name, result in models(evaluation):
         row = [name, view.number(result.value), view.interval(result.interval)]
-        row += [view.number(result.scores[key]) for key in others]
+        row += [_other(view, result, key) for key in others]
         row += ["" if result.correct is None else count(result.correct)]
         rows.append([*row, questions(result), count(result.unparsed), truncated(result)])
     if compared is not None:
-        difference = ["Difference", f"{points(compared.delta)} points", span(compared.interval), *[""] * len(others)]
+        difference = ["Difference", f"{points(compared.delta)} points", span(compared.interval)]
+        known = [compared.scores.get(key) for key in others]
+        difference += ["" if other is None else f"{points(other.value)} ({span(other.interval)})" for other in known]
         rows.append([*difference, f"+{compared.gained} −{compared.lost}", count(compared.n), "", ""])
         header.append("p")
         rows = [[*row, ""] for row in rows[:-1]] + [[*rows[-1], probability(compared.p_value)]]
     return Table(header, rows, ("model",))
+
+
+def _other(view: scorers.View, result: ModelResult, key: str) -> str:
+    """Another metric of a model, with its interval if it has one."""
+    interval = result.score_intervals.get(key)
+    return view.number(result.scores[key]) + (f" ({view.interval(interval)})" if interval is not None else "")
+
+
+def items(evaluation: Evaluation) -> Table | None:
+    """Precision, recall and F1 of each model by label or field; None if the task has neither."""
+    view, every = scorers.view(evaluation.task), models(evaluation)
+    names = dict.fromkeys(name for _, _, result in every for name in result.items)
+    if not names:
+        return None
+    header = [view.items, "in targets"]
+    header += [f"{part}, {name}" for _, name, _ in every for part in ("right of given", "F1")]
+    table = Table(header, [], (view.items,))
+    for name in names:
+        own = [result.items.get(name) for _, _, result in every]
+        row = [name, count(max(counts.expected for counts in own if counts is not None))]
+        for counts in own:
+            row += [DASH, DASH] if counts is None else [f"{counts.right:,} of {counts.given:,}", f"{counts.f1:.3f}"]
+        table.rows.append(row)
+    return table
 
 
 def questions(result: ModelResult) -> str:
@@ -100,11 +137,76 @@ def parts(evaluation: Evaluation) -> str | None:
     )
 
 
+def loss(compared: Comparison) -> str | None:
+    """Whether a loss is acceptable (eval.margin), in words; None without a margin, or if nothing is judged."""
+    if (test := compared.noninferiority) is None or not compared.verdict.judged:
+        return None
+    margin, p = points(test.margin).removeprefix("+"), probability(test.p_value)
+    by = f"one-sided p {p}" if p.startswith("<") else f"one-sided p = {p}"
+    if test.outcome == "worse":
+        return f"the loss exceeds the largest acceptable one of {margin} points (one-sided test, eval.margin)"
+    if test.outcome == "no_worse":
+        most = f"at most {points(-test.bound)[1:]} points are lost" if test.bound < 0 else "nothing is lost"
+        return f"no worse: a loss of {margin} points is ruled out ({by}; at {level(test.level)} {most})"
+    return (
+        f"a loss of {margin} points (eval.margin) is not ruled out ({by}); at {level(test.level)} the loss is at most "
+        f"{points(-test.bound)[1:]} points"
+    )
+
+
 def losses_by_source(losses: Sequence[SourceLoss]) -> Table:
     """The validation loss of the selected checkpoint by source."""
     header = ["source", "eval loss", "validation rows", "supervised tokens"]
     rows = [[loss.source, decimals(loss.eval_loss), count(loss.rows), count(loss.tokens)] for loss in losses]
     return Table(header, rows, ("source",))
+
+
+def recipes(selection: Selection) -> Table:
+    """The recipes of a sweep by their mean over seeds."""
+    by_loss = selection.metric == "eval_loss"
+    name = "eval loss" if by_loss else "right answers"
+
+    def number(value: float | None) -> str:
+        return decimals(value) if by_loss else percent(value)
+
+    rows = []
+    for own, recipe in zip(_own([recipe.overrides for recipe in selection.recipes]), selection.recipes, strict=True):
+        each = [f"{seed}: {number(value)}" for seed, value in zip(recipe.seeds, recipe.values, strict=True)]
+        seeds = count(len(recipe.seeds))
+        rows.append([" ".join(own) or DASH, number(recipe.mean), number(recipe.sd), seeds, ", ".join(each)])
+    return Table(["recipe", f"mean {name}", "SD", "seeds", "by seed"], rows, ("recipe", "by seed"))
+
+
+def unsure(selection: Selection) -> str | None:
+    """A warning if the second recipe may be the better one: the means differ by less than two standard errors."""
+    if len(selection.recipes) < 2:
+        return None
+    first, second = selection.recipes[:2]
+    errors = [(recipe.sd or 0) ** 2 / len(recipe.seeds) for recipe in (first, second)]
+    apart, error = abs(first.mean - second.mean), sum(errors) ** 0.5
+    if error == 0 or apart >= 2 * error:
+        return None
+    return (
+        f"The first two recipes differ by {apart:.4f}, less than two standard errors between seeds ({2 * error:.4f}): "
+        "other seeds may rank them otherwise"
+    )
+
+
+def trainings(replication: Replication, evaluation: Evaluation) -> Table:
+    """The trainings of the selected recipe on the test set."""
+    view = scorers.view(evaluation.task)
+    header = ["training", "job", "step", name_of_metric(evaluation), "difference, points"]
+    rows = [
+        [f"seed {one.seed}", str(one.job), count(one.step), view.number(one.value), points(one.delta)]
+        for one in replication.trainings
+    ]
+    return Table(header, rows, ("training",))
+
+
+def _own(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The overrides of each recipe without those that all share."""
+    own = own_overrides([*enumerate(overrides)])
+    return [own[place] for place in range(len(overrides))]
 
 
 def subgroups(evaluation: Evaluation) -> Table:
@@ -133,6 +235,39 @@ def subgroups(evaluation: Evaluation) -> Table:
         row = [group.name, count(group.n), *(side(sides[key]) for key, _, _ in models(evaluation))]
         rows.append(row + (difference(group) if several else []))
     return Table(header + (["difference, points", "p", "p, adjusted"] if several else []), rows, (of.column,))
+
+
+def guards(evaluation: Evaluation) -> Table:
+    """The models on every guard, and whether a loss is acceptable."""
+    header = ["guard", "questions", *(name for _, name, _ in models(evaluation)), "difference", "lost at most"]
+    table = Table([*header, "margin", "result"], [], ("guard", "result"))
+    for guard in evaluation.guards:
+        view, compared = scorers.view(guard.evaluation.task), guard.evaluation.comparison
+        row = [guard.name, count(guard.evaluation.finetuned.n)]
+        row += [view.number(result.value) for _, _, result in models(guard.evaluation)]
+        if compared is None or (test := compared.noninferiority) is None:
+            table.rows.append([*row, "", "", "", "not compared"])
+            continue
+        row += [f"{points(compared.delta)} ({span(compared.interval)})", points(max(-test.bound, 0)).removeprefix("+")]
+        table.rows.append([*row, points(test.margin).removeprefix("+"), guard_result(guard)])
+    return table
+
+
+def guard_result(guard: Guard) -> str:
+    """Whether a loss on a guard is acceptable, in a few words."""
+    compared = guard.evaluation.comparison
+    if compared is None or compared.noninferiority is None or not compared.verdict.judged:
+        return "not judged"
+    test = compared.noninferiority
+    if test.outcome != "inconclusive":
+        return {"no_worse": "no worse", "worse": "worse"}[test.outcome]
+    return "undecided" + (f" (about {needed(test.needed)} questions decide)" if test.needed is not None else "")
+
+
+def needed(questions: int) -> str:
+    """A number of questions that was extrapolated: two digits, rounded up."""
+    scale = 10 ** max(len(str(questions)) - 2, 0)
+    return f"{-(-questions // scale) * scale:,}"
 
 
 def evaluations(rows: Sequence[EvaluationRow]) -> Table:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sftlab import results
 from sftlab.eval import scorers
-from sftlab.report import caveats, tables
+from sftlab.report import caveats, contenders, tables
 from sftlab.report.text import early_stop, level, plural
-from sftlab.results import Evaluation, EvaluationRow, SourceLoss
+from sftlab.results import Evaluation, EvaluationRow, Replication
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
 from sftlab.train.select import Selection
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 SHOWN = 20  # checkpoints and subgroups
 
 
-def ranking(selection: Selection, jobs: Sequence[Job], by_source: Sequence[SourceLoss] = ()) -> None:
+def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selection | None = None) -> None:
     """Print every checkpoint, best first, with the selected one marked, and the jobs that failed.
 
-    ``by_source`` has the losses of the selected one by source, if there are several.
+    ``recorded`` is the selection of ``run.json``, with recipes and with losses by source if there are several.
     """
     from rich.table import Table
     from rich.text import Text
@@ -66,8 +67,12 @@ def ranking(selection: Selection, jobs: Sequence[Job], by_source: Sequence[Sourc
             f"{len(selection.ties)} checkpoints (→ and =) are within the noise of the best one on validation; → is "
             "selected. select.tie=earliest selects the one that was trained least"
         )
-    if by_source:
-        say(_printed("The selected checkpoint by source", tables.losses_by_source(by_source)))
+    if recorded is not None and recorded.recipes:
+        say(_printed("Recipes by their mean over seeds; the selected one is the first", tables.recipes(recorded)))
+        if warning := tables.unsure(recorded):
+            say(warning)
+    if recorded is not None and recorded.by_source:
+        say(_printed("The selected checkpoint by source", tables.losses_by_source(recorded.by_source)))
 
 
 def skipped(reason: str) -> None:
@@ -75,7 +80,7 @@ def skipped(reason: str) -> None:
     say(reason[:1].upper() + reason[1:])
 
 
-def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
+def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replication | None = None) -> None:
     """Print the models, their difference, the verdict with what limits it, and the same by subgroup."""
     view = scorers.view(judged.task)
     reading = judged.finetuned.reading
@@ -94,6 +99,8 @@ def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
         say(warning)
     if compared := judged.comparison:
         say(f"Verdict: {compared.verdict}")
+        if compared.verdict.outcome != "better" and (loss := tables.loss(compared)):
+            say(f"{loss[:1].upper()}{loss[1:]}")
         if compared.smallest_visible_difference is not None:
             visible = f"{100 * compared.smallest_visible_difference:.1f} points or more"
             say(f"This test set shows a difference of {visible} {compared.smallest_visible_assumes}")
@@ -103,22 +110,44 @@ def evaluation(judged: Evaluation, mode: str, seed: int) -> None:
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
         if of := tables.parts(judged):
             say(of)
+    if judged.contenders:
+        if any(one.result is not None for one in judged.contenders):
+            say(_printed("All contenders on the same questions", contenders.table(judged)))
+        for sentence in [*contenders.described(judged), contenders.prompting(judged)]:
+            if sentence is not None:
+                say(sentence)
     for _, name, result in tables.models(judged):
         if result.knowledge is not None and result.knowledge.forced and judged.constant is not None:
             always = f"always {judged.constant.answer} is right in {judged.constant.correct} of {result.n}"
             say(f"Forced choices, {name}: {tables.counted(result.knowledge.forced)} ({always})")
-    for caveat in caveats.caveats(judged, mode, seed):
+    if replication is not None:
+        say(_printed("The selected recipe, by training", tables.trainings(replication, judged)))
+    for caveat in caveats.caveats(judged, mode, seed, replication):
         say(caveat)
+    if (by_item := tables.items(judged)) is not None:
+        _first(f"By {view.items}", by_item)
     if by := judged.subgroups:
-        table = tables.subgroups(judged)
-        shown = tables.Table(table.header, table.rows[:SHOWN], table.text)
-        say(_printed(f"By subgroup, with {level(by.level)} intervals", shown))
-        if len(table.rows) > SHOWN:
-            say(f"… and {len(table.rows) - SHOWN} more in run.json")
+        _first(f"By subgroup, with {level(by.level)} intervals", tables.subgroups(judged))
         if by.without:
             say(f"{plural(by.without, 'test row')} without a value in this column")
         if by.note:
             say(by.note)
+    guards(judged)
+
+
+def guards(judged: Evaluation) -> None:
+    """Print the models on every guard, and by subgroup if a guard has them."""
+    if not judged.guards:
+        return
+    say(_printed("Guards: what the fine-tuned model may not lose, in points", tables.guards(judged)))
+    for guard in judged.guards:
+        if (by := guard.evaluation.subgroups) is not None:
+            table = tables.subgroups(guard.evaluation)
+            title = f"Guard {guard.name} by {by.column}, with {level(by.level)} intervals"
+            say(_printed(title, tables.Table(table.header, table.rows[:SHOWN], table.text)))
+        verdict = None if guard.evaluation.comparison is None else guard.evaluation.comparison.verdict
+        if verdict is not None and not verdict.judged:
+            say(f"Guard {guard.name}: {verdict.reason}")
 
 
 def evaluations(rows: Sequence[EvaluationRow]) -> None:
@@ -128,6 +157,13 @@ def evaluations(rows: Sequence[EvaluationRow]) -> None:
         say("p is adjusted by Holm's method for the number of comparisons; the verdicts follow the adjusted p")
     for caveat in caveats.used_of_all(rows):
         say(caveat)
+
+
+def _first(title: str, table: tables.Table) -> None:
+    """Print the first rows of a table."""
+    say(_printed(title, tables.Table(table.header, table.rows[:SHOWN], table.text)))
+    if len(table.rows) > SHOWN:
+        say(f"… and {len(table.rows) - SHOWN} more in run.json")
 
 
 def _printed(title: str, table: tables.Table) -> Table:

@@ -27,7 +27,7 @@ class Selection:
 
 def select(
     candidates: Sequence[Candidate],
-    tie: Literal["earliest", "lowest"],
+    tie: str,
     answers: Sequence[Sequence[bool]] | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> Selection:
@@ -72,11 +72,12 @@ def record(
     metric: Literal["eval_loss", "exact_match"],
     unranked: Sequence[Candidate],
     sources: Sequence[str] | None = None,
+    recipes: Sequence[results.Recipe] = (),
 ) -> results.Selection:
     """The selection for ``run.json``.
 
     ``unranked`` has the checkpoints that cannot be ranked with the others, ``sources`` the source of each validation
-    row if there are several.
+    row if there are several, ``recipes`` the recipes if one of them has several seeds.
     """
     return results.Selection(
         **asdict(selection.chosen),
@@ -86,6 +87,7 @@ def record(
         ties=[candidate.checkpoint for candidate in selection.ties],
         candidates=[*selection.candidates, *unranked],
         by_source=[] if sources is None else _by_source(_rows(selection.chosen), sources),
+        recipes=list(recipes),
     )
 
 

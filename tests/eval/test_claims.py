@@ -17,6 +17,8 @@ from sftlab.report import tables, terminal
 from sftlab.results import Evaluation
 
 CFG = EvalConfig.model_construct(
+    smallest_gain=0.0,
+    margin=None,
     task="choice",
     pattern=r"(?i)the answer is\s*\(([A-Z])\)",
     reading="strict",

@@ -20,7 +20,14 @@ from sftlab.report import terminal
 
 PATTERN = r"(?i)the answer is\s*\(([A-Z])\)"
 CHOICE = EvalConfig.model_construct(
-    task="choice", pattern=PATTERN, reading="strict", extract=None, rouge="rougeL", group_by=None
+    task="choice",
+    pattern=PATTERN,
+    reading="strict",
+    extract=None,
+    rouge="rougeL",
+    group_by=None,
+    smallest_gain=0.0,
+    margin=None,
 )
 EXACT = CHOICE.model_copy(update={"task": "exact"})
 

@@ -37,7 +37,7 @@ class Contains(Accuracy):
 def test_every_task_of_the_config_has_a_scorer() -> None:
     tasks = {*EvalConfig.model_fields["task"].annotation.__args__} - {"auto"}  # type: ignore[union-attr]
     for task in tasks:
-        scorer = scorers.scorer(EvalConfig.model_construct(task=task, rouge="rougeL"))
+        scorer = scorers.scorer(EvalConfig.model_construct(task=task, rouge="rougeL", smallest_gain=0.0, margin=None))
         assert scorer.metric in scorer.view.metrics
         assert scorers.view(task) is scorer.view
         assert type(scorer).__doc__
@@ -50,7 +50,7 @@ def test_a_scorer_is_added_by_a_file_and_a_choice(tmp_path: Path) -> None:
     shutil.copytree(package.parent / "conf", tmp_path / "conf")
     (tmp_path / "sftlab" / "eval" / "scorers" / "contains.py").write_text(CONTAINS, "utf-8")
     config = tmp_path / "sftlab" / "config.py"
-    choices = 'task: Literal["auto", "choice", "exact", "rouge"]'
+    choices = 'task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]'
     text = config.read_text("utf-8")
     assert choices in text
     config.write_text(text.replace(choices, choices.replace('"rouge"', '"rouge", "contains"')), "utf-8")

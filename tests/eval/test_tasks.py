@@ -31,6 +31,8 @@ SETTINGS: dict[str, Any] = {
     "group_by": None,
     "alpha": 0.05,
     "forced": False,
+    "smallest_gain": 0.0,
+    "margin": None,
 }
 EXACT = EvalConfig.model_construct(task="exact", pattern="(.)", **SETTINGS)
 ROUGE = EXACT.model_copy(update={"task": "rouge"})

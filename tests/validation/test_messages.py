@@ -144,6 +144,8 @@ TYPES = [
     tiny("peft.target_modules=[]"),
     tiny("peft.lora_dropout=2"),
     tiny("eval.alpha=1"),
+    tiny("eval.margin=5"),
+    tiny("eval.smallest_gain=3"),
     tiny("eval.predictions=abc"),
     tiny("eval.predictions=a.jsonl,b.jsonl"),
     tiny("eval.predictions='a.jsonl,b.jsonl'"),
@@ -192,6 +194,9 @@ COMBINATIONS = [
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("eval.task=rouge", "select.metric=exact_match"),
+    tiny("eval.task=number"),
+    tiny("eval.task=number", "eval.tolerance.relative=-1"),
+    tiny("eval.task=json"),
 ]
 
 TRAINING = [
@@ -336,7 +341,24 @@ PREDICTIONS = [
     Case(COMPARE, "other targets", pair(GOOD.replace('"A",', '"B",'))),
 ]
 
-LIGHT = [*KEYS, *TYPES, *COMBINATIONS, *TRAINING, *DATA, *MODELS, *PREDICTIONS]
+CONTENDERS = [
+    *(
+        Case([setting])
+        for setting in (
+            "eval.contenders.mine.system=hi",
+            "+eval.contenders.mine.sistem=hi",
+            "+eval.contenders.baseline.shots=2",
+            "+eval.contenders.mine={}",
+            "+eval.contenders.mine=5",
+            "+eval.contenders.mine.revision=main",
+            "+eval.contenders.mine={weights: finetuned, name_or_path: 'random:llama'}",
+            "+eval.contenders.mine.system='{{ row }}'",
+            "+eval.contenders.mine.name_or_path=nowhere/",
+        )
+    ),
+]
+
+LIGHT = [*KEYS, *TYPES, *COMBINATIONS, *TRAINING, *DATA, *MODELS, *PREDICTIONS, *CONTENDERS]
 CASES = [*LIGHT, *HEAVY_TRAINING]
 HEADERS = [case.header for case in CASES]
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Task = Literal["choice", "exact", "rouge"]
+Task = Literal["choice", "exact", "json", "labels", "number", "rouge"]
 
 SHORT = 5
 """Words of an answer that can be expected to equal its target."""
 
 MOSTLY = 0.8
 """Share of the answers that are short where ``exact`` fits."""
+
+NUMBER = re.compile(r"[-−+]?[$€£]?\d[\d,.'’]*\s?%?")
+"""A target that is nothing but a number."""
+
+FEWEST, MOST = 20, 20
+"""Rows that show that all targets are numbers or labels, and labels of a classification, which recur five times."""
 
 MARKS = ("#### *(.+)", "The answer is: (.+)")
 """Patterns of final answers after a solution, as in GSM8K and MetaMath."""
@@ -37,9 +44,40 @@ def fitting(rows: Sequence[Answered]) -> tuple[Task, str | None]:
     if rows and all(row.choices for row in rows):
         return "choice", None
     if marks := [mark for mark in MARKS if rows and all(re.search(mark, row.target) for row in rows)]:
-        return "exact", "{{ text | search('" + marks[0] + "') or text }}"
+        ends = [match[1].strip() for row in rows if (match := re.search(marks[0], row.target))]
+        return "number" if _numbers(ends) else "exact", "{{ text | search('" + marks[0] + "') or text }}"
     lettered = "{{ text | search('" + LETTER + "') or text }}" if any(row.choices for row in rows) else None
     stated = sum(row.answer != row.target and row.answer.endswith(STATED + row.target) for row in rows)
     extract = "{{ text | search('(?s)" + STATED + "(.+)') or text }}" if stated > len(rows) / 2 else lettered
-    short = sum(len(row.target.split()) <= SHORT for row in rows)
-    return ("exact" if rows and short >= MOSTLY * len(rows) else "rouge"), extract
+    return _of([row.target for row in rows]), extract
+
+
+def _of(targets: Sequence[str]) -> Task:
+    """The task that fits targets without option letters. Numbers that recur may be labels, so neither is chosen."""
+    short = sum(len(target.split()) <= SHORT for target in targets)
+    if targets and all(map(_is_json, targets)):
+        return "json"
+    if not targets or short < MOSTLY * len(targets):
+        return "rouge"
+    if _numbers(targets):
+        return "number"
+    recurring = len(targets) >= FEWEST and 2 <= len(set(targets)) <= min(MOST, len(targets) // 5)
+    words = short == len(targets) and not any(map(NUMBER.fullmatch, targets))
+    return "labels" if recurring and words else "exact"
+
+
+def _numbers(targets: Sequence[str]) -> bool:
+    """Whether all targets are numbers, most of them different."""
+    numbers = all(NUMBER.fullmatch(target.strip()) for target in targets)
+    return numbers and len(targets) >= FEWEST and 2 * len(set(targets)) > len(targets)
+
+
+def _is_json(target: str) -> bool:
+    """Whether a text is a JSON object, or a list."""
+    if not target.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(target)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 from sftlab.config import EvalConfig
-from sftlab.eval.scorers.base import Scorer, View
+from sftlab.eval.scorers.base import Scorer
+from sftlab.eval.scorers.view import View
 
 __all__ = ["Scorer", "View", "scorer", "view"]
 

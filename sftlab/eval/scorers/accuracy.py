@@ -10,7 +10,9 @@ from itertools import islice
 from math import inf, isfinite
 
 from sftlab.errors import ConfigError, Problem, shown
-from sftlab.eval.scorers.base import Runs, Scorer, View, counts, detectable, groups_of, library_metric, shared_groups
+from sftlab.eval.metrics.load import library_metric
+from sftlab.eval.scorers.base import Runs, Scorer, counts, detectable, groups_of, shared_groups
+from sftlab.eval.scorers.view import View
 from sftlab.eval.statistics import (
     accuracy,
     answers_per_question,
@@ -36,6 +38,7 @@ class Accuracy(Scorer):
         no_answer="no answer",
         gained="gained",
         lost="lost",
+        about="No answer: nothing was extracted from the completion, which counts as wrong.",
     )
 
     @property
@@ -144,7 +147,7 @@ class Accuracy(Scorer):
         answers = [row.answer or "" for row in rows]
         # The library compares pairs, so a right answer is paired with itself, of whichever target it is.
         targets = [row.answer or "" if row.correct else self.references(row)[0] for row in rows]
-        return ModelResult(
+        result = ModelResult(
             metric=self.metric,
             value=exact_match(answers, targets),
             interval=self._interval(runs),
@@ -154,6 +157,7 @@ class Accuracy(Scorer):
             letters=dict(sorted(Counter(row.answer or "none" for row in rows).items())),
             **counts(runs),
         )
+        return self.with_others(result, runs)
 
     def side(self, runs: Runs, *, enough: bool) -> SubgroupSide:
         """Accuracy on a subgroup with its Wilson interval."""
@@ -172,7 +176,9 @@ class Accuracy(Scorer):
         """Compare two models by a function that decides which answers are right."""
         rates = [averages([[right(row) for row in rows] for rows in runs]) for runs in (a, b)]
         answers = answers_per_question(len(a), len(b))
-        return compare(rates[0], rates[1], groups=groups_of(a), alpha=self.cfg.alpha, answers=answers)
+        return compare(
+            rates[0], rates[1], groups=groups_of(a), alpha=self.cfg.alpha, answers=answers, limits=self.limits
+        )
 
     def comparison(self, a: Runs, b: Runs) -> Comparison:
         """Compare two models, with the smallest difference that the test set shows."""

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 from sftlab.config import EvalConfig
 from sftlab.dataset.sandbox import environment
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval.extract import unfenced
-from sftlab.eval.statistics import changed, majority, noise, pass_at
+from sftlab.eval.scorers.view import View
+from sftlab.eval.statistics import (
+    Limits,
+    accuracy,
+    answers_per_question,
+    averages,
+    changed,
+    compare,
+    majority,
+    noise,
+    pass_at,
+)
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
-from sftlab.results import Comparison, ModelResult, Repeats, SubgroupSide
+from sftlab.results import Comparison, Estimate, ItemCounts, ModelResult, Repeats, SubgroupSide
 
 Answer = tuple[str | None, dict[str, str | None]]
 """An extracted answer, and the answer by each way of reading if the task has several."""
@@ -38,33 +46,6 @@ class Counts(TypedDict):
     finish_reasons: int
 
 
-@dataclass(frozen=True)
-class View:
-    """How the results of a task are named and written: the same in terminal, page, model card and tracking.
-
-    ``graded`` tasks have right and wrong answers, and their metrics are percentages. Answers of other tasks have a
-    score between 0 and 1. ``metrics`` maps the metrics' keys to their names, ``hub_metric`` is the metric's type on
-    the hub. The other fields name the test rows, rows without an answer, and rows that the second model answers
-    better or worse.
-    """
-
-    metrics: Mapping[str, str]
-    hub_metric: str
-    graded: bool
-    rows: str
-    no_answer: str
-    gained: str
-    lost: str
-
-    def number(self, value: float) -> str:
-        """Write a value of the metric."""
-        return f"{100 * value:.1f}%" if self.graded else f"{value:.3f}"
-
-    def interval(self, ends: tuple[float, float] | None) -> str:
-        """Write an interval of the metric; a dash if there is none."""
-        return "–" if ends is None else " to ".join(map(self.number, ends))
-
-
 class Scorer(ABC):
     """What a task decides. A new task is a subclass in a module of this folder, named as eval.task names it."""
 
@@ -72,9 +53,12 @@ class Scorer(ABC):
     lettered: ClassVar[bool] = False
     """Whether eval.pattern extracts answers that are option letters: then they have several readings, and a choice
     can be forced if there is none."""
+    json_targets: ClassVar[bool] = False
+    """Whether targets are JSON values, so that a list is one target."""
 
     def __init__(self, cfg: EvalConfig) -> None:
         self.cfg = cfg
+        self.limits = Limits(cfg.smallest_gain, cfg.margin)
 
     # ------------------------------------------------------------------- rows
 
@@ -199,6 +183,40 @@ class Scorer(ABC):
 
     # ------------------------------------------------------------------- results
 
+    def shares(self) -> dict[str, Callable[[Prediction], bool]]:
+        """Other metrics that are shares of rows, by their keys: a function that decides which rows count."""
+        return {}
+
+    def others(self, runs: Runs) -> dict[str, Estimate]:
+        """The metrics beside the judged one, by their keys, with intervals."""
+        found = {}
+        for key, counts_in in self.shares().items():
+            rates = averages([[counts_in(row) for row in rows] for rows in runs])
+            interval = accuracy(rates, groups_of(runs), self.cfg.alpha, len(runs))
+            found[key] = Estimate(value=sum(rates) / len(rates), interval=interval)
+        return found
+
+    def other_differences(self, a: Runs, b: Runs) -> dict[str, Estimate]:
+        """The differences of these metrics between two models, with intervals."""
+        answers, found = answers_per_question(len(a), len(b)), {}
+        for key, counts_in in self.shares().items():
+            rates = [averages([[counts_in(row) for row in rows] for rows in runs]) for runs in (a, b)]
+            compared = compare(rates[0], rates[1], groups=groups_of(a), alpha=self.cfg.alpha, answers=answers)
+            found[key] = Estimate(value=compared.delta, interval=compared.interval)
+        return found
+
+    def items(self, runs: Runs) -> dict[str, ItemCounts]:
+        """Counts by label or field, for tasks whose view has ``items``."""
+        return {}
+
+    def with_others(self, result: ModelResult, runs: Runs) -> ModelResult:
+        """Add the other metrics, and the counts by label or field, to the result of a model."""
+        others = self.others(runs)
+        values = {key: other.value for key, other in others.items()}
+        intervals = {key: other.interval for key, other in others.items()}
+        changes = {"scores": result.scores | values, "score_intervals": intervals, "items": self.items(runs)}
+        return result.model_copy(update=changes)
+
     @abstractmethod
     def result(self, runs: Runs) -> ModelResult:
         """Summarise the predictions of one model."""
@@ -213,7 +231,8 @@ class Scorer(ABC):
 
     def comparison(self, a: Runs, b: Runs) -> Comparison:
         """Compare two models on the whole test set, with everything that the record has."""
-        return self.difference(a, b)
+        compared = self.difference(a, b)
+        return compared.model_copy(update={"scores": self.other_differences(a, b)}) if compared.n else compared
 
     def repeats(self, runs: Runs) -> Repeats:
         """Measure how much a model's answers differ between generations of one test set, each in another order."""
@@ -279,22 +298,6 @@ def listed(rows: Sequence[tuple[Example, str]], name: Callable[[Example], str]) 
 def more(count: int) -> str:
     """Say how many rows a message does not name."""
     return f" (and {count} more)" if count > 0 else ""
-
-
-@cache
-def library_metric(name: str) -> Any:
-    """Load a metric of the ``evaluate`` library from this package."""
-    # The evaluators of evaluate import the pipelines of transformers, and with them torch: 5 s and 300 MB for nothing.
-    blocked: Any = None
-    imported, sys.modules["transformers"] = sys.modules.get("transformers"), blocked
-    try:
-        import evaluate
-    finally:
-        del sys.modules["transformers"]
-        if imported is not None:
-            sys.modules["transformers"] = imported
-
-    return evaluate.load(str(Path(__file__).parents[1] / "metrics" / f"{name}.py"), keep_in_memory=True)
 
 
 @cache

@@ -6,6 +6,8 @@ sources, and how often they are wrong in simulations.
 """
 
 from sftlab.eval.statistics.groups import FEW
+from sftlab.eval.statistics.limits import Limits, deciding_p, margin_to_rule_out
+from sftlab.eval.statistics.macro import Labelled, macro_f1, macro_f1_difference
 from sftlab.eval.statistics.means import compare_scores, differences, mean_interval
 from sftlab.eval.statistics.multiple import fewest, holm
 from sftlab.eval.statistics.paired import compare
@@ -13,23 +15,32 @@ from sftlab.eval.statistics.power import detectable_mean_difference, minimal_det
 from sftlab.eval.statistics.proportions import accuracy, subgroup, wilson
 from sftlab.eval.statistics.repeats import answers_per_question, averages, changed, majority, noise, pass_at
 from sftlab.eval.statistics.ties import ties
+from sftlab.eval.statistics.trainings import MeanGain, over_trainings
 
 __all__ = [
     "FEW",
+    "Labelled",
+    "Limits",
+    "MeanGain",
     "accuracy",
     "answers_per_question",
     "averages",
     "changed",
     "compare",
     "compare_scores",
+    "deciding_p",
     "detectable_mean_difference",
     "differences",
     "fewest",
     "holm",
+    "macro_f1",
+    "macro_f1_difference",
     "majority",
+    "margin_to_rule_out",
     "mean_interval",
     "minimal_detectable_difference",
     "noise",
+    "over_trainings",
     "pass_at",
     "subgroup",
     "ties",

@@ -16,6 +16,7 @@ from copy import copy
 from typing import TYPE_CHECKING
 
 from sftlab.eval.statistics.groups import Size, numbered
+from sftlab.eval.statistics.limits import ANY, Judged, Limits
 from sftlab.eval.statistics.verdict import few_groups, no_questions, pairs, worded
 from sftlab.results import Comparison
 
@@ -155,6 +156,7 @@ def compare_scores(
     alpha: float,
     metric: str = "score",
     name: str = "mean",
+    limits: Limits = ANY,
 ) -> Comparison:
     """Compare two models by scores between 0 and 1 that are no right or wrong, such as ROUGE-L.
 
@@ -169,6 +171,7 @@ def compare_scores(
         alpha: Chance of a false alarm that is accepted, in (0, 1).
         metric: Key of the metric in the result.
         name: Name of the mean in the verdict.
+        limits: The smallest gain that matters and the largest acceptable loss.
 
     Raises:
         ValueError: The sequences are not equally long, a score is not in [0, 1], or alpha is not in (0, 1).
@@ -185,14 +188,20 @@ def compare_scores(
 
     gained, lost = int((scores[1] > scores[0]).sum()), int((scores[1] < scores[0]).sum())
     difference = differences(a, b, groups)
-    interval, p_value = difference.interval(alpha), difference.p_value(0.0)
+    judged = Judged(
+        delta=difference.mean,
+        interval=difference.interval(alpha),
+        alpha=alpha,
+        limits=limits,
+        p_value=difference.p_value,
+        bound=lambda level: difference.interval(level)[0],
+        n=n,
+        error=math.hypot(difference.error, 1 / n),  # with the row that the test adds
+    )
     count = len(difference.sums)
     mean_a, mean_b = (math.fsum(row) / n for row in scores)
     verdict = worded(
-        difference.mean,
-        interval,
-        p_value,
-        alpha,
+        judged,
         score=f"{name} {mean_b:.3f} against {mean_a:.3f}",
         same=f"both models have a {name} of {mean_a:.3f}",
         change=f"{gained} answers scored higher, {lost} lower",
@@ -204,10 +213,8 @@ def compare_scores(
         metric=metric,
         baseline=mean_a,
         finetuned=mean_b,
-        delta=difference.mean,
-        interval=interval,
         level=1 - alpha,
-        p_value=p_value,
+        **judged.fields(),
         gained=gained,
         lost=lost,
         groups=count if count < n else None,

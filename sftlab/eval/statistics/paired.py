@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sftlab.eval.statistics.groups import Size, effective, numbered
+from sftlab.eval.statistics.limits import ANY, Judged, Limits
 from sftlab.eval.statistics.verdict import few_groups, no_questions, pairs, percentage, worded
 from sftlab.results import Changes, Comparison
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def compare(
-    a: Sequence[float], b: Sequence[float], *, groups: Sequence[str | None] | None, alpha: float, answers: float = 1
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    groups: Sequence[str | None] | None,
+    alpha: float,
+    answers: float = 1,
+    limits: Limits = ANY,
 ) -> Comparison:
     """Compare two models that answered the same questions, in the same order.
 
@@ -29,7 +36,8 @@ def compare(
     independent questions they are worth. Answers gained and lost are reduced (or increased) in proportion, the
     critical value is that of Student's t, and p is the larger one of score test and mid-p test.
 
-    The outcome is ``better`` or ``worse`` if p < alpha. Over no questions at all the interval is (−1, 1).
+    The outcome is ``better`` or ``worse`` if p < alpha; with ``limits.smallest_gain`` the interval is compared with
+    this gain too. Over no questions at all the interval is (−1, 1).
 
     Args:
         a: Whether each answer of the base was right; with several answers per question, the share that was.
@@ -37,6 +45,7 @@ def compare(
         groups: What source each question comes from; None, as a whole or for one question, where it stands alone.
         alpha: Chance of a false alarm that is accepted, in (0, 1).
         answers: Answers per question; the harmonic mean if the models have different numbers of them.
+        limits: The smallest gain that matters and the largest acceptable loss.
 
     Raises:
         ValueError: The sequences are not equally long, or alpha is not in (0, 1).
@@ -51,13 +60,23 @@ def compare(
     group = numbered(groups, n)
     size = changes(first, second, group, answers)
     share = size.rows / n
-    p_value = float(p_of_changes(gain * share, loss * share, size.rows, size.freedom))
-    low, high = tango(gain * share, loss * share, size.rows, alpha, size.freedom)
-    interval = (float(low), float(high))
+    counted = (gain * share, loss * share, size.rows)
+    low, high = tango(*counted, alpha, size.freedom)
+    delta = float((gain - loss) / n)
+    spread = (gain + loss + 1) / (n + 1) - delta**2  # as if one more answer had changed: none is never known not to
+    judged = Judged(
+        delta=delta,
+        interval=(float(low), float(high)),
+        alpha=alpha,
+        limits=limits,
+        p_value=lambda limit: float(p_of_difference(*counted, limit, size.freedom)),
+        bound=lambda level: float(tango(*counted, level, size.freedom)[0]),
+        n=n,
+        error=math.sqrt(max(spread, 0) / size.rows),
+    )
 
     gained, lost = int((second > first).sum()), int((second < first).sum())
     count = len(np.unique(group))
-    delta = float((gain - loss) / n)
     single = answers == 1
     right_a, right_b = (round(float(side.sum())) for side in (first, second))
     if single:
@@ -69,10 +88,7 @@ def compare(
         change = f"{gained} questions are answered right more often, {lost} less often"
         unchanged = ", so none changed"
     verdict = worded(
-        delta,
-        interval,
-        p_value,
-        alpha,
+        judged,
         score=score,
         same=same,
         change=change,
@@ -84,10 +100,8 @@ def compare(
         metric="accuracy",
         baseline=float(first.mean()),
         finetuned=float(second.mean()),
-        delta=delta,
-        interval=interval,
         level=1 - alpha,
-        p_value=p_value,
+        **judged.fields(),
         gained=gained,
         lost=lost,
         both_right=int((first * second).sum()) if single else None,
@@ -133,6 +147,39 @@ def p_of_changes(
     return p
 
 
+def p_of_difference(
+    gained: ArrayLike, lost: ArrayLike, n: ArrayLike, difference: float, freedom: float = float("inf")
+) -> NDArray[np.float64]:
+    """Two-sided p of a difference in accuracy: that of the interval (``tango``), and ``p_of_changes`` of no difference.
+
+    Half of it is the one-sided p of a margin (Nam 1997, Biometrics 53:1422–1430; Liu et al. 2002, Statistics in
+    Medicine 21:231–245).
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    if difference == 0:
+        return p_of_changes(gained, lost, n, freedom)
+    gained, lost, n = np.broadcast_arrays(*(np.asarray(count, dtype=np.float64) for count in (gained, lost, n)))
+    if freedom <= 0:
+        return np.ones(gained.shape)
+    excess, deviation = score(gained, lost, n, np.full(gained.shape, difference))
+    return np.asarray(2 * t.sf(np.maximum(excess, 0) / np.maximum(deviation, 1e-300), freedom))
+
+
+def score(
+    gained: NDArray[np.float64], lost: NDArray[np.float64], n: NDArray[np.float64], delta: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The distance of the observed from a true difference in answers, corrected, and its standard deviation."""
+    import numpy as np
+
+    linear = -gained - lost + (2 * n - gained + lost) * delta
+    root = np.sqrt(np.maximum(linear**2 + 8 * n * lost * delta * (1 - delta), 0))
+    variance = n * ((root - linear) / (2 * n) + delta * (1 - delta))
+    correction = np.minimum(0.5, n * np.abs(delta) / 2)
+    return np.abs(gained - lost - n * delta) - correction, np.sqrt(np.maximum(variance, 0))
+
+
 def mid_p(gained: ArrayLike, lost: ArrayLike, n: ArrayLike) -> NDArray[np.float64]:
     """Two-sided mid-p of McNemar's test (Fagerland et al. 2013); the exact p if more than half of the answers changed.
 
@@ -172,13 +219,8 @@ def tango(
     critical = Size(1, freedom).critical(alpha)
 
     def contains(delta: NDArray[np.float64]) -> NDArray[np.bool_]:
-        linear = -gained - lost + (2 * n - observed) * delta
-        root = np.sqrt(np.maximum(linear**2 + 8 * n * lost * delta * (1 - delta), 0))
-        variance = n * ((root - linear) / (2 * n) + delta * (1 - delta))
-        correction = np.minimum(0.5, n * np.abs(delta) / 2)
-        inside: NDArray[np.bool_] = np.abs(observed - n * delta) - correction <= critical * np.sqrt(
-            np.maximum(variance, 0)
-        )
+        excess, deviation = score(gained, lost, n, delta)
+        inside: NDArray[np.bool_] = excess <= critical * deviation
         return inside
 
     limits = np.stack([-np.ones_like(observed), np.ones_like(observed)])

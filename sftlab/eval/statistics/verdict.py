@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sftlab.eval.statistics.groups import FEW
-from sftlab.results import Comparison, Outcome, Verdict
+from sftlab.eval.statistics.limits import Judged
+from sftlab.results import Comparison, Verdict
 
 
 def pairs(n: int, others: int, groups: Sequence[str | None] | None, alpha: float) -> int:
@@ -49,33 +50,27 @@ def few_groups(count: int, n: int) -> list[str]:
     return [f"{count} groups of questions are few: intervals may be too narrow and p too small (fewer than {FEW})"]
 
 
-def worded(
-    delta: float,
-    interval: tuple[float, float],
-    p_value: float,
-    alpha: float,
-    *,
-    score: str,
-    same: str,
-    change: str,
-    unchanged: str,
-    notes: list[str],
-) -> Verdict:
-    """Derive the outcome from the numbers, and put the numbers into one sentence."""
-    low, high = interval
+def worded(judged: Judged, *, score: str, same: str, change: str, unchanged: str, notes: list[str]) -> Verdict:
+    """Put the numbers of a comparison into one sentence, with its outcome."""
+    delta, alpha, p_value, (low, high) = judged.delta, judged.alpha, judged.p_value(0), judged.interval
     span = f"{100 * (1 - alpha):g} % interval {points(low)} to {points(high)}"
     p = "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
     if p_value < alpha <= float(f"{p_value:.2g}"):  # 0.0496 must not read as 0.05
         p = f"p = {p_value:.4g}"
 
-    outcome: Outcome = "inconclusive"
-    if delta == 0:
+    smallest = f"the smallest gain that matters ({points(judged.limits.smallest_gain)} points)"
+    outcome, numbers = judged.outcome, f"{points(delta)} points, {span}"
+    if outcome == "too_small":
+        reason = f"{score} ({numbers}); any gain is below {smallest}; {change}"
+    elif delta == 0:
         reason = f"{same}; {change}{unchanged}"
     elif p_value >= alpha:
         reason = f"{score}; the difference of {points(delta)} points could be chance ({p}, {span}); {change}"
+    elif outcome == "inconclusive":
+        reason = f"{score} ({numbers}, {p}), but the gain could be below {smallest}; {change}"
     else:
-        outcome = "better" if delta > 0 else "worse"
-        reason = f"{score} ({points(delta)} points, {span}, {p}); {change}"
+        above = f", above {smallest}" if outcome == "better" and judged.limits.smallest_gain else ""
+        reason = f"{score} ({numbers}, {p}){above}; {change}"
     return Verdict(outcome=outcome, reason=reason, notes=notes)
 
 
