@@ -355,7 +355,7 @@ class MergeConfig(Section):
 class TrackingConfig(Section):
     """Where curves and tables are logged, besides the run's folder."""
 
-    backend: Literal["wandb", "none"]
+    backend: Literal["wandb", "trackio", "tensorboard", "mlflow", "none"]
     project: str
     entity: str | None
 
@@ -381,6 +381,13 @@ class RunsConfig(Section):
     limit: PositiveInt | None
 
 
+class ServeConfig(Section):
+    """How ``mode=serve`` serves the models of a run."""
+
+    port: Annotated[int, Field(ge=1, le=65534)]
+    adapter: bool
+
+
 class PlanConfig(Section):
     """How ``mode=plan`` determines memory and time."""
 
@@ -399,10 +406,11 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location
+    run: Location | None
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig
@@ -415,4 +423,5 @@ class Config(Section):
     hub: HubConfig
     clean: CleanConfig
     runs: RunsConfig
+    serve: ServeConfig
     plan: PlanConfig

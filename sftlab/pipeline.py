@@ -27,7 +27,7 @@ from sftlab.results import RunRecord
 from sftlab.runtime.job import Job
 from sftlab.runtime.run import Run
 from sftlab.runtime.store import Stage, Store
-from sftlab.tracking import wandb as tracking
+from sftlab.tracking import tracker
 from sftlab.train import advice, memory, ranking, schedule, sharing
 from sftlab.train import stage as train
 from sftlab.validation.combinations import evaluation_problems
@@ -63,8 +63,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         machine.accumulation(cfg.train),
         schedule.described(tokens.counts, cfg.train, machine),
     )
-    variables = tracking.of_job(cfg, job, folder)
-    tracking.announce(cfg.tracking, folder)
+    variables = tracker.of_job(cfg, job, folder)
+    tracker.announce(cfg, folder)
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     except OutOfMemoryError as error:

@@ -18,7 +18,7 @@ LAYERS = [
     {"runtime"},
     SUBJECTS,
     {"train", "eval"},
-    {"report"},
+    {"report", "serve"},
     {"selection", "validation"},
     {"pipeline"},
     {"dry_run"},
@@ -28,8 +28,9 @@ LAYERS = [
 ]
 
 HEAVY = {
-    "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow",
-    "rouge_score", "scipy", "statsmodels", "torch", "transformers", "trl", "vllm", "wandb",
+    "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "mlflow", "openai", "pandas",
+    "peft", "pyarrow", "rouge_score", "scipy", "statsmodels", "torch", "trackio", "transformers", "trl", "vllm",
+    "wandb",
 }  # fmt: skip
 # Imported inside functions only: a subclass must know its parent.
 HEAVY_MODULES = {

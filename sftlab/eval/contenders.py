@@ -173,7 +173,8 @@ def about(definition: ContenderConfig, shots: int) -> str:
     """Describe a contender in words."""
     model = {"base": "the base model", "finetuned": "the fine-tuned model"}[definition.weights]
     if definition.name_or_path is not None:
-        model = definition.name_or_path
+        path = Path(definition.name_or_path)
+        model = path.resolve().name if path.exists() else definition.name_or_path
     parts = [f"{shots} example{'' if shots == 1 else 's'} in its prompt"] if definition.shots else []
     parts += ["another instruction"] if definition.system is not None else []
     parts += ["another form of the question"] if definition.user is not None else []

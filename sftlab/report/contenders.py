@@ -45,6 +45,13 @@ def _outcome(comparison: Comparison | None, p: float | None) -> str:
     return comparison.verdict.outcome if p < 1 - comparison.level else "inconclusive"
 
 
+def against(evaluation: Evaluation) -> list[tuple[str, Comparison]]:
+    """The fine-tuned model compared with each other model, by the name of that; empty without contenders."""
+    own = [] if evaluation.comparison is None else [(evaluation.labels["baseline"], evaluation.comparison)]
+    others = [(one.name, one.comparison) for one in evaluation.contenders if one.comparison is not None]
+    return own + others if others else []
+
+
 def described(evaluation: Evaluation) -> list[str]:
     """What each contender is, or why it was left out."""
     return [
@@ -69,10 +76,10 @@ def prompting(evaluation: Evaluation) -> str | None:
 
 
 _SAID: dict[Outcome, str] = {
-    "better": "A prompt would not have been enough: the fine-tuned model is better than {}",
-    "too_small": "A prompt may have been enough: the gain is too small to matter, compared with {}",
-    "inconclusive": "A prompt may have been enough: no difference is shown between the fine-tuned model and {}",
-    "worse": "A prompt would have been better: the fine-tuned model is worse than {}",
+    "better": "A prompt would not have been enough, since the fine-tuned model is better than {}",
+    "too_small": "A prompt may have been enough, since the gain is too small to matter compared with {}",
+    "inconclusive": "A prompt may have been enough, since no difference is shown between the fine-tuned model and {}",
+    "worse": "A prompt would have been better, since the fine-tuned model is worse than {}",
 }
 
 

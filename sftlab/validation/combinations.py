@@ -24,6 +24,9 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
+    if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
+        message = f"mode={cfg.mode} starts the server of vLLM"
+        yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
     if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
         message = "eval.guards compares the fine-tuned model with the base model"
         yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))
