@@ -114,6 +114,7 @@ class RowSettings(Section):
     target: str | None
     choices: str | None
     options: str | None
+    context: str | None = None
     group_by: str | None
     stratify_by: str | None
     train_on: TrainOn
@@ -255,11 +256,29 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
+Task = Literal["choice", "exact", "json", "labels", "number", "rouge", "sql"]
+"""How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
+
+
 class ToleranceConfig(Section):
     """How far a number may differ from its target."""
 
-    absolute: Annotated[float, Field(ge=0)]
-    relative: Annotated[float, Field(ge=0)]
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    relative: Annotated[float, Field(ge=0)] = 0.0
+
+
+Dialect = Literal[
+    "sqlite", "bigquery", "clickhouse", "databricks", "duckdb", "hive", "mysql", "oracle", "postgres", "presto",
+    "redshift", "snowflake", "spark", "trino", "tsql",
+]  # fmt: skip
+
+
+class SqlConfig(Section):
+    """How the statements of eval.task=sql are executed."""
+
+    dialect: Dialect = "sqlite"
+    seconds: PositiveFloat = 5.0
+    rows: PositiveInt = 10_000
 
 
 class EvalConfig(Section):
@@ -275,12 +294,13 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
+    task: Literal["auto", Task]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    tolerance: ToleranceConfig
+    tolerance: ToleranceConfig = ToleranceConfig()
+    sql: SqlConfig = SqlConfig()
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sftlab.config import DatasetConfig, SourceConfig
+from sftlab.config import DatasetConfig, RowSettings, SourceConfig
 from sftlab.dataset import mixing, recognition, sources
 from sftlab.dataset.arrow_examples import Examples
 from sftlab.dataset.examples import Rendered, Subgroups, render_examples
@@ -68,9 +68,9 @@ def inputs(cfg: DatasetConfig, *, mounted: bool = False) -> Mapping[str, object]
     parts = cfg.parts("eval.dataset" if mounted else "dataset")
     settings: object
     if cfg.sources is None:  # the key of a dataset with a single source is as before there were several
-        settings = cfg.model_dump(exclude={"max_overlap", "allow_overlap", "train_on", "sources"})  # change no row
+        settings = _settings(cfg, "max_overlap", "allow_overlap", "train_on", "sources")  # change no row
     else:
-        settings = [cfg.seed, *([part.name, part.cfg.model_dump(exclude={"train_on"})] for part in parts)]
+        settings = [cfg.seed, *([part.name, _settings(part.cfg, "train_on")] for part in parts)]
     identities = {part.name: _identity(part.cfg, part.key) for part in parts}
     return {
         "version": 8,
@@ -79,6 +79,12 @@ def inputs(cfg: DatasetConfig, *, mounted: bool = False) -> Mapping[str, object]
         "source": identities[None] if cfg.sources is None else identities,
         "libraries": versions(*dict.fromkeys(package for part in parts for package in packages(part.cfg))),
     }
+
+
+def _settings(cfg: RowSettings, *left_out: str) -> dict[str, object]:
+    """The settings of a dataset or source. A new key without a value does not change the key of the stage."""
+    values = cfg.model_dump(exclude=set(left_out))
+    return {name: value for name, value in values.items() if name != "context" or value is not None}
 
 
 def revision(cfg: SourceConfig, key: str) -> str | None:

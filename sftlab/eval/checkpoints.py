@@ -52,5 +52,6 @@ def validation_answers(jobs: Sequence[Job]) -> tuple[list[list[bool]], list[str 
             generated = evaluate.make(store, model, prompts, settings, machine, cfg.seed)
             if stage is not None and not stage.cached:
                 store.remove(stage)
-            right.append([row.correct for row in scorer(settings).predictions(generated.rows(), examples)])
+            score = scorer(settings)
+            right.append([row.correct for row in score.scored(score.predictions(generated.rows(), examples))])
     return right, groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 
 from sftlab.config import Config, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
@@ -163,6 +164,14 @@ def _text(cfg: Config) -> Iterator[Problem]:
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
+    yield from _sql(cfg)
+
+
+def _sql(cfg: Config) -> Iterator[Problem]:
+    """Yield the problem of a dialect that needs a package which is not installed."""
+    if cfg.eval.task == "sql" and cfg.eval.sql.dialect != "sqlite" and find_spec("sqlglot") is None:
+        message, remedy = "requires the package sqlglot", "pip install sqlglot, or set it to sqlite"
+        yield Problem("eval.sql.dialect", cfg.eval.sql.dialect, message, remedy, ("eval.task",))
 
 
 def _extract(cfg: Config) -> Iterator[Problem]:

@@ -193,6 +193,8 @@ COMBINATIONS = [
     tiny("eval.task=number"),
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
+    tiny("eval.task=sql"),
+    tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]
 
 TRAINING = [
