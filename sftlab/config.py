@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -70,6 +70,18 @@ def interval(value: float) -> float:
     if value > 1 and value % 1:
         raise PydanticCustomError("interval", "should be a whole number of steps, or below 1 a share of an epoch")
     return value
+
+
+def known_task(task: str) -> str:
+    """Accept a value of eval.task.
+
+    Raises:
+        PydanticCustomError: any other value.
+    """
+    tasks = get_args(EvalConfig.model_fields["task"].annotation)
+    if task not in tasks:
+        raise PydanticCustomError("task", "should be {tasks}", {"tasks": f"{', '.join(tasks[:-1])} or {tasks[-1]}"})
+    return task
 
 
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
@@ -136,6 +148,47 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
+Task = Literal["choice", "exact", "json", "labels", "number", "rouge", "sql"]
+"""How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
+
+
+class ToleranceConfig(Section):
+    """How far a number may differ from its target."""
+
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    relative: Annotated[float, Field(ge=0)] = 0.0
+
+
+Dialect = Literal[
+    "sqlite", "bigquery", "clickhouse", "databricks", "duckdb", "hive", "mysql", "oracle", "postgres", "presto",
+    "redshift", "snowflake", "spark", "trino", "tsql",
+]  # fmt: skip
+
+
+class SqlConfig(Section):
+    """How the statements of eval.task=sql are executed."""
+
+    dialect: Dialect = "sqlite"
+    seconds: PositiveFloat = 5.0
+    rows: PositiveInt = 10_000
+
+
+class Scoring(Section):
+    """How answers to the rows of a guard are generated and scored; null: the default of guards."""
+
+    task: Annotated[str, AfterValidator(known_task)] | None = None
+    pattern: str | None = None
+    reading: Literal["strict", "last", "lenient"] | None = None
+    extract: str | None = None
+    rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
+    tolerance: ToleranceConfig | None = None
+    sql: SqlConfig | None = None
+    group_by: str | None = None
+    max_tokens: PositiveInt | None = None
+    max_rows: PositiveInt | None = None
+    margin: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
 class DatasetConfig(RowSettings):
     """A source of rows, or several (``sources``), each of which has the keys of this section that it does not set."""
 
@@ -143,6 +196,7 @@ class DatasetConfig(RowSettings):
     sources: dict[SourceName, SourceConfig] | None
     max_overlap: Fraction
     allow_overlap: bool
+    scoring: Scoring | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -256,29 +310,15 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
-Task = Literal["choice", "exact", "json", "labels", "number", "rouge", "sql"]
-"""How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
+class ContenderConfig(Section):
+    """A model beside the base and the fine-tuned model: whose weights, and what stands in its prompt."""
 
-
-class ToleranceConfig(Section):
-    """How far a number may differ from its target."""
-
-    absolute: Annotated[float, Field(ge=0)] = 0.0
-    relative: Annotated[float, Field(ge=0)] = 0.0
-
-
-Dialect = Literal[
-    "sqlite", "bigquery", "clickhouse", "databricks", "duckdb", "hive", "mysql", "oracle", "postgres", "presto",
-    "redshift", "snowflake", "spark", "trino", "tsql",
-]  # fmt: skip
-
-
-class SqlConfig(Section):
-    """How the statements of eval.task=sql are executed."""
-
-    dialect: Dialect = "sqlite"
-    seconds: PositiveFloat = 5.0
-    rows: PositiveInt = 10_000
+    name_or_path: Location | None = None
+    revision: str | None = None
+    weights: Literal["base", "finetuned"] = "base"
+    shots: Count = 0
+    system: str | None = None
+    user: str | None = None
 
 
 class EvalConfig(Section):
@@ -290,6 +330,7 @@ class EvalConfig(Section):
     dataset: DatasetConfig | None
     predictions: list[Location]
     baseline: bool
+    contenders: dict[SourceName, ContenderConfig | None] | None = None
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
@@ -310,8 +351,9 @@ class EvalConfig(Section):
     alpha: Annotated[float, Field(gt=0, lt=1)]
     correct_for_reuse: bool
     hoped_difference: Fraction
-    smallest_gain: Annotated[float, Field(ge=0, lt=1)]
-    margin: Annotated[float, Field(gt=0, lt=1)]
+    smallest_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    guards: dict[SourceName, DatasetConfig] = {}
     forced: bool
     logprobs: bool
     labels: list[str]
@@ -333,7 +375,7 @@ class MergeConfig(Section):
 class TrackingConfig(Section):
     """Where curves and tables are logged, besides the run's folder."""
 
-    backend: Literal["wandb", "none"]
+    backend: Literal["wandb", "trackio", "tensorboard", "mlflow", "none"]
     project: str
     entity: str | None
 
@@ -359,6 +401,13 @@ class RunsConfig(Section):
     limit: PositiveInt | None
 
 
+class ServeConfig(Section):
+    """How ``mode=serve`` serves the models of a run."""
+
+    port: Annotated[int, Field(ge=1, le=65534)]
+    adapter: bool
+
+
 class PlanConfig(Section):
     """How ``mode=plan`` determines memory and time."""
 
@@ -377,10 +426,11 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location
+    run: Location | None
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig
@@ -393,4 +443,5 @@ class Config(Section):
     hub: HubConfig
     clean: CleanConfig
     runs: RunsConfig
+    serve: ServeConfig
     plan: PlanConfig

@@ -15,16 +15,17 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned_data
-from sftlab.eval import contenders, reuse
+from sftlab.eval import contenders, guards, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
+from sftlab.eval.statistics import margin_to_rule_out
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.pipeline import check_generation, evaluated_model, with_precision, with_task
+from sftlab.pipeline import evaluated_model, with_precision, with_task
 from sftlab.report.text import plural
 from sftlab.runtime import ledger
 from sftlab.runtime.modes import MODES
@@ -60,7 +61,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         log.info("memory and time: mode=plan estimates them, and downloads the model for it")
     else:
         cfg, _ = with_precision(cfg, base, temporary, machine)
-        check_generation(cfg, base, test)
+        guards.check(cfg, temporary, base, test)
         inputs = _token_inputs(cfg, data, base)
         _log_stage("tokens", is_cached=store.has("tokens", inputs))
         token_key = store.path("tokens", inputs).name
@@ -75,6 +76,7 @@ def training(cfg: Config, folder: Path, scratch: Path) -> None:
         log.info("select, merge, evaluate, report: %s", "from the cached training" if is_trained else "will run")
         _log_power(cfg, [row.group for row in test.examples])
         _log_reuse(store, test)
+        _log_guards(cfg, temporary)
 
 
 def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -91,6 +93,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
     cfg = with_task(cfg, test, data)
     check_answers(cfg, {"test": test.examples})
     log.info("test set: %d rows; engine: %s on %s", len(test.examples), cfg.eval.engine, machine.device)
+    pair: dict[str, Contender] = {}
     for name, section in {"baseline": cfg.model, "finetuned": evaluated_model(cfg)}.items():
         base = _model(name, section, store, cfg.seed)
         if base is None:
@@ -100,10 +103,15 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
             continue
         if name == "finetuned":
             evaluate.check_engine(base, cfg.eval)
-        model, prompts = Contender.of(base).model, contenders.prompts(cfg, base, test)
-        _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
+        pair[name] = Contender.of(base)
+        _log_answers(cfg, store, pair[name], test, machine)
+    if "baseline" in pair:
+        for name, one in contenders.defined(_without_downloads(cfg, store), temporary, pair, test)[0].items():
+            log.info("%-9s a contender on the same questions", name)
+            _log_answers(cfg, store, one, one.asked or test, machine)
     _log_power(cfg, [row.group for row in test.examples])
     _log_reuse(store, test)
+    _log_guards(cfg, temporary)
 
 
 def planning(cfg: Config, folder: Path, scratch: Path) -> None:
@@ -168,10 +176,45 @@ def _log_stage(stage: str, *, is_cached: bool) -> None:
     log.info("%-8s %s", stage, "cached" if is_cached else "will run")
 
 
+def _without_downloads(cfg: Config, store: Store) -> Config:
+    """Leave out the contenders whose models are not on this machine."""
+    known = dict(cfg.eval.contenders or {})
+    for name, one in known.items():
+        if one is not None and one.name_or_path is not None:
+            changes = {"name_or_path": one.name_or_path, "revision": one.revision}
+            if _model(name, cfg.model.model_copy(update=changes), store, cfg.seed) is None:
+                known[name] = None
+    return cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"contenders": known})})
+
+
+def _log_answers(
+    cfg: Config, store: Store, one: Contender, test: contenders.EvalSet, machine: instance.Machine
+) -> None:
+    prompts = contenders.prompts(cfg, one.base, test)
+    _log_stage("answers", is_cached=evaluate.cached(store, one.model, prompts, cfg.eval, machine, cfg.seed))
+
+
 def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
     """Log the minimum detectable effect of a test set."""
     for level, message in scorer(cfg.eval).power(groups):
         log.log(level, "%s", message)
+
+
+def _log_guards(cfg: Config, temporary: Store) -> None:
+    """Check the guards, and log their questions and the smallest acceptable loss that they can rule out."""
+    for name in cfg.eval.guards:
+        own, test = guards.read(cfg, temporary, name)
+        groups = len({row.group or number for number, row in enumerate(test.examples)})
+        log.info("guard %s: %d questions, eval.task=%s", name, len(test.examples), own.eval.task)
+        if (most := margin_to_rule_out(groups, own.eval.alpha)) > own.eval.margin:
+            log.warning(
+                "guard %s: %d questions are too few for a margin of %.1f points: they can rule out a loss of %.1f "
+                "points or more (80 %% power, if nothing is lost and a tenth of the answers change)",
+                name,
+                groups,
+                100 * own.eval.margin,
+                100 * most,
+            )
 
 
 def _log_reuse(store: Store, test: contenders.EvalSet) -> None:

@@ -12,7 +12,7 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision, replication, task
+from sftlab.eval import contenders, decision, guards, replication, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
@@ -30,7 +30,7 @@ from sftlab.runtime.job import Job, summary
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, link
 from sftlab.runtime.store import Stage, Store
-from sftlab.tracking import wandb as tracking
+from sftlab.tracking import tracker
 from sftlab.train import advice, memory, ranking, recipes, schedule, select, sharing
 from sftlab.train import stage as train
 from sftlab.validation.combinations import evaluation_problems
@@ -40,8 +40,7 @@ log = logging.getLogger(__name__)
 
 def run_job(cfg: Config, job: Job, folder: Path) -> None:
     """Dataset → tokens → train. The results are set in ``job``."""
-    store, machine = Store(cfg.store), instance.find(cfg.instance)
-    cfg = pinned_data(cfg)
+    store, machine, cfg = Store(cfg.store), instance.find(cfg.instance), pinned_data(cfg)
     data = dataset.make(store, cfg.dataset)
     data.announce()
     job.row_format, job.data_sources = data.row_format(), data.sources()
@@ -52,7 +51,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     base = models.resolve(cfg.model, store, cfg.seed)
     cfg, measured = with_precision(pinned(cfg, base), base, store, machine)
     job.config, job.precision = cfg.model_dump(), precision.record(measured, cfg.train, cfg.eval)
-    check_generation(cfg, base, test)
+    guards.check(cfg, store, base, test)
     tokens = tokenize.make(store, data, base, cfg)
     schedule.check_length(tokens.counts, cfg.train, machine)
     cfg, estimate = memory.with_checkpointing(cfg, base, tokens, machine, store)
@@ -67,8 +66,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         machine.accumulation(cfg.train),
         schedule.described(tokens.counts, cfg.train, machine),
     )
-    variables = tracking.of_job(cfg, job, folder)
-    tracking.announce(cfg.tracking, folder)
+    variables = tracker.of_job(cfg, job, folder)
+    tracker.announce(cfg, folder)
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     except OutOfMemoryError as error:
@@ -179,7 +178,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
         finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
         both = {"baseline": Contender.of(base), "finetuned": finetuned}
-        judged = contenders.judge(cfg, store, both, test, run.folder)
+        judged = guards.judge(cfg, store, both, test, run.folder)
         times = {**winner.times, **judged.times}
         run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
         if selection.recipes and len(selection.recipes[0].seeds) > 1:
@@ -206,7 +205,7 @@ def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:
     model = models.resolve(evaluated_model(cfg), store, cfg.seed)
     evaluate.check_engine(model, cfg.eval)
     both = {"baseline": Contender.of(base), "finetuned": Contender.of(model)}
-    judged = contenders.judge(cfg, store, both, test, folder)
+    judged = guards.judge(cfg, store, both, test, folder)
     job.evaluation, job.stages, job.times = judged.evaluation, judged.stages, judged.times
     if measured is not None:
         job.stages = {**job.stages, "precision": str(measured.path)}
@@ -237,14 +236,3 @@ def compare_files(run: Run, cfg: Config) -> Path:
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"
-
-
-def check_generation(cfg: Config, base: Base, test: EvalSet) -> None:
-    """Check before training that the model can answer the test set.
-
-    Raises:
-        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
-    """
-    if MODES[cfg.mode].evaluates:
-        evaluate.check_engine(base, cfg.eval)
-        contenders.prompts(cfg, base, test)

@@ -655,6 +655,29 @@ class Subgroups(Record):
     """One entry per subgroup."""
 
 
+class Contender(Record):
+    """A model of eval.contenders, and the fine-tuned model compared with it."""
+
+    name: str
+    """Its name in eval.contenders."""
+    about: str
+    """What it is, in words."""
+    prompting: bool
+    """Whether it is the base model with another prompt."""
+    shots: list[str] = []
+    """Ids of the training rows that are examples in its prompt, in their order."""
+    left_out: str | None = None
+    """Why it was not evaluated; null if it was."""
+    result: ModelResult | None = None
+    """The model on the test set; null if it was left out."""
+    comparison: Comparison | None = None
+    """The fine-tuned model minus this one; null if it was left out."""
+    p_adjusted: float | None = None
+    """p of the comparison, adjusted by Holm's method for the number of contenders, the base model included."""
+    verdict: Verdict | None = None
+    """The verdict by the adjusted p."""
+
+
 class Reuse(Record):
     """How often the test set was used: the place of a model in the store's ledger."""
 
@@ -685,6 +708,10 @@ class Evaluation(Record):
     """The base model, or the first file; null with eval.baseline=false."""
     comparison: Comparison | None = None
     """Their comparison; null without a baseline."""
+    contenders: list[Contender] = []
+    """Further models on the same questions (eval.contenders)."""
+    p_adjusted: float | None = None
+    """p of ``comparison``, adjusted by Holm's method for all contenders; null without contenders."""
     subgroups: Subgroups | None = None
     """Results by eval.group_by, or by source."""
     constant: Constant | None = None
@@ -693,6 +720,19 @@ class Evaluation(Record):
     """What the models are called: those names, or those of the compared files (eval.labels)."""
     reuse: Reuse | None = None
     """How often the test set was used; null in mode=compare, and for a model compared with itself."""
+    guards: list[Guard] = []
+    """Results on other test sets (eval.guards)."""
+
+
+class Guard(Record):
+    """Both models on another test set, on which the fine-tuned model may not lose more than the margin."""
+
+    name: str
+    """Its name in eval.guards."""
+    data: str
+    """Its dataset."""
+    evaluation: Evaluation
+    """Its result; whether a loss is acceptable is in ``comparison.noninferiority``."""
 
 
 class TrainingResult(Record):

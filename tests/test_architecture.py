@@ -18,7 +18,7 @@ LAYERS = [
     {"runtime"},
     SUBJECTS,
     {"train", "eval"},
-    {"report"},
+    {"report", "serve"},
     {"pipeline", "validation"},
     {"dry_run"},
     {"work"},
@@ -27,8 +27,9 @@ LAYERS = [
 ]
 
 HEAVY = {
-    "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow",
-    "rouge_score", "scipy", "statsmodels", "torch", "transformers", "trl", "vllm", "wandb",
+    "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "mlflow", "openai", "pandas",
+    "peft", "pyarrow", "rouge_score", "scipy", "statsmodels", "torch", "trackio", "transformers", "trl", "vllm",
+    "wandb",
 }  # fmt: skip
 # Imported inside functions only: a subclass must know its parent.
 HEAVY_MODULES = {
@@ -49,6 +50,7 @@ UNTYPED = {
     "sftlab.eval.answers": (1, "the lines of a JSON file, of which a kill may leave a part"),
     "sftlab.eval.predictions": (1, "the lines of a JSON file of any origin"),
     "sftlab.eval.rows": (6, "the objects of such a file"),
+    "sftlab.eval.sql_worker": (1, "a request of the parent, as JSON"),
     "sftlab.hydra_app.sweep": (2, "a Hydra config before validation"),
     "sftlab.records": (2, "JSON lines"),
     "sftlab.report.figures": (2, "keyword arguments of matplotlib"),

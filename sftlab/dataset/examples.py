@@ -57,7 +57,7 @@ def render_examples(
     folder: Path,
     *,
     name: str | None = None,
-    mounted: bool = False,
+    mounted: str | None = None,
     column: str | None = None,
 ) -> Rendered:
     """Read, render and split a source.
@@ -68,13 +68,13 @@ def render_examples(
         folder: where the files of the splits are written.
         name: its name in dataset.sources; ids and groups begin with it. Its splits may be empty, and it may lack
             ``column``. None for the only source of a dataset.
-        mounted: whether the dataset is the test set of another one (``eval.dataset``).
+        mounted: the section of a dataset that is a test set of another one (``eval.dataset``, or a guard).
         column: a column of the test rows (``eval.group_by``) whose values are returned as subgroups.
 
     Raises:
         ConfigError: there is nothing to read, rows do not fit (a problem for each), or there are too few.
     """
-    key = ("eval.dataset" if mounted else "dataset") + ("" if name is None else f".sources.{name}")
+    key = (mounted or "dataset") + ("" if name is None else f".sources.{name}")
     source = read(cfg, commit, key)
     surveys = {split: survey(chunks) for split, chunks in source.items()}
     _check_rows(cfg, surveys, key)

@@ -31,7 +31,7 @@ def render_mix(
     commits: Mapping[str | None, str | None],
     folder: Path,
     *,
-    mounted: bool = False,
+    mounted: str | None = None,
     column: str | None = None,
 ) -> Rendered:
     """Read, render and split every source, and join their splits.
@@ -42,13 +42,13 @@ def render_mix(
         cfg: the dataset.
         commits: the commit to read of each source from the hub, by its name; None for any other source.
         folder: where the files of the splits are written.
-        mounted: whether the dataset is the test set of another one (``eval.dataset``).
+        mounted: the section of a dataset that is a test set of another one (``eval.dataset``, or a guard).
         column: a column of the test rows (``eval.group_by``); test rows of a source that lacks it have no subgroup.
 
     Raises:
         ConfigError: there is nothing to read, rows do not fit (the problems of all sources), or a split has no rows.
     """
-    key = "eval.dataset" if mounted else "dataset"
+    key = mounted or "dataset"
     parts, problems = cfg.parts(key), list[Problem]()
     rendered: list[Rendered] = []
     for part in parts:

@@ -21,7 +21,9 @@ def pinned_data(cfg: Config) -> Config:
     test = cfg.eval.dataset and pin(cfg.eval.dataset, "eval.dataset")
     read = MODES[cfg.mode].reads_training_rows or cfg.eval.dataset is None
     data = pin(cfg.dataset, "dataset") if read else cfg.dataset
-    return cfg.model_copy(update={"dataset": data, "eval": cfg.eval.model_copy(update={"dataset": test})})
+    guards = {name: pin(one, f"eval.guards.{name}") for name, one in cfg.eval.guards.items()}
+    pinned = {"dataset": test, "guards": guards}
+    return cfg.model_copy(update={"dataset": data, "eval": cfg.eval.model_copy(update=pinned)})
 
 
 def pinned(cfg: Config, base: Base) -> Config:

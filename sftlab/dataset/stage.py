@@ -27,7 +27,8 @@ from sftlab.runtime.store import Stage, Store, digest, full, key_of, versions
 
 log = logging.getLogger(__name__)
 
-RETAINED = 2  # rendered datasets that a process retains: a run has one, and perhaps a mounted test set
+RETAINED = 6  # rendered datasets that a process retains: a run has one, and perhaps a mounted test set and guards
+CHANGE_NO_ROW = ("max_overlap", "allow_overlap", "train_on", "scoring")
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,22 @@ class Dataset:
         return counts_of({name: self.split(name) for name in SPLITS})
 
 
-def inputs(cfg: DatasetConfig, *, mounted: bool = False) -> Mapping[str, object]:
-    """Return the inputs of a dataset: its settings, the content of its source and library versions."""
-    parts = cfg.parts("eval.dataset" if mounted else "dataset")
+def inputs(cfg: DatasetConfig, *, mounted: str | None = None) -> Mapping[str, object]:
+    """Return the inputs of a dataset: its settings, the content of its source and library versions.
+
+    ``mounted`` is the section of a test set of another dataset: ``eval.dataset``, or a guard. Messages name it.
+    """
+    parts = cfg.parts(mounted or "dataset")
     settings: object
     if cfg.sources is None:  # the key of a dataset with a single source is as before there were several
-        settings = _settings(cfg, "max_overlap", "allow_overlap", "train_on", "sources")  # change no row
+        settings = _settings(cfg, *CHANGE_NO_ROW, "sources")
     else:
         settings = [cfg.seed, *([part.name, _settings(part.cfg, "train_on")] for part in parts)]
     identities = {part.name: _identity(part.cfg, part.key) for part in parts}
     return {
         "version": 8,
         "dataset": settings,
-        "mounted": mounted,
+        "mounted": mounted is not None,
         "source": identities[None] if cfg.sources is None else identities,
         "libraries": versions(*dict.fromkeys(package for part in parts for package in packages(part.cfg))),
     }
@@ -92,11 +96,11 @@ def revision(cfg: SourceConfig, key: str) -> str | None:
     return None if _is_on_this_machine(cfg.name_or_path) else str(_identity(cfg, key))
 
 
-def make(store: Store, cfg: DatasetConfig, *, mounted: bool = False) -> Dataset:
+def make(store: Store, cfg: DatasetConfig, *, mounted: str | None = None) -> Dataset:
     """Return the dataset stage, from the store or rendered now.
 
-    A ``mounted`` dataset is the test set of another one (``eval.dataset``): if its source has a single split, all rows
-    are test rows.
+    A dataset that is ``mounted`` at a section is a test set of another one (``eval.dataset``, or a guard): if its
+    source has a single split, all rows are test rows.
 
     Raises:
         ConfigError: there is nothing to read, a row does not fit, or a split has no rows.
@@ -114,7 +118,7 @@ def make(store: Store, cfg: DatasetConfig, *, mounted: bool = False) -> Dataset:
     return Dataset(store.stage("dataset", stage_inputs, build))
 
 
-def load(store: Store, cfg: DatasetConfig, *, mounted: bool = False, column: str | None = None) -> Splits:
+def load(store: Store, cfg: DatasetConfig, *, mounted: str | None = None, column: str | None = None) -> Splits:
     """Return all splits without writing to the store: from the finished stage, or rendered to a temporary folder.
 
     ``make`` reuses what was rendered here. ``column`` (eval.group_by) also reads the subgroups of the test rows, which
@@ -129,7 +133,7 @@ def load(store: Store, cfg: DatasetConfig, *, mounted: bool = False, column: str
     return _render(stage_inputs, cfg, mounted, column).splits
 
 
-def subgroups(cfg: DatasetConfig, column: str, *, mounted: bool = False) -> Subgroups:
+def subgroups(cfg: DatasetConfig, column: str, *, mounted: str | None = None) -> Subgroups:
     """Return the value of each test row in a column, by the row's id.
 
     The values are read from the source, since the stage does not contain them: training does not depend on them, and
@@ -154,7 +158,9 @@ def test_rows(dataset: Dataset, max_rows: int | None, seed: int) -> list[Example
 _rendered: dict[str, Rendered] = {}
 
 
-def _render(stage_inputs: Mapping[str, object], cfg: DatasetConfig, mounted: bool, column: str | None) -> Rendered:
+def _render(
+    stage_inputs: Mapping[str, object], cfg: DatasetConfig, mounted: str | None, column: str | None
+) -> Rendered:
     """Return the rendered examples. They are rendered again for a column whose subgroups are not known."""
     key = key_of(stage_inputs)
     known = _rendered.pop(key, None)
@@ -174,7 +180,7 @@ def _render(stage_inputs: Mapping[str, object], cfg: DatasetConfig, mounted: boo
 
 
 def _rendered_to(
-    folder: Path, cfg: DatasetConfig, stage_inputs: Mapping[str, Any], mounted: bool, column: str | None
+    folder: Path, cfg: DatasetConfig, stage_inputs: Mapping[str, Any], mounted: str | None, column: str | None
 ) -> Rendered:
     """Render a dataset, or mix its sources, at the commits of the stage's inputs."""
     parts, identities = cfg.parts(), stage_inputs["source"]

@@ -72,11 +72,15 @@ class Letters(Record):
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that an engine took to start and to generate, and the tokens that it generated."""
+    """Seconds that an engine took to start and to generate, and the tokens that it generated.
+
+    ``seconds`` is the time of all work on these questions, forced choices included.
+    """
 
     start_seconds: float
     generate_seconds: float
     tokens: int
+    seconds: float = 0.0
 
 
 Answers = dict[tuple[int, int], Answer]

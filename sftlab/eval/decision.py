@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sftlab.config import EvalConfig
 from sftlab.eval.knowledge import constant, unknown
-from sftlab.eval.scorers import scorer
+from sftlab.eval.scorers import Scorer, scorer
 from sftlab.eval.scorers.base import Runs
 from sftlab.eval.statistics import answers_per_question, averages, compare, deciding_p, holm
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
-from sftlab.results import LABELS, Comparison, Evaluation, EvaluationRow, Verdict
+from sftlab.results import LABELS, Comparison, Contender, Evaluation, EvaluationRow, Verdict
 from sftlab.runtime.job import Job
 
 UNEQUAL = 0.01
@@ -28,22 +28,23 @@ def decide(
     *,
     both_mute: bool,
     labels: Mapping[str, str] | None = None,
+    contenders: Sequence[Contender] = (),
 ) -> Evaluation:
-    """Summarise the models, compare them if there are two, and write their predictions into the run's folder.
+    """Summarise the models, compare the fine-tuned one with the others, and write predictions into the run's folder.
 
     Args:
-        runs: Predictions of ``baseline`` and ``finetuned``, or of the latter only: one list per repeated generation.
-            All are judged; the first is written.
+        runs: Predictions of ``baseline`` and ``finetuned``, or of the latter only, and of contenders by their names:
+            one list per repeated generation. All are judged; the first is written.
         names: What a verdict calls the models.
         cfg: The scorer's settings.
         folder: The run's folder.
         both_mute: Whether the models can be compared as long as one of them has answers. A base model that never
             answers in the expected form is a result; a file without any answer is an error in eval.pattern.
         labels: What tables and figures call the models; None: eval.labels, or Baseline and Fine-tuned.
+        contenders: The records of further models, without their results.
     """
     score = scorer(cfg)
     scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
-    rows = {side: [row for repeat in repeated for row in repeat] for side, repeated in scored.items()}
     repeats = {side: score.repeats(repeated) for side, repeated in scored.items() if len(repeated) > 1}
     (folder / "predictions").mkdir(exist_ok=True)
     for side, repeated in scored.items():
@@ -51,26 +52,71 @@ def decide(
     results = {
         side: score.result(own).model_copy(update={"repeats": repeats.get(side)}) for side, own in scored.items()
     }
+    pair = {side: scored[side] for side in LABELS if side in scored}
     comparison = None
-    if "baseline" in rows:
-        comparison = score.comparison(scored["baseline"], scored["finetuned"])
-        named = {names[side]: own for side, own in scored.items()}
-        verdict = comparison.verdict
-        if reason := unjudgeable({names[side]: own for side, own in rows.items()}, every=both_mute):
-            verdict = Verdict(outcome="inconclusive", reason=reason, judged=False)
-        notes = [*verdict.notes, *_truncated(named)]
-        changes = {"verdict": verdict.model_copy(update={"notes": notes})}
-        unsplit = unknown(named) if score.lettered else None
-        comparison = comparison.model_copy(update={**changes, "unsplit": unsplit})
-    return Evaluation(
+    if "baseline" in pair:
+        comparison = against(score, {names[side]: own for side, own in pair.items()}, both_mute=both_mute)
+    finished = []
+    for one in contenders:
+        if one.name in scored:
+            named = {one.about: scored[one.name], names["finetuned"]: scored["finetuned"]}
+            change = {"result": results[one.name], "comparison": against(score, named, both_mute=both_mute)}
+            one = one.model_copy(update=change)
+        finished.append(one)
+    evaluation = Evaluation(
         task=cfg.task,
         baseline=results.get("baseline"),
         finetuned=results["finetuned"],
         comparison=comparison,
-        subgroups=subgroups(scored, score) if cfg.group_by is not None or _by_source(scored) else None,
+        contenders=finished,
+        subgroups=subgroups(pair, score) if cfg.group_by is not None or _by_source(pair) else None,
         constant=constant(scored["finetuned"][0]) if score.lettered else None,
         labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
+    return by_holm(evaluation)
+
+
+def against(score: Scorer, named: Mapping[str, Runs], *, both_mute: bool) -> Comparison:
+    """Compare two models, the second minus the first; ``named`` has their predictions by what a verdict calls them."""
+    first, second = named.values()
+    comparison = score.comparison(first, second)
+    verdict = comparison.verdict
+    rows = {name: [row for repeat in repeated for row in repeat] for name, repeated in named.items()}
+    if reason := unjudgeable(rows, every=both_mute):
+        verdict = Verdict(outcome="inconclusive", reason=reason, judged=False)
+    notes = [*verdict.notes, *_truncated(named)]
+    changes = {"verdict": verdict.model_copy(update={"notes": notes})}
+    unsplit = unknown(named) if score.lettered else None
+    return comparison.model_copy(update={**changes, "unsplit": unsplit})
+
+
+def by_holm(evaluation: Evaluation) -> Evaluation:
+    """Adjust the p-values of all contenders, the base model included, by Holm's method; verdicts follow."""
+    own = evaluation.comparison
+    compared = [one for one in evaluation.contenders if one.comparison is not None]
+    if not compared:
+        return evaluation
+    comparisons = [one.comparison for one in compared if one.comparison is not None]
+    first = [] if own is None else [own]
+    family = [*first, *comparisons]
+    p_values = holm([deciding_p(one) for one in family])
+    p_of = dict(zip((one.name for one in compared), p_values[len(first) :], strict=True))
+    finished = [
+        one.model_copy(update={"p_adjusted": p, "verdict": _by(one.comparison, p, len(family))})
+        if (p := p_of.get(one.name)) is not None and one.comparison is not None
+        else one
+        for one in evaluation.contenders
+    ]
+    return evaluation.model_copy(update={"contenders": finished, "p_adjusted": p_values[0] if first else None})
+
+
+def _by(comparison: Comparison, p: float, comparisons: int) -> Verdict:
+    """The verdict of a comparison by its adjusted p."""
+    verdict = comparison.verdict
+    if verdict.outcome == "inconclusive" or p < 1 - comparison.level:
+        return verdict
+    note = f"among {comparisons} comparisons p is {p:.2g} by Holm's method"
+    return verdict.model_copy(update={"outcome": "inconclusive", "notes": [*verdict.notes, note]})
 
 
 def _by_source(scored: Mapping[str, Sequence[Sequence[Prediction]]]) -> bool:
@@ -96,10 +142,7 @@ def _row(job: Job, p: float | None, comparisons: int) -> EvaluationRow:
         return EvaluationRow.model_validate(values)
     cfg, result, verdict = job.settings(), _comparison(job), None
     if result is not None and p is not None:
-        verdict = result.verdict
-        if verdict.outcome != "inconclusive" and p >= cfg.eval.alpha:
-            note = f"among {comparisons} comparisons p is {p:.2g} by Holm's method"
-            verdict = verdict.model_copy(update={"outcome": "inconclusive", "notes": [*verdict.notes, note]})
+        verdict = _by(result, p, comparisons)
     models = {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, "evaluation": job.evaluation}
     return EvaluationRow.model_validate({**values, **models, **job.origin(), "p_adjusted": p, "verdict": verdict})
 

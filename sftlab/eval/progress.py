@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from sftlab.eval.answers import ALIVE, FINISHED, FORCED, LETTERS
 
 
 @contextmanager
-def progress(folders: Sequence[Path], total: int, label: str, stall_min: float) -> Iterator[Progress]:
-    """Show one progress bar for all engines that work in these folders; ``total`` completions are expected."""
+def progress(folders: Mapping[Path, Sequence[Path]], total: int, label: str, stall_min: float) -> Iterator[Progress]:
+    """Show one progress bar for all engines; ``total`` completions are expected.
+
+    ``folders`` has the folders that an engine fills one after the other, by the first of them.
+    """
     from tqdm import tqdm
 
     with tqdm(total=total, desc=label, unit="prompt") as bar:
@@ -27,9 +30,9 @@ class Progress:
     An engine that hangs reports nothing, while the others may work for hours.
     """
 
-    def __init__(self, folders: Sequence[Path], bar: Any, stall_min: float) -> None:
+    def __init__(self, folders: Mapping[Path, Sequence[Path]], bar: Any, stall_min: float) -> None:
         self.bar, self.stall_min = bar, stall_min
-        self.engines = {folder: _Engine(folder) for folder in folders}
+        self.engines = {first: _Engine(own) for first, own in folders.items()}
         self.started, self.choices = False, 0
 
     def __call__(self, running: Collection[Path]) -> None:
@@ -64,27 +67,29 @@ class Progress:
 class _Engine:
     """What an engine's files have shown so far, and the time of its last sign of life."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = folders
         self.started, self.active = False, time.monotonic()
-        self.beat, self.bytes_read = 0, {FINISHED: 0, FORCED: 0, LETTERS: 0}
+        self.beat, self.bytes_read = 0, dict[Path, int]()
 
     def look(self) -> tuple[int, int]:
         """Return the number of new completions and of new choices."""
         with suppress(FileNotFoundError):  # before its first step
-            beat = (self.folder / ALIVE).stat().st_mtime_ns
+            beat = (self.folders[0] / ALIVE).stat().st_mtime_ns
             if beat != self.beat:
                 self.beat, self.active = beat, time.monotonic()
         return self._new_lines(FINISHED), self._new_lines(FORCED) + self._new_lines(LETTERS)
 
     def _new_lines(self, name: str) -> int:
-        path = self.folder / name
-        if not path.is_file():  # the engine is starting
+        return sum(self._new_lines_of(folder / name) for folder in self.folders)
+
+    def _new_lines_of(self, path: Path) -> int:
+        if not path.is_file():  # the engine is starting, or works in an earlier folder
             return 0
         with path.open("rb") as file:
-            file.seek(self.bytes_read[name])
+            file.seek(self.bytes_read.get(path, 0))
             new = file.read()
-        self.bytes_read[name] += len(new)
+        self.bytes_read[path] = self.bytes_read.get(path, 0) + len(new)
         if new or not self.started:
             self.started, self.active = True, time.monotonic()
         return new.count(b"\n")

@@ -19,7 +19,7 @@ from statistics import NormalDist
 from sftlab.config import Config
 from sftlab.eval.statistics import deciding_p
 from sftlab.records import Example
-from sftlab.results import Comparison, Evaluation, Reuse, Subgroups
+from sftlab.results import Comparison, Contender, Evaluation, Reuse, Subgroups, Verdict
 from sftlab.runtime import ledger
 from sftlab.runtime.store import key_of
 
@@ -73,6 +73,10 @@ def counted(cfg: Config, store: Path, evaluation: Evaluation, examples: Sequence
     changes: dict[str, object] = {"reuse": reuse}
     if correct and evaluation.comparison is not None:
         changes["comparison"] = corrected(evaluation.comparison, place.number, alpha)
+    if correct:
+        changes["contenders"] = [_contender(one, place.number, alpha) for one in evaluation.contenders]
+        if evaluation.p_adjusted is not None:
+            changes["p_adjusted"] = adjusted(evaluation.p_adjusted, place.number)
     if correct and evaluation.subgroups is not None:
         changes["subgroups"] = _subgroups(evaluation.subgroups, place.number)
     return evaluation.model_copy(update=changes)
@@ -80,11 +84,8 @@ def counted(cfg: Config, store: Path, evaluation: Evaluation, examples: Sequence
 
 def corrected(comparison: Comparison, number: int, alpha: float) -> Comparison:
     """Adjust p and the verdict of a comparison, with forced choices and in knowledge too, for earlier models."""
-    p, verdict = adjusted(deciding_p(comparison), number), comparison.verdict
-    if verdict.judged:
-        note = f"adjusted for model {number} on this test set, p is {p:.2g} (eval.correct_for_reuse=true)"
-        outcome = verdict.outcome if p < alpha else "inconclusive"
-        verdict = verdict.model_copy(update={"outcome": outcome, "notes": [*verdict.notes, note]})
+    p = adjusted(deciding_p(comparison), number)
+    verdict = _weakened(comparison.verdict, p, number, alpha)
     forced = None if comparison.forced is None else corrected(comparison.forced, number, alpha)
     changes: dict[str, object] = {"p_adjusted": p, "verdict": verdict, "forced": forced}
     if (split := comparison.split) is not None:
@@ -92,6 +93,22 @@ def corrected(comparison: Comparison, number: int, alpha: float) -> Comparison:
         outcome = split.outcome if p < alpha else "inconclusive"
         changes["split"] = split.model_copy(update={"p_adjusted": p, "outcome": outcome})
     return comparison.model_copy(update=changes)
+
+
+def _contender(one: Contender, number: int, alpha: float) -> Contender:
+    if one.p_adjusted is None or one.verdict is None:
+        return one
+    p = adjusted(one.p_adjusted, number)
+    return one.model_copy(update={"p_adjusted": p, "verdict": _weakened(one.verdict, p, number, alpha)})
+
+
+def _weakened(verdict: Verdict, p: float, number: int, alpha: float) -> Verdict:
+    """The verdict by the adjusted p, with a note on it."""
+    if not verdict.judged:
+        return verdict
+    note = f"adjusted for model {number} on this test set, p is {p:.2g} (eval.correct_for_reuse=true)"
+    outcome = verdict.outcome if p < alpha else "inconclusive"
+    return verdict.model_copy(update={"outcome": outcome, "notes": [*verdict.notes, note]})
 
 
 def _subgroups(subgroups: Subgroups, number: int) -> Subgroups:

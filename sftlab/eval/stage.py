@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,55 +12,31 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sftlab.config import EvalConfig
-from sftlab.errors import ConfigError, OutOfMemoryError, Problem, advised
-from sftlab.eval.answers import (
-    ENGINE,
-    FINISHED,
-    QUESTIONS,
-    SPEED,
-    Answer,
-    Answers,
-    Question,
-    Speed,
-    clear,
-    completed,
-    retain,
-)
-from sftlab.eval.engines import Settings
+from sftlab.errors import ConfigError, Problem
+from sftlab.eval.answers import FINISHED, SPEED, Answer, Answers, Question, clear, completed, retain
 from sftlab.eval.extract import likeliest
 from sftlab.eval.forced import answer_pattern, needs_choice, with_logprobs
-from sftlab.eval.progress import progress
-from sftlab.eval.prompts import Prompt, Prompts, context_length
-from sftlab.eval.worker import GenerateTask
+from sftlab.eval.launch import Asked, Model, generate
+from sftlab.eval.prompts import Prompt, Prompts
 from sftlab.instance.machine import Machine
-from sftlab.model.base import Base, cache_bytes, reads_images
+from sftlab.model.base import Base, reads_images
 from sftlab.records import Generation
-from sftlab.runtime.processes import Child, children
-from sftlab.runtime.store import Stage, Store, versions, write_json
+from sftlab.runtime.store import Stage, Store, key_of, versions, write_json
+
+__all__ = ["Generated", "Model", "cached", "check_engine", "inputs", "make", "make_all"]
 
 log = logging.getLogger(__name__)
-
-# Advice if memory is too small and the model's config cannot be read.
-SMALLER = (
-    "to need less memory: a smaller eval.batch_size (engine transformers), eval.kv_cache_gib (vLLM on the CPU) or "
-    "eval.max_tokens, a larger eval.tensor_parallel_size, or an instance= with more memory"
-)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model to evaluate: a folder, and the identity of its content."""
-
-    path: Path
-    identity: str
-    trust_remote_code: bool
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The finished stage: ``generations.jsonl``, ``generations-2.jsonl`` etc. for further repeats, ``speed.json``."""
+    """The finished stage: ``generations.jsonl``, ``generations-2.jsonl`` etc. for further repeats, ``speed.json``.
+
+    ``seconds`` is the time that it took in this call, with the engines' start if it is the first of several.
+    """
 
     stage: Stage
+    seconds: float = 0.0
 
     def rows(self, repeat: int = 0) -> list[Generation]:
         """Read a generation for each prompt, in the order of the test set."""
@@ -124,33 +98,67 @@ def cached(store: Store, model: Model, prompts: Prompts, cfg: EvalConfig, machin
 
 
 def make(store: Store, model: Model, prompts: Prompts, cfg: EvalConfig, machine: Machine, seed: int) -> Generated:
-    """Take a model's completions from the store, or generate them with as many engines as the machine has room for.
+    """Take a model's completions from the store, or generate them with as many engines as the machine has room for."""
+    return make_all(store, model, [prompts], cfg, machine, seed)[0]
 
-    Completed answers of a run that was killed, and of a stage that differs only in ``eval.repeats``, are reused. The
-    files of engines are deleted after the stage has its final name.
+
+def make_all(
+    store: Store, model: Model, sets: Sequence[Prompts], cfg: EvalConfig, machine: Machine, seed: int
+) -> list[Generated]:
+    """Take a model's completions of several sets of prompts from the store, or generate all of them in one start.
+
+    All sets have the same tokens that end a completion. Completed answers of a run that was killed, and of a stage that
+    differs only in ``eval.repeats``, are reused. The files of engines are deleted after a stage has its final name.
     """
-    key = inputs(model, prompts, cfg, machine.device, seed)
+    keys = [inputs(model, prompts, cfg, machine.device, seed) for prompts in sets]
+    names = list(map(key_of, keys))
+    # Two runs that build the same stages lock them in the same order, so that neither waits for the other one.
+    order = sorted(dict(zip(names, range(len(sets)), strict=True)).items())
+    asked, stages, worked = dict[str, Asked](), dict[str, Stage](), dict[Path, float]()
 
-    def build(folder: Path) -> None:
-        answers = _of_other_repeats(store, key) | completed(folder)
-        retain(folder, answers.values())
-        if questions := _questions(prompts, cfg, seed, answers):
-            write_json(folder / SPEED, _generate(folder, questions, model, prompts, cfg, machine, seed))
-        elif not (folder / SPEED).is_file():
-            write_json(folder / SPEED, {"engines": 0, "tokens": 0})
-        answers = completed(folder)
-        for repeat in range(cfg.repeats):
-            generations = (
-                _generation(prompt, answers[repeat, row], answers[0, row].letters)
-                for row, prompt in enumerate(prompts.rows)
-            )
-            Generation.write(folder / _name(repeat), generations)
+    def lock_from(place: int) -> None:
+        """Lock the stages from this place on, then generate for all of them."""
+        if place == len(order):
+            if waiting := [one for one in asked.values() if one.questions]:
+                worked.update(generate(waiting, model, cfg, machine, seed))
+            return
+        name, number = order[place]
 
-    stage = store.stage("generations", key, build, resumable=True)
-    with suppress(OSError):  # the store may be read-only
-        clear(stage.path)
-        (stage.path / FINISHED).unlink(missing_ok=True)
-    return Generated(stage)
+        def build(folder: Path) -> None:
+            answers = _of_other_repeats(store, keys[number]) | completed(folder)
+            retain(folder, answers.values())
+            asked[name] = Asked(folder, sets[number], _questions(sets[number], cfg, seed, answers))
+            lock_from(place + 1)
+            _finish(folder, sets[number], cfg)
+
+        stages[name] = store.stage("generations", keys[number], build, resumable=True)
+        if stages[name].cached:
+            lock_from(place + 1)
+
+    begin = time.monotonic()
+    lock_from(0)
+    elapsed = time.monotonic() - begin
+    for stage in stages.values():
+        with suppress(OSError):  # the store may be read-only
+            clear(stage.path)
+            (stage.path / FINISHED).unlink(missing_ok=True)
+    seconds = {name: worked.get(one.folder, 0.0) for name, one in asked.items()}
+    if first := next((name for name in names if name in seconds), None):
+        seconds[first] = elapsed - sum(own for name, own in seconds.items() if name != first)
+    return [Generated(stages[name], seconds.get(name, 0.0)) for name in names]
+
+
+def _finish(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
+    """Write the generations of a set whose answers are complete, in the order of the test set."""
+    if not (folder / SPEED).is_file():  # all answers are of an earlier run
+        write_json(folder / SPEED, {"engines": 0, "tokens": 0})
+    answers = completed(folder)
+    for repeat in range(cfg.repeats):
+        generations = (
+            _generation(prompt, answers[repeat, row], answers[0, row].letters)
+            for row, prompt in enumerate(prompts.rows)
+        )
+        Generation.write(folder / _name(repeat), generations)
 
 
 def _generation(prompt: Prompt, answer: Answer, letters: dict[str, float] | None) -> Generation:
@@ -199,104 +207,3 @@ def _questions(prompts: Prompts, cfg: EvalConfig, seed: int, answers: Answers) -
     if answers:
         log.info("evaluate: %d completed answers are reused, %d remain", len(answers), len(questions))
     return questions
-
-
-def _generate(
-    folder: Path,
-    questions: Sequence[Question],
-    model: Model,
-    prompts: Prompts,
-    cfg: EvalConfig,
-    machine: Machine,
-    seed: int,
-) -> dict[str, float | None]:
-    """Run engines on the questions, all at once, and return their number and speed for ``speed.json``.
-
-    Tokens are summed over the engines; seconds are those of the slowest one.
-    """
-    environments = machine.engines(cfg.tensor_parallel_size)[: len(questions)]
-    cores = _cores(machine, len(environments))
-    settings = Settings(
-        model=str(model.path.resolve()),
-        trust_remote_code=model.trust_remote_code,
-        stop_token_ids=prompts.stop_token_ids,
-        device=machine.device,
-        dtype=cfg.dtype,
-        max_model_len=min(context_length(model.path), prompts.longest + cfg.max_tokens + 64),
-        max_tokens=cfg.max_tokens,
-        temperature=cfg.temperature,
-        seed=seed,
-        batch_size=cfg.batch_size,
-        tensor_parallel_size=cfg.tensor_parallel_size,
-        gpu_memory_utilization=cfg.gpu_memory_utilization,
-        kv_cache_gib=cfg.kv_cache_gib,
-    )
-    engines = []
-    for number, environment in enumerate(environments):
-        part = folder / f"{ENGINE}{number}"
-        part.mkdir()
-        # Round-robin over engines, so that each gets an equal share of every repeat.
-        Question.write(part / QUESTIONS, questions[number :: len(environments)])
-        task = GenerateTask(
-            engine=cfg.engine,
-            settings=settings,
-            pattern=answer_pattern(cfg),
-            logprobs=with_logprobs(cfg),
-            cores=cores[number],
-        )
-        engines.append(Child(part, task, environment))
-    folders = [engine.folder for engine in engines]
-    incomplete = sum(question.completion is None for question in questions)
-    label = f"starting {len(engines)} × {cfg.engine}" if len(engines) > 1 else f"starting {cfg.engine}"
-    with progress(folders, incomplete, label, cfg.stall_min) as watch:
-        try:
-            children("sftlab.eval.worker", engines, watch=watch)
-        except OutOfMemoryError as error:
-            raise advised(error, lambda: _smaller(model, prompts, cfg, machine), otherwise=SMALLER) from error
-    speeds = [Speed(**json.loads((part / SPEED).read_text("utf-8"))) for part in folders]
-    seconds, tokens = max(speed.generate_seconds for speed in speeds), sum(speed.tokens for speed in speeds)
-    return {
-        "engines": len(engines),
-        "start_seconds": round(max(speed.start_seconds for speed in speeds), 1),
-        "generate_seconds": round(seconds, 1),
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / seconds, 1) if tokens else None,
-    }
-
-
-def _smaller(model: Model, prompts: Prompts, cfg: EvalConfig, machine: Machine) -> str:
-    """List settings that need less memory, with the GiB that each takes."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code, local_files_only=True)
-    tokens = prompts.longest + cfg.max_tokens
-    cache = cache_bytes(config) * tokens / 2**30
-    weights = sum(file.stat().st_size for file in model.path.glob("*.safetensors")) / 2**30
-    lines = [
-        f"generation needs {weights:.2f} GiB for the weights and {cache:.3f} GiB of cache for the longest prompt and "
-        f"answer ({tokens:,} tokens); to need less:"
-    ]
-    if cfg.engine == "transformers":
-        sizes = [size for size in (cfg.batch_size // 2, 1) if 0 < size < cfg.batch_size]
-        lines += [f"  eval.batch_size={size}: {size * cache:.2f} GiB of cache" for size in dict.fromkeys(sizes)]
-    elif machine.device == "cpu":
-        if (least := max(1, math.ceil(cache))) < cfg.kv_cache_gib:
-            lines.append(f"  eval.kv_cache_gib={least}: instead of {cfg.kv_cache_gib:g} GiB of cache")
-    else:
-        share = f"{cfg.gpu_memory_utilization:g}"
-        lines.append(
-            f"  eval.gpu_memory_utilization: now {share}; lower if other processes use the GPU, higher if none does"
-        )
-        if (several := 2 * cfg.tensor_parallel_size) <= machine.num_processes:
-            lines.append(f"  eval.tensor_parallel_size={several}: {weights / several:.2f} GiB of weights per GPU")
-    lines.append(f"  a smaller eval.max_tokens (now {cfg.max_tokens}), or an instance= with more memory")
-    return "\n".join(lines)
-
-
-def _cores(machine: Machine, engines: int) -> list[list[int] | None]:
-    """Assign cores to each engine on the CPU: two that share cores wait for each other at every operation."""
-    if machine.device != "cpu" or engines == 1 or not hasattr(os, "sched_getaffinity"):
-        return [None] * engines
-    cores = sorted(os.sched_getaffinity(0))
-    size = len(cores) // engines
-    return [cores[number * size : (number + 1) * size] or None for number in range(engines)]

@@ -18,7 +18,7 @@ from typing import Literal, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from sftlab.eval.answers import ALIVE, FINISHED, FORCED, LETTERS, QUESTIONS, SPEED, Answer, Letters, Question, Speed
-from sftlab.eval.engines import Settings, start
+from sftlab.eval.engines import Engine, Settings, start
 from sftlab.eval.forced import choose_letters, needs_choice
 from sftlab.runtime.processes import serve
 from sftlab.runtime.store import write_json
@@ -39,19 +39,29 @@ class GenerateTask(BaseModel):
     """Whether to compute the log-probabilities of the letters directly after each question."""
     cores: list[int] | None
     """CPU cores that the engine may use; None: all."""
+    also: list[Path] = []
+    """Folders with further questions for the same model, which follow."""
 
 
 def run(folder: Path, task: GenerateTask) -> None:
+    """Start an engine, and answer the questions in each folder."""
+    if task.cores is not None:
+        os.sched_setaffinity(0, task.cores)  # before the import of torch, which starts a thread per core
+    begin = time.monotonic()
+    engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
+    start_seconds = time.monotonic() - begin
+    for part in (folder, *task.also):
+        speed = _answer(part, engine, task)
+        write_json(part / SPEED, asdict(replace(speed, start_seconds=start_seconds)))
+
+
+def _answer(folder: Path, engine: Engine, task: GenerateTask) -> Speed:
     """Complete the questions of each repeat, then make the forced choices that the repeat needs.
 
     The letters directly after the questions are the same in every repeat, so they are computed in the first only.
     """
-    if task.cores is not None:
-        os.sched_setaffinity(0, task.cores)  # before the import of torch, which starts a thread per core
-    questions = Question.read(folder / QUESTIONS)
     begin = time.monotonic()
-    engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
-    ready = time.monotonic()
+    questions = Question.read(folder / QUESTIONS)
     seconds, tokens = 0.0, 0
     with (
         (folder / FINISHED).open("w", encoding="utf-8") as finished,
@@ -80,7 +90,7 @@ def run(folder: Path, task: GenerateTask) -> None:
                 bare = [replace(question, completion="", finish_reason="length") for question in lacking]
                 for question, logprobs in choose_letters(engine, task.settings, bare):
                     _append(letters, Letters(repeat, question.row, logprobs))
-    write_json(folder / SPEED, asdict(Speed(ready - begin, seconds, tokens)))
+    return Speed(0.0, seconds, tokens, time.monotonic() - begin)
 
 
 def _append(file: TextIO, record: Answer | Letters) -> None:

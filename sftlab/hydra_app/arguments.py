@@ -27,6 +27,7 @@ OPTIONAL_GROUPS = ("experiment", "debug")  # groups without a default, which are
 # Dictionaries in which users may add keys.
 FREE_KEYS = re.compile(
     r"train\.(extra|lr_scheduler_kwargs)\.|(eval\.)?dataset\.(split\.(train|validation|test)$|columns\.|sources\.)"
+    r"|eval\.contenders(\.|$)|eval\.guards\.[\w-]+($|\.)"
 )
 PLACEHOLDERS = ('"BASE.jsonl"', '"TUNED.jsonl"')
 

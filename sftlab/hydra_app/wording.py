@@ -133,7 +133,7 @@ class _Diagnosis:
         unset = problem_of(argument, "is not set yet", f"write {shown(f'+{argument}')}")
         if key.startswith("train.extra."):  # its value takes seconds to check
             self.problems.append(unknown_field(key.removeprefix("train.extra.")) or unset)
-        elif FREE_KEYS.match(key):
+        elif FREE_KEYS.match(key.partition("@")[2] or key):
             self.absent[key] = unset
             self.fixed.append(f"+{argument}")
         elif key.startswith("hydra."):

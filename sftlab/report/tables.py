@@ -12,6 +12,7 @@ from sftlab.results import (
     Comparison,
     Evaluation,
     EvaluationRow,
+    Guard,
     ModelResult,
     Replication,
     Selection,
@@ -234,6 +235,39 @@ def subgroups(evaluation: Evaluation) -> Table:
         row = [group.name, count(group.n), *(side(sides[key]) for key, _, _ in models(evaluation))]
         rows.append(row + (difference(group) if several else []))
     return Table(header + (["difference, points", "p", "p, adjusted"] if several else []), rows, (of.column,))
+
+
+def guards(evaluation: Evaluation) -> Table:
+    """The models on every guard, and whether a loss is acceptable."""
+    header = ["guard", "questions", *(name for _, name, _ in models(evaluation)), "difference", "lost at most"]
+    table = Table([*header, "margin", "result"], [], ("guard", "result"))
+    for guard in evaluation.guards:
+        view, compared = scorers.view(guard.evaluation.task), guard.evaluation.comparison
+        row = [guard.name, count(guard.evaluation.finetuned.n)]
+        row += [view.number(result.value) for _, _, result in models(guard.evaluation)]
+        if compared is None or (test := compared.noninferiority) is None:
+            table.rows.append([*row, "", "", "", "not compared"])
+            continue
+        row += [f"{points(compared.delta)} ({span(compared.interval)})", points(max(-test.bound, 0)).removeprefix("+")]
+        table.rows.append([*row, points(test.margin).removeprefix("+"), guard_result(guard)])
+    return table
+
+
+def guard_result(guard: Guard) -> str:
+    """Whether a loss on a guard is acceptable, in a few words."""
+    compared = guard.evaluation.comparison
+    if compared is None or compared.noninferiority is None or not compared.verdict.judged:
+        return "not judged"
+    test = compared.noninferiority
+    if test.outcome != "inconclusive":
+        return {"no_worse": "no worse", "worse": "worse"}[test.outcome]
+    return "undecided" + (f" (about {needed(test.needed)} questions decide)" if test.needed is not None else "")
+
+
+def needed(questions: int) -> str:
+    """A number of questions that was extrapolated: two digits, rounded up."""
+    scale = 10 ** max(len(str(questions)) - 2, 0)
+    return f"{-(-questions // scale) * scale:,}"
 
 
 def evaluations(rows: Sequence[EvaluationRow]) -> Table:

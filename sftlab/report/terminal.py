@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
-from sftlab.report import caveats, tables
+from sftlab.report import caveats, contenders, tables
 from sftlab.report.text import early_stop, level, plural
 from sftlab.results import Evaluation, EvaluationRow, Replication
 from sftlab.runtime.console import say
@@ -110,6 +110,12 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
         if of := tables.parts(judged):
             say(of)
+    if judged.contenders:
+        if any(one.result is not None for one in judged.contenders):
+            say(_printed("All contenders on the same questions", contenders.table(judged)))
+        for sentence in [*contenders.described(judged), contenders.prompting(judged)]:
+            if sentence is not None:
+                say(sentence)
     for _, name, result in tables.models(judged):
         if result.knowledge is not None and result.knowledge.forced and judged.constant is not None:
             always = f"always {judged.constant.answer} is right in {judged.constant.correct} of {result.n}"
@@ -126,6 +132,22 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             say(f"{plural(by.without, 'test row')} without a value in this column")
         if by.note:
             say(by.note)
+    guards(judged)
+
+
+def guards(judged: Evaluation) -> None:
+    """Print the models on every guard, and by subgroup if a guard has them."""
+    if not judged.guards:
+        return
+    say(_printed("Guards: what the fine-tuned model may not lose, in points", tables.guards(judged)))
+    for guard in judged.guards:
+        if (by := guard.evaluation.subgroups) is not None:
+            table = tables.subgroups(guard.evaluation)
+            title = f"Guard {guard.name} by {by.column}, with {level(by.level)} intervals"
+            say(_printed(title, tables.Table(table.header, table.rows[:SHOWN], table.text)))
+        verdict = None if guard.evaluation.comparison is None else guard.evaluation.comparison.verdict
+        if verdict is not None and not verdict.judged:
+            say(f"Guard {guard.name}: {verdict.reason}")
 
 
 def evaluations(rows: Sequence[EvaluationRow]) -> None:

@@ -76,7 +76,8 @@ class Job(JobRecord):
 def revisions(cfg: Config) -> dict[str, str]:
     """The commits of a pinned configuration, by the keys that reproduce them on the command line."""
     commits = {"model.revision": cfg.model.revision}
-    for section, data in {"dataset": cfg.dataset, "eval.dataset": cfg.eval.dataset}.items():
+    guards = {f"eval.guards.{name}": one for name, one in cfg.eval.guards.items()}
+    for section, data in {"dataset": cfg.dataset, "eval.dataset": cfg.eval.dataset, **guards}.items():
         if data is not None and (data.sources or data.name_or_path):
             commits |= {f"{part.key}.revision": part.cfg.revision for part in data.parts(section)}
     return {key: commit for key, commit in commits.items() if commit}

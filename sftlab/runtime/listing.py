@@ -165,7 +165,8 @@ def _cost(record: RunRecord, jobs: list[Values]) -> float | None:
                 total += seconds * (processes if stage == "train" and isinstance(processes, int) else 1)
                 known = True
     if record.selection is not None:  # the stages of the whole run are evaluated after the jobs
-        total += sum(seconds for stage, seconds in record.times.items() if stage in ("baseline", "finetuned"))
+        evaluated = ("baseline", "finetuned", "contenders.")
+        total += sum(seconds for stage, seconds in record.times.items() if stage.startswith(evaluated))
     return total if known else None
 
 

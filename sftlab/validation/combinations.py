@@ -13,6 +13,7 @@ from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.extract import probe
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
+from sftlab.results import LABELS
 from sftlab.runtime.listing import moment
 from sftlab.runtime.modes import MODES
 
@@ -24,6 +25,12 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
+    if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
+        message = f"mode={cfg.mode} starts the server of vLLM"
+        yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
+    if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
+        message = "eval.guards compares the fine-tuned model with the base model"
+        yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"
         yield Problem("eval.correct_for_reuse", "true", message, "set it to false", ("mode",))
@@ -157,6 +164,32 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
     if not scorer(cfg.eval).view.graded and cfg.select.metric == "exact_match":
         message = f"counts correct answers, and eval.task={cfg.eval.task} has none"
         yield Problem("select.metric", "exact_match", message, "set it to eval_loss", ("eval.task",))
+
+
+def contender_problems(cfg: Config) -> Iterator[Problem]:
+    """Yield the definitions of eval.contenders that are no further model, or whose templates cannot be used."""
+    for name, one in (cfg.eval.contenders or {}).items():
+        key = f"eval.contenders.{name}"
+        if one is None:
+            continue
+        if name in LABELS:
+            yield Problem(key, None, "is the name of one of the two models that are compared", "rename it")
+        changed = one.shots or one.system is not None or one.user is not None
+        if one.name_or_path is None and not changed:
+            message = (
+                f"is the {'base' if one.weights == 'base' else 'fine-tuned'} model itself, which is evaluated anyway"
+            )
+            remedy = "set shots, system or user for another prompt, or name_or_path for another model"
+            yield Problem(key, None, message, remedy)
+        if one.name_or_path is not None and one.weights != "base":
+            message = f"has no effect with {key}.name_or_path, which names the weights"
+            yield Problem(f"{key}.weights", one.weights, message, "leave it out")
+        if one.revision is not None and one.name_or_path is None:
+            message = f"is a version of {key}.name_or_path, which is not set"
+            yield Problem(f"{key}.revision", shown(one.revision), message, "leave it out, or set model.revision")
+        for field in ("system", "user"):
+            if (template := getattr(one, field)) is not None:
+                yield from template_problems(f"{key}.{field}", template, ["system", "user"], noun="variable")
 
 
 def _text(cfg: Config) -> Iterator[Problem]:

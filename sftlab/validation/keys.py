@@ -10,14 +10,17 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from sftlab.config import Config, Lora, NoPeft, Qlora, SourceConfig
+from sftlab.config import Config, ContenderConfig, DatasetConfig, Lora, NoPeft, Qlora, Scoring, SourceConfig
 from sftlab.errors import Problem, redacted, shown
 from sftlab.validation import overrides
 
 METHODS = {get_args(part.model_fields["method"].annotation)[0]: part for part in (NoPeft, Lora, Qlora)}
 FORMS = {"instance.rdzv_endpoint": "HOST:PORT", "hub.repo_id": "owner/name"}  # of the values that must match a pattern
 
-SOURCE = re.compile(r"((?:eval\.)?dataset)\.sources\.([^.]+)")
+SOURCE = re.compile(r"((?:eval\.)?dataset|eval\.guards\.[^.]+)\.sources\.([^.]+)")
+GUARD = re.compile(r"eval\.guards\.[^.]+")
+SCORING = re.compile(r"eval\.guards\.[^.]+\.scoring")
+CONTENDER = re.compile(r"eval\.contenders\.[^.]+")
 
 # Keys whose values would be readable for everybody in job.json and .hydra/.
 SECRET = re.compile(
@@ -39,9 +42,15 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
 def closest(key: str) -> str | None:
     """Return the existing key that an unknown key was probably meant to be; None if no key is similar."""
     section, _, leaf = key.rpartition(".")
-    if SOURCE.fullmatch(section):
-        close = difflib.get_close_matches(leaf, [*SourceConfig.model_fields], n=1)
-        return f"{section}.{close[0]}" if close else None
+    for pattern, named in (
+        (SOURCE, SourceConfig),
+        (CONTENDER, ContenderConfig),
+        (GUARD, DatasetConfig),
+        (SCORING, Scoring),
+    ):
+        if pattern.fullmatch(section):
+            close = difflib.get_close_matches(leaf, [*named.model_fields], n=1)
+            return f"{section}.{close[0]}" if close else None
     known = list(known_keys())
     if section:  # a key of a section is not meant to be a section
         known = [name for name in known if not any(other.startswith(f"{name}.") for other in known)]
@@ -123,11 +132,18 @@ def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
     if tag and len(location) == 2 and kind in ("missing", "extra_forbidden") and location[1] in fields:
         unset = "the other keys of this method are not set"
         return Problem("peft.method", tag, unset, f"choose peft={tag}, which sets all of them", ("peft",))
-    if location[-1] == "[key]" and location[-3] == "sources":
-        message = "is not a name of a source: it may contain only letters, digits, _ and -"
+    if location[-1] == "[key]" and location[-3] in ("sources", "guards"):
+        message = f"is not a name of a {location[-3][:-1]}: it may contain only letters, digits, _ and -"
         return Problem(key, None, message, "rename it")
+    if location[-1] == "[key]" and location[-3] == "contenders":
+        message = "is not a name of a contender: it may contain only letters, digits, _ and -"
+        return Problem(key, None, message, "rename it")
+    if kind == "model_type" and CONTENDER.fullmatch(key):
+        return Problem(key, shown(value), "describes no model", f"write {overrides.shown(f'+{key}.shots=5')}")
     if location[-1] == "[key]":
         return Problem(key, None, "no such key", "the splits are train, validation and test")
+    if kind in ("model_type", "dict_type") and GUARD.fullmatch(key):
+        return Problem(key, shown(value), "is not a dataset", f"write +dataset@{key}=NAME")
     if kind in ("model_type", "dict_type") and ".sources" in key:
         form = "{name_or_path: FILE}" if SOURCE.fullmatch(key) else "{a: {name_or_path: FILE}, b: {name_or_path: FILE}}"
         return Problem(key, shown(value), "names no files", f"write {overrides.shown(f'{key}={form}')}")

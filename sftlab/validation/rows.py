@@ -8,6 +8,7 @@ from pathlib import Path
 from sftlab.config import Config, DatasetConfig, RowSettings
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem, shown, with_keys
+from sftlab.eval import guards
 from sftlab.eval.checks import check_answers
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.scorers import scorer
@@ -30,9 +31,12 @@ JUDGED_BY = ("eval", "select.metric", "mode")
 def dataset_problems(cfg: Config) -> Iterator[Problem]:
     """Yield the problems of the dataset, unless a mounted test set replaces it, and of the mounted test set."""
     if MODES[cfg.mode].reads_training_rows or cfg.eval.dataset is None:
-        yield from _dataset(cfg, cfg.dataset, mounted=False)
+        yield from _dataset(cfg, cfg.dataset)
     if cfg.eval.dataset is not None:
-        yield from _dataset(cfg, cfg.eval.dataset, mounted=True)
+        yield from _dataset(cfg, cfg.eval.dataset, mounted="eval.dataset")
+    for name, data in cfg.eval.guards.items() if MODES[cfg.mode].evaluates else ():
+        own = guards.settings(cfg, name)
+        yield from guards.relocated(name, [*evaluation_problems(own), *_dataset(own, data, mounted=guards.key(name))])
 
 
 def prediction_problems(cfg: Config) -> Iterator[Problem]:
@@ -53,16 +57,16 @@ def prediction_problems(cfg: Config) -> Iterator[Problem]:
         yield from with_keys(error, "eval")
 
 
-def _dataset(cfg: Config, data: DatasetConfig, *, mounted: bool) -> Iterator[Problem]:
+def _dataset(cfg: Config, data: DatasetConfig, *, mounted: str | None = None) -> Iterator[Problem]:
     """Check the settings of a dataset, then its rows if they are local, unless a completed stage contains them."""
-    section = "eval.dataset" if mounted else "dataset"
+    section = mounted or "dataset"
     if problems := list(_sources(section, data)):
         yield from problems
         return
     parts = data.parts(section)
     for part in parts:
         name, several = part.cfg.name_or_path, part.name is not None
-        own = [*_split(part.key, part.cfg, name, partial=mounted or several), *_format(part.key, part.cfg)]
+        own = [*_split(part.key, part.cfg, name, partial=mounted is not None or several), *_format(part.key, part.cfg)]
         if is_local(name) and not name.startswith("generate:") and not Path(name).exists():
             message = f"no such file or folder (seen from {Path.cwd()})"
             own.append(Problem(f"{part.key}.name_or_path", shown(name), message, "check the path"))
@@ -98,9 +102,9 @@ def _sources(section: str, data: DatasetConfig) -> Iterator[Problem]:
         yield Problem(key, shown(name), message, "set it to null", (f"{section}.sources",))
 
 
-def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> Iterator[Problem]:
+def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: str | None) -> Iterator[Problem]:
     """Check every row of a local dataset once per process."""
-    tested = MODES[cfg.mode].reads_test and (mounted or cfg.eval.dataset is None)
+    tested = MODES[cfg.mode].reads_test and (mounted is not None or cfg.eval.dataset is None)
     column = cfg.eval.group_by if tested else None
     store, inputs = Store(cfg.store), dataset.inputs(data, mounted=mounted)
     judged = {"eval": cfg.eval.model_dump(), "select": cfg.select.metric, "mode": cfg.mode}
@@ -123,12 +127,14 @@ def _rows(cfg: Config, data: DatasetConfig, section: str, *, mounted: bool) -> I
 
 
 def _answers(
-    cfg: Config, data: DatasetConfig, splits: Mapping[str, Sequence[Example]], *, mounted: bool, tested: bool
+    cfg: Config, data: DatasetConfig, splits: Mapping[str, Sequence[Example]], *, mounted: str | None, tested: bool
 ) -> Iterator[Problem]:
     """Check that answers to the rows can be judged; yield the problems of a task that the rows decide."""
     if cfg.eval.task == "auto" and cfg.eval.dataset is not None and not mounted:
         return  # the rows of eval.dataset decide
     known = fitted(cfg, splits["test"] if tested else (), splits["train"])
+    if (mounted or "").startswith("eval.guards."):
+        known = guards.fitted(known)
     problems = list(evaluation_problems(known))
     if known is not cfg:  # otherwise they are reported already
         yield from problems

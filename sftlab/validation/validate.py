@@ -12,7 +12,13 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval.task import settled
 from sftlab.runtime.modes import MODES
-from sftlab.validation.combinations import evaluation_problems, instance_problems, run_problems, training_problems
+from sftlab.validation.combinations import (
+    contender_problems,
+    evaluation_problems,
+    instance_problems,
+    run_problems,
+    training_problems,
+)
 from sftlab.validation.files import store_problems
 from sftlab.validation.keys import secrets, type_problems
 from sftlab.validation.models import model_problems
@@ -47,10 +53,16 @@ def validate(composed: DictConfig) -> Config:
 
 def _without_unused_names(composed: DictConfig) -> DictConfig:
     """Set ``name_or_path`` to null where it is not set and ``sources`` stands in its place."""
-    for section in ("dataset", "eval.dataset"):
+    guards = OmegaConf.select(composed, "eval.guards")
+    named = [f"eval.guards.{name!s}" for name in guards] if isinstance(guards, DictConfig) else []
+    for section in ("dataset", "eval.dataset", *named):
         key = f"{section}.name_or_path"
         node = OmegaConf.select(composed, section)
-        if isinstance(node, DictConfig) and OmegaConf.is_missing(node, "name_or_path") and node.sources is not None:
+        if (
+            isinstance(node, DictConfig)
+            and OmegaConf.is_missing(node, "name_or_path")
+            and node.get("sources") is not None
+        ):
             composed = composed.copy()
             OmegaConf.update(composed, key, None)
     return composed
@@ -65,6 +77,7 @@ def _problems(cfg: Config) -> Iterator[Problem]:
     yield from instance_problems(cfg)
     yield from store_problems(cfg.store)
     yield from evaluation_problems(cfg)
+    yield from contender_problems(cfg)
     if MODES[cfg.mode].works_on == "eval.predictions":
         yield from prediction_problems(cfg)
     if MODES[cfg.mode].reads_data:  # other modes read the files of finished runs only

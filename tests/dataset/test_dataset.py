@@ -68,7 +68,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write: Call
     # Rows with three options and rows with two: a Parquet file has a null where a key is missing.
     rows = [vignette(1, options={"A": "this", "B": "that", "C": "both"}), *vignettes(1), vignette(2, question="Größe?")]
     write(tmp_path / name, rows)
-    result = examples(tmp_path / name, mounted=True)["test"]
+    result = examples(tmp_path / name, mounted="eval.dataset")["test"]
     assert [example.id for example in result] == ["row-1", "row-0", "row-2"]
     assert [example.choices for example in result] == ["ABC", "AB", "AB"]
     assert result[2].question == "Größe? (A) this (B) that"
@@ -85,7 +85,7 @@ def test_a_csv_files_cells_stay_text(tmp_path: Path) -> None:
         writer.writerow(["id", "question", "rationale", "answer_idx"])
         writer.writerow(["007", 'Two, "quoted"\nlines?', "NA", "A"])
         writer.writerow(["1e3", "None", "x" * 200_000, "B"])
-    result = examples(tmp_path / "a.csv", mounted=True, **flat())["test"]
+    result = examples(tmp_path / "a.csv", mounted="eval.dataset", **flat())["test"]
     assert [(row.id, row.question, row.target) for row in result] == [
         ("007", 'Two, "quoted"\nlines?', "A"),
         ("1e3", "None", "B"),
@@ -376,7 +376,7 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     rows = vignettes(36)
     for number in range(12):
         write_rows(tmp_path / f"part{number}.jsonl", rows[3 * number : 3 * number + 3])
-    assert ids(examples(tmp_path, mounted=True))["test"] == [row["id"] for row in rows]
+    assert ids(examples(tmp_path, mounted="eval.dataset"))["test"] == [row["id"] for row in rows]
 
 
 ROWS: list[tuple[list[Row], dict[str, Any], str]] = [
@@ -483,14 +483,16 @@ NULLS = [
 def test_a_group_id_made_of_a_null_is_no_group(tmp_path: Path, template: str, missing: Any) -> None:
     rows = [vignette(number, site="S", pat=str(number // 2) if number < 8 else missing) for number in range(20)]
     path = write_rows(tmp_path / "a.jsonl", rows)
-    result = examples(path, mounted=True, group_by=template)["test"]
+    result = examples(path, mounted="eval.dataset", group_by=template)["test"]
     assert [row.group is None for row in result] == [number >= 8 for number in range(20)]
     assert len({row.group for row in result}) == 5
 
 
 def test_a_default_in_group_by_is_a_group(tmp_path: Path) -> None:
     rows = [vignette(number, pat=None if number % 2 else f"p{number}") for number in range(6)]
-    result = examples(write_rows(tmp_path / "a.jsonl", rows), mounted=True, group_by="{{ pat or 'other' }}")["test"]
+    result = examples(write_rows(tmp_path / "a.jsonl", rows), mounted="eval.dataset", group_by="{{ pat or 'other' }}")[
+        "test"
+    ]
     assert [row.group for row in result] == ["p0", "other", "p2", "other", "p4", "other"]
 
 
@@ -653,20 +655,24 @@ def test_a_mounted_source_of_one_split_is_all_test(tmp_path: Path, name: str) ->
     (tmp_path / "folder").mkdir()
     write_rows(tmp_path / "folder" / name, vignettes(7))
     for path in (tmp_path / "folder", tmp_path / "folder" / name):
-        assert sizes(examples(path, mounted=True)) == (0, 0, 7)
+        assert sizes(examples(path, mounted="eval.dataset")) == (0, 0, 7)
 
 
 def test_a_mounted_source_with_splits_gives_its_test_rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", vignettes(7))
     write_rows(tmp_path / "test.jsonl", [vignette(8), vignette(9)])
-    assert ids(examples(tmp_path, mounted=True)) == {"train": [], "validation": [], "test": ["row-8", "row-9"]}
+    assert ids(examples(tmp_path, mounted="eval.dataset")) == {
+        "train": [],
+        "validation": [],
+        "test": ["row-8", "row-9"],
+    }
 
 
 def test_a_mounted_source_without_test_rows_is_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", vignettes(7))
     write_rows(tmp_path / "validation.jsonl", [vignette(8)])
     with pytest.raises(ConfigError, match=r"eval\.dataset\.split=.*the test split of .* has no rows"):
-        examples(tmp_path, mounted=True)
+        examples(tmp_path, mounted="eval.dataset")
 
 
 # — the stage —

@@ -24,7 +24,7 @@ ROWS = [
 
 
 def read(path: Path, **changed: Any) -> list[tuple[str, str, str, str]]:
-    result = examples(path, mounted=True, **flat(**changed))["test"]
+    result = examples(path, mounted="eval.dataset", **flat(**changed))["test"]
     return [(row.id, row.question, row.assistant, row.target) for row in result]
 
 

@@ -32,7 +32,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(path: Path, **changed: Any) -> list[Example]:
-    rows: list[Example] = rendered(settings(name_or_path=str(path), **changed), mounted=True).splits["test"]
+    rows: list[Example] = rendered(settings(name_or_path=str(path), **changed), mounted="eval.dataset").splits["test"]
     return rows
 
 

@@ -171,7 +171,7 @@ def test_the_key_has_the_content_of_every_source(files: dict[str, Any], tmp_path
 
 
 def test_a_mounted_mix_is_a_test_set(files: dict[str, Any], tmp_path: Path) -> None:
-    rows = splits(tmp_path, mix(files), mounted=True)
+    rows = splits(tmp_path, mix(files), mounted="eval.dataset")
     assert [len(rows[name]) for name in SPLITS] == [0, 0, 35]
 
 

@@ -41,7 +41,7 @@ def test_medqa_mounted_as_a_test_set_is_the_whole_file(config: Any) -> None:
     cfg = config(
         "+experiment=medqa", "dataset@eval.dataset=medqa", f"eval.dataset.name_or_path={DATA / 'medqa' / 'test.jsonl'}"
     ).eval.dataset
-    splits = rendered(cfg, mounted=True).splits
+    splits = rendered(cfg, mounted="eval.dataset").splits
     assert len(splits["test"]) == 1273
     assert splits["train"] == splits["validation"] == []
     example = splits["test"][0]

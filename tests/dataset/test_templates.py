@@ -187,13 +187,13 @@ def test_null_is_the_same_in_every_file(tmp_path: Path, name: str, write: Callab
     write(tmp_path / name, rows)
     own = {"system": "{{ note }}", "user": "{{ question }}{{ note }}", "assistant": "{{ answer }}"}
     own |= {"target": "{{ answer }}", "choices": None, "options": None}
-    result = examples(tmp_path / name, mounted=True, **own)["test"]
+    result = examples(tmp_path / name, mounted="eval.dataset", **own)["test"]
     assert [instruction(row) for row in result] == ["n", "", "n", ""]
     assert [row.question for row in result] == ["q0n", "q1", "q2n", "q3"]
     rows[2]["answer"] = None
     write(tmp_path / name, rows)
     with pytest.raises(ConfigError, match=r"row 3 \(r2\): eval\.dataset\.assistant renders to nothing"):
-        examples(tmp_path / name, mounted=True, **own)
+        examples(tmp_path / name, mounted="eval.dataset", **own)
 
 
 @pytest.mark.parametrize(("name", "write"), [("a.jsonl", write_rows), ("a.parquet", write_parquet)])
@@ -212,7 +212,7 @@ def test_null_within_objects_is_the_same_in_every_file(
     write(tmp_path / name, rows)
     chat = {"system": "{{ messages[0].content }}", "assistant": "{{ messages[2].content }}", "target": "A"}
     user = "{{ messages[1].content }}{% for letter, text in options.items() %} ({{ letter }}) {{ text }}{% endfor %}"
-    result = examples(tmp_path / name, mounted=True, user=user, **chat)["test"]
+    result = examples(tmp_path / name, mounted="eval.dataset", user=user, **chat)["test"]
     assert [instruction(row) for row in result] == ["", "s"]
     assert [row.question for row in result] == ["q (A) x (B) y", "q (A) x (B) y (C) z"]
     assert [row.choices for row in result] == ["AB", "ABC"]
@@ -223,12 +223,12 @@ def test_whole_numbers_that_pandas_made_floats_are_written_without_a_fraction(tm
     rows = [vignette(number, age=float(number), weight=number + 0.5) for number in range(1, 4)]
     rows[1] |= {"age": None, "weight": None}
     write_parquet(tmp_path / "a.parquet", rows)
-    result = examples(tmp_path / "a.parquet", mounted=True, user="{{ id }} {{ age }} {{ weight }}")["test"]
+    result = examples(tmp_path / "a.parquet", mounted="eval.dataset", user="{{ id }} {{ age }} {{ weight }}")["test"]
     assert [row.question for row in result] == ["row-1 1 1.5", "row-2  ", "row-3 3 3.5"]
     write_rows(
         tmp_path / "b.jsonl", [vignette(number, age=float(number)) for number in range(3)]
     )  # floats that are meant
-    result = examples(tmp_path / "b.jsonl", mounted=True, user="{{ id }} {{ age }}")["test"]
+    result = examples(tmp_path / "b.jsonl", mounted="eval.dataset", user="{{ id }} {{ age }}")["test"]
     assert [row.question for row in result] == ["row-0 0.0", "row-1 1.0", "row-2 2.0"]
 
 
@@ -639,7 +639,7 @@ def test_a_tool_call_without_content_is_no_completion(
         pytest.skip("an Arrow column of text has no NaN")
     write(tmp_path / name, rows)
     with pytest.raises(ConfigError, match=r"row 1 \(r0\): eval\.dataset\.assistant (renders to nothing|cannot be)"):
-        examples(tmp_path / name, mounted=True, **{**CHAT, "id": "{{ id }}"})
+        examples(tmp_path / name, mounted="eval.dataset", **{**CHAT, "id": "{{ id }}"})
 
 
 def rendered(row: Row, **changed: Any) -> Example:

@@ -22,7 +22,7 @@ from test_faults import stage_processes
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
-from sftlab.eval import progress
+from sftlab.eval import launch, progress
 from sftlab.eval import stage as evaluate
 from sftlab.eval.answers import ALIVE, FINISHED, FORCED, Answer, Answers, Letters, Question
 from sftlab.eval.forced import FORCING, choose_letters
@@ -94,7 +94,7 @@ class Engines:
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
     engines = Engines()
-    monkeypatch.setattr(evaluate, "children", engines)
+    monkeypatch.setattr(launch, "children", engines)
     return engines
 
 
@@ -145,10 +145,10 @@ def test_completed_answers_are_reused_and_a_truncated_line_is_ignored(
     tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, eval_settings = Store(tmp_path / "store"), settings(config)
-    monkeypatch.setattr(evaluate, "children", dying := Engines(dies_after=2))
+    monkeypatch.setattr(launch, "children", dying := Engines(dies_after=2))
     with pytest.raises(StageError, match="SIGKILL"):
         evaluate.make(store, model, PROMPTS, eval_settings, replace(CPU, num_processes=2), 0)
-    monkeypatch.setattr(evaluate, "children", living := Engines())
+    monkeypatch.setattr(launch, "children", living := Engines())
     generated = evaluate.make(store, model, PROMPTS, eval_settings, replace(CPU, num_processes=3), 0)
     reused = {prompt for asked in dying.asked for prompt in asked[-2:]}
     assert living.all() == sorted({(0, number) for number in range(7)} - reused)
@@ -195,14 +195,13 @@ def faulty(make: Callable[[], Any], store: Path, at: int, kind: str) -> int:
     child = os.fork()
     if child == 0:
         code = 0
-        generate = evaluate._generate
+        run = launch.children
 
-        def then_fail(*arguments: Any) -> Any:
-            speed = generate(*arguments)
+        def then_fail(*arguments: Any, **options: Any) -> None:
+            run(*arguments, **options)
             Fault.armed = Fault(store, at, kind)
-            return speed
 
-        evaluate._generate = then_fail  # type: ignore[assignment]
+        launch.children = then_fail
         try:
             make()
         except StageError:
@@ -222,9 +221,9 @@ def test_a_fault_after_the_last_answer_loses_no_answer(
     for at in range(100):
         store = Store(tmp_path / f"{kind}-{at}")
         make = partial(evaluate.make, store, model, PROMPTS, eval_settings, CPU, 0)
-        monkeypatch.setattr(evaluate, "children", Engines())
+        monkeypatch.setattr(launch, "children", Engines())
         code = faulty(make, store.root, at, kind)
-        monkeypatch.setattr(evaluate, "children", again := Engines())
+        monkeypatch.setattr(launch, "children", again := Engines())
         generated = make()
         assert again.asked == [], f"operation {at}"
         assert texts(generated, 1) == [f"1.{number}: the answer is (A)" for number in range(7)]
@@ -338,9 +337,9 @@ def test_an_engine_with_signs_of_life_is_not_ended(tmp_path: Path, config: Make,
     cfg = settings(config, "eval.stall_min=0.01")  # 0.6 s, and the engine takes 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "time", CLOCK)
-        patch.setattr(evaluate, "children", Slow([sign] * 5))
+        patch.setattr(launch, "children", Slow([sign] * 5))
         assert len(evaluate.make(Store(tmp_path / "store"), model, PROMPTS, cfg, CPU, 0).rows()) == 7
-        patch.setattr(evaluate, "children", Slow([sign, "nothing", "nothing"]))
+        patch.setattr(launch, "children", Slow([sign, "nothing", "nothing"]))
         with pytest.raises(StageError, match=r"made no progress for 0\.01 minutes.*raise eval\.stall_min"):
             evaluate.make(Store(tmp_path / "silent"), model, PROMPTS, cfg, CPU, 0)
 
@@ -367,10 +366,10 @@ def test_an_engine_that_hangs_beside_a_working_engine_is_ended(tmp_path: Path, c
     cfg, two = settings(config, "eval.stall_min=0.01"), replace(CPU, num_processes=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "time", CLOCK)
-        patch.setattr(evaluate, "children", OneHangs(ends=False))
+        patch.setattr(launch, "children", OneHangs(ends=False))
         with pytest.raises(StageError, match=r"an engine made no progress"):
             evaluate.make(Store(tmp_path / "hangs"), model, PROMPTS, cfg, two, 0)
-        patch.setattr(evaluate, "children", OneHangs(ends=True))
+        patch.setattr(launch, "children", OneHangs(ends=True))
         assert len(evaluate.make(Store(tmp_path / "ends"), model, PROMPTS, cfg, two, 0).rows()) == 7
 
 
@@ -399,10 +398,10 @@ def test_vllm_samples_without_flashinfer_by_default(monkeypatch: pytest.MonkeyPa
 
 def test_engines_on_the_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 4, 5, 7})
-    assert evaluate._cores(CPU, 2) == [[0, 2], [4, 5]]
-    assert evaluate._cores(CPU, 6) == [None] * 6  # fewer cores than engines: all share them
-    assert evaluate._cores(CPU, 1) == [None]
-    assert evaluate._cores(Machine("large", "cuda", 2, "sdpa"), 2) == [None, None]
+    assert launch._cores(CPU, 2) == [[0, 2], [4, 5]]
+    assert launch._cores(CPU, 6) == [None] * 6  # fewer cores than engines: all share them
+    assert launch._cores(CPU, 1) == [None]
+    assert launch._cores(Machine("large", "cuda", 2, "sdpa"), 2) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -553,10 +552,10 @@ def test_vllm_without_memory_for_its_cache_names_the_setting(
 
 
 def test_the_settings_to_change_on_gpus_and_with_the_other_engine(tmp_path: Path, config: Make, model: Model) -> None:
-    vllm = evaluate._smaller(model, PROMPTS, settings(config), Machine("large", "cuda", 4, "sdpa"))
+    vllm = launch._smaller(model, PROMPTS.longest, settings(config), Machine("large", "cuda", 4, "sdpa"))
     assert "eval.gpu_memory_utilization: now 0.9; lower if" in vllm
     assert "eval.tensor_parallel_size=2: 0.00 GiB of weights per GPU" in vllm
-    batches = evaluate._smaller(model, PROMPTS, settings(config, "eval.engine=transformers"), CPU)
+    batches = launch._smaller(model, PROMPTS.longest, settings(config, "eval.engine=transformers"), CPU)
     assert "eval.batch_size=8: 0.04 GiB of cache\n  eval.batch_size=1:" in batches
 
 

@@ -110,7 +110,7 @@ class Judge:
     def __init__(self, store: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store, self.cfg = Store(store), cfg
         monkeypatch.setattr(contenders, "prompts", lambda *_: Prompts([], {}))
-        monkeypatch.setattr(evaluate, "make", self.generated)
+        monkeypatch.setattr(evaluate, "make_all", lambda *arguments: [self.generated(*arguments)])
 
     def generated(self, store: Store, model: evaluate.Model, *_: object) -> evaluate.Generated:
         letter = "B" if model.identity == "base" else "A"

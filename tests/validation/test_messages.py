@@ -46,8 +46,8 @@ class Case:
 
     @property
     def whole(self) -> bool:
-        """Whether only the complete command line reports the problem: Hydra's own keys and options."""
-        return any("hydra." in argument or argument.startswith("-") for argument in self.arguments)
+        """Whether only the complete command line reports the problem: Hydra's own keys, options, finished runs."""
+        return any("hydra." in argument or argument.startswith(("-", "run=")) for argument in self.arguments)
 
 
 def text(name: str, content: str | bytes) -> Make:
@@ -166,6 +166,10 @@ TYPES = [
 COMBINATIONS = [
     tiny("name=.."),
     tiny("mode=evaluate"),
+    tiny("mode=serve", "eval.engine=transformers"),
+    tiny("mode=serve", "serve.port=0"),
+    Case(["mode=serve", "run=nope"]),
+    Case(["mode=serve", "run=a"], "a folder without a run", text("a/notes.txt", "x")),
     tiny("hub.push=true"),
     Case([*TINY, "store=a/b"], "a is a file", text("a", "x")),
     tiny("train.packing=true", "train.allow_truncated_completion=true"),
@@ -339,7 +343,24 @@ PREDICTIONS = [
     Case(COMPARE, "other targets", pair(GOOD.replace('"A",', '"B",'))),
 ]
 
-LIGHT = [*KEYS, *TYPES, *COMBINATIONS, *TRAINING, *DATA, *MODELS, *PREDICTIONS]
+CONTENDERS = [
+    *(
+        Case([setting])
+        for setting in (
+            "eval.contenders.mine.system=hi",
+            "+eval.contenders.mine.sistem=hi",
+            "+eval.contenders.baseline.shots=2",
+            "+eval.contenders.mine={}",
+            "+eval.contenders.mine=5",
+            "+eval.contenders.mine.revision=main",
+            "+eval.contenders.mine={weights: finetuned, name_or_path: 'random:llama'}",
+            "+eval.contenders.mine.system='{{ row }}'",
+            "+eval.contenders.mine.name_or_path=nowhere/",
+        )
+    ),
+]
+
+LIGHT = [*KEYS, *TYPES, *COMBINATIONS, *TRAINING, *DATA, *MODELS, *PREDICTIONS, *CONTENDERS]
 CASES = [*LIGHT, *HEAVY_TRAINING]
 HEADERS = [case.header for case in CASES]
 

@@ -6,7 +6,7 @@ sources, and how often they are wrong in simulations.
 """
 
 from sftlab.eval.statistics.groups import FEW
-from sftlab.eval.statistics.limits import Limits, deciding_p
+from sftlab.eval.statistics.limits import Limits, deciding_p, margin_to_rule_out
 from sftlab.eval.statistics.macro import Labelled, macro_f1, macro_f1_difference
 from sftlab.eval.statistics.means import compare_scores, differences, mean_interval
 from sftlab.eval.statistics.multiple import fewest, holm
@@ -36,6 +36,7 @@ __all__ = [
     "macro_f1",
     "macro_f1_difference",
     "majority",
+    "margin_to_rule_out",
     "mean_interval",
     "minimal_detectable_difference",
     "noise",

@@ -1,0 +1,158 @@
+"""Guards: other test sets on which the fine-tuned model may not lose more than the margin.
+
+A guard is evaluated like the test set, with settings of its own (``eval.guards.NAME.scoring``). It is not counted in
+the ledger of reused test sets, because nobody hopes for a chance gain on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from sftlab.config import Config, Scoring
+from sftlab.dataset import stage as dataset
+from sftlab.errors import ConfigError, Problem
+from sftlab.eval import contenders, decision, task
+from sftlab.eval import stage as evaluate
+from sftlab.eval.checks import check_answers
+from sftlab.eval.contenders import NAMES, Contender, EvalSet, Judged
+from sftlab.eval.scorers import scorer
+from sftlab.instance import machine as instance
+from sftlab.model.base import Base
+from sftlab.results import Evaluation, Guard
+from sftlab.runtime.modes import MODES
+from sftlab.runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+FOLDER = "guards"
+"""The folder of a run with a folder for each guard."""
+
+READ = "lenient"
+"""How letters are read unless a guard says so: a guard is about skills, not about one form of the answer."""
+
+OWN = re.compile(rf"\beval\.({'|'.join(Scoring.model_fields)})\b")
+
+
+def settings(cfg: Config, name: str) -> Config:
+    """The configuration in which a guard is the test set, with its own way of scoring."""
+    data = cfg.eval.guards[name]
+    own = data.scoring or Scoring()
+    changes = {
+        "dataset": data,
+        "guards": {},
+        "task": own.task or "auto",
+        "pattern": own.pattern or cfg.eval.pattern,
+        "reading": own.reading or (READ if own.task in (None, "choice") else "strict"),
+        "extract": own.extract,
+        "tolerance": own.tolerance or cfg.eval.tolerance,
+        "sql": own.sql or cfg.eval.sql,
+        "rouge": own.rouge or cfg.eval.rouge,
+        "group_by": own.group_by,
+        "max_tokens": own.max_tokens or cfg.eval.max_tokens,
+        "max_rows": own.max_rows,
+        "margin": own.margin or cfg.eval.margin,
+        "smallest_gain": 0.0,
+        "correct_for_reuse": False,
+        "forced": False,
+        "logprobs": False,
+    }
+    section = cfg.eval.model_copy(update=changes)
+    select = cfg.select.model_copy(update={"metric": "eval_loss"})  # no checkpoint is selected by a guard
+    return task.settled(cfg.model_copy(update={"eval": section, "select": select}))
+
+
+def relocated(name: str, problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Rename the keys in problems of a guard's settings to the keys that set them."""
+
+    def moved(text: str) -> str:
+        return OWN.sub(rf"{key(name)}.scoring.\1", text.replace("eval.dataset", key(name)))
+
+    for problem in problems:
+        yield replace(
+            problem,
+            key=moved(problem.key),
+            message=moved(problem.message),
+            remedy=moved(problem.remedy),
+            keys=(*map(moved, problem.keys), *problem.keys),
+        )
+
+
+def key(name: str) -> str:
+    """The section of a guard."""
+    return f"eval.guards.{name}"
+
+
+def read(cfg: Config, store: Store, name: str) -> tuple[Config, EvalSet]:
+    """Read the rows of a guard, and return them with the configuration in which it is the test set.
+
+    Raises:
+        ConfigError: The rows do not fit, or answers to them cannot be judged.
+    """
+    own = settings(cfg, name)
+    assert own.eval.dataset is not None
+    try:
+        data = dataset.make(store, own.eval.dataset, mounted=key(name))
+        rows = dataset.test_rows(data, own.eval.max_rows, own.eval.dataset.seed)
+        if own.eval.group_by is not None:
+            values = dataset.subgroups(own.eval.dataset, own.eval.group_by, mounted=key(name))
+            rows = [replace(row, subgroup=values[row.id]) for row in rows]
+        own = fitted(task.fitted(own, rows))
+        check_answers(own, {"test": rows})
+    except ConfigError as error:
+        raise ConfigError(*relocated(name, error.problems)) from error
+    return own, EvalSet(rows, data.stage.key)
+
+
+def fitted(cfg: Config) -> Config:
+    """The configuration of a guard whose task is known: only letters are read in several ways."""
+    if cfg.eval.task == "auto" or scorer(cfg.eval).lettered:
+        return cfg
+    return cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"reading": "strict"})})
+
+
+def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
+    """Check before the training that a model can be asked the questions of the test set and of every guard.
+
+    Raises:
+        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
+    """
+    contenders.check(cfg, store, base, test)
+    for name in cfg.eval.guards if MODES[cfg.mode].evaluates else ():
+        own, rows = read(cfg, store, name)
+        try:
+            contenders.prompts(own, base, rows)
+        except ConfigError as error:
+            raise ConfigError(*relocated(name, error.problems)) from error
+
+
+def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
+    """Compare the models on the test set and on every guard."""
+    asked = {name: read(cfg, store, name) for name in cfg.eval.guards}  # before anything is generated
+    judged = contenders.judge(cfg, store, both, test, folder)
+    found, stages, times = [], dict(judged.stages), dict(judged.times)
+    for name, (own, rows) in asked.items():
+        evaluation, of = _evaluation(own, store, both, rows, folder / FOLDER / name, name)
+        for side, generated in of.items():
+            stages[f"{FOLDER}.{name}.{side}"] = str(generated.stage.path)
+            times[f"{FOLDER}.{name}.{side}"] = round(generated.seconds, 1)
+        sources = " + ".join(part.cfg.name_or_path for part in cfg.eval.guards[name].parts())
+        found.append(Guard(name=name, data=sources, evaluation=evaluation))
+    return Judged(judged.evaluation.model_copy(update={"guards": found}), stages, times)
+
+
+def _evaluation(
+    cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSet, folder: Path, name: str
+) -> tuple[Evaluation, dict[str, evaluate.Generated]]:
+    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
+    runs, stages = {}, {}
+    for side, one in both.items():
+        log.info("guard %s: %s model, %d questions, %s", name, side, len(test.examples), cfg.eval.engine)
+        written = contenders.prompts(cfg, one.base, test)
+        (stages[side],) = evaluate.make_all(store, one.model, [written], cfg.eval, machine, cfg.seed)
+        runs[side] = [score.predictions(stages[side].rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+    folder.mkdir(parents=True, exist_ok=True)
+    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True), stages
