@@ -362,7 +362,8 @@ class EvalConfig(Section):
 class SelectConfig(Section):
     """Which checkpoint is selected."""
 
-    metric: Literal["eval_loss", "exact_match"]
+    metric: Literal["eval_loss", "score"]
+    max_rows: PositiveInt | None
     tie: Literal["earliest", "lowest"]
 
 

@@ -208,8 +208,8 @@ class Candidate(Record):
     """Mean training loss over the steps since the validation before; null at step 0."""
     seconds: float
     """Training seconds from the job's start to the checkpoint."""
-    exact_match: float | None = None
-    """Its share of right validation answers, if checkpoints are ranked by it."""
+    score: float | None = None
+    """Its mean score on the validation rows, if checkpoints are ranked by it."""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -147,7 +147,11 @@ def subgroups(cfg: DatasetConfig, column: str, *, mounted: str | None = None) ->
 
 def test_rows(dataset: Dataset, max_rows: int | None, seed: int) -> list[Example]:
     """Return the test set, or a sample of it drawn by seed, in the order of the dataset."""
-    rows = dataset.split("test")
+    return sample(dataset.split("test"), max_rows, seed)
+
+
+def sample(rows: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
+    """Return all rows, or a sample of them drawn by seed, in their order."""
     if max_rows is None or max_rows >= len(rows):
         return list(rows)
     return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]
