@@ -126,6 +126,7 @@ class RowSettings(Section):
     target: str | None
     choices: str | None
     options: str | None
+    context: str | None = None
     group_by: str | None
     stratify_by: str | None
     train_on: TrainOn
@@ -147,11 +148,29 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
+Task = Literal["choice", "exact", "json", "labels", "number", "rouge", "sql"]
+"""How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
+
+
 class ToleranceConfig(Section):
     """How far a number may differ from its target."""
 
-    absolute: Annotated[float, Field(ge=0)]
-    relative: Annotated[float, Field(ge=0)]
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    relative: Annotated[float, Field(ge=0)] = 0.0
+
+
+Dialect = Literal[
+    "sqlite", "bigquery", "clickhouse", "databricks", "duckdb", "hive", "mysql", "oracle", "postgres", "presto",
+    "redshift", "snowflake", "spark", "trino", "tsql",
+]  # fmt: skip
+
+
+class SqlConfig(Section):
+    """How the statements of eval.task=sql are executed."""
+
+    dialect: Dialect = "sqlite"
+    seconds: PositiveFloat = 5.0
+    rows: PositiveInt = 10_000
 
 
 class Scoring(Section):
@@ -163,6 +182,7 @@ class Scoring(Section):
     extract: str | None = None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
     tolerance: ToleranceConfig | None = None
+    sql: SqlConfig | None = None
     group_by: str | None = None
     max_tokens: PositiveInt | None = None
     max_rows: PositiveInt | None = None
@@ -330,12 +350,13 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
+    task: Literal["auto", Task]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    tolerance: ToleranceConfig
+    tolerance: ToleranceConfig = ToleranceConfig()
+    sql: SqlConfig = SqlConfig()
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt
@@ -356,7 +377,8 @@ class EvalConfig(Section):
 class SelectConfig(Section):
     """Which checkpoint is selected."""
 
-    metric: Literal["eval_loss", "exact_match"]
+    metric: Literal["eval_loss", "score"]
+    max_rows: PositiveInt | None
     tie: Literal["earliest", "lowest"]
 
 

@@ -1,10 +1,10 @@
 """One row of a file of predictions, in the form of sftlab or of lm-evaluation-harness, as typed values.
 
 A row has ``id``, ``completion`` and ``target``, as in sftlab's own predictions. ``prompt``, ``group``,
-``finish_reason``, ``choices``, ``options``, ``readings.forced`` and the column that eval.group_by names are used if
-they exist; the column also in ``doc``, and sftlab's own predictions have it as ``subgroup``. In multiple choice a
-target is a letter ("B", "(B)"), a text that the pattern reads ("#### 42"), or the answer itself. A list of targets,
-also as JSON text, holds several right answers.
+``finish_reason``, ``choices``, ``options``, ``readings.forced``, ``context`` and the column that eval.group_by names
+are used if they exist; the column also in ``doc``, and sftlab's own predictions have it as ``subgroup``. In multiple
+choice a target is a letter ("B", "(B)"), a text that the pattern reads ("#### 42"), or the answer itself. A list of
+targets, also as JSON text, holds several right answers.
 
 Or it is a row of ``samples_*.jsonl`` of lm-evaluation-harness. Its id is ``doc_id``, which every task has, and not
 ``doc["id"]``. The raw texts in ``resps`` are scored, not ``filtered_resps``, which another pattern has extracted;
@@ -56,6 +56,7 @@ class Row:
     others: list[Generation]  # further answers of the model to the same question
     doc_hash: str
     subgroup: str | None
+    context: str | None
 
 
 def parse(
@@ -130,6 +131,7 @@ def parse(
         others,
         doc_hash,
         subgroup,
+        _text(values["context"]) if values.get("context") is not None else None,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from sftlab.eval import scorers
 from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
-from sftlab.report import contenders, facts, html, tables
+from sftlab.report import contenders, facts, html, tables, text
 from sftlab.report.caveats import caveats, used_of_all
 from sftlab.report.questions import Browser, browser
 from sftlab.results import LABELS, Evaluation, RunRecord, Subgroup
@@ -73,6 +73,8 @@ def render(folder: Path, run: RunRecord) -> str:
         if evaluation is None
         else caveats(evaluation, run.mode, run.seed, run.replication),
         recipes=tables.recipes(run.selection) if run.selection is not None and run.selection.recipes else None,
+        disagreement=text.disagreement(run.selection) if run.selection is not None else None,
+        scored=text.scored,
         unsure=tables.unsure(run.selection) if run.selection is not None else None,
         trainings=tables.trainings(run.replication, evaluation)
         if run.replication is not None and evaluation is not None
@@ -142,7 +144,7 @@ def _checkpoints(run: RunRecord) -> list[Checkpoint]:
 
     def order(checkpoint: Checkpoint) -> tuple[float, float]:
         loss = checkpoint.row.eval_loss
-        return -(checkpoint.row.exact_match or 0), loss if math.isfinite(loss) else math.inf
+        return -(checkpoint.row.score or 0), loss if math.isfinite(loss) else math.inf
 
     return sorted(rows, key=order)
 

@@ -48,6 +48,9 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
 def training_problems(cfg: Config) -> Iterator[Problem]:
     """Yield what SFTTrainer would refuse after the model is loaded, or would silently do in another way."""
     train, extra = cfg.train, cfg.train.extra
+    if cfg.select.max_rows is not None and cfg.select.metric == "eval_loss":
+        message = "has an effect only with select.metric=score: the validation loss is over all validation rows"
+        yield Problem("select.max_rows", shown(cfg.select.max_rows), message, "set it to null", ("select.metric",))
     if train.packing and train.allow_truncated_completion:
         yield Problem(
             "train.packing",
@@ -162,9 +165,6 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
     if (names := cfg.eval.labels) and (len(names) != 2 or len(set(names)) < 2 or not all(map(str.strip, names))):
         remedy = "write two, the base model's first, or []"
         yield Problem("eval.labels", shown(names), "is not a list of two different names", remedy)
-    if not scorer(cfg.eval).view.graded and cfg.select.metric == "exact_match":
-        message = f"counts correct answers, and eval.task={cfg.eval.task} has none"
-        yield Problem("select.metric", "exact_match", message, "set it to eval_loss", ("eval.task",))
 
 
 def contender_problems(cfg: Config) -> Iterator[Problem]:
@@ -216,6 +216,14 @@ def _text(cfg: Config) -> Iterator[Problem]:
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
+    yield from _sql(cfg)
+
+
+def _sql(cfg: Config) -> Iterator[Problem]:
+    """Yield the problem of a dialect that needs a package which is not installed."""
+    if cfg.eval.task == "sql" and cfg.eval.sql.dialect != "sqlite" and find_spec("sqlglot") is None:
+        message, remedy = "requires the package sqlglot", "pip install sqlglot, or set it to sqlite"
+        yield Problem("eval.sql.dialect", cfg.eval.sql.dialect, message, remedy, ("eval.task",))
 
 
 def _extract(cfg: Config) -> Iterator[Problem]:

@@ -57,7 +57,7 @@ RUN: dict[str, Any] = {
         "step": 1200,
         "eval_loss": 1.23,
         "train_loss": 1.1,
-        "exact_match": None,
+        "score": None,
         "job": 0,
         "overrides": [],
         "seconds": 9.5,

@@ -200,7 +200,7 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
         "selection": {
             **rows[1],
             "metric": "eval_loss",
-            "exact_match": None,
+            "score": None,
             "best": rows[2]["checkpoint"],
             "lowest_eval_loss": rows[2]["eval_loss"],
             "ties": [rows[1]["checkpoint"], rows[2]["checkpoint"]],
@@ -983,7 +983,7 @@ def test_no_table_is_wider_than_a_phone(tmp_path: Path) -> None:
     hostile(tmp_path / "hostile")
     sweep = write(tmp_path / "sweep", jobs=3)
     sweep["jobs"][2] |= {"status": "failed", "error": "x" * 90}
-    sweep["selection"]["metric"] = "exact_match"
+    sweep["selection"]["metric"] = "accuracy"
     sweep["evaluation"]["subgroups"] = {**SUBGROUPS, "column": "y" * 60}
     sweep["evaluation"]["labels"] = {"baseline": "x" * 60, "finetuned": "Llama-3.1-8B-Instruct/samples_medqa_4options"}
     save(tmp_path / "sweep", sweep)

@@ -193,10 +193,12 @@ COMBINATIONS = [
     tiny("eval.labels=[Ours]", "mode=train"),
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
-    tiny("eval.task=rouge", "select.metric=exact_match"),
+    tiny("select.max_rows=5"),
     tiny("eval.task=number"),
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
+    tiny("eval.task=sql"),
+    tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]
 
 TRAINING = [
