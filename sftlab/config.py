@@ -321,6 +321,13 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
+class PriceConfig(Section):
+    """The price of a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
 class ContenderConfig(Section):
     """A model beside the base and the fine-tuned model: whose weights, and what stands in its prompt."""
 
@@ -330,6 +337,13 @@ class ContenderConfig(Section):
     shots: Count = 0
     system: str | None = None
     user: str | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
+    model: Name | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    concurrency: PositiveInt = 8
+    timeout_s: PositiveFloat = 120.0
+    retries: Count = 5
+    price: PriceConfig | None = None
 
 
 class EvalConfig(Section):
@@ -342,6 +356,7 @@ class EvalConfig(Section):
     predictions: list[Location]
     baseline: bool
     contenders: dict[SourceName, ContenderConfig | None] | None = None
+    price: PriceConfig | None = None
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]

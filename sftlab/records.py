@@ -128,7 +128,8 @@ class Generation(Record):
 
     ``forced`` is the letter of the forced choice if no answer was extracted; None if there was an answer, or no
     choice was forced. ``forced_logprobs`` has the log-probability of each letter in that choice, and ``logprobs`` those
-    directly after the question (eval.logprobs), in nats.
+    directly after the question (eval.logprobs), in nats. ``prompt_tokens`` is the length of the prompt as an endpoint
+    counts it.
     """
 
     id: str
@@ -139,6 +140,7 @@ class Generation(Record):
     forced: str | None = None
     forced_logprobs: dict[str, float] | None = None
     logprobs: dict[str, float] | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -447,6 +447,22 @@ class Constant(Record):
     """Questions in which it is right."""
 
 
+class Cost(Record):
+    """What the answers of one model cost."""
+
+    answers: int
+    """Answers over all repeats, to which the counts below refer."""
+    prompt_tokens: int | None
+    """Tokens of the prompts; null if an endpoint does not count them."""
+    completion_tokens: int
+    """Tokens of the answers."""
+    seconds_per_answer: float | None
+    """Seconds of generation per answer, in batches or concurrent requests, without the start of an engine; null if
+    unknown."""
+    price: float | None = None
+    """Price of 1,000 answers by eval.price, in its currency; null without a price."""
+
+
 class ModelResult(Record):
     """One model on the test set."""
 
@@ -488,6 +504,8 @@ class ModelResult(Record):
     """Differences between repeated generations (eval.repeats)."""
     knowledge: Knowledge | None = None
     """What the model knows; null if a question has neither an answer nor a forced choice."""
+    cost: Cost | None = None
+    """What the answers cost; null for compared files."""
 
 
 class Estimate(Record):

@@ -84,7 +84,7 @@ def imports(tree: ast.AST, *, top: bool = False) -> Iterator[tuple[str, str | No
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from ((node.module or "", alias.name) for alias in node.names)
-        elif not (top and (isinstance(node, ast.FunctionDef) or is_for_type_checkers(node))):
+        elif not (top and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_type_checkers(node))):
             yield from imports(node, top=top)
 
 

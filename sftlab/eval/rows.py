@@ -113,8 +113,8 @@ def parse(
     forced = letter.upper() if isinstance(letter, str) and len(letter) == 1 and letter.isalnum() else None
     prompt, reason = _text(plain.get("prompt")), _text(plain.get("finish_reason")).lower() or "unknown"
     reason = "length" if reason in _TRUNCATED else reason
-    letters = [_letters(plain.get(name)) for name in ("forced_logprobs", "logprobs")]
-    generation = Generation(_text(name), prompt, _text(completion), reason, 0, forced, *letters)
+    by_choice, direct = (_letters(plain.get(name)) for name in ("forced_logprobs", "logprobs"))
+    generation = Generation(_text(name), prompt, _text(completion), reason, 0, forced, by_choice, direct)
     source = _text(values.get("filter")) if harness else None
     group, doc_hash = _name(plain.get("group")), _text(values.get("doc_hash"))
     subgroup = None if column is None else _name(columns(values).get(column))

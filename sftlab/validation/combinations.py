@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 
-from sftlab.config import Config, InstanceConfig, NoPeft, RowSettings
+from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval import own_code
@@ -175,22 +176,40 @@ def contender_problems(cfg: Config) -> Iterator[Problem]:
             continue
         if name in LABELS:
             yield Problem(key, None, "is the name of one of the two models that are compared", "rename it")
+        if one.url is not None or one.model is not None:
+            yield from _endpoint(key, one)
         changed = one.shots or one.system is not None or one.user is not None
-        if one.name_or_path is None and not changed:
+        if one.name_or_path is None and one.url is None and not changed:
             message = (
                 f"is the {'base' if one.weights == 'base' else 'fine-tuned'} model itself, which is evaluated anyway"
             )
-            remedy = "set shots, system or user for another prompt, or name_or_path for another model"
+            remedy = "set shots, system or user for another prompt, or name_or_path or url for another model"
             yield Problem(key, None, message, remedy)
-        if one.name_or_path is not None and one.weights != "base":
-            message = f"has no effect with {key}.name_or_path, which names the weights"
-            yield Problem(f"{key}.weights", one.weights, message, "leave it out")
+        if (named := one.name_or_path or one.url) is not None and one.weights != "base":
+            of = "name_or_path" if named == one.name_or_path else "url"
+            yield Problem(f"{key}.weights", one.weights, f"has no effect with {key}.{of}", "leave it out")
         if one.revision is not None and one.name_or_path is None:
             message = f"is a version of {key}.name_or_path, which is not set"
             yield Problem(f"{key}.revision", shown(one.revision), message, "leave it out, or set model.revision")
         for field in ("system", "user"):
             if (template := getattr(one, field)) is not None:
                 yield from template_problems(f"{key}.{field}", template, ["system", "user"], noun="variable")
+
+
+def _endpoint(key: str, one: ContenderConfig) -> Iterator[Problem]:
+    """Check the endpoint of a contender, without contacting it."""
+    for field, other in (("url", "model"), ("model", "url")):
+        if getattr(one, field) is None:
+            remedy = "set it to the name by which the endpoint serves the model" if field == "model" else "set it"
+            yield Problem(f"{key}.{field}", "null", f"is needed with {key}.{other}", remedy)
+    if one.name_or_path is not None:
+        message = "has no effect with url: an endpoint has weights of its own"
+        yield Problem(f"{key}.name_or_path", shown(one.name_or_path), message, "leave one of them out")
+    if one.api_key_env is not None and not os.environ.get(one.api_key_env):
+        message = "there is no such variable in the environment, or it is empty"
+        yield Problem(f"{key}.api_key_env", one.api_key_env, message, f"export {one.api_key_env}=…")
+    if find_spec("openai") is None:
+        yield Problem(f"{key}.url", shown(one.url), "needs the package openai", "pip install 'sftlab[endpoint]'")
 
 
 def _text(cfg: Config) -> Iterator[Problem]:

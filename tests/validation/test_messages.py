@@ -361,6 +361,12 @@ CONTENDERS = [
             "+eval.contenders.mine={weights: finetuned, name_or_path: 'random:llama'}",
             "+eval.contenders.mine.system='{{ row }}'",
             "+eval.contenders.mine.name_or_path=nowhere/",
+            "+eval.contenders.mine.url='http://localhost:1/v1'",
+            "+eval.contenders.mine={url: 'https://me:secret@host/v1', model: m}",
+            "+eval.contenders.mine={url: 'https://host/v1', model: m, api_key_env: NOT_THERE}",
+            "+eval.contenders.mine={url: 'https://host/v1', model: m, name_or_path: 'random:llama'}",
+            "+eval.contenders.mine.api_key=abc",
+            "eval.price={input: 1}",
         )
     ),
 ]
