@@ -72,6 +72,17 @@ def interval(value: float) -> float:
     return value
 
 
+def ends(values: list[float]) -> list[float]:
+    """Accept two different ends of a range.
+
+    Raises:
+        PydanticCustomError: both are the same.
+    """
+    if values[0] == values[1]:
+        raise PydanticCustomError("range", "should be two different numbers, the worst value and the best")
+    return values
+
+
 def known_task(task: str) -> str:
     """Accept a value of eval.task.
 
@@ -148,7 +159,7 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
-Task = Literal["choice", "exact", "json", "labels", "number", "rouge", "sql"]
+Task = Literal["choice", "exact", "function", "json", "labels", "metric", "number", "rouge", "sql"]
 """How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
 
 
@@ -357,6 +368,10 @@ class EvalConfig(Section):
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
     tolerance: ToleranceConfig = ToleranceConfig()
     sql: SqlConfig = SqlConfig()
+    metric: Location | None = None
+    metric_value: str | None = None
+    metric_range: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(ends)] = [0.0, 1.0]
+    scorer: Location | None = None
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt

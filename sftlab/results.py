@@ -533,6 +533,15 @@ class ItemCounts(Record):
         return 2 * self.right / (self.given + self.expected)
 
 
+class ScorerSource(Record):
+    """Code that scored the answers: a metric of the evaluate library, or a function of the user."""
+
+    name: str
+    """The config key eval.metric or eval.scorer."""
+    sha256: str
+    """SHA-256 of its file."""
+
+
 class Changes(Record):
     """How many answers differ between two models, and how many independent questions they are worth."""
 
@@ -745,6 +754,8 @@ class Evaluation(Record):
     """Results by eval.group_by, or by source."""
     constant: Constant | None = None
     """The best constant answer in multiple choice."""
+    scorer: ScorerSource | None = None
+    """The code that scored the answers; null for tasks of sftlab."""
     labels: dict[str, str] = LABELS
     """What the models are called: those names, or those of the compared files (eval.labels)."""
     reuse: Reuse | None = None

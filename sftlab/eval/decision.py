@@ -74,6 +74,7 @@ def decide(
         contenders=finished,
         subgroups=subgroups(pair, score) if cfg.group_by is not None or _by_source(pair) else None,
         constant=constant(scored["finetuned"][0]) if score.lettered else None,
+        scorer=score.source,
         labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
     return by_holm(evaluation)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
+from sftlab.eval import own_code
 from sftlab.eval.extract import probe
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
@@ -217,6 +218,15 @@ def _text(cfg: Config) -> Iterator[Problem]:
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
     yield from _sql(cfg)
+    if cfg.eval.task == "function":
+        yield from own_code.problems(cfg.eval.scorer)
+    if cfg.eval.task == "metric" and cfg.eval.metric is None:
+        remedy = "set it to the file of a metric of the evaluate library, or to its name on the hub"
+        yield Problem("eval.metric", "null", "eval.task=metric needs it", remedy, ("eval.task",))
+    for key, task in (("metric", "metric"), ("scorer", "function")):
+        if (value := getattr(cfg.eval, key)) is not None and cfg.eval.task != task:
+            message = f"has an effect only with eval.task={task}, and eval.task is {cfg.eval.task}"
+            yield Problem(f"eval.{key}", shown(value), message, f"set eval.task={task}", ("eval.task",))
 
 
 def _sql(cfg: Config) -> Iterator[Problem]:

@@ -198,6 +198,11 @@ COMBINATIONS = [
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
     tiny("eval.task=sql"),
+    tiny("eval.task=metric"),
+    tiny("eval.task=exact", "eval.metric=rouge"),
+    tiny("eval.task=metric", "eval.metric=rouge", "eval.metric_range=[1,1]"),
+    tiny("eval.task=function", "eval.scorer=score"),
+    tiny("eval.task=function", "eval.scorer=score.py:score"),
     tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]
 
