@@ -449,6 +449,22 @@ class Constant(Record):
     """Questions in which it is right."""
 
 
+class Cost(Record):
+    """What the answers of one model cost."""
+
+    answers: int
+    """Answers over all repeats, to which the counts below refer."""
+    prompt_tokens: int | None
+    """Tokens of the prompts; null if an endpoint does not count them."""
+    completion_tokens: int
+    """Tokens of the answers."""
+    seconds_per_answer: float | None
+    """Seconds of generation per answer, in batches or concurrent requests, without the start of an engine; null if
+    unknown."""
+    price: float | None = None
+    """Price of 1,000 answers by eval.price, in its currency; null without a price."""
+
+
 class ModelResult(Record):
     """One model on the test set."""
 
@@ -490,6 +506,8 @@ class ModelResult(Record):
     """Differences between repeated generations (eval.repeats)."""
     knowledge: Knowledge | None = None
     """What the model knows; null if a question has neither an answer nor a forced choice."""
+    cost: Cost | None = None
+    """What the answers cost; null for compared files."""
 
 
 class Estimate(Record):
@@ -515,6 +533,15 @@ class ItemCounts(Record):
     def f1(self) -> float:
         """F-measure of precision and recall."""
         return 2 * self.right / (self.given + self.expected)
+
+
+class ScorerSource(Record):
+    """Code that scored the answers: a metric of the evaluate library, or a function of the user."""
+
+    name: str
+    """The config key eval.metric or eval.scorer."""
+    sha256: str
+    """SHA-256 of its file."""
 
 
 class Changes(Record):
@@ -729,6 +756,8 @@ class Evaluation(Record):
     """Results by eval.group_by, or by source."""
     constant: Constant | None = None
     """The best constant answer in multiple choice."""
+    scorer: ScorerSource | None = None
+    """The code that scored the answers; null for tasks of sftlab."""
     labels: dict[str, str] = LABELS
     """What the models are called: those names, or those of the compared files (eval.labels)."""
     reuse: Reuse | None = None

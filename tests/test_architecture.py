@@ -51,6 +51,7 @@ UNTYPED = {
     "sftlab.eval.answers": (1, "the lines of a JSON file, of which a kill may leave a part"),
     "sftlab.eval.predictions": (1, "the lines of a JSON file of any origin"),
     "sftlab.eval.rows": (6, "the objects of such a file"),
+    "sftlab.eval.sql_worker": (1, "a request of the parent, as JSON"),
     "sftlab.hydra_app.sweep": (2, "a Hydra config before validation"),
     "sftlab.records": (2, "JSON lines"),
     "sftlab.report.figures": (3, "keyword arguments of matplotlib"),
@@ -83,7 +84,7 @@ def imports(tree: ast.AST, *, top: bool = False) -> Iterator[tuple[str, str | No
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from ((node.module or "", alias.name) for alias in node.names)
-        elif not (top and (isinstance(node, ast.FunctionDef) or is_for_type_checkers(node))):
+        elif not (top and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_type_checkers(node))):
             yield from imports(node, top=top)
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sftlab.config import DatasetConfig, SourceConfig
+from sftlab.config import DatasetConfig, RowSettings, SourceConfig
 from sftlab.dataset import mixing, recognition, sources
 from sftlab.dataset.arrow_examples import Examples
 from sftlab.dataset.examples import Rendered, Subgroups, render_examples
@@ -72,9 +72,9 @@ def inputs(cfg: DatasetConfig, *, mounted: str | None = None) -> Mapping[str, ob
     parts = cfg.parts(mounted or "dataset")
     settings: object
     if cfg.sources is None:  # the key of a dataset with a single source is as before there were several
-        settings = cfg.model_dump(exclude={*CHANGE_NO_ROW, "sources"})
+        settings = _settings(cfg, *CHANGE_NO_ROW, "sources")
     else:
-        settings = [cfg.seed, *([part.name, part.cfg.model_dump(exclude={"train_on"})] for part in parts)]
+        settings = [cfg.seed, *([part.name, _settings(part.cfg, "train_on")] for part in parts)]
     identities = {part.name: _identity(part.cfg, part.key) for part in parts}
     return {
         "version": 8,
@@ -83,6 +83,12 @@ def inputs(cfg: DatasetConfig, *, mounted: str | None = None) -> Mapping[str, ob
         "source": identities[None] if cfg.sources is None else identities,
         "libraries": versions(*dict.fromkeys(package for part in parts for package in packages(part.cfg))),
     }
+
+
+def _settings(cfg: RowSettings, *left_out: str) -> dict[str, object]:
+    """The settings of a dataset or source. A new key without a value does not change the key of the stage."""
+    values = cfg.model_dump(exclude=set(left_out))
+    return {name: value for name, value in values.items() if name != "context" or value is not None}
 
 
 def revision(cfg: SourceConfig, key: str) -> str | None:

@@ -107,7 +107,7 @@ def _scored(group: _Group) -> dict[tuple[int, str], list[float]]:
     values = {
         request.identity: [
             float(row.correct) if row.score is None else row.score
-            for row in score.predictions(answers.rows(), group.examples)
+            for row in score.scored(score.predictions(answers.rows(), group.examples))
         ]
         for request, answers in zip(chosen, generated, strict=True)
     }

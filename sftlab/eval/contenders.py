@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
-from sftlab import results
-from sftlab.config import Config, ContenderConfig
+from sftlab.config import Config
 from sftlab.dataset import stage as dataset
-from sftlab.dataset.prompt import prompt_tokens
-from sftlab.errors import ConfigError, Problem
-from sftlab.eval import decision, reuse
 from sftlab.eval import stage as evaluate
-from sftlab.eval.prompts import Prompts, context_length, tokenize_prompts
+from sftlab.eval.endpoint import Endpoint
+from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
-from sftlab.eval.shots import drawn, fitting, reworded, with_shots
 from sftlab.instance import machine as instance
-from sftlab.model import base as models
 from sftlab.model.base import Base
-from sftlab.records import Example, Prediction, single_turn
-from sftlab.results import Evaluation
-from sftlab.runtime import ledger
+from sftlab.records import Example, Prediction
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.store import Stage, Store, key_of
 
 log = logging.getLogger(__name__)
 
-SLACK = 16  # tokens by which the length of a prompt may differ from the sum of its parts
 NAMES = {"baseline": "the base model", "finetuned": "the fine-tuned model"}
 
 
@@ -60,12 +50,11 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """An evaluation, and the folder and seconds of each model's stage."""
+class Remote:
+    """A model behind an endpoint, and the test rows as it is asked."""
 
-    evaluation: Evaluation
-    stages: dict[str, str]
-    times: dict[str, float]
+    endpoint: Endpoint
+    asked: EvalSet
 
 
 def read_test(cfg: Config, store: Store, data: dataset.Dataset | None) -> EvalSet:
@@ -106,117 +95,6 @@ def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
     return _memory[key]
 
 
-def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
-    """Check before training that the model can answer the test set, and write the prompts of its contenders.
-
-    Raises:
-        ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
-    """
-    if MODES[cfg.mode].evaluates:
-        evaluate.check_engine(base, cfg.eval)
-        prompts(cfg, base, test)
-        defined(cfg, store, {"baseline": Contender.of(base)}, test)
-
-
-def defined(
-    cfg: Config, store: Store, pair: Mapping[str, Contender], test: EvalSet
-) -> tuple[dict[str, Contender], list[results.Contender]]:
-    """Resolve the models of eval.contenders, and write their prompts.
-
-    Args:
-        cfg: The configuration.
-        store: Where models are stored.
-        pair: The models ``baseline`` and ``finetuned``; before the training only the former.
-        test: The test set.
-
-    Returns:
-        The contenders by name, and the records of all. A contender is left out if no example fits into its prompt, or
-        the chat template cannot write it.
-    """
-    found, records = dict[str, Contender](), list[results.Contender]()
-    for name, definition in (cfg.eval.contenders or {}).items():
-        if definition is None or (of := _weights(cfg, store, pair, definition)) is None:
-            continue
-        prompting = definition.weights == "base" and definition.name_or_path is None
-        record = results.Contender(name=name, about=about(definition, definition.shots), prompting=prompting)
-        try:
-            asked, shots = _asked(cfg, definition, of.base, test)
-            if definition.shots and not shots:
-                raise ConfigError(Problem(f"eval.contenders.{name}.shots", None, _none(test)))
-            prompts(cfg, of.base, asked)
-            found[name] = replace(of, asked=asked)
-            record = record.model_copy(update={"about": about(definition, len(shots)), "shots": shots})
-        except ConfigError as error:
-            log.warning("eval.contenders.%s is left out: %s", name, error.problems[0].message)
-            record = record.model_copy(update={"left_out": error.problems[0].message})
-        records.append(record)
-    return found, records
-
-
-def _weights(cfg: Config, store: Store, pair: Mapping[str, Contender], definition: ContenderConfig) -> Contender | None:
-    """The model of a definition; None before the training if it is not the base model's, or without eval.baseline."""
-    if definition.name_or_path is not None and "finetuned" in pair:
-        changes = {"name_or_path": definition.name_or_path, "revision": definition.revision}
-        return Contender.of(models.resolve(cfg.model.model_copy(update=changes), store, cfg.seed))
-    if definition.name_or_path is None and definition.weights == "base":
-        return pair["baseline"] if cfg.eval.baseline else None
-    return pair.get("finetuned") if definition.name_or_path is None else None
-
-
-def _none(test: EvalSet) -> str:
-    if not test.train:
-        return "there are no training rows from which examples could be drawn"
-    return "no training row is short enough to be an example in the prompt, or none has an answer"
-
-
-def about(definition: ContenderConfig, shots: int) -> str:
-    """Describe a contender in words."""
-    model = {"base": "the base model", "finetuned": "the fine-tuned model"}[definition.weights]
-    if definition.name_or_path is not None:
-        path = Path(definition.name_or_path)
-        model = path.resolve().name if path.exists() else definition.name_or_path
-    parts = [f"{shots} example{'' if shots == 1 else 's'} in its prompt"] if definition.shots else []
-    parts += ["another instruction"] if definition.system is not None else []
-    parts += ["another form of the question"] if definition.user is not None else []
-    return f"{model} with {' and '.join(parts)}" if parts else model
-
-
-def _asked(cfg: Config, definition: ContenderConfig, base: Base, test: EvalSet) -> tuple[EvalSet, list[str]]:
-    """Write the rows of the test set with the prompts of a contender; with the ids of the examples in them."""
-    if not definition.shots and definition.system is None and definition.user is None:
-        return EvalSet(test.examples, _content(test.examples)), []
-    if definition.shots and not test.train:
-        return test, []
-    rows = [reworded(row, definition) for row in test.examples]
-    shots: list[Example] = []
-    if definition.shots:
-        zero_shot = prompts(cfg, base, EvalSet(rows, _content(rows)) if rows != test.examples else test)
-        room = context_length(base.path) - cfg.eval.max_tokens - zero_shot.longest - SLACK
-        chosen = (reworded(row, definition) for row in drawn(test.train, cfg.dataset.seed))
-        shots = fitting(chosen, definition.shots, room, partial(_added, base))
-        if len(shots) < definition.shots:
-            log.warning(
-                "eval.contenders: %d of %d examples fit into the context of %s",
-                len(shots),
-                definition.shots,
-                base.name,
-            )
-        rows = [with_shots(row, shots) for row in rows]
-    return EvalSet(rows, _content(rows)), [row.id for row in shots]
-
-
-def _content(rows: Sequence[Example]) -> str:
-    """Hash what the prompts of rows are made from: the same question is asked once, whichever dataset has it."""
-    return key_of({"rows": [[row.id, row.prompt, row.tools, row.choices] for row in rows]})
-
-
-def _added(base: Base, shot: Example) -> int:
-    """The number of tokens that an example adds to a prompt."""
-    question = Example(shot.id, single_turn("", "?", ""), "")
-    alone, behind = (prompt_tokens(base.tokenizer(), row)[0] for row in (question, with_shots(question, [shot])))
-    return len(behind) - len(alone)
-
-
 def answers(cfg: Config, store: Store, contender: Contender, test: EvalSet) -> tuple[list[list[Prediction]], Stage]:
     """Return the scored answers of a model, once per repeat, and their stage."""
     machine, score = instance.find(cfg.instance), scorer(cfg.eval)
@@ -224,34 +102,3 @@ def answers(cfg: Config, store: Store, contender: Contender, test: EvalSet) -> t
     generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
     runs = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
     return runs, generated.stage
-
-
-def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
-    """Generate with every contender, compare the answers, and update the ledger.
-
-    ``contenders`` has ``baseline`` and ``finetuned``; those of eval.contenders are added. Contenders with the same
-    weights share the start of their engines.
-    """
-    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
-    others, records = defined(cfg, store, contenders, test)
-    every = {name: one for name, one in contenders.items() if name != "baseline" or cfg.eval.baseline} | others
-    written = {name: prompts(cfg, one.base, one.asked or test) for name, one in every.items()}
-    together: dict[object, list[str]] = {}
-    for name, one in every.items():
-        together.setdefault((one.model, *written[name].stop_token_ids), []).append(name)
-    runs, stages, times = {}, {}, {}
-    for names in together.values():
-        log.info("evaluate: %s model, %d questions, %s", " and ".join(names), len(test.examples), cfg.eval.engine)
-        sets = [written[name] for name in names]
-        answers = evaluate.make_all(store, every[names[0]].model, sets, cfg.eval, machine, cfg.seed)
-        for name, generated in zip(names, answers, strict=True):
-            key = name if name in NAMES else f"contenders.{name}"
-            stages[key], times[key] = str(generated.stage.path), round(generated.seconds, 1)
-            runs[name] = [
-                score.predictions(generated.rows(number), test.examples) for number in range(cfg.eval.repeats)
-            ]
-    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records)
-    models_of = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in contenders.items()}
-    if models_of["finetuned"] != models_of["baseline"]:
-        evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, models_of["finetuned"])
-    return Judged(evaluation, stages, times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -23,7 +24,18 @@ from sftlab.model.base import Base, reads_images
 from sftlab.records import Generation
 from sftlab.runtime.store import Stage, Store, key_of, versions, write_json
 
-__all__ = ["Generated", "Model", "Request", "cached", "check_engine", "inputs", "make", "make_all", "make_each"]
+__all__ = [
+    "Generated",
+    "Model",
+    "Request",
+    "cached",
+    "check_engine",
+    "finish",
+    "inputs",
+    "make",
+    "make_all",
+    "make_each",
+]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +49,14 @@ class Generated:
 
     stage: Stage
     seconds: float = 0.0
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Seconds of generation per token of all engines together, without their start; None if that is unknown."""
+        file = self.stage.path / SPEED
+        speed = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        tokens, seconds = speed.get("tokens"), speed.get("generate_seconds")
+        return seconds / tokens if tokens and seconds is not None else None
 
     def rows(self, repeat: int = 0) -> list[Generation]:
         """Read a generation for each prompt, in the order of the test set."""
@@ -159,7 +179,7 @@ def make_each(
             questions = _questions(request.prompts, cfg, seed, answers)
             asked[name] = Asked(folder, request.prompts, questions, request.checkpoint)
             lock_from(place + 1)
-            _finish(folder, request.prompts, cfg)
+            finish(folder, request.prompts, cfg)
 
         stages[name] = store.stage("generations", keys[number], build, resumable=True)
         if stages[name].cached:
@@ -178,7 +198,7 @@ def make_each(
     return [Generated(stages[name], seconds.get(name, 0.0)) for name in names]
 
 
-def _finish(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
+def finish(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
     """Write the generations of a set whose answers are complete, in the order of the test set."""
     if not (folder / SPEED).is_file():  # all answers are of an earlier run
         write_json(folder / SPEED, {"engines": 0, "tokens": 0})
@@ -194,7 +214,8 @@ def _finish(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
 def _generation(prompt: Prompt, answer: Answer, letters: dict[str, float] | None) -> Generation:
     forced = None if answer.forced is None else likeliest(answer.forced)
     completion, reason = answer.completion, answer.finish_reason
-    return Generation(prompt.id, prompt.text, completion, reason, answer.tokens, forced, answer.forced, letters)
+    letters_of = (forced, answer.forced, letters)
+    return Generation(prompt.id, prompt.text, completion, reason, answer.tokens, *letters_of, answer.prompt_tokens)
 
 
 def _of_other_repeats(store: Store, key: Mapping[str, object]) -> Answers:

@@ -31,6 +31,7 @@ class Side:
     score: float | None
     truncated: bool
     prompt: str | None
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -176,4 +177,5 @@ def _side(row: Prediction, shared: str) -> Side:
         score=row.score,
         truncated=row.finish_reason == "length",
         prompt=None if row.prompt == shared else row.prompt,
+        note=row.note,
     )
