@@ -14,15 +14,17 @@ from statistics import median
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import WandbCallback
 from transformers.trainer_utils import SaveStrategy
 
-from sftlab.errors import Terminated
+from sftlab.errors import PrunedError, Terminated
 from sftlab.results import EarlyStop, Scalar
 from sftlab.tracking import tracker, wandb
 from sftlab.tracking.base import Tracker, first_line, named
 from sftlab.train.checkpoints import COMPLETE, Checkpoint, delete_all_but, delete_old_optimizers
+from sftlab.train.pruning import Peers
 from sftlab.train.stopping import Patience
 from sftlab.train.trainer import Trainer
 
@@ -42,7 +44,11 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     trainer: Trainer
 
-    def __init__(self, earlier_seconds: float, limit: int | None, patience: Patience | None) -> None:
+    def __init__(
+        self, earlier_seconds: float, limit: int | None, patience: Patience | None, peers: Peers | None = None
+    ) -> None:
+        self.peers = peers
+        self.pruned: str | None = None
         self.start = time.monotonic() - earlier_seconds
         self.limit = limit
         self.patience = patience
@@ -70,6 +76,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
         Raises:
             DivergedError: the loss is not finite.
+            PrunedError: the peers of the job are better.
         """
         if self.patience is not None and self.patience.exhausted:  # killed after the last checkpoint
             control.should_training_stop = True
@@ -87,6 +94,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             _folder(args, state).mkdir(exist_ok=True)
             self._mark(args, state)
             self._delete(args)
+        if self.pruned is not None:
+            raise PrunedError(self.pruned)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,15 +143,31 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if metrics and not isfinite(metrics["eval_loss"]):
             self.diverged_at_step = state.global_step
             control.should_save, control.should_training_stop = False, True
-        elif self.patience is not None:
+            return
+        if self.patience is not None:
             self.patience.observe(state.global_step, self.trainer.row_losses)
             control.should_training_stop |= self.patience.exhausted
+        if self.peers is not None and not control.should_training_stop:
+            self.pruned = self._compare(self.peers, state)
+
+    def _compare(self, peers: Peers, state: TrainerState) -> str | None:
+        """Publish the validation, and return why the training is stopped because of its peers, on all ranks alike."""
+        reasons: list[str | None] = [None]
+        if state.is_world_process_zero:
+            epoch = round(float(state.epoch or 0), 4)
+            peers.publish(state.global_step, epoch, self.trainer.timeline.total, self.trainer.row_losses)
+            pruned = peers.verdict()
+            reasons = [None if pruned is None else str(pruned)]
+        if self.trainer.args.world_size > 1:
+            broadcast_object_list(reasons)
+        return reasons[0]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as complete: one without ``checkpoint.json`` was interrupted and is not used.
 
         Raises:
             Terminated: SIGTERM was received, and the checkpoint to resume from is saved.
+            PrunedError: the peers of the job are better.
         """
         if state.is_world_process_zero:
             if self.patience is not None:
@@ -151,6 +176,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             self._delete(args)
         if self.terminating():
             raise Terminated
+        if self.pruned is not None:
+            raise PrunedError(self.pruned)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -106,6 +106,9 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
 def instance_problems(cfg: Config) -> Iterator[Problem]:
     """Yield settings that the device or the number of machines rules out."""
     instance = cfg.instance
+    if cfg.sweep.prune is not None and instance.nnodes > 1:
+        message = "stops a job in one process, and instance.nnodes trains it in several commands"
+        yield Problem("sweep.prune", cfg.sweep.prune, message, "set it to null", ("instance.nnodes",))
     if instance.device == "cpu" and cfg.train.use_liger_kernel:
         message = "Liger needs a GPU, and instance.device is cpu"
         yield Problem("train.use_liger_kernel", "true", message, "set it to false", ("instance.device",))
