@@ -65,7 +65,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     )
     variables = tracker.of_job(cfg, job, folder)
     tracker.announce(cfg, folder)
-    peers = pruning.peers(cfg, store.root, job.run, job.number, tokens.counts.validation.content)
+    peers = pruning.peers(cfg, store.root, job.run, job.number, tokens.counts)
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables, peers)
     except PrunedError:

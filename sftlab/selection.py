@@ -83,9 +83,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     track(run, cfg, winner)
     publish(run, cfg)
     pruning.forget(Path(cfg.store), run.record.id)
-    if all(
-        job.status in ("success", "pruned") for job in jobs
-    ):  # none is left that might resume from their checkpoints
+    if all(job.status in ("success", "pruned") for job in jobs):  # no other job may resume from their checkpoints
         for job in done:
             sharing.release(Store(cfg.store), Path(job.stages["train"]))
 

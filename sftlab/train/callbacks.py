@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import WandbCallback
 from transformers.trainer_utils import SaveStrategy
@@ -148,19 +147,9 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             self.patience.observe(state.global_step, self.trainer.row_losses)
             control.should_training_stop |= self.patience.exhausted
         if self.peers is not None and not control.should_training_stop:
-            self.pruned = self._compare(self.peers, state)
-
-    def _compare(self, peers: Peers, state: TrainerState) -> str | None:
-        """Publish the validation, and return why the training is stopped because of its peers, on all ranks alike."""
-        reasons: list[str | None] = [None]
-        if state.is_world_process_zero:
-            epoch = round(float(state.epoch or 0), 4)
-            peers.publish(state.global_step, epoch, self.trainer.timeline.total, self.trainer.row_losses)
-            pruned = peers.verdict()
-            reasons = [None if pruned is None else str(pruned)]
-        if self.trainer.args.world_size > 1:
-            broadcast_object_list(reasons)
-        return reasons[0]
+            epoch, total = round(float(state.epoch or 0), 4), self.trainer.timeline.total
+            rows, is_first = self.trainer.row_losses, state.is_world_process_zero
+            self.pruned = self.peers.observe(state.global_step, epoch, total, rows, args.world_size, is_first=is_first)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as complete: one without ``checkpoint.json`` was interrupted and is not used.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -16,12 +17,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from sftlab.config import Config, Qlora
-from sftlab.results import Pruned
+from sftlab.results import Pruned, TokenCounts
 from sftlab.runtime.store import key_of, write_json
 from sftlab.train.checkpoints import ROWS, complete
 from sftlab.train.schedule import depends_on_length
 from sftlab.train.stopping import gains
 
+FORGOTTEN = 30 * 24 * 3600  # seconds
 SAME = 1e-6  # epochs that differ by rounding
 
 
@@ -83,6 +85,28 @@ class Peers(BaseModel):
                 rows = json.loads((checkpoint.path / ROWS).read_text("utf-8"))
                 self.publish(checkpoint.step, checkpoint.epoch, planned_steps or 0, rows)
 
+    def observe(
+        self,
+        step: int,
+        epoch: float,
+        planned_steps: int,
+        rows: Sequence[Sequence[float]],
+        ranks: int,
+        *,
+        is_first: bool,
+    ) -> str | None:
+        """Publish a validation, and return why the job is stopped; the first rank decides for all."""
+        reasons: list[str | None] = [None]
+        if is_first:
+            self.publish(step, epoch, planned_steps, rows)
+            pruned = self.verdict()
+            reasons = [None if pruned is None else str(pruned)]
+        if ranks > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(reasons)
+        return reasons[0]
+
     def verdict(self) -> Pruned | None:
         """Why this job is stopped at its last validation; None if it continues."""
         own = self._validations(self.folder / self.comparable / str(self.job))
@@ -135,12 +159,15 @@ def folder_of(store: Path, run: str) -> Path:
 
 
 def forget(store: Path, run: str) -> None:
-    """Delete the validations of a sweep whose jobs have ended."""
-    shutil.rmtree(folder_of(store, run), ignore_errors=True)
+    """Delete the validations of a sweep whose jobs have ended, and those that killed sweeps left a month ago."""
+    own = folder_of(store, run)
+    for folder in own.parent.glob("*"):
+        if folder == own or time.time() - folder.stat().st_mtime > FORGOTTEN:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def peers(cfg: Config, store: Path, run: str | None, job: int, validation: str) -> Peers | None:
-    """The peers of a job; None without sweep.prune. ``validation`` is the hash of its validation tokens.
+def peers(cfg: Config, store: Path, run: str | None, job: int, counts: TokenCounts) -> Peers | None:
+    """The peers of a job; None without sweep.prune. ``counts`` has the hash of its validation tokens.
 
     Losses are compared at the same epoch. If the learning rate depends on the length of a job, only jobs of the same
     length are peers.
@@ -149,6 +176,11 @@ def peers(cfg: Config, store: Path, run: str | None, job: int, validation: str) 
     if rule is None or run is None:
         return None
     length = [train.num_train_epochs, train.max_steps] if depends_on_length(train) else None
-    same = {"validation": validation, "length": length, "bf16": train.bf16, "quantised": isinstance(cfg.peft, Qlora)}
+    same = {
+        "validation": counts.validation.content,
+        "length": length,
+        "bf16": train.bf16,
+        "quantised": isinstance(cfg.peft, Qlora),
+    }
     folder = folder_of(store, run).resolve()
     return Peers(folder=folder, job=job, comparable=key_of(same), rule=rule, after=cfg.sweep.prune_after)
