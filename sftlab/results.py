@@ -937,6 +937,28 @@ class OverlapRecord(OverlapReport):
     """The config key dataset.allow_overlap."""
 
 
+# ------------------------------------------------------------------- export
+
+
+class Export(Record):
+    """A merged model that was written in another format (mode=export), and its test."""
+
+    format: str
+    """The config key export.format."""
+    gguf: str | None
+    """The config key export.gguf; null for other formats."""
+    folder: str
+    """Folder of the exported model."""
+    gib: float
+    """Size of its weights, GiB."""
+    merged_gib: float
+    """Size of the weights of the merged model, GiB."""
+    engine: str
+    """Engine that answered the test questions with both models."""
+    comparison: Comparison
+    """The merged model and the exported one on the test set."""
+
+
 # ------------------------------------------------------------------- run
 
 
@@ -1003,6 +1025,8 @@ class RunRecord(Record):
     """The results of mode=plan."""
     sources: dict[str, str] = {}
     """The compared files of mode=compare."""
+    exports: list[Export] = []
+    """The merged model in other formats (mode=export)."""
 
 
 # ------------------------------------------------------------------- job

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
 from sftlab.report import caveats, contenders, tables
 from sftlab.report.text import early_stop, level, plural
-from sftlab.results import Evaluation, EvaluationRow, Replication
+from sftlab.results import Evaluation, EvaluationRow, Export, Replication
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
 from sftlab.train.select import Selection
@@ -176,3 +177,17 @@ def _printed(title: str, table: tables.Table) -> Table:
     for row in table.rows:
         printed.add_row(*map(Text, row))
     return printed
+
+
+def exported(result: Export, place: Path) -> None:
+    """Print the size of an exported model, and what its test says."""
+    compared = result.comparison
+    name = result.format if result.gguf is None else f"{result.format} {result.gguf}"
+    say(f"Export: {name}, {result.gib:.2f} GiB (merged model: {result.merged_gib:.2f} GiB), in {place}")
+    say(
+        f"On the {compared.n} test questions, by {result.engine}: merged model {compared.baseline:.4g}, exported model "
+        f"{compared.finetuned:.4g} ({compared.metric})"
+    )
+    say(f"Verdict on the exported model: {compared.verdict}")
+    if loss := tables.loss(compared):
+        say(f"{loss[:1].upper()}{loss[1:]}")
