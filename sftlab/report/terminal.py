@@ -183,7 +183,7 @@ def exported(result: Export, place: Path) -> None:
     """Print the size of an exported model, and what its test says."""
     compared = result.comparison
     name = result.format if result.gguf is None else f"{result.format} {result.gguf}"
-    say(f"Export: {name}, {result.gib:.2f} GiB (merged model: {result.merged_gib:.2f} GiB), in {place}")
+    say(f"Export: {name}, {result.gib:.3g} GiB (merged model: {result.merged_gib:.3g} GiB), in {place}")
     say(
         f"On the {compared.n} test questions, by {result.engine}: merged model {compared.baseline:.4g}, exported model "
         f"{compared.finetuned:.4g} ({compared.metric})"
