@@ -72,6 +72,17 @@ def interval(value: float) -> float:
     return value
 
 
+def ends(values: list[float]) -> list[float]:
+    """Accept two different ends of a range.
+
+    Raises:
+        PydanticCustomError: both are the same.
+    """
+    if values[0] == values[1]:
+        raise PydanticCustomError("range", "should be two different numbers, the worst value and the best")
+    return values
+
+
 def known_task(task: str) -> str:
     """Accept a value of eval.task.
 
@@ -126,6 +137,7 @@ class RowSettings(Section):
     target: str | None
     choices: str | None
     options: str | None
+    context: str | None = None
     group_by: str | None
     stratify_by: str | None
     train_on: TrainOn
@@ -147,11 +159,29 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
+Task = Literal["choice", "exact", "function", "json", "labels", "metric", "number", "rouge", "sql"]
+"""How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
+
+
 class ToleranceConfig(Section):
     """How far a number may differ from its target."""
 
-    absolute: Annotated[float, Field(ge=0)]
-    relative: Annotated[float, Field(ge=0)]
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    relative: Annotated[float, Field(ge=0)] = 0.0
+
+
+Dialect = Literal[
+    "sqlite", "bigquery", "clickhouse", "databricks", "duckdb", "hive", "mysql", "oracle", "postgres", "presto",
+    "redshift", "snowflake", "spark", "trino", "tsql",
+]  # fmt: skip
+
+
+class SqlConfig(Section):
+    """How the statements of eval.task=sql are executed."""
+
+    dialect: Dialect = "sqlite"
+    seconds: PositiveFloat = 5.0
+    rows: PositiveInt = 10_000
 
 
 class Scoring(Section):
@@ -163,6 +193,7 @@ class Scoring(Section):
     extract: str | None = None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
     tolerance: ToleranceConfig | None = None
+    sql: SqlConfig | None = None
     group_by: str | None = None
     max_tokens: PositiveInt | None = None
     max_rows: PositiveInt | None = None
@@ -290,6 +321,13 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
+class PriceConfig(Section):
+    """The price of a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
 class ContenderConfig(Section):
     """A model beside the base and the fine-tuned model: whose weights, and what stands in its prompt."""
 
@@ -299,6 +337,13 @@ class ContenderConfig(Section):
     shots: Count = 0
     system: str | None = None
     user: str | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
+    model: Name | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    concurrency: PositiveInt = 8
+    timeout_s: PositiveFloat = 120.0
+    retries: Count = 5
+    price: PriceConfig | None = None
 
 
 class EvalConfig(Section):
@@ -311,16 +356,22 @@ class EvalConfig(Section):
     predictions: list[Location]
     baseline: bool
     contenders: dict[SourceName, ContenderConfig | None] | None = None
+    price: PriceConfig | None = None
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
+    task: Literal["auto", Task]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    tolerance: ToleranceConfig
+    tolerance: ToleranceConfig = ToleranceConfig()
+    sql: SqlConfig = SqlConfig()
+    metric: Location | None = None
+    metric_value: str | None = None
+    metric_range: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(ends)] = [0.0, 1.0]
+    scorer: Location | None = None
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt
@@ -341,7 +392,8 @@ class EvalConfig(Section):
 class SelectConfig(Section):
     """Which checkpoint is selected."""
 
-    metric: Literal["eval_loss", "exact_match"]
+    metric: Literal["eval_loss", "score"]
+    max_rows: PositiveInt | None
     tie: Literal["earliest", "lowest"]
 
 

@@ -20,7 +20,8 @@ LAYERS = [
     {"train", "eval"},
     {"export"},
     {"report", "serve"},
-    {"pipeline", "validation"},
+    {"selection", "validation"},
+    {"pipeline"},
     {"dry_run"},
     {"work"},
     {"hydra_app"},
@@ -51,9 +52,10 @@ UNTYPED = {
     "sftlab.eval.answers": (1, "the lines of a JSON file, of which a kill may leave a part"),
     "sftlab.eval.predictions": (1, "the lines of a JSON file of any origin"),
     "sftlab.eval.rows": (6, "the objects of such a file"),
+    "sftlab.eval.sql_worker": (1, "a request of the parent, as JSON"),
     "sftlab.hydra_app.sweep": (2, "a Hydra config before validation"),
     "sftlab.records": (2, "JSON lines"),
-    "sftlab.report.figures": (2, "keyword arguments of matplotlib"),
+    "sftlab.report.figures": (3, "keyword arguments of matplotlib"),
     "sftlab.report.schema": (1, "a JSON schema from pydantic"),
     "sftlab.runtime.earlier": (1, "JSON of an earlier schema version"),
     "sftlab.runtime.store": (3, "the JSON of a manifest, and of the user's cache"),
@@ -83,7 +85,7 @@ def imports(tree: ast.AST, *, top: bool = False) -> Iterator[tuple[str, str | No
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from ((node.module or "", alias.name) for alias in node.names)
-        elif not (top and (isinstance(node, ast.FunctionDef) or is_for_type_checkers(node))):
+        elif not (top and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_type_checkers(node))):
             yield from imports(node, top=top)
 
 

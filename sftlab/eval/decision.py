@@ -13,7 +13,7 @@ from sftlab.eval.statistics import answers_per_question, averages, compare, deci
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
-from sftlab.results import LABELS, Comparison, Contender, Evaluation, EvaluationRow, Verdict
+from sftlab.results import LABELS, Comparison, Contender, Cost, Evaluation, EvaluationRow, Verdict
 from sftlab.runtime.job import Job
 
 UNEQUAL = 0.01
@@ -29,6 +29,7 @@ def decide(
     both_mute: bool,
     labels: Mapping[str, str] | None = None,
     contenders: Sequence[Contender] = (),
+    costs: Mapping[str, Cost] | None = None,
 ) -> Evaluation:
     """Summarise the models, compare the fine-tuned one with the others, and write predictions into the run's folder.
 
@@ -42,6 +43,7 @@ def decide(
             answers in the expected form is a result; a file without any answer is an error in eval.pattern.
         labels: What tables and figures call the models; None: eval.labels, or Baseline and Fine-tuned.
         contenders: The records of further models, without their results.
+        costs: What the answers cost, by the name of the model.
     """
     score = scorer(cfg)
     scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
@@ -50,7 +52,8 @@ def decide(
     for side, repeated in scored.items():
         Prediction.write(folder / "predictions" / f"{side}.jsonl", repeated[0])
     results = {
-        side: score.result(own).model_copy(update={"repeats": repeats.get(side)}) for side, own in scored.items()
+        side: score.result(own).model_copy(update={"repeats": repeats.get(side), "cost": (costs or {}).get(side)})
+        for side, own in scored.items()
     }
     pair = {side: scored[side] for side in LABELS if side in scored}
     comparison = None
@@ -71,6 +74,7 @@ def decide(
         contenders=finished,
         subgroups=subgroups(pair, score) if cfg.group_by is not None or _by_source(pair) else None,
         constant=constant(scored["finetuned"][0]) if score.lettered else None,
+        scorer=score.source,
         labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
     return by_holm(evaluation)

@@ -48,7 +48,7 @@ def check(machine: Machine, cfg: Config) -> None:
     """
     mode = MODES[cfg.mode]
     trains = mode.trains or (mode.estimates and cfg.plan.probe)
-    generates = mode.evaluates or (mode.trains and cfg.select.metric == "exact_match")
+    generates = mode.evaluates or (mode.trains and cfg.select.metric == "score")
     uses_vllm = generates and cfg.eval.engine == "vllm" and cfg.instance.node_rank == 0  # other nodes only train
     problems: list[Problem] = []
     if trains:

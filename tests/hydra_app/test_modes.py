@@ -173,7 +173,7 @@ REFUSED = [
     (["eval.temperature=0,0.7"], "eval.temperature"),
     (["mode=train", "eval.max_tokens=8,16"], "eval.max_tokens"),
     (["mode=plan", "eval.alpha=0.1,0.2"], "eval.alpha"),
-    (["select.metric=eval_loss,exact_match", "merge.max_loss_gap=0.1,0.2", "hub.private=true,false"],
+    (["select.metric=eval_loss,score", "merge.max_loss_gap=0.1,0.2", "hub.private=true,false"],
      "hub.private, merge.max_loss_gap, select.metric"),
     (["tracking=none,wandb"], "tracking.backend"),
     (["mode=train,all"], "mode"),

@@ -193,10 +193,17 @@ COMBINATIONS = [
     tiny("eval.labels=[Ours]", "mode=train"),
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
-    tiny("eval.task=rouge", "select.metric=exact_match"),
+    tiny("select.max_rows=5"),
     tiny("eval.task=number"),
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
+    tiny("eval.task=sql"),
+    tiny("eval.task=metric"),
+    tiny("eval.task=exact", "eval.metric=rouge"),
+    tiny("eval.task=metric", "eval.metric=rouge", "eval.metric_range=[1,1]"),
+    tiny("eval.task=function", "eval.scorer=score"),
+    tiny("eval.task=function", "eval.scorer=score.py:score"),
+    tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]
 
 TRAINING = [
@@ -354,6 +361,12 @@ CONTENDERS = [
             "+eval.contenders.mine={weights: finetuned, name_or_path: 'random:llama'}",
             "+eval.contenders.mine.system='{{ row }}'",
             "+eval.contenders.mine.name_or_path=nowhere/",
+            "+eval.contenders.mine.url='http://localhost:1/v1'",
+            "+eval.contenders.mine={url: 'https://me:secret@host/v1', model: m}",
+            "+eval.contenders.mine={url: 'https://host/v1', model: m, api_key_env: NOT_THERE}",
+            "+eval.contenders.mine={url: 'https://host/v1', model: m, name_or_path: 'random:llama'}",
+            "+eval.contenders.mine.api_key=abc",
+            "eval.price={input: 1}",
         )
     ),
 ]

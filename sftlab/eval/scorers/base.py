@@ -26,7 +26,7 @@ from sftlab.eval.statistics import (
 )
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
-from sftlab.results import Comparison, Estimate, ItemCounts, ModelResult, Repeats, SubgroupSide
+from sftlab.results import Comparison, Estimate, ItemCounts, ModelResult, Repeats, ScorerSource, SubgroupSide
 
 Answer = tuple[str | None, dict[str, str | None]]
 """An extracted answer, and the answer by each way of reading if the task has several."""
@@ -55,6 +55,10 @@ class Scorer(ABC):
     can be forced if there is none."""
     json_targets: ClassVar[bool] = False
     """Whether targets are JSON values, so that a list is one target."""
+    needs_context: ClassVar[bool] = False
+    """Whether the context of a row (dataset.context) is used to score it."""
+    context_is_optional: ClassVar[bool] = False
+    """Whether rows without a context can be scored, too."""
 
     def __init__(self, cfg: EvalConfig) -> None:
         self.cfg = cfg
@@ -70,6 +74,11 @@ class Scorer(ABC):
     @abstractmethod
     def right(self, answer: str, row: Example | Prediction) -> bool:
         """Whether an answer is right."""
+
+    @property
+    def source(self) -> ScorerSource | None:
+        """The code that scores the answers, if it is not sftlab's."""
+        return None
 
     def compared(self, text: str) -> str:
         """Return the part of a completion or target that is compared; "" if there is none.
@@ -131,6 +140,7 @@ class Scorer(ABC):
                     choices=example.choices,
                     forced_logprobs=generation.forced_logprobs,
                     logprobs=generation.logprobs,
+                    context=example.context if self.needs_context else None,
                 )
             )
         return rows
