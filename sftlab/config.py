@@ -394,6 +394,7 @@ class SelectConfig(Section):
 
     metric: Literal["eval_loss", "score"]
     max_rows: PositiveInt | None
+    average: Literal["ties"] | None
     tie: Literal["earliest", "lowest"]
 
 

@@ -273,6 +273,8 @@ class Selection(Record):
     """Mean training loss over the steps since the validation before; null at step 0."""
     score: float | None = None
     """Its mean score on the validation rows, if checkpoints are ranked by it."""
+    average_of: tuple[str, ...] = ()
+    """Folders of the checkpoints that it is the average of (select.average)."""
     scored_rows: int | None = None
     """Validation rows that were answered for this (select.max_rows)."""
     job: int

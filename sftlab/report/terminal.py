@@ -48,7 +48,7 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
             mark,
             *((str(candidate.job), Text(" ".join(own[candidate.job]))) if several else ()),
             f"{candidate.epoch:g}",
-            str(candidate.step),
+            f"{candidate.step}{f' (average of {len(candidate.average_of)})' if candidate.average_of else ''}",
             "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
             f"{candidate.eval_loss:.4f}",
             *([scored(metric, candidate.score)] if candidate.score is not None else []),
