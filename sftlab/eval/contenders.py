@@ -19,6 +19,7 @@ from sftlab.eval import decision, endpoint, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.cost import cost
 from sftlab.eval.endpoint import Endpoint
+from sftlab.eval.judging import judging_of
 from sftlab.eval.prompts import Prompts, context_length, tokenize_prompts
 from sftlab.eval.scorers import scorer
 from sftlab.eval.shots import drawn, fitting, reworded, with_shots
@@ -250,7 +251,8 @@ def answers(cfg: Config, store: Store, contender: Contender, test: EvalSet) -> t
     machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     written = prompts(cfg, contender.base, test)  # a fine-tuned model usually has the tokenizer of its base
     generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
-    runs = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+    repeats = range(cfg.eval.repeats)
+    runs = [score.scored(score.predictions(generated.rows(repeat), test.examples)) for repeat in repeats]
     return runs, generated.stage
 
 
@@ -281,7 +283,16 @@ def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: 
         key = name if name in NAMES else f"contenders.{name}"
         stages[key], times[key] = str(own.stage.path), round(own.seconds, 1)
         runs[name] = [score.predictions(own.rows(number), test.examples) for number in range(cfg.eval.repeats)]
-    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records, costs=costs)
+    evaluation = decision.decide(
+        runs,
+        NAMES,
+        cfg.eval,
+        folder,
+        both_mute=True,
+        contenders=records,
+        costs=costs,
+        judging=judging_of(cfg, test.examples),
+    )
     models_of = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in contenders.items()}
     if models_of["finetuned"] != models_of["baseline"]:
         evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, models_of["finetuned"])

@@ -19,6 +19,7 @@ from sftlab.eval import contenders, decision, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import NAMES, Contender, EvalSet, Judged
+from sftlab.eval.judging import judging_of
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
@@ -155,4 +156,5 @@ def _evaluation(
         (stages[side],) = evaluate.make_all(store, one.model, [written], cfg.eval, machine, cfg.seed)
         runs[side] = [score.predictions(stages[side].rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
     folder.mkdir(parents=True, exist_ok=True)
-    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True), stages
+    judging = judging_of(cfg, test.examples)
+    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, judging=judging), stages
