@@ -413,6 +413,7 @@ class SelectConfig(Section):
 
     metric: Literal["eval_loss", "score"]
     max_rows: PositiveInt | None
+    average: Literal["ties"] | None
     tie: Literal["earliest", "lowest"]
 
 
@@ -454,8 +455,16 @@ class RunsConfig(Section):
 class ServeConfig(Section):
     """How ``mode=serve`` serves the models of a run."""
 
-    port: Annotated[int, Field(ge=1, le=65534)]
-    adapter: bool
+    port: Annotated[int, Field(ge=1, le=65534)] = 8000
+    adapter: bool = True
+
+
+class ExportConfig(Section):
+    """The format in which ``mode=export`` writes the merged model of a run."""
+
+    format: Literal["gguf", "awq", "fp8", "bnb4"] = "gguf"
+    gguf: Literal["q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16"] = "q8_0"
+    rows: PositiveInt = 128
 
 
 class PlanConfig(Section):
@@ -476,11 +485,13 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat"]
+    mode: Literal[
+        "all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat", "export"
+    ]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location
-    run: Location | None
+    run: Location | None = None
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig
@@ -493,5 +504,6 @@ class Config(Section):
     hub: HubConfig
     clean: CleanConfig
     runs: RunsConfig
-    serve: ServeConfig
+    serve: ServeConfig = ServeConfig()
+    export: ExportConfig = ExportConfig()
     plan: PlanConfig

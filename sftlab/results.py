@@ -273,6 +273,8 @@ class Selection(Record):
     """Mean training loss over the steps since the validation before; null at step 0."""
     score: float | None = None
     """Its mean score on the validation rows, if checkpoints are ranked by it."""
+    average_of: tuple[str, ...] = ()
+    """Folders of the checkpoints that it is the average of (select.average)."""
     scored_rows: int | None = None
     """Validation rows that were answered for this (select.max_rows)."""
     job: int
@@ -1017,6 +1019,28 @@ class OverlapRecord(OverlapReport):
     """The config key dataset.allow_overlap."""
 
 
+# ------------------------------------------------------------------- export
+
+
+class Export(Record):
+    """A merged model that was written in another format (mode=export), and its test."""
+
+    format: str
+    """The config key export.format."""
+    gguf: str | None
+    """The config key export.gguf; null for other formats."""
+    folder: str
+    """Folder of the exported model."""
+    gib: float
+    """Size of its weights, GiB."""
+    merged_gib: float
+    """Size of the weights of the merged model, GiB."""
+    engine: str
+    """Engine that answered the test questions with both models."""
+    comparison: Comparison
+    """The merged model and the exported one on the test set."""
+
+
 # ------------------------------------------------------------------- run
 
 
@@ -1083,6 +1107,8 @@ class RunRecord(Record):
     """The results of mode=plan."""
     sources: dict[str, str] = {}
     """The compared files of mode=compare."""
+    exports: list[Export] = []
+    """The merged model in other formats (mode=export)."""
 
 
 # ------------------------------------------------------------------- job

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
 from sftlab.report import caveats, contenders, judge, tables
 from sftlab.report.text import disagreement, early_stop, level, plural, scored
-from sftlab.results import Evaluation, EvaluationRow, Replication
+from sftlab.results import Evaluation, EvaluationRow, Export, Replication
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
 from sftlab.train.select import Selection
@@ -47,7 +48,7 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
             mark,
             *((str(candidate.job), Text(" ".join(own[candidate.job]))) if several else ()),
             f"{candidate.epoch:g}",
-            str(candidate.step),
+            f"{candidate.step}{f' (average of {len(candidate.average_of)})' if candidate.average_of else ''}",
             "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
             f"{candidate.eval_loss:.4f}",
             *([scored(metric, candidate.score)] if candidate.score is not None else []),
@@ -181,3 +182,17 @@ def _printed(title: str, table: tables.Table) -> Table:
     for row in table.rows:
         printed.add_row(*map(Text, row))
     return printed
+
+
+def exported(result: Export, place: Path) -> None:
+    """Print the size of an exported model, and what its test says."""
+    compared = result.comparison
+    name = result.format if result.gguf is None else f"{result.format} {result.gguf}"
+    say(f"Export: {name}, {result.gib:.3g} GiB (merged model: {result.merged_gib:.3g} GiB), in {place}")
+    say(
+        f"On the {compared.n} test questions, by {result.engine}: merged model {compared.baseline:.4g}, exported model "
+        f"{compared.finetuned:.4g} ({compared.metric})"
+    )
+    say(f"Verdict on the exported model: {compared.verdict}")
+    if loss := tables.loss(compared):
+        say(f"{loss[:1].upper()}{loss[1:]}")

@@ -14,7 +14,7 @@ from test_evaluate import CPU, PROMPTS, Engines, settings, texts
 
 from sftlab.config import Config, ContenderConfig
 from sftlab.errors import StageError
-from sftlab.eval import contenders, decision, launch
+from sftlab.eval import contenders, decision, definitions, launch
 from sftlab.eval import stage as evaluate
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.prompts import Prompt, Prompts
@@ -100,7 +100,7 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
     more = ["+eval.contenders.polite.system=Please.", "+eval.contenders.many.shots=30", "+eval.contenders.none=null"]
     cfg = settings_of(base.path, *more, "eval.max_tokens=1500")
     test = EvalSet([row(number) for number in range(100, 104)], "key", TRAIN)
-    found, records = contenders.defined(cfg, store, both, test)
+    found, records = definitions.defined(cfg, store, both, test)
     assert list(found) == [record.name for record in records] == ["few_shot", "polite", "many"]
     assert records[0].shots == [one.id for one in list(drawn(TRAIN, cfg.dataset.seed))[:5]]
     assert records[0].about == "the base model with 5 examples in its prompt"
@@ -113,7 +113,7 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
     assert 5 <= len(records[2].shots) < 30
     assert written["many"].longest + cfg.eval.max_tokens <= context
     # The same questions and examples have the same key in another dataset.
-    other, _ = contenders.defined(cfg, store, both, replace(test, key="other"))
+    other, _ = definitions.defined(cfg, store, both, replace(test, key="other"))
     assert other["few_shot"].asked is not None
     assert other["few_shot"].asked.key == found["few_shot"].asked.key  # type: ignore[union-attr]
 
@@ -121,11 +121,11 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
 def test_a_contender_without_training_rows_is_left_out_with_the_reason(pair: Any) -> None:
     store, both = pair
     test = EvalSet([row(100)], "key")
-    found, (record,) = contenders.defined(settings_of(both["baseline"].base.path), store, both, test)
+    found, (record,) = definitions.defined(settings_of(both["baseline"].base.path), store, both, test)
     assert found == {}
     assert record.left_out == "there are no training rows from which examples could be drawn"
     # Without the base model there is nothing to prompt.
-    assert contenders.defined(settings_of(both["baseline"].base.path, "eval.baseline=false"), store, both, test) == (
+    assert definitions.defined(settings_of(both["baseline"].base.path, "eval.baseline=false"), store, both, test) == (
         {},
         [],
     )

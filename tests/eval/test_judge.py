@@ -20,7 +20,7 @@ from test_score_tasks import page
 
 from sftlab.config import Config
 from sftlab.eval.decision import decide
-from sftlab.eval.judging import judging_of
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.statistics import at_equal_length, kappa
 from sftlab.report import terminal
@@ -73,7 +73,7 @@ def compared(folder: Path, url: str, a: list[str], b: list[str], *overrides: str
     left, right = load_pair(folder / "a.jsonl", folder / "b.jsonl", cfg.eval)
     names = {"baseline": "a", "finetuned": "b"}
     runs = {"baseline": left, "finetuned": right}
-    return decide(runs, names, cfg.eval, folder, both_mute=False, labels=names, judging=judging_of(cfg))
+    return decide(runs, names, cfg.eval, folder, both_mute=False, labels=names, pairwise=pairwise_of(cfg))
 
 
 def configured(folder: Path, *overrides: str) -> Config:

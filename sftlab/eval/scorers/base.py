@@ -145,10 +145,10 @@ class Scorer(ABC):
             )
         return rows
 
-    def paired(self, scored: Mapping[str, Runs], judging: object = None) -> Mapping[str, Runs]:
+    def paired(self, scored: Mapping[str, Runs], pairwise: object = None) -> Mapping[str, Runs]:
         """Return predictions with scores that depend on the answers of another model.
 
-        ``scored`` has the predictions of ``finetuned`` and of the models that it is compared with; ``judging`` is
+        ``scored`` has the predictions of ``finetuned`` and of the models that it is compared with; ``pairwise`` is
         what compares two answers, if the task needs it.
         """
         return scored

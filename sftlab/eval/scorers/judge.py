@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sftlab.errors import StageError
-from sftlab.eval.judging import Judgement, Judging, Pair, preferences
+from sftlab.eval.pairwise import Judgement, Pair, Pairwise, preferences
 from sftlab.eval.scorers.base import Runs, groups_of
 from sftlab.eval.scorers.scores import Scores
 from sftlab.eval.scorers.view import View
@@ -34,7 +34,7 @@ class Judge(Scores):
         "orders; ties count half. An empty answer loses.",
     )
 
-    judging: Judging | None = None
+    pairwise: Pairwise | None = None
 
     @property
     def metric(self) -> str:
@@ -45,19 +45,19 @@ class Judge(Scores):
         """Return the rows as they are: they are scored in pairs."""
         return rows
 
-    def paired(self, scored: Mapping[str, Runs], judging: object = None) -> dict[str, Runs]:
+    def paired(self, scored: Mapping[str, Runs], pairwise: object = None) -> dict[str, Runs]:
         """Score the answers of every model against those of ``finetuned``, all pairs in one start of the judge.
 
         ``finetuned`` is scored against ``baseline``, or else against the first of the others.
         """
-        if not isinstance(judging, Judging) or len(scored) < 2:
+        if not isinstance(pairwise, Pairwise) or len(scored) < 2:
             raise StageError(
                 "eval.task=judge compares the answers of two models, and there is one; set eval.baseline=true"
             )
-        self.judging = judging
+        self.pairwise = pairwise
         tuned, found = scored["finetuned"], dict[str, Runs]()
         others = {side: runs for side, runs in scored.items() if side != "finetuned"}
-        judging.decide([pair for runs in others.values() for pair in self._pairs(runs, tuned)])
+        pairwise.decide([pair for runs in others.values() for pair in self._pairs(runs, tuned)])
         for side, runs in others.items():
             found[side], second = self._rescored(runs, tuned)
             if side == "baseline" or "finetuned" not in found:
@@ -65,8 +65,8 @@ class Judge(Scores):
         return {side: found[side] for side in scored}
 
     def _pair(self, a: Prediction, b: Prediction) -> Pair:
-        assert self.judging is not None
-        question = self.judging.question(a.id, a.prompt or b.prompt)
+        assert self.pairwise is not None
+        question = self.pairwise.question(a.id, a.prompt or b.prompt)
         return Pair(question, " or ".join(a.accepted), a.answer or "", b.answer or "")
 
     def _pairs(self, a: Runs, b: Runs) -> list[Pair]:
@@ -75,8 +75,8 @@ class Judge(Scores):
         ]
 
     def _judgements(self, a: Runs, b: Runs) -> list[Judgement]:
-        assert self.judging is not None
-        return self.judging.decide(self._pairs(a, b))
+        assert self.pairwise is not None
+        return self.pairwise.decide(self._pairs(a, b))
 
     def _rescored(self, a: Runs, b: Runs) -> tuple[Runs, Runs]:
         """Both sides with the scores of their pairs."""
@@ -104,7 +104,7 @@ class Judge(Scores):
         )
 
     def _record(self, a: Runs, b: Runs) -> JudgeRecord:
-        assert self.judging is not None
+        assert self.pairwise is not None
         judged, groups = self._judgements(a, b), groups_of(a)
         asked = [one for one, pair in zip(judged, self._pairs(a, b), strict=True) if _is_asked(pair)]
         lengths = [[[len((row.answer or "").split()) for row in rows] for rows in runs] for runs in (a, b)]
@@ -118,7 +118,7 @@ class Judge(Scores):
             1 - value for one in asked for value in (one.forward, _flipped(one.backward)) if value is not None
         ]
         return JudgeRecord(
-            name=self.judging.name,
+            name=self.pairwise.name,
             pairs=len(judged),
             asked=len(asked),
             consistent=sum(one.forward == one.backward and one.forward is not None for one in asked),
@@ -133,11 +133,11 @@ class Judge(Scores):
         )
 
     def _calibration(self) -> Calibration | None:
-        assert self.judging is not None
+        assert self.pairwise is not None
         if (path := self.cfg.judge.preferences) is None:
             return None
         people = preferences(path)
-        judged = [_side(one.score) for one in self.judging.decide([human.pair for human in people])]
+        judged = [_side(one.score) for one in self.pairwise.decide([human.pair for human in people])]
         own, groups = [_side(human.preferred) for human in people], [human.group for human in people]
         agreed = [float(x == y) for x, y in zip(judged, own, strict=True)]
         agreement = Estimate(value=sum(agreed) / len(agreed), interval=accuracy(agreed, groups, self.cfg.alpha))
