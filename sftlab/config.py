@@ -333,7 +333,8 @@ class ContenderConfig(Section):
 
     name_or_path: Location | None = None
     revision: str | None = None
-    weights: Literal["base", "finetuned"] = "base"
+    weights: Literal["base", "adapter", "finetuned"] = "base"
+    quantization: Literal["nf4"] | None = None
     shots: Count = 0
     system: str | None = None
     user: str | None = None
@@ -375,6 +376,7 @@ class EvalConfig(Section):
     baseline: bool
     contenders: dict[SourceName, ContenderConfig | None] | None = None
     price: PriceConfig | None = None
+    chain: list[Name] = []
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]

@@ -751,11 +751,22 @@ class Contender(Record):
     result: ModelResult | None = None
     """The model on the test set; null if it was left out."""
     comparison: Comparison | None = None
-    """The fine-tuned model minus this one; null if it was left out."""
+    """The fine-tuned model minus this one; null if it was left out, or is in eval.chain, where its loss is tested."""
     p_adjusted: float | None = None
     """p of the comparison, adjusted by Holm's method for the number of contenders, the base model included."""
     verdict: Verdict | None = None
     """The verdict by the adjusted p."""
+
+
+class ChainStep(Record):
+    """Two models that follow each other in eval.chain: the later one may not lose more than eval.margin."""
+
+    first: str
+    """Name of the earlier model."""
+    second: str
+    """Name of the later model."""
+    comparison: Comparison | None = None
+    """The later model minus the earlier one, with the test in ``noninferiority``; null if one was left out."""
 
 
 class Reuse(Record):
@@ -792,6 +803,8 @@ class Evaluation(Record):
     """Further models on the same questions (eval.contenders)."""
     p_adjusted: float | None = None
     """p of ``comparison``, adjusted by Holm's method for all contenders; null without contenders."""
+    chain: list[ChainStep] = []
+    """The steps of eval.chain; of three models or more, also the last one against the first."""
     subgroups: Subgroups | None = None
     """Results by eval.group_by, or by source."""
     constant: Constant | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from sftlab.config import EvalConfig
@@ -14,7 +15,7 @@ from sftlab.eval.statistics import answers_per_question, averages, compare, deci
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
-from sftlab.results import LABELS, Comparison, Contender, Cost, Evaluation, EvaluationRow, Verdict
+from sftlab.results import LABELS, ChainStep, Comparison, Contender, Cost, Evaluation, EvaluationRow, Verdict
 from sftlab.runtime.job import Job
 
 UNEQUAL = 0.01
@@ -66,11 +67,15 @@ def decide(
     for one in contenders:
         if one.name in scored:
             named = {one.about: scored[one.name], names["finetuned"]: scored["finetuned"]}
-            change = {"result": results[one.name], "comparison": against(score, named, both_mute=both_mute)}
+            compared = None if one.name in cfg.chain else against(score, named, both_mute=both_mute)
+            change: dict[str, object] = {"result": results[one.name], "comparison": compared}
             one = one.model_copy(update=change)
         finished.append(one)
+    about = {**names, **{one.name: one.about for one in contenders}}
+    chain = [_step(score, first, second, scored, about) for first, second in steps(cfg.chain)]
     evaluation = Evaluation(
         task=cfg.task,
+        chain=chain,
         baseline=results.get("baseline"),
         finetuned=results["finetuned"],
         comparison=comparison,
@@ -81,6 +86,20 @@ def decide(
         labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
     return by_holm(evaluation)
+
+
+def steps(chain: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of models to test: each with the one before, and of three or more the last with the first."""
+    pairs = list(pairwise(chain))
+    return pairs + ([(chain[0], chain[-1])] if len(chain) > 2 else [])
+
+
+def _step(score: Scorer, first: str, second: str, scored: Mapping[str, Runs], about: Mapping[str, str]) -> ChainStep:
+    """Compare two models of a chain, the later minus the earlier; nothing if one was left out."""
+    if first not in scored or second not in scored:
+        return ChainStep(first=first, second=second)
+    named = {about[first]: scored[first], about[second]: scored[second]}
+    return ChainStep(first=first, second=second, comparison=against(score, named, both_mute=False))
 
 
 def against(score: Scorer, named: Mapping[str, Runs], *, both_mute: bool) -> Comparison:

@@ -93,12 +93,17 @@ def _generated(
     written = {name: contenders.prompts(cfg, one.base, one.asked or test) for name, one in local.items()}
     together: dict[object, list[str]] = {}
     for name, one in local.items():
-        together.setdefault((one.model, *written[name].stop_token_ids), []).append(name)
+        adapter = one.adapter if one.lora_rank is not None else None
+        together.setdefault((one.model, adapter, *written[name].stop_token_ids), []).append(name)
     generated: dict[str, evaluate.Generated] = {}
     for names in together.values():
         log.info("evaluate: %s model, %d questions, %s", " and ".join(names), len(test.examples), cfg.eval.engine)
-        sets = [written[name] for name in names]
-        answers = evaluate.make_all(store, local[names[0]].model, sets, cfg.eval, machine, cfg.seed)
+        first, sets = local[names[0]], [written[name] for name in names]
+        if first.lora_rank is None:
+            answers = evaluate.make_all(store, first.model, sets, cfg.eval, machine, cfg.seed)
+        else:
+            requests = [first.request(one) for one in sets]
+            answers = evaluate.make_each(store, first.model, requests, cfg.eval, machine, cfg.seed, first.lora_rank)
         generated |= dict(zip(names, answers, strict=True))
     costs = {}
     for name, own in generated.items():

@@ -54,6 +54,8 @@ def card(run: RunRecord, cfg: Config) -> str:
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         contenders=contenders.table(evaluation) if evaluation is not None and contenders.against(evaluation) else None,
         described=[] if evaluation is None else contenders.described(evaluation),
+        chain=None if evaluation is None else contenders.chain(evaluation),
+        deployed=None if evaluation is None else contenders.deployed(evaluation),
         prompting=None if evaluation is None else contenders.prompting(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
         caveats=[one_draw(run.mode, run.seed)]

@@ -94,6 +94,8 @@ def render(folder: Path, run: RunRecord) -> str:
         contenders=contenders.table(evaluation) if evaluation is not None and evaluation.contenders else None,
         against=contenders.against(evaluation) if evaluation is not None else [],
         described=contenders.described(evaluation) if evaluation is not None else [],
+        chain=contenders.chain(evaluation) if evaluation is not None else None,
+        deployed=contenders.deployed(evaluation) if evaluation is not None else None,
         prompting=contenders.prompting(evaluation) if evaluation is not None else None,
         questions=_browser(folder, evaluation, answers) if evaluation is not None else None,
         data_facts=facts.data_facts(run.receipt) if run.receipt is not None else [],

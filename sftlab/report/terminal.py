@@ -116,8 +116,15 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             say(of)
     if judged.contenders:
         if any(one.result is not None for one in judged.contenders):
-            say(_printed("All contenders on the same questions", contenders.table(judged)))
-        for sentence in [*contenders.described(judged), contenders.prompting(judged)]:
+            say(
+                _printed(
+                    f"All contenders on the same questions; difference: {judged.labels['finetuned']} minus the model",
+                    contenders.table(judged),
+                )
+            )
+        if (steps := contenders.chain(judged)) is not None:
+            say(_printed("Deployment chain: what each step may not lose", steps))
+        for sentence in [*contenders.described(judged), contenders.prompting(judged), contenders.deployed(judged)]:
             if sentence is not None:
                 say(sentence)
     for _, name, result in tables.models(judged):

@@ -182,14 +182,22 @@ def contender_problems(cfg: Config) -> Iterator[Problem]:
             yield Problem(key, None, "is the name of one of the two models that are compared", "rename it")
         if one.url is not None or one.model is not None:
             yield from _endpoint(key, one)
-        changed = one.shots or one.system is not None or one.user is not None
+        changed = one.shots or one.system is not None or one.user is not None or one.quantization is not None
+        if one.weights == "adapter":
+            changed = True
+            if one.name_or_path is None and cfg.eval.name_or_path is not None:
+                message = "the evaluated model is merged, and its adapter is not known"
+                remedy = f"set {key}.name_or_path to the folder of the adapter"
+                yield Problem(f"{key}.weights", "adapter", message, remedy)
+        if one.quantization is not None:
+            yield from _quantization(cfg, key, one)
         if one.name_or_path is None and one.url is None and not changed:
             message = (
                 f"is the {'base' if one.weights == 'base' else 'fine-tuned'} model itself, which is evaluated anyway"
             )
             remedy = "set shots, system or user for another prompt, or name_or_path or url for another model"
             yield Problem(key, None, message, remedy)
-        if (named := one.name_or_path or one.url) is not None and one.weights != "base":
+        if (named := one.name_or_path or one.url) is not None and one.weights == "finetuned":
             of = "name_or_path" if named == one.name_or_path else "url"
             yield Problem(f"{key}.weights", one.weights, f"has no effect with {key}.{of}", "leave it out")
         if one.revision is not None and one.name_or_path is None:
@@ -198,6 +206,29 @@ def contender_problems(cfg: Config) -> Iterator[Problem]:
         for field in ("system", "user"):
             if (template := getattr(one, field)) is not None:
                 yield from template_problems(f"{key}.{field}", template, ["system", "user"], noun="variable")
+
+
+def _quantization(cfg: Config, key: str, one: ContenderConfig) -> Iterator[Problem]:
+    if one.url is not None:
+        yield Problem(f"{key}.quantization", one.quantization, f"has no effect with {key}.url", "leave it out")
+    elif cfg.eval.engine == "vllm" and machine.find(cfg.instance, elsewhere=True).device == "cpu":
+        message = "vLLM quantises weights on a GPU only"
+        remedy = f"set eval.engine=transformers, or {key}.name_or_path to a model that is quantised already"
+        yield Problem(f"{key}.quantization", one.quantization, message, remedy, ("eval.engine", "instance"))
+    elif find_spec("bitsandbytes") is None:
+        message = "needs the package bitsandbytes"
+        yield Problem(f"{key}.quantization", one.quantization, message, "pip install bitsandbytes")
+
+
+def chain_problems(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of eval.chain: names of models that are not evaluated, or too few."""
+    chain, value = cfg.eval.chain, shown(cfg.eval.chain)
+    known = [*LABELS, *(name for name, one in (cfg.eval.contenders or {}).items() if one is not None)]
+    for name in dict.fromkeys(name for name in chain if name not in known):
+        remedy = f"there are {', '.join(known)}; others are defined in eval.contenders"
+        yield Problem("eval.chain", value, f"there is no model {name!r}", remedy)
+    if chain and (len(chain) < 2 or len(set(chain)) < len(chain)):
+        yield Problem("eval.chain", value, "is not a list of two or more different models", "write them in their order")
 
 
 def _endpoint(key: str, one: ContenderConfig) -> Iterator[Problem]:

@@ -371,6 +371,10 @@ CONTENDERS = [
             "+eval.contenders.mine={url: 'https://host/v1', model: m, name_or_path: 'random:llama'}",
             "+eval.contenders.mine.api_key=abc",
             "eval.price={input: 1}",
+            "eval.chain=[adapter,finetuned]",
+            "eval.chain=[finetuned]",
+            "+eval.contenders.mine.quantization=nf4",
+            "+eval.contenders.mine={weights: adapter, name_or_path: nowhere}",
         )
     ),
 ]
