@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sftlab.config import Config, ModelConfig
@@ -195,7 +196,8 @@ def _log_answers(
     cfg: Config, store: Store, one: Contender, test: contenders.EvalSet, machine: instance.Machine
 ) -> None:
     prompts = contenders.prompts(cfg, one.base, test)
-    _log_stage("answers", is_cached=evaluate.cached(store, one.model, prompts, cfg.eval, machine, cfg.seed))
+    model = replace(one.model, identity=one.request(prompts).identity)
+    _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
 
 
 def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
