@@ -159,7 +159,7 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
-Task = Literal["choice", "exact", "function", "json", "labels", "metric", "number", "rouge", "sql"]
+Task = Literal["choice", "exact", "function", "json", "judge", "labels", "metric", "number", "rouge", "sql"]
 """How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
 
 
@@ -347,6 +347,24 @@ class ContenderConfig(Section):
     price: PriceConfig | None = None
 
 
+class JudgeConfig(Section):
+    """The judge of eval.task=judge and its prompt: a model on this machine, or behind an OpenAI-compatible endpoint."""
+
+    name_or_path: Location | None = None
+    revision: str | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
+    model: Name | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    concurrency: PositiveInt = 8
+    timeout_s: PositiveFloat = 120.0
+    retries: Count = 5
+    system: str = ""
+    user: str = ""
+    pattern: str = r"\[\[(A|B|tie)\]\]"
+    max_tokens: PositiveInt = 256
+    preferences: Location | None = None
+
+
 class EvalConfig(Section):
     """How answers are generated, extracted and scored, and on which test set."""
 
@@ -374,6 +392,7 @@ class EvalConfig(Section):
     metric_value: str | None = None
     metric_range: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(ends)] = [0.0, 1.0]
     scorer: Location | None = None
+    judge: JudgeConfig = JudgeConfig()
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt
@@ -440,6 +459,7 @@ class ServeConfig(Section):
 
     port: Annotated[int, Field(ge=1, le=65534)] = 8000
     adapter: bool = True
+    page_port: Annotated[int, Field(ge=1, le=65534)] = 7860
 
 
 class ExportConfig(Section):
@@ -469,7 +489,19 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     mode: Literal[
-        "all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat", "export"
+        "all",
+        "train",
+        "evaluate",
+        "report",
+        "compare",
+        "preview",
+        "plan",
+        "clean",
+        "runs",
+        "serve",
+        "chat",
+        "page",
+        "export",
     ]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]

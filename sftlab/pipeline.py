@@ -17,6 +17,7 @@ from sftlab.eval import contenders, decision, guards, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.predictions import labels, load_others, load_pair
 from sftlab.instance import machine as instance
 from sftlab.instance import precision
@@ -161,7 +162,16 @@ def compare_files(run: Run, cfg: Config) -> Path:
     baseline, finetuned = load_pair(first, second, cfg.eval)
     others, records = load_others(cfg.eval, baseline[0])
     runs, names = {"baseline": baseline, "finetuned": finetuned, **others}, labels(first, second, cfg.eval)
-    evaluation = decision.decide(runs, names, cfg.eval, run.folder, both_mute=False, labels=names, contenders=records)
+    evaluation = decision.decide(
+        runs,
+        names,
+        cfg.eval,
+        run.folder,
+        both_mute=False,
+        labels=names,
+        contenders=records,
+        pairwise=pairwise_of(cfg),
+    )
     sources = dict(zip([*LABELS, *others], map(str, (first, second, *more)), strict=True))
     run.update(evaluation=evaluation, sources=sources)
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)

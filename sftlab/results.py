@@ -535,6 +535,44 @@ class ItemCounts(Record):
         return 2 * self.right / (self.given + self.expected)
 
 
+class Calibration(Record):
+    """A judge compared with people on the same pairs of answers."""
+
+    file: str
+    """The config key eval.judge.preferences."""
+    n: int
+    """Pairs that people have judged."""
+    agreement: Estimate
+    """Share of the pairs on which judge and people agree: first, second or tie."""
+    kappa: Estimate
+    """Cohen's kappa: agreement beyond that of chance."""
+
+
+class JudgeRecord(Record):
+    """What a judge decided in a comparison, and how it tends to decide."""
+
+    name: str
+    """Its name."""
+    pairs: int
+    """Pairs of answers; with repeats, of all."""
+    asked: int
+    """Pairs that the judge was asked about, in both orders: not those with an empty answer, or equal ones."""
+    consistent: int
+    """Of these, pairs with the same verdict in both orders."""
+    no_verdict: int
+    """Texts of the judge without a verdict, of two per pair."""
+    prefers_first: float | None
+    """Share of the verdicts for the answer that was shown first, ties counted half; 0.5 without a preference for it."""
+    prefers_longer: float | None
+    """Share of the decided pairs in which the answer with more words is preferred."""
+    words: tuple[float, float]
+    """Mean number of words of both models' answers."""
+    at_equal_length: Estimate
+    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths."""
+    calibration: Calibration | None = None
+    """Agreement with people; null without eval.judge.preferences."""
+
+
 class ScorerSource(Record):
     """Code that scored the answers: a metric of the evaluate library, or a function of the user."""
 
@@ -600,6 +638,8 @@ class Comparison(Record):
     """Questions on which the second model is better; with repeats, more often right."""
     lost: int
     """Questions on which the second model is worse; with repeats, less often right."""
+    judge: JudgeRecord | None = None
+    """The judge; null for other tasks."""
     scores: dict[str, Estimate] = {}
     """Differences of the other metrics, by name; the verdict does not depend on them."""
     both_right: int | None = None

@@ -113,5 +113,6 @@ def answers(cfg: Config, store: Store, contender: Contender, test: EvalSet) -> t
     machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     written = prompts(cfg, contender.base, test)  # a fine-tuned model usually has the tokenizer of its base
     generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
-    runs = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+    repeats = range(cfg.eval.repeats)
+    runs = [score.scored(score.predictions(generated.rows(repeat), test.examples)) for repeat in repeats]
     return runs, generated.stage

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sftlab.config import EvalConfig
 from sftlab.eval.knowledge import constant, unknown
+from sftlab.eval.pairwise import Pairwise
 from sftlab.eval.scorers import Scorer, scorer
 from sftlab.eval.scorers.base import Runs
 from sftlab.eval.statistics import answers_per_question, averages, compare, deciding_p, holm
@@ -31,6 +32,7 @@ def decide(
     labels: Mapping[str, str] | None = None,
     contenders: Sequence[Contender] = (),
     costs: Mapping[str, Cost] | None = None,
+    pairwise: Pairwise | None = None,
 ) -> Evaluation:
     """Summarise the models, compare the fine-tuned one with the others, and write predictions into the run's folder.
 
@@ -45,9 +47,10 @@ def decide(
         labels: What tables and figures call the models; None: eval.labels, or Baseline and Fine-tuned.
         contenders: The records of further models, without their results.
         costs: What the answers cost, by the name of the model.
+        pairwise: What compares two answers (eval.task=judge).
     """
     score = scorer(cfg)
-    scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
+    scored = score.paired({side: [score.scored(rows) for rows in own] for side, own in runs.items()}, pairwise)
     repeats = {side: score.repeats(repeated) for side, repeated in scored.items() if len(repeated) > 1}
     (folder / "predictions").mkdir(exist_ok=True)
     for side, repeated in scored.items():

@@ -14,6 +14,7 @@ from sftlab.eval import stage as evaluate
 from sftlab.eval.contenders import NAMES, Contender, EvalSet, Remote
 from sftlab.eval.cost import cost
 from sftlab.eval.definitions import defined, left_out
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
@@ -74,7 +75,10 @@ def judge(cfg: Config, store: Store, pair: Mapping[str, Contender], test: EvalSe
         key = name if name in NAMES else f"contenders.{name}"
         stages[key], times[key] = str(own.stage.path), round(own.seconds, 1)
         runs[name] = [score.predictions(own.rows(number), test.examples) for number in range(cfg.eval.repeats)]
-    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records, costs=costs)
+    pairs = pairwise_of(cfg, test.examples)
+    evaluation = decision.decide(
+        runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records, costs=costs, pairwise=pairs
+    )
     models_of = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in pair.items()}
     if models_of["finetuned"] != models_of["baseline"]:
         evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, models_of["finetuned"])

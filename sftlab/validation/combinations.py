@@ -13,6 +13,7 @@ from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval import own_code
 from sftlab.eval.extract import probe
+from sftlab.eval.pairwise import preferences
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
 from sftlab.results import LABELS
@@ -258,10 +259,46 @@ def _text(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.task == "metric" and cfg.eval.metric is None:
         remedy = "set it to the file of a metric of the evaluate library, or to its name on the hub"
         yield Problem("eval.metric", "null", "eval.task=metric needs it", remedy, ("eval.task",))
+    if cfg.eval.task == "judge":
+        yield from _judge(cfg)
     for key, task in (("metric", "metric"), ("scorer", "function")):
         if (value := getattr(cfg.eval, key)) is not None and cfg.eval.task != task:
             message = f"has an effect only with eval.task={task}, and eval.task is {cfg.eval.task}"
             yield Problem(f"eval.{key}", shown(value), message, f"set eval.task={task}", ("eval.task",))
+
+
+def _judge(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of a judge: which model it is, its prompt, and the file by which it is calibrated."""
+    judge, keys = cfg.eval.judge, ("eval.task",)
+    if (judge.name_or_path is None) == (judge.url is None):
+        message = "eval.task=judge needs a judge" if judge.url is None else "there are two judges"
+        remedy = "set either eval.judge.name_or_path, or eval.judge.url and eval.judge.model"
+        yield Problem("eval.judge", None, message, remedy, keys)
+    elif judge.url is not None and judge.model is None:
+        yield Problem("eval.judge.model", "null", "the endpoint needs it", "set it to the model's name", keys)
+    for name in ("system", "user"):
+        variables = ["question", "reference", "first", "second"]
+        for problem in template_problems(f"eval.judge.{name}", getattr(judge, name), variables, noun="variable"):
+            yield replace(problem, keys=keys)
+    for answer in ("first", "second"):
+        if answer not in judge.user:
+            message = f"does not show the {answer} answer"
+            yield Problem("eval.judge.user", None, message, f"write {{{{ {answer} }}}} in it", keys)
+    try:
+        probe(judge.pattern)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Problem("eval.judge.pattern", None, problem.message, problem.remedy, keys)
+    if judge.preferences is not None:
+        try:
+            preferences(judge.preferences)
+        except ConfigError as error:
+            yield from with_keys(error, "eval.task")
+    if not cfg.eval.baseline:
+        yield Problem("eval.baseline", "false", "eval.task=judge compares with the base model", "set it to true", keys)
+    if cfg.select.metric == "score":
+        message = "a judge compares two models, and does not score one"
+        yield Problem("select.metric", "score", message, "set it to eval_loss", keys)
 
 
 def _sql(cfg: Config) -> Iterator[Problem]:
