@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sftlab.config import Config, ModelConfig
@@ -19,7 +20,7 @@ from sftlab.eval import contenders, definitions, endpoint, guards, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
-from sftlab.eval.predictions import load_pair
+from sftlab.eval.predictions import load_others, load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.eval.statistics import margin_to_rule_out
 from sftlab.instance import machine as instance
@@ -142,10 +143,11 @@ def preview(cfg: Config, folder: Path, scratch: Path) -> None:
 
 
 def comparison(cfg: Config, folder: Path, scratch: Path) -> None:
-    """Check two files of predictions and log how small a difference they can show."""
-    first, second = map(Path, cfg.eval.predictions)
+    """Check files of predictions and log how small a difference they can show."""
+    first, second, *more = map(Path, cfg.eval.predictions)
     (rows, *_), _ = load_pair(first, second, cfg.eval)
-    log.info("compare: %d rows in both %s and %s", len(rows), first, second)
+    load_others(cfg.eval, rows)
+    log.info("compare: %d rows in each of %s", len(rows), ", ".join(map(str, (first, second, *more))))
     _log_power(cfg, [row.group for row in rows])
 
 
@@ -195,7 +197,8 @@ def _log_answers(
     cfg: Config, store: Store, one: Contender, test: contenders.EvalSet, machine: instance.Machine
 ) -> None:
     prompts = contenders.prompts(cfg, one.base, test)
-    _log_stage("answers", is_cached=evaluate.cached(store, one.model, prompts, cfg.eval, machine, cfg.seed))
+    model = replace(one.model, identity=one.request(prompts).identity)
+    _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
 
 
 def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:

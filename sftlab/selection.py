@@ -132,7 +132,8 @@ def _evaluate(run: Run, decision: Decision, done: Sequence[Job]) -> None:
     stages = {**winner.stages, "merged": str(merged.stage.path)}
     run.update(merge=merged.check, stages=stages)
     test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
-    finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
+    model = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
+    finetuned = Contender(model, base, adapter=checkpoint)
     both = {"baseline": Contender.of(base), "finetuned": finetuned}
     judged = guards.judge(cfg, store, both, test, run.folder)
     times = {**winner.times, **judged.times}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sftlab.config import Config
 from sftlab.dataset import stage as dataset
@@ -13,6 +14,7 @@ from sftlab.eval.endpoint import Endpoint
 from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
+from sftlab.model import variants
 from sftlab.model.base import Base
 from sftlab.records import Example, Prediction
 from sftlab.runtime.modes import MODES
@@ -36,17 +38,28 @@ class EvalSet:
 class Contender:
     """A model to evaluate: its weights, and the model whose tokenizer and chat template write its prompts.
 
-    ``asked`` has the test rows with the prompts of this contender; None for the test set itself.
+    ``asked`` has the test rows with the prompts of this contender; None for the test set itself. ``adapter`` is the
+    checkpoint that a fine-tuned model was merged from. With ``lora_rank`` it is not merged: the engine computes it
+    beside the weights of ``model``, whose adapters have at most this rank.
     """
 
     model: evaluate.Model
     base: Base
     asked: EvalSet | None = None
+    adapter: Path | None = None
+    lora_rank: int | None = None
 
     @classmethod
     def of(cls, base: Base) -> Contender:
         """A model with its own tokenizer."""
         return cls(evaluate.Model(base.path, base.identity, base.trust_remote_code), base)
+
+    def request(self, written: Prompts) -> evaluate.Request:
+        """Ask this model, or the adapter on it."""
+        if self.lora_rank is None or self.adapter is None:
+            return evaluate.Request(self.model.identity, written)
+        identity = key_of({"model": self.model.identity, "adapter": variants.content(self.adapter)})
+        return evaluate.Request(identity, written, self.adapter)
 
 
 @dataclass(frozen=True)
@@ -100,5 +113,6 @@ def answers(cfg: Config, store: Store, contender: Contender, test: EvalSet) -> t
     machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     written = prompts(cfg, contender.base, test)  # a fine-tuned model usually has the tokenizer of its base
     generated = evaluate.make(store, contender.model, written, cfg.eval, machine, cfg.seed)
-    runs = [score.predictions(generated.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+    repeats = range(cfg.eval.repeats)
+    runs = [score.scored(score.predictions(generated.rows(repeat), test.examples)) for repeat in repeats]
     return runs, generated.stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +16,16 @@ from sftlab.config import Config, ContenderConfig
 from sftlab.dataset.prompt import prompt_tokens
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval import contenders
+from sftlab.eval.checkpoints import RANKS
 from sftlab.eval.contenders import Contender, EvalSet, Remote
 from sftlab.eval.endpoint import Endpoint
 from sftlab.eval.prompts import context_length
 from sftlab.eval.shots import drawn, fitting, reworded, with_shots
 from sftlab.model import base as models
+from sftlab.model import variants
 from sftlab.model.base import Base
 from sftlab.records import Example, single_turn
-from sftlab.runtime.store import Store, key_of
+from sftlab.runtime.store import Store, key_of, versions
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +49,15 @@ def defined(
     """
     found, records = dict[str, Contender | Remote](), list[results.Contender]()
     for name, definition in (cfg.eval.contenders or {}).items():
-        of = None if definition is None or definition.url is not None else _weights(cfg, store, pair, definition)
-        if definition is None or (of is None and definition.url is None):
+        if definition is None:
             continue
-        prompting = definition.weights == "base" and definition.name_or_path is None and definition.url is None
+        other = definition.name_or_path is not None or definition.url is not None or definition.quantization is not None
+        prompting = definition.weights == "base" and not other
         record = results.Contender(name=name, about=about(definition, definition.shots), prompting=prompting)
         try:
+            of = None if definition.url is not None else _weights(cfg, store, pair, definition)
+            if of is None and definition.url is None:
+                continue
             asked, shots = _asked(cfg, definition, of.base if of is not None else None, test)
             if definition.shots and not shots:
                 raise ConfigError(Problem(f"eval.contenders.{name}.shots", None, _none(test)))
@@ -72,13 +78,42 @@ def left_out(record: results.Contender, reason: str) -> results.Contender:
 
 
 def _weights(cfg: Config, store: Store, pair: Mapping[str, Contender], definition: ContenderConfig) -> Contender | None:
-    """The model of a definition; None before the training if it is not the base model's, or without eval.baseline."""
-    if definition.name_or_path is not None and "finetuned" in pair:
+    """The model of a definition; None before the training if it is not the base model's, or without eval.baseline.
+
+    Raises:
+        ConfigError: There is no adapter, or the engine cannot compute it beside the weights.
+    """
+    trained = definition.weights != "base" or definition.name_or_path is not None
+    if (trained and "finetuned" not in pair) or not (trained or cfg.eval.baseline):
+        return None
+    if definition.weights == "adapter":
+        of = _with_adapter(cfg, pair, definition)
+    elif definition.name_or_path is not None:
         changes = {"name_or_path": definition.name_or_path, "revision": definition.revision}
-        return Contender.of(models.resolve(cfg.model.model_copy(update=changes), store, cfg.seed))
-    if definition.name_or_path is None and definition.weights == "base":
-        return pair["baseline"] if cfg.eval.baseline else None
-    return pair.get("finetuned") if definition.name_or_path is None else None
+        of = Contender.of(models.resolve(cfg.model.model_copy(update=changes), store, cfg.seed))
+    else:
+        of = replace(pair["baseline" if definition.weights == "base" else "finetuned"], adapter=None)
+    if definition.quantization is None:
+        return of
+    quantised = {"model": of.model.identity, "quantization": definition.quantization}
+    identity = key_of({**quantised, "libraries": versions("bitsandbytes")})
+    return replace(of, model=replace(of.model, identity=identity, quantization=definition.quantization))
+
+
+def _with_adapter(cfg: Config, pair: Mapping[str, Contender], definition: ContenderConfig) -> Contender:
+    """The base model with the named adapter, or with that of the selected checkpoint, beside its weights."""
+    folder = pair["finetuned"].adapter if definition.name_or_path is None else Path(definition.name_or_path)
+    if folder is None or not (folder / variants.ADAPTER).is_file():
+        reason = "the fine-tuned model has no adapter: all of its weights were trained"
+        raise ConfigError(Problem("eval.contenders", None, reason))
+    values = json.loads((folder / variants.ADAPTER).read_text("utf-8"))
+    rank = max([values["r"], *(values.get("rank_pattern") or {}).values()])
+    reserved = next((known for known in RANKS if known >= rank), None)
+    special = values.get("use_dora") or values.get("modules_to_save")
+    if cfg.eval.engine == "vllm" and (special or reserved is None):
+        reason = "vLLM cannot compute this adapter beside the weights (DoRA, modules_to_save, or a rank above 512)"
+        raise ConfigError(Problem("eval.contenders", None, reason))
+    return replace(pair["baseline"], adapter=folder, lora_rank=reserved or rank)
 
 
 def _none(test: EvalSet) -> str:
@@ -89,16 +124,23 @@ def _none(test: EvalSet) -> str:
 
 def about(definition: ContenderConfig, shots: int) -> str:
     """Describe a contender in words."""
-    model = {"base": "the base model", "finetuned": "the fine-tuned model"}[definition.weights]
+    model = {
+        "base": "the base model",
+        "adapter": "the adapter on the base model",
+        "finetuned": "the fine-tuned model",
+    }[definition.weights]
     if definition.name_or_path is not None:
         path = Path(definition.name_or_path)
-        model = path.resolve().name if path.exists() else definition.name_or_path
+        own = path.resolve().name if path.exists() else definition.name_or_path
+        model = f"the adapter {own} on the base model" if definition.weights == "adapter" else own
+    if definition.quantization is not None:
+        model = f"{model}, quantised to {definition.quantization},"
     if definition.url is not None:
         model = f"{definition.model} at {urlsplit(definition.url).netloc}"
     parts = [f"{shots} example{'' if shots == 1 else 's'} in its prompt"] if definition.shots else []
     parts += ["another instruction"] if definition.system is not None else []
     parts += ["another form of the question"] if definition.user is not None else []
-    return f"{model} with {' and '.join(parts)}" if parts else model
+    return f"{model} with {' and '.join(parts)}" if parts else model.removesuffix(",")
 
 
 def _asked(cfg: Config, definition: ContenderConfig, base: Base | None, test: EvalSet) -> tuple[EvalSet, list[str]]:

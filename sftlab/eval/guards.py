@@ -20,6 +20,7 @@ from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import NAMES, Contender, EvalSet
 from sftlab.eval.judging import Judged
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
@@ -156,4 +157,5 @@ def _evaluation(
         (stages[side],) = evaluate.make_all(store, one.model, [written], cfg.eval, machine, cfg.seed)
         runs[side] = [score.predictions(stages[side].rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
     folder.mkdir(parents=True, exist_ok=True)
-    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True), stages
+    pairs = pairwise_of(cfg, test.examples)
+    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, pairwise=pairs), stages

@@ -14,6 +14,7 @@ from sftlab.eval import stage as evaluate
 from sftlab.eval.contenders import NAMES, Contender, EvalSet, Remote
 from sftlab.eval.cost import cost
 from sftlab.eval.definitions import defined, left_out
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
@@ -74,7 +75,10 @@ def judge(cfg: Config, store: Store, pair: Mapping[str, Contender], test: EvalSe
         key = name if name in NAMES else f"contenders.{name}"
         stages[key], times[key] = str(own.stage.path), round(own.seconds, 1)
         runs[name] = [score.predictions(own.rows(number), test.examples) for number in range(cfg.eval.repeats)]
-    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records, costs=costs)
+    pairs = pairwise_of(cfg, test.examples)
+    evaluation = decision.decide(
+        runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records, costs=costs, pairwise=pairs
+    )
     models_of = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in pair.items()}
     if models_of["finetuned"] != models_of["baseline"]:
         evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, models_of["finetuned"])
@@ -89,12 +93,17 @@ def _generated(
     written = {name: contenders.prompts(cfg, one.base, one.asked or test) for name, one in local.items()}
     together: dict[object, list[str]] = {}
     for name, one in local.items():
-        together.setdefault((one.model, *written[name].stop_token_ids), []).append(name)
+        adapter = one.adapter if one.lora_rank is not None else None
+        together.setdefault((one.model, adapter, *written[name].stop_token_ids), []).append(name)
     generated: dict[str, evaluate.Generated] = {}
     for names in together.values():
         log.info("evaluate: %s model, %d questions, %s", " and ".join(names), len(test.examples), cfg.eval.engine)
-        sets = [written[name] for name in names]
-        answers = evaluate.make_all(store, local[names[0]].model, sets, cfg.eval, machine, cfg.seed)
+        first, sets = local[names[0]], [written[name] for name in names]
+        if first.lora_rank is None:
+            answers = evaluate.make_all(store, first.model, sets, cfg.eval, machine, cfg.seed)
+        else:
+            requests = [first.request(one) for one in sets]
+            answers = evaluate.make_each(store, first.model, requests, cfg.eval, machine, cfg.seed, first.lora_rank)
         generated |= dict(zip(names, answers, strict=True))
     costs = {}
     for name, own in generated.items():

@@ -244,3 +244,93 @@ def test_the_best_prompt_says_whether_one_would_have_been_enough(
     assert sentence in text
     assert "the base model, few_shot" in text
     assert shown.prompting(judged(tmp_path, config, few_shot).model_copy(update={"contenders": []})) is None
+
+
+# — a chain of models —
+
+
+@pytest.mark.parametrize(
+    ("rights", "results", "said"),
+    [
+        ((400, 400, 398), ["no worse", "no worse", "no worse"], "no step is worse"),
+        ((400, 400, 300), ["no worse", "worse", "worse"], "more than the margin is lost in few_shot → polite"),
+        # Each step loses less than the margin, and both together more.
+        ((400, 385, 370), ["no worse", "no worse", "undecided"], "is not ruled out in every step"),
+    ],
+)
+def test_each_model_of_a_chain_may_not_lose_more_than_the_margin(
+    tmp_path: Path, config: Make, rights: tuple[int, int, int], results: list[str], said: str
+) -> None:
+    runs = dict(zip(("finetuned", "few_shot", "polite"), (predictions(right, 500) for right in rights), strict=True))
+    records = [Record(name=name, about=name, prompting=False) for name in ("few_shot", "polite")]
+    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot,polite]", "+eval.contenders.polite.shots=1").eval
+    evaluation = decision.decide(runs, contenders.NAMES, cfg, tmp_path, both_mute=True, contenders=records)
+    table = shown.chain(evaluation)
+    assert table is not None
+    assert [row[:2] for row in table.rows] == [
+        ["finetuned", "few_shot"], ["few_shot", "polite"], ["finetuned", "polite"],
+    ]  # fmt: skip
+    assert [row[-1].partition(" (")[0] for row in table.rows] == results
+    assert said in str(shown.deployed(evaluation))
+    # Their losses are tested, not the gain of the fine-tuned model over them.
+    assert [one.comparison for one in evaluation.contenders] == [None, None]
+    assert all(one.result is not None for one in evaluation.contenders)
+
+
+def test_a_chain_with_a_model_that_was_left_out_is_not_passed(tmp_path: Path, config: Make) -> None:
+    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot]").eval
+    record = Record(name="few_shot", about="it", prompting=False, left_out="the endpoint does not answer")
+    runs = {"finetuned": predictions(40)}
+    evaluation = decision.decide(runs, contenders.NAMES, cfg, tmp_path, both_mute=True, contenders=[record])
+    assert evaluation.chain[0].comparison is None
+    assert "not ruled out" in str(shown.deployed(evaluation))
+
+
+def test_weights_of_a_definition_are_an_adapter_or_quantised(pair: Any, tmp_path: Path) -> None:
+    store, both = pair
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 12, "rank_pattern": {"q_proj": 20}}', "utf-8")
+    more = [
+        "+eval.contenders.adapter.weights=adapter",
+        "+eval.contenders.small={weights: finetuned, quantization: nf4}",
+    ]
+    cfg = settings_of(both["baseline"].base.path, *more, "eval.contenders.few_shot=null", "eval.engine=transformers")
+    test = EvalSet([row(100)], "key", TRAIN)
+    tuned = replace(both["finetuned"], model=replace(both["finetuned"].model, identity="tuned"), adapter=adapter)
+    found, records = definitions.defined(cfg, store, {**both, "finetuned": tuned}, test)
+    written = contenders.prompts(cfg, both["baseline"].base, test)
+    beside, small = found["adapter"], found["small"]
+    assert isinstance(beside, Contender)
+    assert isinstance(small, Contender)
+    assert (beside.model, beside.lora_rank) == (both["baseline"].model, 32)
+    assert beside.request(written).checkpoint == adapter
+    assert small.model.quantization == "nf4"
+    assert small.request(written).checkpoint is None
+    identities = {one.request(written).identity for one in (beside, small, tuned, both["baseline"])}
+    assert len(identities) == 4
+    assert [record.about for record in records] == [
+        "the adapter on the base model", "the fine-tuned model, quantised to nf4",
+    ]  # fmt: skip
+    # A full fine-tuning has no adapter.
+    _, (none, _) = definitions.defined(cfg, store, {**both, "finetuned": replace(tuned, adapter=None)}, test)
+    assert none.left_out == "the fine-tuned model has no adapter: all of its weights were trained"
+
+
+def test_further_files_are_compared_with_the_second(tmp_path: Path) -> None:
+    from test_cli import quick
+
+    for name, right in (("base", 10), ("ours", 40), ("other", 34)):
+        rows = predictions(right)[0]
+        lines = [{"id": one.id, "completion": one.completion, "target": "A", "choices": "AB"} for one in rows]
+        reordered = lines if name == "other" else reversed(lines)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reordered), "utf-8")
+    files = "eval.predictions=[base.jsonl,ours.jsonl,other.jsonl]"
+    done = quick(tmp_path, "mode=compare", files, "hydra.run.dir=run", "eval.group_by=null")
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    (other,) = run["evaluation"]["contenders"]
+    assert (other["name"], other["result"]["correct"]) == ("other", 34)
+    assert (other["comparison"]["gained"], other["comparison"]["lost"]) == (6, 0)
+    assert run["sources"]["other"] == "other.jsonl"
+    assert (tmp_path / "run" / "predictions" / "other.jsonl").is_file()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, TypedDict
 
@@ -144,6 +144,14 @@ class Scorer(ABC):
                 )
             )
         return rows
+
+    def paired(self, scored: Mapping[str, Runs], pairwise: object = None) -> Mapping[str, Runs]:
+        """Return predictions with scores that depend on the answers of another model.
+
+        ``scored`` has the predictions of ``finetuned`` and of the models that it is compared with; ``pairwise`` is
+        what compares two answers, if the task needs it.
+        """
+        return scored
 
     # ------------------------------------------------------------------- checks
 
