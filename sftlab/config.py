@@ -315,7 +315,7 @@ class EvalConfig(Section):
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "json", "labels", "number", "rouge"]
+    task: Literal["auto", "choice", "exact", "json", "labels", "match", "number", "rouge"]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
@@ -333,6 +333,7 @@ class EvalConfig(Section):
     smallest_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     guards: dict[SourceName, DatasetConfig] = {}
+    gate: bool = False
     forced: bool
     logprobs: bool
     labels: list[str]
@@ -375,6 +376,7 @@ class RunsConfig(Section):
     model: Name | None
     status: Literal["success", "running", "killed", "failed", "damaged"] | None
     verdict: Literal["better", "worse", "too_small", "inconclusive"] | None
+    decision: Literal["ship", "keep_base", "undecided"] | None = None
     since: Name | None
     sort: Literal["started", "gain", "cost", "name"]
     limit: PositiveInt | None

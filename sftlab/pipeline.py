@@ -12,7 +12,7 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
 from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision, guards, replication, task
+from sftlab.eval import contenders, decision, guards, release, replication, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
@@ -232,7 +232,7 @@ def compare_files(run: Run, cfg: Config) -> Path:
     baseline, finetuned = load_pair(first, second, cfg.eval)
     runs = {"baseline": baseline, "finetuned": finetuned}
     names = labels(first, second, cfg.eval)
-    evaluation = decision.decide(runs, names, cfg.eval, run.folder, both_mute=False, labels=names)
+    evaluation = release.decided(decision.decide(runs, names, cfg.eval, run.folder, both_mute=False, labels=names))
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"

@@ -61,6 +61,7 @@ def render(folder: Path, run: RunRecord) -> str:
         results=tables.results(evaluation) if evaluation is not None else None,
         items=tables.items(evaluation) if evaluation is not None else None,
         few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
+        decision=None if evaluation is None else tables.decision(evaluation),
         guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         guard_kinds=[
             (guard.name, tables.subgroups(guard.evaluation))

@@ -133,6 +133,8 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
         if by.note:
             say(by.note)
     guards(judged)
+    if made := tables.decision(judged):
+        say(f"Decision: {made}")
 
 
 def guards(judged: Evaluation) -> None:
