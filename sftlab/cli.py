@@ -27,7 +27,7 @@ from sftlab.hydra_app.task import run_task, set_environment
 
 log = logging.getLogger(__name__)
 
-RESUME = "completed stages are reused, run the same command again to resume"
+RESUME = "; completed stages are reused, run the same command again to resume"
 
 
 def main() -> None:
@@ -66,11 +66,11 @@ def main() -> None:
         _exit_with(error, tracebacks=tracebacks)
     except Terminated:
         study.fail("terminated by SIGTERM")
-        print(f"sftlab: terminated; {RESUME}", file=sys.stderr)
+        print(f"sftlab: terminated{_resume(study)}", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         study.fail("interrupted")
-        print(f"sftlab: interrupted; {RESUME}", file=sys.stderr)
+        print(f"sftlab: interrupted{_resume(study)}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BaseException as error:
         if not study.has_started and isinstance(error, COMPOSITION_ERRORS):
@@ -86,6 +86,11 @@ def main() -> None:
             _exit_with(StageError(file_reason), tracebacks=tracebacks)
         raise  # a bug keeps its traceback
     sys.exit(code)
+
+
+def _resume(study: Study) -> str:
+    """How to continue after a signal; "" for a mode that computes no stages."""
+    return RESUME if study.mode is None or study.mode.has_record else ""
 
 
 def _run_jobs(study: Study) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -72,18 +72,6 @@ def interval(value: float) -> float:
     return value
 
 
-def known_task(task: str) -> str:
-    """Accept a value of eval.task.
-
-    Raises:
-        PydanticCustomError: any other value.
-    """
-    tasks = get_args(EvalConfig.model_fields["task"].annotation)
-    if task not in tasks:
-        raise PydanticCustomError("task", "should be {tasks}", {"tasks": f"{', '.join(tasks[:-1])} or {tasks[-1]}"})
-    return task
-
-
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -126,6 +114,7 @@ class RowSettings(Section):
     target: str | None
     choices: str | None
     options: str | None
+    context: str | None = None
     group_by: str | None
     stratify_by: str | None
     train_on: TrainOn
@@ -147,22 +136,41 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
+Task = Literal["choice", "exact", "json", "labels", "match", "number", "rouge", "sql"]
+"""How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
+
+
 class ToleranceConfig(Section):
     """How far a number may differ from its target."""
 
-    absolute: Annotated[float, Field(ge=0)]
-    relative: Annotated[float, Field(ge=0)]
+    absolute: Annotated[float, Field(ge=0)] = 0.0
+    relative: Annotated[float, Field(ge=0)] = 0.0
+
+
+Dialect = Literal[
+    "sqlite", "bigquery", "clickhouse", "databricks", "duckdb", "hive", "mysql", "oracle", "postgres", "presto",
+    "redshift", "snowflake", "spark", "trino", "tsql",
+]  # fmt: skip
+
+
+class SqlConfig(Section):
+    """How the statements of eval.task=sql are executed."""
+
+    dialect: Dialect = "sqlite"
+    seconds: PositiveFloat = 5.0
+    rows: PositiveInt = 10_000
 
 
 class Scoring(Section):
     """How answers to the rows of a guard are generated and scored; null: the default of guards."""
 
-    task: Annotated[str, AfterValidator(known_task)] | None = None
+    task: Task | None = None
     pattern: str | None = None
     reading: Literal["strict", "last", "lenient"] | None = None
     extract: str | None = None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"] | None = None
     tolerance: ToleranceConfig | None = None
+    sql: SqlConfig | None = None
     group_by: str | None = None
     max_tokens: PositiveInt | None = None
     max_rows: PositiveInt | None = None
@@ -290,6 +298,13 @@ class InstanceConfig(Section):
     cpus: PositiveInt | None
 
 
+class PriceConfig(Section):
+    """The price of a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
 class ContenderConfig(Section):
     """A model beside the base and the fine-tuned model: whose weights, and what stands in its prompt."""
 
@@ -299,6 +314,13 @@ class ContenderConfig(Section):
     shots: Count = 0
     system: str | None = None
     user: str | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
+    model: Name | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    concurrency: PositiveInt = 8
+    timeout_s: PositiveFloat = 120.0
+    retries: Count = 5
+    price: PriceConfig | None = None
 
 
 class EvalConfig(Section):
@@ -311,16 +333,18 @@ class EvalConfig(Section):
     predictions: list[Location]
     baseline: bool
     contenders: dict[SourceName, ContenderConfig | None] | None = None
+    price: PriceConfig | None = None
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
     repeats: PositiveInt
-    task: Literal["auto", "choice", "exact", "json", "labels", "match", "number", "rouge"]
+    task: Literal["auto", Task]
     pattern: str
     reading: Literal["strict", "last", "lenient"]
     extract: str | None
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
-    tolerance: ToleranceConfig
+    tolerance: ToleranceConfig = ToleranceConfig()
+    sql: SqlConfig = SqlConfig()
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt
@@ -342,7 +366,8 @@ class EvalConfig(Section):
 class SelectConfig(Section):
     """Which checkpoint is selected."""
 
-    metric: Literal["eval_loss", "exact_match"]
+    metric: Literal["eval_loss", "score"]
+    max_rows: PositiveInt | None
     tie: Literal["earliest", "lowest"]
 
 
@@ -355,7 +380,7 @@ class MergeConfig(Section):
 class TrackingConfig(Section):
     """Where curves and tables are logged, besides the run's folder."""
 
-    backend: Literal["wandb", "none"]
+    backend: Literal["wandb", "trackio", "tensorboard", "mlflow", "none"]
     project: str
     entity: str | None
 
@@ -382,6 +407,13 @@ class RunsConfig(Section):
     limit: PositiveInt | None
 
 
+class ServeConfig(Section):
+    """How ``mode=serve`` serves the models of a run."""
+
+    port: Annotated[int, Field(ge=1, le=65534)]
+    adapter: bool
+
+
 class PlanConfig(Section):
     """How ``mode=plan`` determines memory and time."""
 
@@ -400,10 +432,11 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs"]
+    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat"]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location
+    run: Location | None
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig
@@ -416,4 +449,5 @@ class Config(Section):
     hub: HubConfig
     clean: CleanConfig
     runs: RunsConfig
+    serve: ServeConfig
     plan: PlanConfig

@@ -15,7 +15,7 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned_data
-from sftlab.eval import contenders, guards, reuse
+from sftlab.eval import contenders, endpoint, guards, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
@@ -108,7 +108,11 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
     if "baseline" in pair:
         for name, one in contenders.defined(_without_downloads(cfg, store), temporary, pair, test)[0].items():
             log.info("%-9s a contender on the same questions", name)
-            _log_answers(cfg, store, one, one.asked or test, machine)
+            if isinstance(one, Contender):
+                _log_answers(cfg, store, one, one.asked or test, machine)
+            else:
+                key = endpoint.inputs(one.endpoint, one.asked.key, cfg.eval, cfg.seed)
+                _log_stage("answers", is_cached=store.has("generations", key))
     _log_power(cfg, [row.group for row in test.examples])
     _log_reuse(store, test)
     _log_guards(cfg, temporary)

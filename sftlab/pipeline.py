@@ -6,32 +6,29 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from sftlab import selection
 from sftlab.config import Config, ModelConfig, NoPeft
 from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
-from sftlab.errors import ConfigError, OutOfMemoryError, StageError, advised
-from sftlab.eval import contenders, decision, guards, release, replication, task
+from sftlab.errors import ConfigError, OutOfMemoryError, advised
+from sftlab.eval import contenders, decision, guards, release, task
 from sftlab.eval import stage as evaluate
-from sftlab.eval.checkpoints import validation_answers
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.predictions import labels, load_pair
 from sftlab.instance import machine as instance
 from sftlab.instance import precision
 from sftlab.model import base as models
-from sftlab.model import merge
 from sftlab.model.base import Base
-from sftlab.report import figures, files, page, terminal
-from sftlab.report.publish import publish, track
+from sftlab.report import page, terminal
 from sftlab.results import RunRecord
-from sftlab.runtime.job import Job, summary
-from sftlab.runtime.modes import MODES
-from sftlab.runtime.run import Run, link
+from sftlab.runtime.job import Job
+from sftlab.runtime.run import Run
 from sftlab.runtime.store import Stage, Store
-from sftlab.tracking import wandb as tracking
-from sftlab.train import advice, memory, ranking, recipes, schedule, select, sharing
+from sftlab.tracking import tracker
+from sftlab.train import advice, memory, ranking, schedule, sharing
 from sftlab.train import stage as train
 from sftlab.validation.combinations import evaluation_problems
 
@@ -66,8 +63,8 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
         machine.accumulation(cfg.train),
         schedule.described(tokens.counts, cfg.train, machine),
     )
-    variables = tracking.of_job(cfg, job, folder)
-    tracking.announce(cfg.tracking, folder)
+    variables = tracker.of_job(cfg, job, folder)
+    tracker.announce(cfg, folder)
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
     except OutOfMemoryError as error:
@@ -112,7 +109,7 @@ def finish_training(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
         rank, nodes = cfg.instance.node_rank, cfg.instance.nnodes
         log.info("machine %d of %d: trained; machine 0 has the checkpoints", rank, nodes)
     else:
-        decide(run, jobs)
+        selection.decide(run, jobs)
 
 
 def finish_evaluation(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
@@ -122,74 +119,6 @@ def finish_evaluation(run: Run, jobs: Sequence[Job], is_sweep: bool) -> None:
         terminal.evaluations(run.record.evaluations)
     else:
         run.update(**jobs[0].origin(), evaluation=jobs[0].evaluation)
-
-
-def decide(run: Run, jobs: Sequence[Job]) -> None:
-    """Select → merge → evaluate → report: once, after all jobs, from their files only.
-
-    Raises:
-        StageError: No job has a checkpoint to select from.
-    """
-    for job in jobs:
-        if job.status == "success" and not (job.candidates and {"tokens", "train"} <= job.stages.keys()):
-            raise StageError(
-                f"job {job.number}: reports success and no checkpoint, as if {job.folder / 'job.json'} had been "
-                "changed. Run the same command again; completed stages are reused"
-            )
-    done = [job for job in jobs if job.status == "success"]
-    ranking.warn_of_batches(done)
-    ranked = max(ranking.comparable(done), key=len)  # the first of equally large groups
-    settings = ranked[0].settings().select
-    answers, groups = None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))
-    if settings.metric == "exact_match":
-        answers, groups = validation_answers(ranked)
-    order = recipes.rank(ranked, settings.tie, answers, groups)
-    selected = order.selection
-    winner = next(job for job in done if job.number == selected.chosen.job)
-    unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
-    sources = tokenize.validation_sources(Path(winner.stages["tokens"]))
-    cfg, selection = winner.settings(), select.record(selected, settings.metric, unranked, sources, order.recipes)
-    run.update(
-        **winner.origin(),
-        receipt=winner.receipt,
-        overlap=winner.overlap,
-        jobs=[summary(job, ranked=job in ranked, among=done) for job in jobs],
-        selection=selection,
-    )
-    checkpoint = Path(selection.checkpoint)
-    link(run.folder / "best", checkpoint if selection.step else None)
-    terminal.ranking(selected, jobs, selection)
-    files.sweep_csv(run.folder / "sweep.csv", selected, done)
-    files.metrics(run.folder, jobs)
-    figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)
-    if selection.step == 0:
-        link(run.folder / "merged", None)
-        run.update(skipped=select.untrained(settings.tie))
-        terminal.skipped(select.untrained(settings.tie))
-        if cfg.hub.push:
-            raise StageError("hub.push=true: nothing was pushed, because the untrained model is selected")
-    elif MODES[cfg.mode].evaluates:
-        store, machine = Store(cfg.store), instance.find(cfg.instance)
-        base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in a worker of a launcher
-        merged = merge.make(store, checkpoint, base, Path(winner.stages["tokens"]), machine, cfg.merge)
-        link(run.folder / "merged", merged.stage.path)
-        stages = {**winner.stages, "merged": str(merged.stage.path)}
-        run.update(merge=merged.check, stages=stages)
-        test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
-        finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
-        both = {"baseline": Contender.of(base), "finetuned": finetuned}
-        judged = guards.judge(cfg, store, both, test, run.folder)
-        times = {**winner.times, **judged.times}
-        run.update(evaluation=judged.evaluation, stages={**stages, **judged.stages}, times=times)
-        if selection.recipes and len(selection.recipes[0].seeds) > 1:
-            replicated = replication.replicate(cfg, store, selection.recipes[0], done, test, judged.evaluation)
-            run.update(replication=replicated)
-        terminal.evaluation(judged.evaluation, cfg.mode, cfg.seed, run.record.replication)
-    track(run, cfg, winner)
-    publish(run, cfg)
-    if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
-        for job in jobs:
-            sharing.release(Store(cfg.store), Path(job.stages["train"]))
 
 
 def evaluate_job(cfg: Config, job: Job, folder: Path) -> None:

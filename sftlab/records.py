@@ -82,7 +82,7 @@ class Example(Record):
     choice; ``options`` maps each letter to the option's text if the dataset has it. ``group`` names the source that
     rows share, or is None. ``subgroup`` is a test row's value in the column eval.group_by, or None. ``targets`` lists
     every right answer if there are several, ``target`` among them, else it is None. ``source`` is the name of the
-    row's source in dataset.sources, or None.
+    row's source in dataset.sources, or None. ``context`` is what only the scorer sees (dataset.context), or None.
     """
 
     id: str
@@ -95,6 +95,7 @@ class Example(Record):
     targets: list[str] | None = None
     tools: list[Tool] | None = None
     source: str | None = None
+    context: str | None = None
 
     @property
     def accepted(self) -> list[str]:
@@ -127,7 +128,8 @@ class Generation(Record):
 
     ``forced`` is the letter of the forced choice if no answer was extracted; None if there was an answer, or no
     choice was forced. ``forced_logprobs`` has the log-probability of each letter in that choice, and ``logprobs`` those
-    directly after the question (eval.logprobs), in nats.
+    directly after the question (eval.logprobs), in nats. ``prompt_tokens`` is the length of the prompt as an endpoint
+    counts it.
     """
 
     id: str
@@ -138,6 +140,7 @@ class Generation(Record):
     forced: str | None = None
     forced_logprobs: dict[str, float] | None = None
     logprobs: dict[str, float] | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ class Prediction(Record):
     ``readings`` has the answer by each way of reading (strict, last, lenient, forced); ``answer`` is that of
     eval.reading. An answer contains no reasoning, which is in ``completion`` only. ``score`` is between 0 and 1, and
     None if answers are right or wrong. ``subgroup``, ``targets`` and ``choices`` are those of the example.
-    ``forced_logprobs`` and ``logprobs`` are those of the generation.
+    ``forced_logprobs`` and ``logprobs`` are those of the generation. ``context`` is that of the example, and ``note``
+    what the task found out about the answer, such as the error of its execution.
     """
 
     id: str
@@ -165,6 +169,8 @@ class Prediction(Record):
     choices: str = ""
     forced_logprobs: dict[str, float] | None = None
     logprobs: dict[str, float] | None = None
+    context: str | None = None
+    note: str | None = None
 
     @property
     def accepted(self) -> list[str]:
@@ -176,7 +182,7 @@ class Prediction(Record):
         """Write predictions to a JSONL file, replacing it. Optional fields without a value are left out."""
         rows = [asdict(record) for record in records]
         for row in rows:
-            for name in ("score", "subgroup", "targets", "choices", "forced_logprobs", "logprobs"):
+            for name in ("score", "subgroup", "targets", "choices", "forced_logprobs", "logprobs", "context", "note"):
                 if not row[name] and row[name] != 0:
                     del row[name]
         write_jsonl(path, rows)
@@ -204,8 +210,8 @@ class Candidate(Record):
     """Mean training loss over the steps since the validation before; null at step 0."""
     seconds: float
     """Training seconds from the job's start to the checkpoint."""
-    exact_match: float | None = None
-    """Its share of right validation answers, if checkpoints are ranked by it."""
+    score: float | None = None
+    """Its mean score on the validation rows, if checkpoints are ranked by it."""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, computed_field
+from pydantic import BaseModel, ConfigDict, JsonValue, computed_field, model_validator
 
 from sftlab.records import Candidate
 
@@ -250,8 +250,17 @@ class Precision(Record):
 class Selection(Record):
     """The selected checkpoint over all jobs, and every candidate."""
 
-    metric: Literal["eval_loss", "exact_match"]
-    """What the checkpoints are ranked by."""
+    @model_validator(mode="before")
+    @classmethod
+    def _named_before(cls, values: object) -> object:
+        """Read the field ``exact_match`` of files of earlier versions as the score."""
+        if isinstance(values, dict) and "exact_match" in values:
+            rows = [row | {"score": row.get("exact_match")} for row in values.get("candidates", [])]
+            return values | {"score": values["exact_match"], "candidates": rows}
+        return values
+
+    metric: str
+    """What the checkpoints are ranked by: eval_loss, or the metric of eval.task on validation, such as accuracy."""
     checkpoint: str
     """Folder of the selected checkpoint."""
     step: int
@@ -262,8 +271,10 @@ class Selection(Record):
     """Its validation loss, nats per supervised token."""
     train_loss: float | None
     """Mean training loss over the steps since the validation before; null at step 0."""
-    exact_match: float | None
-    """Its share of right validation answers, if checkpoints are ranked by it."""
+    score: float | None = None
+    """Its mean score on the validation rows, if checkpoints are ranked by it."""
+    scored_rows: int | None = None
+    """Validation rows that were answered for this (select.max_rows)."""
     job: int
     """Number of its job."""
     overrides: list[str]
@@ -436,6 +447,22 @@ class Constant(Record):
     """Questions in which it is right."""
 
 
+class Cost(Record):
+    """What the answers of one model cost."""
+
+    answers: int
+    """Answers over all repeats, to which the counts below refer."""
+    prompt_tokens: int | None
+    """Tokens of the prompts; null if an endpoint does not count them."""
+    completion_tokens: int
+    """Tokens of the answers."""
+    seconds_per_answer: float | None
+    """Seconds of generation per answer, in batches or concurrent requests, without the start of an engine; null if
+    unknown."""
+    price: float | None = None
+    """Price of 1,000 answers by eval.price, in its currency; null without a price."""
+
+
 class ModelResult(Record):
     """One model on the test set."""
 
@@ -477,6 +504,8 @@ class ModelResult(Record):
     """Differences between repeated generations (eval.repeats)."""
     knowledge: Knowledge | None = None
     """What the model knows; null if a question has neither an answer nor a forced choice."""
+    cost: Cost | None = None
+    """What the answers cost; null for compared files."""
 
 
 class Estimate(Record):

@@ -14,8 +14,10 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.pinning import pinned_data
 from sftlab.errors import ConfigError, Problem, StageError, advised, shown
+from sftlab.eval import stage as evaluate
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
+from sftlab.model import finished
 from sftlab.report import figures, index, page, runs, terminal
 from sftlab.report.preview import preview
 from sftlab.results import PlanRow
@@ -24,6 +26,8 @@ from sftlab.runtime.clean import clean
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.run import Run, not_writable
 from sftlab.runtime.store import Store
+from sftlab.serve import chat, server
+from sftlab.serve.client import streaming
 from sftlab.train import advice, memory, plan, probe
 from sftlab.train.plan_table import print_table
 
@@ -188,6 +192,43 @@ def list_runs(cfg: Config, *, dry_run: bool) -> Path | None:
     return index.write(every, ledger.entries(store), outputs)
 
 
+def serve_run(cfg: Config, *, dry_run: bool) -> None:
+    """``mode=serve``: serve the base model and the fine-tuned model of a run until Ctrl-C.
+
+    Raises:
+        ConfigError: there is no such run, it has no merged model, or a port is in use.
+    """
+    run = finished.find(cfg)
+    evaluate.check_engine(run.base, cfg.eval)
+    planned = server.servers(run, cfg.serve.port, adapter=cfg.serve.adapter)
+    server.check_ports(planned)
+    places = ", ".join(f"{' and '.join(one.names)} at {one.url}" for one in planned)
+    if dry_run:
+        log.info("would serve: %s (%s)", places, run.folder)
+        return
+    server.run(run, planned, cfg, lambda: log.info("serve: ready: %s; Ctrl-C stops it", places))
+
+
+def chat_with_run(cfg: Config, *, dry_run: bool) -> None:
+    """``mode=chat``: ask the base model and the fine-tuned model of a run in the terminal, until the input ends.
+
+    Raises:
+        ConfigError: there is no such run, or it has no merged model.
+    """
+    from rich.console import Console
+
+    run = finished.find(cfg)
+    evaluate.check_engine(run.base, cfg.eval)
+    planned = server.servers(run, server.free_port(), adapter=cfg.serve.adapter)
+    if dry_run:
+        log.info("would start a conversation with: %s", run.folder)
+        return
+    log.info("chat: starting %s", run.folder)
+    with server.background(run, planned, cfg):
+        urls = {name: one.url for one in planned for name in one.names}
+        chat.converse(chat.typed(), list(urls), streaming(urls), Console())
+
+
 def _list_dry(cfg: Config) -> None:
     list_runs(cfg, dry_run=True)
 
@@ -207,5 +248,13 @@ WORK: dict[str, InJobs | WithoutJobs] = {
     "runs": WithoutJobs(
         lambda cfg, folder, run: list_runs(cfg, dry_run=False),
         lambda cfg, folder, scratch: _list_dry(cfg),
+    ),
+    "serve": WithoutJobs(
+        lambda cfg, folder, run: serve_run(cfg, dry_run=False),
+        lambda cfg, folder, scratch: serve_run(cfg, dry_run=True),
+    ),
+    "chat": WithoutJobs(
+        lambda cfg, folder, run: chat_with_run(cfg, dry_run=False),
+        lambda cfg, folder, scratch: chat_with_run(cfg, dry_run=True),
     ),
 }

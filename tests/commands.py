@@ -213,7 +213,7 @@ def start(command: list[str], env: dict[str, str], preexec_fn: Callable[[], None
     plain = command[-2] in FORKED
     method, optim = task.get("peft", {}).get("method"), task.get("train", {}).get("optim", "")
     quantised = method == "qlora" or any(word in optim for word in ("bit", "bnb", "paged", "ademamix"))
-    if plain and not quantised and not task.get("report_to") and task.get("engine") != "vllm":
+    if plain and not quantised and not task.get("tracker") and task.get("engine") != "vllm":
         return Forked(command, env, preexec_fn)
     return subprocess.Popen(command, env=env, preexec_fn=preexec_fn)
 

@@ -18,8 +18,9 @@ LAYERS = [
     {"runtime"},
     SUBJECTS,
     {"train", "eval"},
-    {"report"},
-    {"pipeline", "validation"},
+    {"report", "serve"},
+    {"selection", "validation"},
+    {"pipeline"},
     {"dry_run"},
     {"work"},
     {"hydra_app"},
@@ -27,8 +28,9 @@ LAYERS = [
 ]
 
 HEAVY = {
-    "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "pandas", "peft", "pyarrow",
-    "rouge_score", "scipy", "statsmodels", "torch", "transformers", "trl", "vllm", "wandb",
+    "accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "mlflow", "openai", "pandas",
+    "peft", "pyarrow", "rouge_score", "scipy", "statsmodels", "torch", "trackio", "transformers", "trl", "vllm",
+    "wandb",
 }  # fmt: skip
 # Imported inside functions only: a subclass must know its parent.
 HEAVY_MODULES = {
@@ -49,9 +51,10 @@ UNTYPED = {
     "sftlab.eval.answers": (1, "the lines of a JSON file, of which a kill may leave a part"),
     "sftlab.eval.predictions": (1, "the lines of a JSON file of any origin"),
     "sftlab.eval.rows": (6, "the objects of such a file"),
+    "sftlab.eval.sql_worker": (1, "a request of the parent, as JSON"),
     "sftlab.hydra_app.sweep": (2, "a Hydra config before validation"),
     "sftlab.records": (2, "JSON lines"),
-    "sftlab.report.figures": (2, "keyword arguments of matplotlib"),
+    "sftlab.report.figures": (3, "keyword arguments of matplotlib"),
     "sftlab.report.schema": (1, "a JSON schema from pydantic"),
     "sftlab.runtime.earlier": (1, "JSON of an earlier schema version"),
     "sftlab.runtime.store": (3, "the JSON of a manifest, and of the user's cache"),
@@ -81,7 +84,7 @@ def imports(tree: ast.AST, *, top: bool = False) -> Iterator[tuple[str, str | No
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from ((node.module or "", alias.name) for alias in node.names)
-        elif not (top and (isinstance(node, ast.FunctionDef) or is_for_type_checkers(node))):
+        elif not (top and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_type_checkers(node))):
             yield from imports(node, top=top)
 
 

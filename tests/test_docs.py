@@ -21,7 +21,7 @@ from sftlab.hydra_app.compose import Composer
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 # What a command may need, as in ```console title="Needs: a GPU, the hub": those commands are composed, and not run.
-NEEDS = {"a GPU", "the hub", "a cluster", "minutes", "your files", "Optuna", "the scorer"}
+NEEDS = {"a GPU", "the hub", "a cluster", "minutes", "your files", "Optuna", "the scorer", "the tracker"}
 FENCE = re.compile(r'^```(\w*)(?: title="Needs: ([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?python -m sftlab((?:[^\n]*\\\n)*[^\n]*)$", re.MULTILINE)
 
@@ -122,7 +122,7 @@ def test_every_key_of_a_command_exists(one: Shown, files: Path) -> None:
 
 def test_every_key_in_the_text_exists() -> None:
     reference = (DOCS / "configuration.md").read_text("utf-8")
-    sections = "clean|dataset|eval|hub|instance|merge|model|peft|plan|select|train|tracking"
+    sections = "clean|dataset|eval|hub|instance|merge|model|peft|plan|runs|select|serve|train|tracking"
     missing = []
     for path in [*pages(), ROOT / "README.md"]:
         named = re.findall(rf"`((?:{sections})\.\w+)(?:\.\w+)*(?:=[^`]*)?`", path.read_text("utf-8"))

@@ -380,17 +380,27 @@ def test_a_decay_branches_exactly_from_another_jobs_stable_phase(place: Path) ->
 
 
 def test_checkpoints_can_be_ranked_by_answers_on_validation(place: Path) -> None:
-    settings = ["select.metric=exact_match", "train.eval_on_start=true", "train.eval_steps=2", "train.max_steps=4"]
+    settings = [
+        "select.metric=score",
+        "select.max_rows=3",
+        "train.eval_on_start=true",
+        "train.eval_steps=1",
+        "train.max_steps=3",
+    ]
     done = whole(place, *TINY, *settings, "hydra.run.dir=answered")
     assert done.returncode == 0, done.stderr
     chosen = read(place / "answered" / "run.json")["selection"]
-    assert chosen["metric"] == "exact_match"
-    assert [row["step"] for row in chosen["candidates"]] == [0, 2, 4]
-    assert all(0 <= row["exact_match"] <= 1 for row in chosen["candidates"])
-    assert chosen["exact_match"] == max(row["exact_match"] for row in chosen["candidates"])
-    assert "right answers on validation" in done.stdout
-    # One merged model is left: the others are made again when they are asked for.
+    assert chosen["metric"] == "accuracy"
+    # The first step of a warm-up changes no weight: step 1 answers as step 0 does, and is not merged.
+    assert [row["step"] for row in chosen["candidates"]] == [0, 1, 2, 3]
+    assert chosen["scored_rows"] == 3
+    assert all(0 <= row["score"] <= 1 for row in chosen["candidates"])
+    assert chosen["score"] == max(row["score"] for row in chosen["candidates"])
+    assert "accuracy on validation" in done.stdout
+    assert "3 different ones" in done.stdout + done.stderr
+    # No merged model is left but the selected one.
     assert (place / "answered" / "merged" / "config.json").is_file()
+    assert not [*place.glob("outputs/store/generations/*/**/merged")]
 
 
 def test_the_untrained_model_can_be_selected(place: Path) -> None:

@@ -95,7 +95,7 @@ def environment(*, answers: bool = False) -> ImmutableSandboxedEnvironment:
     # Without a context, Jinja would call it while compiling.
     jinja.finalize = pass_context(lambda _, value: _written(value))
     jinja.filters["search"] = _search_answer if answers else _search
-    jinja.filters["sql"] = _sql
+    jinja.filters["sql"] = formatted_sql
     for name in _OF_TEXT:
         jinja.filters[name] = _of_text(jinja.filters[name])
     string = jinja.filters["string"]
@@ -277,7 +277,7 @@ def _search_answer(text: str, pattern: str) -> str:
 
 
 @lru_cache(maxsize=20_000)  # the SQL of a row is both its completion and its target
-def _sql(text: str) -> str:
+def formatted_sql(text: str) -> str:
     """Format a SQL statement by sqlparse."""
     import sqlparse
 

@@ -8,13 +8,13 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sftlab.config import DatasetConfig, SourceConfig
+from sftlab.config import DatasetConfig, RowSettings, SourceConfig
 from sftlab.dataset import mixing, recognition, sources
 from sftlab.dataset.arrow_examples import Examples
 from sftlab.dataset.examples import Rendered, Subgroups, render_examples
@@ -72,9 +72,9 @@ def inputs(cfg: DatasetConfig, *, mounted: str | None = None) -> Mapping[str, ob
     parts = cfg.parts(mounted or "dataset")
     settings: object
     if cfg.sources is None:  # the key of a dataset with a single source is as before there were several
-        settings = cfg.model_dump(exclude={*CHANGE_NO_ROW, "sources"})
+        settings = _settings(cfg, *CHANGE_NO_ROW, "sources")
     else:
-        settings = [cfg.seed, *([part.name, part.cfg.model_dump(exclude={"train_on"})] for part in parts)]
+        settings = [cfg.seed, *([part.name, _settings(part.cfg, "train_on")] for part in parts)]
     identities = {part.name: _identity(part.cfg, part.key) for part in parts}
     return {
         "version": 8,
@@ -83,6 +83,12 @@ def inputs(cfg: DatasetConfig, *, mounted: str | None = None) -> Mapping[str, ob
         "source": identities[None] if cfg.sources is None else identities,
         "libraries": versions(*dict.fromkeys(package for part in parts for package in packages(part.cfg))),
     }
+
+
+def _settings(cfg: RowSettings, *left_out: str) -> dict[str, object]:
+    """The settings of a dataset or source. A new key without a value does not change the key of the stage."""
+    values = cfg.model_dump(exclude=set(left_out))
+    return {name: value for name, value in values.items() if name != "context" or value is not None}
 
 
 def revision(cfg: SourceConfig, key: str) -> str | None:
@@ -141,7 +147,11 @@ def subgroups(cfg: DatasetConfig, column: str, *, mounted: str | None = None) ->
 
 def test_rows(dataset: Dataset, max_rows: int | None, seed: int) -> list[Example]:
     """Return the test set, or a sample of it drawn by seed, in the order of the dataset."""
-    rows = dataset.split("test")
+    return sample(dataset.split("test"), max_rows, seed)
+
+
+def sample(rows: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
+    """Return all rows, or a sample of them drawn by seed, in their order."""
     if max_rows is None or max_rows >= len(rows):
         return list(rows)
     return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), max_rows))]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.runtime import Context
 
-TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "group_by", "stratify_by")
+TEMPLATES = ("id", "system", "user", "assistant", "target", "choices", "options", "context", "group_by", "stratify_by")
 """Keys of a dataset that are templates. ``keep`` is an expression."""
 
 MISSING = {"", "nan", "none", "null", "nat", "<na>", "n/a"}
@@ -124,7 +124,7 @@ class Templates:
                 supplied = with_system(convert(self._recognised, row.raw, self.key), text["system"])
             except ConfigError as error:
                 raise self._placed(row, place, [*problems, *error.problems]) from error
-        for name in ("id", "choices", "options"):
+        for name in ("id", "choices", "options", "context"):
             text[name] = self._checked(name, row, problems)
         choices = supplied.choices if text["choices"] is None else self._choices(text["choices"], problems)
         targets = self._targets(row, choices, problems) if "target" in self._sources else supplied.targets
@@ -143,6 +143,7 @@ class Templates:
             options=supplied.options if text["options"] is None else options,
             targets=targets if len(targets) > 1 else None,
             tools=supplied.tools,
+            context=text["context"],
         )
 
     def place(self, row: TemplateRow, place: str) -> str:

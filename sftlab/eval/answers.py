@@ -49,7 +49,7 @@ class Answer(Record):
     """A completion of a question; ``tokens`` is its length.
 
     ``forced`` has the log-probabilities of the letters in the forced choice, and ``letters`` those directly after the
-    question; None without them.
+    question; None without them. ``prompt_tokens`` is the length of the prompt as an endpoint counts it.
     """
 
     repeat: int
@@ -59,6 +59,7 @@ class Answer(Record):
     tokens: int
     forced: dict[str, float] | None = None
     letters: dict[str, float] | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def check_answers(cfg: Config, splits: Mapping[str, Sequence[Example]]) -> None:
         ConfigError: targets that no answer can equal, or completions of which none is read as its target.
     """
     score, mode = scorer(cfg.eval), MODES[cfg.mode]
-    targets = {"test": mode.reads_test, "validation": mode.trains and cfg.select.metric == "exact_match"}
+    targets = {"test": mode.reads_test, "validation": mode.trains and cfg.select.metric == "score"}
     completions = {"train": mode.trains and mode.evaluates, "test": mode.reads_test}
     for split, is_judged in targets.items():
         if is_judged and split in splits:

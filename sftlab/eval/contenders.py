@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sftlab import results
-from sftlab.config import Config, ContenderConfig
+from sftlab.config import Config, ContenderConfig, PriceConfig
 from sftlab.dataset import stage as dataset
 from sftlab.dataset.prompt import prompt_tokens
 from sftlab.errors import ConfigError, Problem
-from sftlab.eval import decision, reuse
+from sftlab.eval import decision, endpoint, reuse
 from sftlab.eval import stage as evaluate
+from sftlab.eval.cost import cost
+from sftlab.eval.endpoint import Endpoint
 from sftlab.eval.prompts import Prompts, context_length, tokenize_prompts
 from sftlab.eval.scorers import scorer
 from sftlab.eval.shots import drawn, fitting, reworded, with_shots
@@ -57,6 +61,14 @@ class Contender:
     def of(cls, base: Base) -> Contender:
         """A model with its own tokenizer."""
         return cls(evaluate.Model(base.path, base.identity, base.trust_remote_code), base)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model behind an endpoint, and the test rows as it is asked."""
+
+    endpoint: Endpoint
+    asked: EvalSet
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
 
 def defined(
     cfg: Config, store: Store, pair: Mapping[str, Contender], test: EvalSet
-) -> tuple[dict[str, Contender], list[results.Contender]]:
+) -> tuple[dict[str, Contender | Remote], list[results.Contender]]:
     """Resolve the models of eval.contenders, and write their prompts.
 
     Args:
@@ -133,24 +145,31 @@ def defined(
         The contenders by name, and the records of all. A contender is left out if no example fits into its prompt, or
         the chat template cannot write it.
     """
-    found, records = dict[str, Contender](), list[results.Contender]()
+    found, records = dict[str, Contender | Remote](), list[results.Contender]()
     for name, definition in (cfg.eval.contenders or {}).items():
-        if definition is None or (of := _weights(cfg, store, pair, definition)) is None:
+        of = None if definition is None or definition.url is not None else _weights(cfg, store, pair, definition)
+        if definition is None or (of is None and definition.url is None):
             continue
-        prompting = definition.weights == "base" and definition.name_or_path is None
+        prompting = definition.weights == "base" and definition.name_or_path is None and definition.url is None
         record = results.Contender(name=name, about=about(definition, definition.shots), prompting=prompting)
         try:
-            asked, shots = _asked(cfg, definition, of.base, test)
+            asked, shots = _asked(cfg, definition, of.base if of is not None else None, test)
             if definition.shots and not shots:
                 raise ConfigError(Problem(f"eval.contenders.{name}.shots", None, _none(test)))
-            prompts(cfg, of.base, asked)
-            found[name] = replace(of, asked=asked)
+            if of is not None:
+                prompts(cfg, of.base, asked)
+            found[name] = Remote(Endpoint.of(definition), asked) if of is None else replace(of, asked=asked)
             record = record.model_copy(update={"about": about(definition, len(shots)), "shots": shots})
         except ConfigError as error:
-            log.warning("eval.contenders.%s is left out: %s", name, error.problems[0].message)
-            record = record.model_copy(update={"left_out": error.problems[0].message})
+            record = left_out(record, error.problems[0].message)
         records.append(record)
     return found, records
+
+
+def left_out(record: results.Contender, reason: str) -> results.Contender:
+    """The record of a contender that cannot be evaluated; the others can."""
+    log.warning("eval.contenders.%s is left out: %s", record.name, reason)
+    return record.model_copy(update={"left_out": reason})
 
 
 def _weights(cfg: Config, store: Store, pair: Mapping[str, Contender], definition: ContenderConfig) -> Contender | None:
@@ -173,35 +192,45 @@ def about(definition: ContenderConfig, shots: int) -> str:
     """Describe a contender in words."""
     model = {"base": "the base model", "finetuned": "the fine-tuned model"}[definition.weights]
     if definition.name_or_path is not None:
-        model = definition.name_or_path
+        path = Path(definition.name_or_path)
+        model = path.resolve().name if path.exists() else definition.name_or_path
+    if definition.url is not None:
+        model = f"{definition.model} at {urlsplit(definition.url).netloc}"
     parts = [f"{shots} example{'' if shots == 1 else 's'} in its prompt"] if definition.shots else []
     parts += ["another instruction"] if definition.system is not None else []
     parts += ["another form of the question"] if definition.user is not None else []
     return f"{model} with {' and '.join(parts)}" if parts else model
 
 
-def _asked(cfg: Config, definition: ContenderConfig, base: Base, test: EvalSet) -> tuple[EvalSet, list[str]]:
-    """Write the rows of the test set with the prompts of a contender; with the ids of the examples in them."""
+def _asked(cfg: Config, definition: ContenderConfig, base: Base | None, test: EvalSet) -> tuple[EvalSet, list[str]]:
+    """Write the rows of the test set with the prompts of a contender; with the ids of the examples in them.
+
+    The context of a model without a ``base``, behind an endpoint, is not known, and is taken to be long enough.
+    """
     if not definition.shots and definition.system is None and definition.user is None:
         return EvalSet(test.examples, _content(test.examples)), []
     if definition.shots and not test.train:
         return test, []
     rows = [reworded(row, definition) for row in test.examples]
-    shots: list[Example] = []
-    if definition.shots:
-        zero_shot = prompts(cfg, base, EvalSet(rows, _content(rows)) if rows != test.examples else test)
-        room = context_length(base.path) - cfg.eval.max_tokens - zero_shot.longest - SLACK
-        chosen = (reworded(row, definition) for row in drawn(test.train, cfg.dataset.seed))
-        shots = fitting(chosen, definition.shots, room, partial(_added, base))
-        if len(shots) < definition.shots:
-            log.warning(
-                "eval.contenders: %d of %d examples fit into the context of %s",
-                len(shots),
-                definition.shots,
-                base.name,
-            )
-        rows = [with_shots(row, shots) for row in rows]
+    chosen = (reworded(row, definition) for row in drawn(test.train, cfg.dataset.seed))
+    shots = [*islice(chosen, definition.shots)] if base is None else _fitting(cfg, definition, base, rows, test, chosen)
+    rows = [with_shots(row, shots) for row in rows] if shots else rows
     return EvalSet(rows, _content(rows)), [row.id for row in shots]
+
+
+def _fitting(
+    cfg: Config, definition: ContenderConfig, base: Base, rows: list[Example], test: EvalSet, chosen: Iterator[Example]
+) -> list[Example]:
+    """Choose examples that fit into the context of a model with the longest question and an answer."""
+    if not definition.shots:
+        return []
+    zero_shot = prompts(cfg, base, test if rows == test.examples else EvalSet(rows, _content(rows)))
+    room = context_length(base.path) - cfg.eval.max_tokens - zero_shot.longest - SLACK
+    shots = fitting(chosen, definition.shots, room, partial(_added, base))
+    if len(shots) < definition.shots:
+        number = len(shots), definition.shots
+        log.warning("eval.contenders: %d of %d examples fit into the context of %s", *number, base.name)
+    return shots
 
 
 def _content(rows: Sequence[Example]) -> str:
@@ -231,26 +260,56 @@ def judge(cfg: Config, store: Store, contenders: Mapping[str, Contender], test: 
     ``contenders`` has ``baseline`` and ``finetuned``; those of eval.contenders are added. Contenders with the same
     weights share the start of their engines.
     """
-    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
     others, records = defined(cfg, store, contenders, test)
-    every = {name: one for name, one in contenders.items() if name != "baseline" or cfg.eval.baseline} | others
-    written = {name: prompts(cfg, one.base, one.asked or test) for name, one in every.items()}
-    together: dict[object, list[str]] = {}
-    for name, one in every.items():
-        together.setdefault((one.model, *written[name].stop_token_ids), []).append(name)
-    runs, stages, times = {}, {}, {}
-    for names in together.values():
-        log.info("evaluate: %s model, %d questions, %s", " and ".join(names), len(test.examples), cfg.eval.engine)
-        sets = [written[name] for name in names]
-        answers = evaluate.make_all(store, every[names[0]].model, sets, cfg.eval, machine, cfg.seed)
-        for name, generated in zip(names, answers, strict=True):
-            key = name if name in NAMES else f"contenders.{name}"
-            stages[key], times[key] = str(generated.stage.path), round(generated.seconds, 1)
-            runs[name] = [
-                score.predictions(generated.rows(number), test.examples) for number in range(cfg.eval.repeats)
-            ]
-    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records)
+    known = {name: one for name, one in contenders.items() if name != "baseline" or cfg.eval.baseline}
+    local = known | {name: one for name, one in others.items() if isinstance(one, Contender)}
+    generated, costs = _generated(cfg, store, local, test)
+    for name, one in others.items():
+        if isinstance(one, Remote):
+            log.info("evaluate: %s, %d questions, %s", name, len(test.examples), one.endpoint.url)
+            try:
+                generated[name] = endpoint.make(
+                    store, one.endpoint, one.asked.examples, one.asked.key, cfg.eval, cfg.seed
+                )
+            except endpoint.UnreachableError as error:
+                records = [left_out(record, str(error)) if record.name == name else record for record in records]
+                continue
+            costs[name] = cost(generated[name], cfg.eval.repeats, None, _price(cfg, name))
+    score, stages, times = scorer(cfg.eval), dict[str, str](), dict[str, float]()
+    runs: dict[str, list[list[Prediction]]] = {}
+    for name, own in generated.items():
+        key = name if name in NAMES else f"contenders.{name}"
+        stages[key], times[key] = str(own.stage.path), round(own.seconds, 1)
+        runs[name] = [score.predictions(own.rows(number), test.examples) for number in range(cfg.eval.repeats)]
+    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records, costs=costs)
     models_of = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in contenders.items()}
     if models_of["finetuned"] != models_of["baseline"]:
         evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, models_of["finetuned"])
     return Judged(evaluation, stages, times)
+
+
+def _generated(
+    cfg: Config, store: Store, local: Mapping[str, Contender], test: EvalSet
+) -> tuple[dict[str, evaluate.Generated], dict[str, results.Cost]]:
+    """Generate with the models on this machine; those with the same weights share the start of their engines."""
+    machine = instance.find(cfg.instance)
+    written = {name: prompts(cfg, one.base, one.asked or test) for name, one in local.items()}
+    together: dict[object, list[str]] = {}
+    for name, one in local.items():
+        together.setdefault((one.model, *written[name].stop_token_ids), []).append(name)
+    generated: dict[str, evaluate.Generated] = {}
+    for names in together.values():
+        log.info("evaluate: %s model, %d questions, %s", " and ".join(names), len(test.examples), cfg.eval.engine)
+        sets = [written[name] for name in names]
+        answers = evaluate.make_all(store, local[names[0]].model, sets, cfg.eval, machine, cfg.seed)
+        generated |= dict(zip(names, answers, strict=True))
+    costs = {}
+    for name, own in generated.items():
+        lengths = [len(prompt.token_ids) for prompt in written[name].rows]
+        costs[name] = cost(own, cfg.eval.repeats, lengths, _price(cfg, name))
+    return generated, costs
+
+
+def _price(cfg: Config, name: str) -> PriceConfig | None:
+    definition = (cfg.eval.contenders or {}).get(name)
+    return definition.price if definition is not None and definition.price is not None else cfg.eval.price

@@ -14,7 +14,7 @@ from sftlab.eval.statistics import answers_per_question, averages, compare, deci
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
-from sftlab.results import LABELS, Comparison, Contender, Evaluation, EvaluationRow, Verdict
+from sftlab.results import LABELS, Comparison, Contender, Cost, Evaluation, EvaluationRow, Verdict
 from sftlab.runtime.job import Job
 
 UNEQUAL = 0.01
@@ -30,6 +30,7 @@ def decide(
     both_mute: bool,
     labels: Mapping[str, str] | None = None,
     contenders: Sequence[Contender] = (),
+    costs: Mapping[str, Cost] | None = None,
 ) -> Evaluation:
     """Summarise the models, compare the fine-tuned one with the others, and write predictions into the run's folder.
 
@@ -43,6 +44,7 @@ def decide(
             answers in the expected form is a result; a file without any answer is an error in eval.pattern.
         labels: What tables and figures call the models; None: eval.labels, or Baseline and Fine-tuned.
         contenders: The records of further models, without their results.
+        costs: What the answers cost, by the name of the model.
     """
     score = scorer(cfg)
     scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
@@ -51,7 +53,8 @@ def decide(
     for side, repeated in scored.items():
         Prediction.write(folder / "predictions" / f"{side}.jsonl", repeated[0])
     results = {
-        side: score.result(own).model_copy(update={"repeats": repeats.get(side)}) for side, own in scored.items()
+        side: score.result(own).model_copy(update={"repeats": repeats.get(side), "cost": (costs or {}).get(side)})
+        for side, own in scored.items()
     }
     pair = {side: scored[side] for side in LABELS if side in scored}
     comparison = None

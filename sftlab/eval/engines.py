@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,10 +43,18 @@ class Settings:
     tensor_parallel_size: int
     gpu_memory_utilization: float
     kv_cache_gib: float
+    lora_rank: int | None = None
+    """Rank of the LoRA adapters with which vLLM computes beside the model's weights; None: adapters are merged."""
 
 
 class Engine(Protocol):
     """A loaded model that continues prompts."""
+
+    def load(self, checkpoint: Path, scratch: Path) -> None:
+        """Use the weights of a checkpoint of the model.
+
+        Merged weights may be written into the folder ``scratch``, and are deleted after they are loaded.
+        """
 
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
         """Yield the index of each prompt and its completion, in the order they are finished.
@@ -76,6 +86,22 @@ def reasoning_decoder(tokenizer: Any) -> Callable[[Sequence[int]], str] | None:
     return lambda ids: str(tokenizer.decode([number for number in ids if number not in dropped]))
 
 
+@contextmanager
+def merged_folder(settings: Settings, checkpoint: Path, scratch: Path) -> Iterator[Path]:
+    """A folder with the weights of a checkpoint, merged into those of the model.
+
+    One merged model is on the disk at a time.
+    """
+    from sftlab.model.variants import save_merged
+
+    folder = scratch / "merged"
+    try:
+        save_merged(Path(settings.model), checkpoint, folder, trust_remote_code=settings.trust_remote_code)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class Vllm:
     """vLLM, in this process."""
 
@@ -89,6 +115,9 @@ class Vllm:
         from vllm import LLM
 
         self.settings, self.beat = settings, beat
+        self.adapter: Any = None
+        self.adapters = 0
+        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": settings.lora_rank} if settings.lora_rank else {}
         self.llm = LLM(
             model=settings.model,
             trust_remote_code=settings.trust_remote_code,
@@ -103,7 +132,19 @@ class Vllm:
             enforce_eager=on_cpu,
             use_tqdm_on_load=False,
             **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),
+            **lora,
         )
+
+    def load(self, checkpoint: Path, scratch: Path) -> None:
+        """Use an adapter beside the weights, or replace the weights by merged ones."""
+        if self.settings.lora_rank:
+            from vllm.lora.request import LoRARequest
+
+            self.adapters += 1
+            self.adapter = LoRARequest(str(self.adapters), self.adapters, str(checkpoint))
+            return
+        with merged_folder(self.settings, checkpoint, scratch) as folder:
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
 
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
         """Yield the index of each prompt and its completion, in the order they are finished."""
@@ -146,7 +187,7 @@ class Vllm:
 
         engine = self.llm.llm_engine
         for place, (prompt, parameters) in enumerate(zip(prompts, sampling, strict=True)):
-            engine.add_request(str(place), tokens_input(prompt), parameters)
+            engine.add_request(str(place), tokens_input(prompt), parameters, lora_request=self.adapter)
         while engine.has_unfinished_requests():
             finished = engine.step()
             self.beat()
@@ -158,20 +199,32 @@ class Transformers:
     """The generate method of transformers in batches: slower than vLLM, and faster to start."""
 
     def __init__(self, settings: Settings, beat: Callable[[], None]) -> None:
-        from transformers import AutoTokenizer, GenerationConfig
-
-        from sftlab.model.base import load
+        from transformers import AutoTokenizer
 
         self.settings, self.beat = settings, beat
         code = settings.trust_remote_code
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=code, local_files_only=True)
         self.decode = reasoning_decoder(self.tokenizer)
-        self.model: Any = load(Path(settings.model), dtype=settings.dtype, trust_remote_code=code)
+        self._start(Path(settings.model))
+
+    def _start(self, model: Path) -> None:
+        from transformers import GenerationConfig
+
+        from sftlab.model.base import load
+
+        settings = self.settings
+        self.model: Any = None  # frees the memory of the model before
+        self.model = load(model, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
         self.model.to(settings.device).eval()
         # As in vLLM, ignore the sampling options of the model's own config, such as a repetition penalty.
         self.model.generation_config = GenerationConfig(
             pad_token_id=self._padding(), eos_token_id=settings.stop_token_ids or None
         )
+
+    def load(self, checkpoint: Path, scratch: Path) -> None:
+        """Replace the model by the merged one."""
+        with merged_folder(self.settings, checkpoint, scratch) as folder:
+            self._start(folder)
 
     def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
         """Yield the index of each prompt and its completion. Prompts of similar length share a batch."""

@@ -49,6 +49,7 @@ def settings(cfg: Config, name: str) -> Config:
         "reading": own.reading or (READ if own.task in (None, "choice") else "strict"),
         "extract": own.extract,
         "tolerance": own.tolerance or cfg.eval.tolerance,
+        "sql": own.sql or cfg.eval.sql,
         "rouge": own.rouge or cfg.eval.rouge,
         "group_by": own.group_by,
         "max_tokens": own.max_tokens or cfg.eval.max_tokens,

@@ -40,26 +40,38 @@ class Model:
 
 @dataclass(frozen=True)
 class Asked:
-    """The prompts of a stage, its unfinished folder, and the questions that need an engine."""
+    """The prompts of a stage, its unfinished folder, and the questions that need an engine.
+
+    ``checkpoint`` is a checkpoint of the engine's model that answers them; None: the model itself.
+    """
 
     folder: Path
     prompts: Prompts
     questions: Sequence[Question]
+    checkpoint: Path | None = None
 
 
 def generate(
-    asked: Sequence[Asked], model: Model, cfg: EvalConfig, machine: Machine, seed: int
+    asked: Sequence[Asked],
+    model: Model,
+    cfg: EvalConfig,
+    machine: Machine,
+    seed: int,
+    lora_rank: int | None = None,
 ) -> Mapping[Path, float]:
     """Run engines on the questions of all sets, all at once, and write ``speed.json`` of each set.
 
     Tokens are summed over the engines; seconds are those of the slowest one. All sets have the same tokens that end a
-    completion.
+    completion. Checkpoints of the model are loaded one after another, each by one engine; with ``lora_rank`` vLLM
+    computes adapters of at most this rank beside the weights of the model.
 
     Returns:
         The seconds that the engines worked for each set, by its folder, without those of their start.
     """
+    asked = sorted(asked, key=lambda one: one.checkpoint is not None)  # the weights of the model are loaded already
+    loads = asked[-1].checkpoint is not None
     questions = [(place, question) for place, one in enumerate(asked) for question in one.questions]
-    environments = machine.engines(cfg.tensor_parallel_size)[: len(questions)]
+    environments = machine.engines(cfg.tensor_parallel_size)[: len(asked) if loads else len(questions)]
     cores = _cores(machine, len(environments))
     longest = max(one.prompts.longest for one in asked)
     settings = Settings(
@@ -76,13 +88,16 @@ def generate(
         tensor_parallel_size=cfg.tensor_parallel_size,
         gpu_memory_utilization=cfg.gpu_memory_utilization,
         kv_cache_gib=cfg.kv_cache_gib,
+        lora_rank=lora_rank,
     )
     engines, parts = list[Child](), dict[Path, list[Path]]()
     for number, environment in enumerate(environments):
-        # Round-robin over engines, so that each gets an equal share of every set and repeat.
+        # Round-robin over engines, so that each gets an equal share of every set and repeat, or of the checkpoints.
         share = questions[number :: len(environments)]
-        folders = []
-        for place in dict.fromkeys(place for place, _ in share):
+        if loads:
+            share = [(place, question) for place, question in questions if place % len(environments) == number]
+        folders, places = [], [*dict.fromkeys(place for place, _ in share)]
+        for place in places:
             part = asked[place].folder / f"{ENGINE}{number}"
             part.mkdir()
             Question.write(part / QUESTIONS, [question for of, question in share if of == place])
@@ -94,6 +109,7 @@ def generate(
             logprobs=with_logprobs(cfg),
             cores=cores[number],
             also=folders[1:],
+            checkpoints=[path and path.resolve() for path in (asked[place].checkpoint for place in places)],
         )
         engines.append(Child(folders[0], task, environment))
         parts[folders[0]] = folders

@@ -68,7 +68,8 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]]
         texts = {letter: text for letter, text in options.items() if text} or None
         group, subgroup = row.group or other.group, row.subgroup or other.subgroup
         several = row.targets if len(row.targets) > 1 else None
-        examples.append(Example(row.generation.id, nothing, row.targets[0], choices, group, texts, subgroup, several))
+        example = Example(row.generation.id, nothing, row.targets[0], choices, group, texts, subgroup, several)
+        examples.append(replace(example, context=row.context or other.context))
     lines = {row.generation.id: row.line for row, other in pairs if row.likeliest is None or other.likeliest is None}
     with_text = [example for example in examples if example.id in lines]
     predictions = [
@@ -90,6 +91,9 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]]
         )
     if problems := list(score.unmatched(with_text, lambda example: f"{a}:{lines[example.id]}: id {example.id!r}")):
         raise ConfigError(*problems)
+    if score.needs_context and (lost := [row.line for row, other in pairs if not (row.context or other.context)]):
+        message, remedy = f"{len(lost)} rows have no context", f"eval.task={cfg.task} needs it: add it to the rows"
+        raise ConfigError(Problem(f"{a}:{lost[0]}", None, message, remedy, ("eval.task",)))
     if cfg.group_by is not None and all(example.subgroup is None for example in examples):
         known = ", ".join(columns(next(_objects(a, []))[1]))
         raise ConfigError(

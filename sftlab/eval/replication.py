@@ -19,7 +19,7 @@ from sftlab.eval.statistics.limits import Judged, Limits
 from sftlab.eval.statistics.verdict import points
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
-from sftlab.model import merge
+from sftlab.model import merge, variants
 from sftlab.results import Evaluation, Recipe, Replication, TrainingResult, Verdict
 from sftlab.runtime.job import Job
 from sftlab.runtime.store import Store
@@ -54,9 +54,10 @@ def _answers(
     own, machine = job.settings(), instance.find(cfg.instance)
     base = models.resolve(own.model, store, own.seed)
     untrained = None
-    if cfg.eval.baseline or step == 0:
+    is_untrained = step == 0 or variants.equals_base(checkpoint, base.path)
+    if cfg.eval.baseline or is_untrained:
         untrained, _ = contenders.answers(cfg, store, Contender.of(base), test)
-    if step == 0 and untrained is not None:
+    if is_untrained and untrained is not None:
         return untrained if cfg.eval.baseline else None, untrained
     folder = store.path("merged", merge.inputs(checkpoint, base))
     model = evaluate.Model(folder, folder.name, base.trust_remote_code)

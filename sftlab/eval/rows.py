@@ -1,10 +1,10 @@
 """One row of a file of predictions, in the form of sftlab or of lm-evaluation-harness, as typed values.
 
 A row has ``id``, ``completion`` and ``target``, as in sftlab's own predictions. ``prompt``, ``group``,
-``finish_reason``, ``choices``, ``options``, ``readings.forced`` and the column that eval.group_by names are used if
-they exist; the column also in ``doc``, and sftlab's own predictions have it as ``subgroup``. In multiple choice a
-target is a letter ("B", "(B)"), a text that the pattern reads ("#### 42"), or the answer itself. A list of targets,
-also as JSON text, holds several right answers.
+``finish_reason``, ``choices``, ``options``, ``readings.forced``, ``context`` and the column that eval.group_by names
+are used if they exist; the column also in ``doc``, and sftlab's own predictions have it as ``subgroup``. In multiple
+choice a target is a letter ("B", "(B)"), a text that the pattern reads ("#### 42"), or the answer itself. A list of
+targets, also as JSON text, holds several right answers.
 
 Or it is a row of ``samples_*.jsonl`` of lm-evaluation-harness. Its id is ``doc_id``, which every task has, and not
 ``doc["id"]``. The raw texts in ``resps`` are scored, not ``filtered_resps``, which another pattern has extracted;
@@ -56,6 +56,7 @@ class Row:
     others: list[Generation]  # further answers of the model to the same question
     doc_hash: str
     subgroup: str | None
+    context: str | None
 
 
 def parse(
@@ -112,8 +113,8 @@ def parse(
     forced = letter.upper() if isinstance(letter, str) and len(letter) == 1 and letter.isalnum() else None
     prompt, reason = _text(plain.get("prompt")), _text(plain.get("finish_reason")).lower() or "unknown"
     reason = "length" if reason in _TRUNCATED else reason
-    letters = [_letters(plain.get(name)) for name in ("forced_logprobs", "logprobs")]
-    generation = Generation(_text(name), prompt, _text(completion), reason, 0, forced, *letters)
+    by_choice, direct = (_letters(plain.get(name)) for name in ("forced_logprobs", "logprobs"))
+    generation = Generation(_text(name), prompt, _text(completion), reason, 0, forced, by_choice, direct)
     source = _text(values.get("filter")) if harness else None
     group, doc_hash = _name(plain.get("group")), _text(values.get("doc_hash"))
     subgroup = None if column is None else _name(columns(values).get(column))
@@ -130,6 +131,7 @@ def parse(
         others,
         doc_hash,
         subgroup,
+        _text(values["context"]) if values.get("context") is not None else None,
     )
 
 

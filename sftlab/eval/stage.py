@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -23,7 +24,18 @@ from sftlab.model.base import Base, reads_images
 from sftlab.records import Generation
 from sftlab.runtime.store import Stage, Store, key_of, versions, write_json
 
-__all__ = ["Generated", "Model", "cached", "check_engine", "inputs", "make", "make_all"]
+__all__ = [
+    "Generated",
+    "Model",
+    "Request",
+    "cached",
+    "check_engine",
+    "finish",
+    "inputs",
+    "make",
+    "make_all",
+    "make_each",
+]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +49,13 @@ class Generated:
 
     stage: Stage
     seconds: float = 0.0
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Seconds of generation per token of all engines together, without their start; None if that is unknown."""
+        speed = json.loads((self.stage.path / SPEED).read_text("utf-8"))
+        tokens, seconds = speed.get("tokens"), speed.get("generate_seconds")
+        return seconds / tokens if tokens and seconds is not None else None
 
     def rows(self, repeat: int = 0) -> list[Generation]:
         """Read a generation for each prompt, in the order of the test set."""
@@ -105,31 +124,61 @@ def make(store: Store, model: Model, prompts: Prompts, cfg: EvalConfig, machine:
 def make_all(
     store: Store, model: Model, sets: Sequence[Prompts], cfg: EvalConfig, machine: Machine, seed: int
 ) -> list[Generated]:
-    """Take a model's completions of several sets of prompts from the store, or generate all of them in one start.
+    """Take a model's completions of several sets of prompts from the store, or generate all of them in one start."""
+    return make_each(store, model, [Request(model.identity, prompts) for prompts in sets], cfg, machine, seed)
 
-    All sets have the same tokens that end a completion. Completed answers of a run that was killed, and of a stage that
-    differs only in ``eval.repeats``, are reused. The files of engines are deleted after a stage has its final name.
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts for a model or for a checkpoint of it, whose weights have an ``identity``."""
+
+    identity: str
+    prompts: Prompts
+    checkpoint: Path | None = None
+
+
+def make_each(
+    store: Store,
+    model: Model,
+    requests: Sequence[Request],
+    cfg: EvalConfig,
+    machine: Machine,
+    seed: int,
+    lora_rank: int | None = None,
+) -> list[Generated]:
+    """Take the completions of each request from the store, or generate all of them in one start of an engine.
+
+    The engine starts with ``model``, and loads checkpoints of it in turn; ``lora_rank`` is described in ``generate``.
+    Equal requests are generated once. Each has a stage of its own, so that a longer sweep generates for its new
+    checkpoints only. All prompts have the same tokens that end a completion. Completed answers of a run that was
+    killed, and of a stage that differs only in ``eval.repeats``, are reused. The files of engines are deleted after a
+    stage has its final name.
     """
-    keys = [inputs(model, prompts, cfg, machine.device, seed) for prompts in sets]
+    keys = [
+        inputs(replace(model, identity=request.identity), request.prompts, cfg, machine.device, seed)
+        for request in requests
+    ]
     names = list(map(key_of, keys))
     # Two runs that build the same stages lock them in the same order, so that neither waits for the other one.
-    order = sorted(dict(zip(names, range(len(sets)), strict=True)).items())
+    order = sorted(dict(zip(names, range(len(requests)), strict=True)).items())
     asked, stages, worked = dict[str, Asked](), dict[str, Stage](), dict[Path, float]()
 
     def lock_from(place: int) -> None:
         """Lock the stages from this place on, then generate for all of them."""
         if place == len(order):
             if waiting := [one for one in asked.values() if one.questions]:
-                worked.update(generate(waiting, model, cfg, machine, seed))
+                worked.update(generate(waiting, model, cfg, machine, seed, lora_rank))
             return
         name, number = order[place]
+        request = requests[number]
 
         def build(folder: Path) -> None:
             answers = _of_other_repeats(store, keys[number]) | completed(folder)
             retain(folder, answers.values())
-            asked[name] = Asked(folder, sets[number], _questions(sets[number], cfg, seed, answers))
+            questions = _questions(request.prompts, cfg, seed, answers)
+            asked[name] = Asked(folder, request.prompts, questions, request.checkpoint)
             lock_from(place + 1)
-            _finish(folder, sets[number], cfg)
+            finish(folder, request.prompts, cfg)
 
         stages[name] = store.stage("generations", keys[number], build, resumable=True)
         if stages[name].cached:
@@ -148,7 +197,7 @@ def make_all(
     return [Generated(stages[name], seconds.get(name, 0.0)) for name in names]
 
 
-def _finish(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
+def finish(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
     """Write the generations of a set whose answers are complete, in the order of the test set."""
     if not (folder / SPEED).is_file():  # all answers are of an earlier run
         write_json(folder / SPEED, {"engines": 0, "tokens": 0})
@@ -164,7 +213,8 @@ def _finish(folder: Path, prompts: Prompts, cfg: EvalConfig) -> None:
 def _generation(prompt: Prompt, answer: Answer, letters: dict[str, float] | None) -> Generation:
     forced = None if answer.forced is None else likeliest(answer.forced)
     completion, reason = answer.completion, answer.finish_reason
-    return Generation(prompt.id, prompt.text, completion, reason, answer.tokens, forced, answer.forced, letters)
+    letters_of = (forced, answer.forced, letters)
+    return Generation(prompt.id, prompt.text, completion, reason, answer.tokens, *letters_of, answer.prompt_tokens)
 
 
 def _of_other_repeats(store: Store, key: Mapping[str, object]) -> Answers:

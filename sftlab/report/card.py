@@ -13,7 +13,7 @@ from markupsafe import Markup as Markdown  # the type of text that is Markdown a
 
 from sftlab.config import Config, DatasetConfig, Section
 from sftlab.eval import scorers
-from sftlab.report import tables
+from sftlab.report import contenders, tables
 from sftlab.report.caveats import caveats, one_draw
 from sftlab.report.text import DASH, count, decimals, early_stop, level, percent, points, probability, span, titled
 from sftlab.results import Record, RunRecord
@@ -52,6 +52,9 @@ def card(run: RunRecord, cfg: Config) -> str:
         guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
+        contenders=contenders.table(evaluation) if evaluation is not None and contenders.against(evaluation) else None,
+        described=[] if evaluation is None else contenders.described(evaluation),
+        prompting=None if evaluation is None else contenders.prompting(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
         caveats=[one_draw(run.mode, run.seed)]
         if evaluation is None

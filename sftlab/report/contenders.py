@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from sftlab.eval import scorers
 from sftlab.report.tables import Table
-from sftlab.report.text import count, level, points, probability, span
-from sftlab.results import Comparison, Contender, Evaluation, ModelResult, Outcome
+from sftlab.report.text import DASH, count, level, points, probability, span
+from sftlab.results import Comparison, Contender, Cost, Evaluation, ModelResult, Outcome
 
 
 def table(evaluation: Evaluation) -> Table:
-    """All models, and the fine-tuned model compared with each of the others."""
+    """All models with their cost, and the fine-tuned model compared with each of the others."""
     view, judged = scorers.view(evaluation.task), evaluation.finetuned
-    interval = f"{level(judged.level)} interval"
     minus = f"{evaluation.labels['finetuned']} minus it, points"
-    header = ["model", view.name(judged.metric), interval, view.no_answer, minus, "p, adjusted", "verdict"]
+    header = ["model", view.name(judged.metric), f"{level(judged.level)} interval", view.no_answer]
+    header += [minus, "p, adjusted", "verdict"]
 
     def row(name: str, result: ModelResult, compared: Comparison | None, p: float | None, outcome: str) -> list[str]:
         own = [name, view.number(result.value), view.interval(result.interval), count(result.unparsed)]
         if compared is None or p is None:
-            return [*own, "", "", ""]
-        return [
-            *own,
-            f"{points(compared.delta)} ({span(compared.interval)})",
-            probability(p),
-            outcome.replace("_", " "),
-        ]
+            return [*own, "", "", "", *_cost(result.cost, priced)]
+        difference = f"{points(compared.delta)} ({span(compared.interval)})"
+        return [*own, difference, probability(p), outcome.replace("_", " "), *_cost(result.cost, priced)]
 
+    results = [judged, *(one.result for one in evaluation.contenders)]
+    costs = [one.cost for one in results if one is not None and one.cost is not None]
+    priced = any(one.price is not None for one in costs)
+    header += ["tokens in + out", "s per answer", *(["price of 1,000"] if priced else [])] if costs else []
     rows = []
     if evaluation.baseline is not None:
         own, p = evaluation.comparison, evaluation.p_adjusted
@@ -35,7 +35,17 @@ def table(evaluation: Evaluation) -> Table:
             outcome = one.verdict.outcome if one.verdict is not None and one.verdict.judged else "not judged"
             rows.append(row(one.name, one.result, one.comparison, one.p_adjusted, outcome))
     rows.append(row(evaluation.labels["finetuned"], judged, None, None, ""))
-    return Table(header, rows, ("model", "verdict"))
+    return Table(header, [cells[: len(header)] for cells in rows], ("model", "verdict"))
+
+
+def _cost(cost: Cost | None, priced: bool) -> list[str]:
+    """Mean tokens of prompt and answer, seconds per answer, and the price of 1,000 answers if any has one."""
+    if cost is None or not cost.answers:
+        return [DASH, DASH, DASH]
+    asked = DASH if cost.prompt_tokens is None else count(round(cost.prompt_tokens / cost.answers))
+    tokens = f"{asked} + {count(round(cost.completion_tokens / cost.answers))}"
+    pace = DASH if cost.seconds_per_answer is None else f"{cost.seconds_per_answer:.3g}"
+    return [tokens, pace, *([DASH if cost.price is None else f"{cost.price:.3g}"] if priced else [])]
 
 
 def _outcome(comparison: Comparison | None, p: float | None) -> str:
@@ -43,6 +53,13 @@ def _outcome(comparison: Comparison | None, p: float | None) -> str:
     if comparison is None or p is None or not comparison.verdict.judged:
         return "not judged"
     return comparison.verdict.outcome if p < 1 - comparison.level else "inconclusive"
+
+
+def against(evaluation: Evaluation) -> list[tuple[str, Comparison]]:
+    """The fine-tuned model compared with each other model, by the name of that; empty without contenders."""
+    own = [] if evaluation.comparison is None else [(evaluation.labels["baseline"], evaluation.comparison)]
+    others = [(one.name, one.comparison) for one in evaluation.contenders if one.comparison is not None]
+    return own + others if others else []
 
 
 def described(evaluation: Evaluation) -> list[str]:
@@ -69,10 +86,10 @@ def prompting(evaluation: Evaluation) -> str | None:
 
 
 _SAID: dict[Outcome, str] = {
-    "better": "A prompt would not have been enough: the fine-tuned model is better than {}",
-    "too_small": "A prompt may have been enough: the gain is too small to matter, compared with {}",
-    "inconclusive": "A prompt may have been enough: no difference is shown between the fine-tuned model and {}",
-    "worse": "A prompt would have been better: the fine-tuned model is worse than {}",
+    "better": "A prompt would not have been enough, since the fine-tuned model is better than {}",
+    "too_small": "A prompt may have been enough, since the gain is too small to matter compared with {}",
+    "inconclusive": "A prompt may have been enough, since no difference is shown between the fine-tuned model and {}",
+    "worse": "A prompt would have been better, since the fine-tuned model is worse than {}",
 }
 
 

@@ -1,4 +1,4 @@
-"""``loss.png``: training and validation loss by epoch."""
+"""``loss.png``: training and validation loss by epoch, and the score on validation if checkpoints are ranked by it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ SHOWN = 20  # jobs in the legend
 
 
 def loss_curve(path: Path, title: str, selection: Selection, jobs: Sequence[Job]) -> None:
-    """Draw training loss (solid), validation loss (dashed), and the selected checkpoint (a star)."""
+    """Draw training loss (solid), validation loss (dashed), and the selected checkpoint (a star).
+
+    Scores of the checkpoints, if there are any, are drawn below.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    several = len(jobs) > 1
-    figure, axes = pyplot.subplots(figsize=(10 if several else 8, 4.5), layout="constrained")
+    several, scored = len(jobs) > 1, [row for row in selection.candidates if row.score is not None]
+    panels = 2 if scored else 1
+    figure, every = pyplot.subplots(
+        panels, squeeze=False, sharex=True, figsize=(10 if several else 8, 4.5 * panels), layout="constrained"
+    )
+    axes = every[0, 0]
     colors = pyplot.get_cmap("tab10").colors
     training_line: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.7}
     validation_line: dict[str, Any] = {"linestyle": "--", "marker": "o", "markersize": 4, "linewidth": 1.8}
@@ -46,6 +53,9 @@ def loss_curve(path: Path, title: str, selection: Selection, jobs: Sequence[Job]
             names = (None, " ".join([f"job {job.number}", *words]) if index < SHOWN else None)
         axes.plot(*zip(*training, strict=True), color=color, label=names[0], **training_line)
         axes.plot(*zip(*validation, strict=True), color=color, label=names[1], **validation_line)
+        points = [(row.epoch, row.score) for row in scored if row.job == job.number]
+        if points:
+            every[1, 0].plot(*zip(*sorted(points), strict=True), color=color, marker="o", markersize=4)
     axes.plot(
         [selection.epoch],
         [selection.eval_loss],
@@ -57,7 +67,9 @@ def loss_curve(path: Path, title: str, selection: Selection, jobs: Sequence[Job]
         zorder=5,
         label=f"selected: {_place(selection)}, {selection.eval_loss:.4f}",
     )
-    axes.set(xlabel="epoch", ylabel="loss (nats per supervised token)", title=title)
+    if selection.score is not None:
+        _score(every[1, 0], selection)
+    axes.set(xlabel="" if scored else "epoch", ylabel="loss (nats per supervised token)", title=title)
     low, high = axes.get_ylim()
     if high > 10 * max(low, selection.eval_loss):
         axes.set_yscale("log")  # on a linear axis the end of such a curve would lie on the axis
@@ -70,6 +82,24 @@ def loss_curve(path: Path, title: str, selection: Selection, jobs: Sequence[Job]
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _score(axes: Any, selection: Selection) -> None:
+    """The panel of the scores by which checkpoints are ranked: the selected one, and the one with the lowest loss."""
+    star: dict[str, Any] = {
+        "linestyle": "none",
+        "marker": "*",
+        "markersize": 18,
+        "markeredgecolor": "white",
+        "zorder": 5,
+    }
+    axes.plot([selection.epoch], [selection.score], color="#d62728", label="selected", **star)
+    lowest = min((row for row in selection.candidates if row.score is not None), key=lambda row: row.eval_loss)
+    if lowest.checkpoint != selection.checkpoint:
+        axes.plot([lowest.epoch], [lowest.score], color="#7f7f7f", label="lowest validation loss", **star)
+    axes.set(xlabel="epoch", ylabel=f"{selection.metric} on validation")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
 
 
 def _place(selection: Selection) -> str:

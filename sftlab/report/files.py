@@ -13,7 +13,7 @@ from sftlab.train.select import Selection
 
 def sweep_csv(path: Path, selection: Selection, jobs: Sequence[Job]) -> None:
     """Write a row for every checkpoint of every job, in the order of jobs and steps."""
-    header = ("job", "overrides", "epoch", "step", "train_loss", "eval_loss", "seconds", "exact_match")
+    header = ("job", "overrides", "epoch", "step", "train_loss", "eval_loss", "seconds", "score")
     ranked = {(row.job, row.checkpoint): row for row in selection.candidates}
     with path.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file)
@@ -21,7 +21,7 @@ def sweep_csv(path: Path, selection: Selection, jobs: Sequence[Job]) -> None:
         for job in jobs:
             for candidate in job.candidates:
                 row = ranked.get((job.number, candidate.checkpoint), candidate)
-                numbers = [row.epoch, row.step, row.train_loss, row.eval_loss, row.seconds, row.exact_match]
+                numbers = [row.epoch, row.step, row.train_loss, row.eval_loss, row.seconds, row.score]
                 kind = trained_as(job, jobs)
                 out.writerow([row.job, " ".join(row.overrides), *numbers, kind, row == selection.chosen])
 

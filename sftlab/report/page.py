@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 from sftlab.eval import scorers
 from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
-from sftlab.report import facts, html, tables
+from sftlab.report import contenders, facts, html, tables, text
 from sftlab.report.caveats import caveats, used_of_all
-from sftlab.report.questions import browser
+from sftlab.report.questions import Browser, browser
 from sftlab.results import LABELS, Evaluation, RunRecord, Subgroup
 from sftlab.runtime.run import Run
 
@@ -43,8 +44,7 @@ def write(run: Run, to: Path | None = None) -> None:
 
 def render(folder: Path, run: RunRecord) -> str:
     """Render the page of the run in a folder. Files that the folder lacks are left out of the page."""
-    files = {name: folder / "predictions" / f"{name}.jsonl" for name in LABELS}
-    answers = {name: Prediction.read(path) if path.is_file() else [] for name, path in files.items()}
+    answers = {name: _predictions(folder, name) for name in LABELS}
     evaluation, curve = run.evaluation, folder / "loss.png"
     comparison = evaluation.comparison if evaluation is not None else None
     view = scorers.view(evaluation.task) if evaluation is not None else None
@@ -74,6 +74,8 @@ def render(folder: Path, run: RunRecord) -> str:
         if evaluation is None
         else caveats(evaluation, run.mode, run.seed, run.replication),
         recipes=tables.recipes(run.selection) if run.selection is not None and run.selection.recipes else None,
+        disagreement=text.disagreement(run.selection) if run.selection is not None else None,
+        scored=text.scored,
         unsure=tables.unsure(run.selection) if run.selection is not None else None,
         trainings=tables.trainings(run.replication, evaluation)
         if run.replication is not None and evaluation is not None
@@ -89,11 +91,28 @@ def render(folder: Path, run: RunRecord) -> str:
         letters=_letters(evaluation, answers) if evaluation is not None else [],
         groups=_groups(evaluation, answers) if evaluation is not None else [],
         forest=_forest(evaluation) if evaluation is not None else [],
-        questions=browser(answers, view, evaluation.labels) if evaluation is not None and view is not None else None,
+        contenders=contenders.table(evaluation) if evaluation is not None and evaluation.contenders else None,
+        against=contenders.against(evaluation) if evaluation is not None else [],
+        described=contenders.described(evaluation) if evaluation is not None else [],
+        prompting=contenders.prompting(evaluation) if evaluation is not None else None,
+        questions=_browser(folder, evaluation, answers) if evaluation is not None else None,
         data_facts=facts.data_facts(run.receipt) if run.receipt is not None else [],
         training_facts=facts.training_facts(run.receipt) if run.receipt is not None else [],
     )
     return html.encodable(page)
+
+
+def _predictions(folder: Path, name: str) -> list[Prediction]:
+    file = folder / "predictions" / f"{name}.jsonl"
+    return Prediction.read(file) if file.is_file() else []
+
+
+def _browser(folder: Path, evaluation: Evaluation, answers: dict[str, list[Prediction]]) -> Browser | None:
+    """Every question with the answers of all models."""
+    names = [one.name for one in evaluation.contenders if re.fullmatch(r"[\w-]+", one.name)]
+    others = {name: _predictions(folder, name) for name in names}
+    named = {**dict(zip(names, names, strict=True)), **evaluation.labels}
+    return browser({**answers, **others}, scorers.view(evaluation.task), named)
 
 
 def _title(run: RunRecord) -> str:
@@ -126,7 +145,7 @@ def _checkpoints(run: RunRecord) -> list[Checkpoint]:
 
     def order(checkpoint: Checkpoint) -> tuple[float, float]:
         loss = checkpoint.row.eval_loss
-        return -(checkpoint.row.exact_match or 0), loss if math.isfinite(loss) else math.inf
+        return -(checkpoint.row.score or 0), loss if math.isfinite(loss) else math.inf
 
     return sorted(rows, key=order)
 

@@ -13,7 +13,8 @@ from sftlab.report import tables
 from sftlab.report.card import card
 from sftlab.runtime.job import Job
 from sftlab.runtime.run import Run
-from sftlab.tracking import wandb as tracking
+from sftlab.tracking import tracker
+from sftlab.tracking.base import Result
 
 log = logging.getLogger(__name__)
 
@@ -89,5 +90,5 @@ def track(run: Run, cfg: Config, job: Job) -> None:
         summary |= {f"{key}_{result.metric}": result.value for key, _, result in tables.models(evaluation)}
         table = tables.results(evaluation)
     history = [] if job.times["train"] > 0 else list(read_jsonl(Path(job.stages["train"]) / "metrics.jsonl"))
-    result = tracking.Result(summary, table.header, table.rows, run.folder / "loss.png", history)
-    tracking.log_result(tracking.of_job(cfg, job, job.folder), result)
+    result = Result(summary, table.header, table.rows, run.folder / "loss.png", history)
+    tracker.log_result(tracker.of_job(cfg, job, job.folder), result)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sftlab.eval.scorers import View
 from sftlab.records import Prediction
+from sftlab.results import LABELS
 
 # The filters in the order of their buttons: for two models, or one; for right and wrong answers, or scores.
 FILTERS = {
@@ -30,6 +31,7 @@ class Side:
     score: float | None
     truncated: bool
     prompt: str | None
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Browser:
-    """The browser: names of the models, buttons (filter, label, count), the first filter, and the JSON block."""
+    """The browser: names of the models, buttons (filter, label, count), the first filter, and the JSON block.
+
+    The first ``compared`` models are the base and the fine-tuned model.
+    """
 
     models: list[str]
+    compared: int
     buttons: list[tuple[str, str, int]]
     start: str
     json: str
@@ -57,12 +63,16 @@ class Browser:
     @property
     def compares(self) -> bool:
         """Whether two models are compared."""
-        return any(name == "gained" for name, _, _ in self.buttons)
+        return self.compared > 1
 
 
 def browser(answers: dict[str, list[Prediction]], view: View, models: Mapping[str, str]) -> Browser | None:
-    """Build the browser from the predictions of ``baseline`` and ``finetuned``; None if there are none."""
+    """Build the browser from the predictions of ``baseline``, ``finetuned`` and others; None if there are none.
+
+    The filters are those of the first two.
+    """
     by_id = {name: {row.id: row for row in rows} for name, rows in answers.items() if rows}
+    compared = sum(name in LABELS for name in by_id)
     first = {row.id: row for rows in reversed(answers.values()) for row in rows}
     if not by_id:
         return None
@@ -77,17 +87,18 @@ def browser(answers: dict[str, list[Prediction]], view: View, models: Mapping[st
                 target=" or ".join(row.accepted),
                 group=row.group,
                 subgroup=row.subgroup,
-                kinds=_kinds([side for side in pair if side is not None]),
+                kinds=_kinds([side for side in pair[:compared] if side is not None]),
                 sides=[None if side is None else _side(side, row.prompt) for side in pair],
             )
         )
     if not view.graded:  # the largest change first; of one model the lowest score
-        questions.sort(key=_change)
-    filters, labels = FILTERS[view.graded, len(by_id) > 1], _labels(view)
+        questions.sort(key=lambda row: _change(row.sides[:compared]))
+    filters, labels = FILTERS[view.graded, compared > 1], _labels(view)
     buttons = [(name, labels[name], sum(name in row.kinds for row in questions)) for name in filters]
     names = [models[name] for name in by_id]
     block = {
         "models": names,
+        "compared": compared,
         "graded": view.graded,
         "unit": view.rows,
         "unparsed": view.no_answer,
@@ -99,7 +110,7 @@ def browser(answers: dict[str, list[Prediction]], view: View, models: Mapping[st
     # Nothing in the block may look like markup to the HTML parser, or end a line in old JavaScript.
     escapes = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
     text = json.dumps(block, ensure_ascii=False).translate(escapes)
-    return Browser(names, buttons, filters[0] if buttons[0][2] else "all", text)
+    return Browser(names, compared, buttons, filters[0] if buttons[0][2] else "all", text)
 
 
 def _labels(view: View) -> dict[str, str]:
@@ -118,8 +129,8 @@ def _labels(view: View) -> dict[str, str]:
     }
 
 
-def _change(question: Question) -> float:
-    scores = [side.score for side in question.sides if side is not None and side.score is not None]
+def _change(sides: Sequence[Side | None]) -> float:
+    scores = [side.score for side in sides if side is not None and side.score is not None]
     return -abs(scores[1] - scores[0]) if len(scores) > 1 else scores[0] if scores else 0
 
 
@@ -166,4 +177,5 @@ def _side(row: Prediction, shared: str) -> Side:
         score=row.score,
         truncated=row.finish_reason == "length",
         prompt=None if row.prompt == shared else row.prompt,
+        note=row.note,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
-from sftlab.report.text import DASH, count, decimals, level, percent, points, probability, span
+from sftlab.report.text import DASH, count, decimals, level, points, probability, scored, span
 from sftlab.results import (
     Comparison,
     Condition,
@@ -164,12 +165,8 @@ def losses_by_source(losses: Sequence[SourceLoss]) -> Table:
 
 def recipes(selection: Selection) -> Table:
     """The recipes of a sweep by their mean over seeds."""
-    by_loss = selection.metric == "eval_loss"
-    name = "eval loss" if by_loss else "right answers"
-
-    def number(value: float | None) -> str:
-        return decimals(value) if by_loss else percent(value)
-
+    name = "eval loss" if selection.metric == "eval_loss" else selection.metric
+    number = partial(scored, selection.metric)
     rows = []
     for own, recipe in zip(_own([recipe.overrides for recipe in selection.recipes]), selection.recipes, strict=True):
         each = [f"{seed}: {number(value)}" for seed, value in zip(recipe.seeds, recipe.values, strict=True)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sftlab import results
 from sftlab.eval import scorers
 from sftlab.report import caveats, contenders, tables
-from sftlab.report.text import early_stop, level, plural
+from sftlab.report.text import disagreement, early_stop, level, plural, scored
 from sftlab.results import Evaluation, EvaluationRow, Replication
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
@@ -31,15 +31,16 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
     several = len(jobs) > 1
     own = tables.own_overrides([(job.number, job.overrides) for job in jobs])
     kinds = {job.number: trained_as(job, jobs) for job in jobs}
-    by_answers = selection.chosen.exact_match is not None
+    metric = recorded.metric if recorded is not None else "score"
+    by_score = selection.chosen.score is not None
     columns = ["", *(("job", "overrides") if several else ()), "epoch", "step", "train loss", "eval loss"]
-    columns += ["exact match"] if by_answers else []
+    columns += [metric] if by_score else []
     columns += ["trained as"] if set(kinds.values()) != {OWN} else []
-    title = "Checkpoints by right answers on validation" if by_answers else "Checkpoints by validation loss"
+    title = f"Checkpoints by {metric} on validation" if by_score else "Checkpoints by validation loss"
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name in ("", "overrides", "trained as") else "right")
-    ordered = sorted(selection.candidates, key=lambda row: (-(row.exact_match or 0), row.eval_loss))
+    ordered = sorted(selection.candidates, key=lambda row: (-(row.score or 0), row.eval_loss))
     for candidate in ordered[:SHOWN]:
         mark = "→" if candidate == selection.chosen else "=" if candidate in selection.ties else ""
         table.add_row(
@@ -49,7 +50,7 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
             str(candidate.step),
             "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
             f"{candidate.eval_loss:.4f}",
-            *([f"{candidate.exact_match:.2%}"] if candidate.exact_match is not None else []),
+            *([scored(metric, candidate.score)] if candidate.score is not None else []),
             *([kinds[candidate.job]] if columns[-1] == "trained as" else []),
         )
     for job in jobs:
@@ -67,6 +68,8 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
             f"{len(selection.ties)} checkpoints (→ and =) are within the noise of the best one on validation; → is "
             "selected. select.tie=earliest selects the one that was trained least"
         )
+    if recorded is not None and (difference := disagreement(recorded)):
+        say(difference)
     if recorded is not None and recorded.recipes:
         say(_printed("Recipes by their mean over seeds; the selected one is the first", tables.recipes(recorded)))
         if warning := tables.unsure(recorded):

@@ -8,7 +8,8 @@ import re
 from datetime import UTC, datetime
 from math import isfinite
 
-from sftlab.results import EarlyStop
+from sftlab.records import Candidate
+from sftlab.results import EarlyStop, Selection
 
 DASH = "–"
 
@@ -86,6 +87,38 @@ def titled(name: str) -> str:
 def sha256(text: str) -> str:
     """The hash by which a Content-Security-Policy allows an inline script or style."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def scored(metric: str, value: float | None) -> str:
+    """A value by which checkpoints are ranked: a share of right answers as a percentage, others with decimals."""
+    return percent(value) if metric in ("accuracy", "exact_match") else decimals(value)
+
+
+def disagreement(selection: Selection) -> str | None:
+    """Whether validation loss and score agree about the best checkpoint; None if the loss ranks checkpoints."""
+    rows = [row for row in selection.candidates if row.score is not None]
+    if not rows:
+        return None
+    pairs = [(one, other) for number, one in enumerate(rows) for other in rows[:number] if one.score != other.score]
+    apart = sum((one.eval_loss < other.eval_loss) != ((one.score or 0) > (other.score or 0)) for one, other in pairs)
+    metric = selection.metric
+    if not pairs and len(rows) > 1:
+        return f"All checkpoints have the same {metric} on validation, so the loss decides."
+    counts = f"the loss orders {apart} of {plural(len(pairs), 'pair')} of checkpoints otherwise than {metric}"
+    lowest = min(rows, key=lambda row: (row.eval_loss, row.epoch))
+    best = next((row for row in rows if row.checkpoint == selection.best), lowest)
+    if best.score == lowest.score:
+        return f"Loss and {metric} agree about the best checkpoint; {counts}."
+
+    def described(row: Candidate) -> str:
+        where = f"step {row.step} of job {row.job}" if len({row.job for row in rows}) > 1 else f"step {row.step}"
+        return f"{where} (loss {row.eval_loss:.4f}, {metric} {scored(metric, row.score)})"
+
+    noise = "within" if lowest.checkpoint in selection.ties else "beyond"
+    return (
+        f"Loss and {metric} disagree: {described(lowest)} has the lowest loss, {described(best)} the best {metric}. "
+        f"The difference in {metric} is {noise} the noise of the validation rows; {counts}."
+    )
 
 
 def early_stop(stop: EarlyStop) -> str:

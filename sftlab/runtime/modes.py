@@ -46,6 +46,7 @@ class Mode:
     reads_test: bool = False  # rows that answers are compared with, and a model to tokenize them
     trains: bool = False
     evaluates: bool = False  # loads a generation engine
+    serves: bool = False  # starts vLLM's server
     estimates: bool = False  # memory and time of training and generation
     works_on: str = ""  # key that names existing files or folders
 
@@ -157,5 +158,7 @@ MODES = {
         ),
         Mode("clean", instead="it examines one store"),
         Mode("runs", instead="it lists all runs"),
+        Mode("serve", evaluates=True, serves=True, works_on="run", instead="it serves the models of one run"),
+        Mode("chat", evaluates=True, serves=True, works_on="run", instead="it is a conversation"),
     )
 }

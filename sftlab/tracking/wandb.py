@@ -5,46 +5,21 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab.config import Config, TrackingConfig
-from sftlab.runtime.job import Job
-from sftlab.runtime.store import key_of
+from sftlab.config import TrackingConfig
+from sftlab.tracking.base import Result, first_line, named
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What is logged when a run is decided.
-
-    ``summary`` has the final metrics by name, ``header`` and ``rows`` the table of results (empty without an
-    evaluation). ``figure`` is an image that may not exist. ``history`` is the log of a training that finished in an
-    earlier run, for a tracking run without any.
-    """
-
-    summary: dict[str, float]
-    header: list[str]
-    rows: list[list[str]]
-    figure: Path
-    history: list[dict[str, float | None]]
-
-
-def of_job(cfg: Config, job: Job, folder: Path) -> dict[str, str]:
-    """Environment variables for a job; its folder identifies its run on the server."""
-    run_id = key_of({"folder": str(folder.resolve()), "job": job.number})
-    return environment(cfg.tracking, folder, f"{cfg.name}-{job.number}", run_id)
-
-
 def environment(cfg: TrackingConfig, folder: Path, name: str, run_id: str) -> dict[str, str]:
-    """Environment variables with which a training process logs to wandb; empty without tracking.
+    """Environment variables with which a training process logs to wandb.
 
     Without an API key the run is offline. No key is read here: wandb finds it by itself.
     """
-    if cfg.backend == "none":
-        return {}
     variables = {
         "WANDB_PROJECT": cfg.project,
         "WANDB_DIR": str(folder),
@@ -75,7 +50,7 @@ def mode() -> str:
 
 def announce(cfg: TrackingConfig, folder: Path) -> None:
     """Log how to upload the curves of an offline run."""
-    if cfg.backend == "wandb" and mode() == "offline":
+    if mode() == "offline":
         reason = "WANDB_MODE" if "WANDB_MODE" in os.environ else "no API key; `wandb login` stores one"
         log.info("wandb: offline (%s); `wandb sync %s/wandb/offline-run-*` uploads it later", reason, folder)
 
@@ -92,7 +67,7 @@ def begin(mode: str) -> None:
         _stop()  # otherwise it retries, and holds the run's name
         log.warning(
             "wandb: cannot be reached (%s); continues offline. `wandb sync %s/wandb/offline-run-*` uploads it later",
-            _first_line(error),
+            first_line(error),
             os.environ["WANDB_DIR"],
         )
 
@@ -109,22 +84,20 @@ def begin_again(error: Exception) -> bool:
     except Exception as again:
         log.warning(
             "wandb: failed (%s) and cannot be restarted (%s); the curves are in metrics.jsonl",
-            _first_line(error),
-            _first_line(again),
+            first_line(error),
+            first_line(again),
         )
         return False
     log.warning(
         "wandb: failed (%s); continues offline. `wandb sync %s/wandb/*run-*` uploads it later",
-        _first_line(error),
+        first_line(error),
         where,
     )
     return True
 
 
-def log_result(variables: dict[str, str], result: Result) -> None:
+def log_result(variables: Mapping[str, str], result: Result) -> None:
     """Add table, figure and summary to the tracking run that training started; offline if the server fails."""
-    if not variables:
-        return
     before = {name: os.environ.get(name) for name in (*variables, "WANDB_MODE")}
     os.environ.update(variables)
     try:
@@ -134,7 +107,7 @@ def log_result(variables: dict[str, str], result: Result) -> None:
                 _send(result)
             except Exception as error:
                 where = f"`wandb sync {variables['WANDB_DIR']}/wandb/*run-*` uploads it later"
-                log.warning("wandb: the final table could not be sent (%s); %s", _first_line(error), where)
+                log.warning("wandb: the final table could not be sent (%s); %s", first_line(error), where)
                 _stop()
             else:
                 break
@@ -156,19 +129,14 @@ def _send(result: Result) -> None:
     )
     try:
         for row in result.history:
-            named = {
-                f"{'eval' if name.startswith('eval_') else 'train'}/{name.removeprefix('eval_')}": value
-                for name, value in row.items()
-                if isinstance(value, int | float)
-            }
-            run.log({"train/global_step": row["step"], **named})
+            run.log({"train/global_step": row["step"], **named(row)})
         media: dict[str, object] = {}
         if result.rows:
-            media["result"] = wandb.Table(columns=result.header, data=result.rows)
+            media["result"] = wandb.Table(columns=list(result.header), data=[list(row) for row in result.rows])
         if result.figure.is_file():
             media["bias_variance"] = wandb.Image(str(result.figure))
         run.log(media)
-        run.summary.update(result.summary)
+        run.summary.update(dict(result.summary))
     finally:
         run.finish()
 
@@ -179,10 +147,6 @@ def _stop() -> None:
 
     with suppress(Exception):
         wandb.teardown()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _has_key() -> bool:

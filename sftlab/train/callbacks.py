@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -17,11 +19,14 @@ from transformers.integrations import WandbCallback
 from transformers.trainer_utils import SaveStrategy
 
 from sftlab.errors import Terminated
-from sftlab.results import EarlyStop
-from sftlab.tracking import wandb as tracking
+from sftlab.results import EarlyStop, Scalar
+from sftlab.tracking import tracker, wandb
+from sftlab.tracking.base import Tracker, first_line, named
 from sftlab.train.checkpoints import COMPLETE, Checkpoint, delete_all_but, delete_old_optimizers
 from sftlab.train.stopping import Patience
 from sftlab.train.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 class DivergedError(Exception):
@@ -280,7 +285,42 @@ class Curves(WandbCallback):  # type: ignore[misc]
             except Exception as error:  # no failure of wandb may end a training
                 self.failures += 1
                 self._initialized = False
-                if self.failures > 1 or not tracking.begin_again(error):
+                if self.failures > 1 or not wandb.begin_again(error):
                     self._wandb = None
             else:
                 return
+
+
+class Tracking(TrainerCallback):  # type: ignore[misc]
+    """Curves in another tracker than wandb. If the tracker fails, training continues without it."""
+
+    def __init__(self, backend: str, settings: Mapping[str, Scalar]) -> None:
+        self.backend = backend
+        self.tracker: Tracker | None = None
+        with self._warning():
+            self.tracker = tracker.start()
+            self.tracker.settings(settings)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Send the logged values."""
+        if self.tracker is not None and logs:
+            with self._warning():
+                self.tracker.log(state.global_step, named(logs))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the tracker, which the results start again."""
+        if self.tracker is not None:
+            with self._warning():
+                self.tracker.close()
+
+    @contextmanager
+    def _warning(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # no failure of a tracker may end a training
+            self.tracker = None
+            log.warning("%s: failed (%s); the curves are in metrics.jsonl", self.backend, first_line(error))

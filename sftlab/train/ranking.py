@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from sftlab.config import Config
+from sftlab.dataset.stage import sample
 from sftlab.records import Example
 from sftlab.results import Receipt, Scalar, TokenCounts
 from sftlab.runtime.job import Job
@@ -18,9 +19,10 @@ def requirements(
     cfg: Config, validation: Sequence[Example], counts: TokenCounts, receipt: Receipt
 ) -> dict[str, Scalar]:
     """What must be equal in two jobs for their checkpoints to be ranked together."""
-    if cfg.select.metric == "exact_match":
-        questions = key_of({"rows": [[row.id, row.accepted] for row in validation]})
-        keys = {"engine", "max_tokens", "temperature", "task", "pattern", "reading", "extract", "dtype"}
+    if cfg.select.metric == "score":
+        answered = sample(validation, cfg.select.max_rows, cfg.dataset.seed)
+        questions = key_of({"rows": [[row.id, row.accepted] for row in answered]})
+        keys = {"engine", "max_tokens", "temperature", "task", "rouge", "pattern", "reading", "extract", "dtype"}
         return {"validation questions": questions, **cfg.eval.model_dump(include=keys)}
     return {
         # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
@@ -50,8 +52,8 @@ def comparable(jobs: Sequence[Job]) -> list[list[Job]]:
             ", ".join(str(job.number) for job in other),
             " and ".join(differs),
             "make them equal, or compare the best model of each group by mode=evaluate on one test set"
-            if first.settings().select.metric == "exact_match"
-            else "select.metric=exact_match ranks by answers on validation instead",
+            if first.settings().select.metric == "score"
+            else "select.metric=score ranks by answers on validation instead",
         )
     return groups
 

@@ -27,7 +27,7 @@ class Ranking:
 def rank(
     jobs: Sequence[Job],
     tie: str,
-    answers: Sequence[Sequence[bool]] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> Ranking:
     """Select a checkpoint from all jobs; if a recipe has several seeds, from the recipe with the best mean.
@@ -38,26 +38,25 @@ def rank(
     Args:
         jobs: Jobs whose checkpoints can be ranked together.
         tie: The config key ``select.tie``.
-        answers: As for ``select``, for all candidates of the jobs in order; None to rank by the loss.
+        scores: As for ``select``, for all candidates of the jobs in order; None to rank by the loss.
         groups: As for ``select``.
     """
     every = [candidate for job in jobs for candidate in job.candidates]
-    whole = select(every, tie, answers, groups)
+    whole = select(every, tie, scores, groups)
     members = _members(jobs)
     if all(len(own) == 1 for own in members):
         return Ranking(whole, [])
-    rows: dict[tuple[int, str], Sequence[bool]] = {}
-    if answers is not None:
-        rows = {(row.job, row.checkpoint): answer for row, answer in zip(every, answers, strict=True)}
+    rows: dict[tuple[int, str], Sequence[float]] = {}
+    if scores is not None:
+        rows = {(row.job, row.checkpoint): score for row, score in zip(every, scores, strict=True)}
     ranked: list[tuple[Recipe, list[Selection]]] = []
     for own in members:
         trainings = []
         for job in own:
-            of_job = None if answers is None else [rows[row.job, row.checkpoint] for row in job.candidates]
+            of_job = None if scores is None else [rows[row.job, row.checkpoint] for row in job.candidates]
             trainings.append(select(job.candidates, tie, of_job, groups))
         ranked.append((_recipe(own, trainings), trainings))
-    by_answers = answers is not None
-    ranked.sort(key=lambda pair: (-pair[0].mean if by_answers else pair[0].mean, pair[0].jobs))
+    ranked.sort(key=lambda pair: (-pair[0].mean if scores is not None else pair[0].mean, pair[0].jobs))
     best = min(ranked[0][1], key=lambda training: _cost(training.chosen))
     return Ranking(replace(best, candidates=whole.candidates), [recipe for recipe, _ in ranked])
 
@@ -75,7 +74,7 @@ def _members(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def _recipe(jobs: Sequence[Job], trainings: Sequence[Selection]) -> Recipe:
     chosen = [training.chosen for training in trainings]
-    values = [row.eval_loss if row.exact_match is None else row.exact_match for row in chosen]
+    values = [row.eval_loss if row.score is None else row.score for row in chosen]
     return Recipe(
         overrides=[word for word in jobs[0].overrides if not word.startswith("seed=")],
         jobs=[job.number for job in jobs],
@@ -89,4 +88,4 @@ def _recipe(jobs: Sequence[Job], trainings: Sequence[Selection]) -> Recipe:
 
 
 def _cost(row: Candidate) -> tuple[float, float, float]:
-    return -(row.exact_match or 0), row.eval_loss, row.epoch
+    return -(row.score or 0), row.eval_loss, row.epoch

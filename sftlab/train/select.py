@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from sftlab import results
 from sftlab.errors import StageError
@@ -28,13 +27,13 @@ class Selection:
 def select(
     candidates: Sequence[Candidate],
     tie: str,
-    answers: Sequence[Sequence[bool]] | None = None,
+    scores: Sequence[Sequence[float]] | None = None,
     groups: Sequence[str | None] | None = None,
 ) -> Selection:
     """The lowest validation loss; with ``tie="earliest"`` the earliest of those within its noise.
 
-    With ``answers`` (for each candidate, whether its answer to each validation question is right) the
-    lowest share of wrong answers stands in the place of the loss, and the loss decides between equals.
+    With ``scores`` (for each candidate, the score of its answer to each validation question, 0 to 1) the highest mean
+    score stands in the place of the loss, and the loss decides between equals.
     Among losses that differ by rounding only, the earliest counts as the lowest.
     The noise is a simultaneous bound for all candidates, over the validation rows or the ``groups`` that they
     belong to. Earliest is by epoch, then by loss: among equals, the one that was trained least.
@@ -44,19 +43,18 @@ def select(
     """
     if not candidates:
         raise StageError("select: no job finished with a checkpoint; see the jobs' errors above")
-    if answers is None:
+    if scores is None:
         rows = [_rows(candidate) for candidate in candidates]
         costs, weights = [[nll for nll, _ in row] for row in rows], [tokens for _, tokens in rows[0]]
     else:
         candidates = [
-            replace(candidate, exact_match=sum(row) / len(row))
-            for candidate, row in zip(candidates, answers, strict=True)
+            replace(candidate, score=sum(row) / len(row)) for candidate, row in zip(candidates, scores, strict=True)
         ]
-        costs, weights = [[float(not right) for right in row] for row in answers], [1.0] * len(answers[0])
-    lowest = min(candidates, key=lambda candidate: (-(candidate.exact_match or 0), *_order(candidate)))
+        costs, weights = [[1 - score for score in row] for row in scores], [1.0] * len(scores[0])
+    lowest = min(candidates, key=lambda candidate: (-(candidate.score or 0), *_order(candidate)))
     equal = lowest.eval_loss * (1 + ROUNDING)
     best = min(
-        (each for each in candidates if each.exact_match == lowest.exact_match and each.eval_loss <= equal),
+        (each for each in candidates if each.score == lowest.score and each.eval_loss <= equal),
         key=lambda candidate: (candidate.epoch, *_order(candidate)),
     )
     tied = tied_with_best(costs, weights, groups)
@@ -69,15 +67,17 @@ def select(
 
 def record(
     selection: Selection,
-    metric: Literal["eval_loss", "exact_match"],
+    metric: str,
     unranked: Sequence[Candidate],
     sources: Sequence[str] | None = None,
     recipes: Sequence[results.Recipe] = (),
+    scored_rows: int | None = None,
 ) -> results.Selection:
     """The selection for ``run.json``.
 
     ``unranked`` has the checkpoints that cannot be ranked with the others, ``sources`` the source of each validation
-    row if there are several, ``recipes`` the recipes if one of them has several seeds.
+    row if there are several, ``recipes`` the recipes if one of them has several seeds, ``scored_rows`` the number of
+    validation rows that were answered.
     """
     return results.Selection(
         **asdict(selection.chosen),
@@ -88,6 +88,7 @@ def record(
         candidates=[*selection.candidates, *unranked],
         by_source=[] if sources is None else _by_source(_rows(selection.chosen), sources),
         recipes=list(recipes),
+        scored_rows=scored_rows,
     )
 
 
@@ -110,11 +111,12 @@ def _rows(candidate: Candidate) -> list[list[float]]:
     return rows
 
 
-def untrained(tie: str) -> str:
-    """Return why nothing is merged and evaluated if step 0 is selected."""
+def untrained(tie: str, step: int = 0) -> str:
+    """Return why nothing is merged and evaluated if a checkpoint with the weights of the base model is selected."""
     noise = " beyond the noise" if tie == "earliest" else ""
+    name = f"step {step}, which has the weights of" if step else "step 0,"
     return (
-        f"step 0, the untrained model, is selected: no checkpoint is better on validation{noise}. Nothing is merged or "
+        f"{name} the untrained model, is selected: no checkpoint is better on validation{noise}. Nothing is merged or "
         "pushed, and the test set is not read: the comparison would be of the base model with itself. Use the base "
         "model, or change the training"
     )

@@ -23,6 +23,7 @@ from sftlab.records import Candidate
 from sftlab.results import Receipt
 from sftlab.runtime.processes import child
 from sftlab.runtime.store import Stage, Store, key_of, versions
+from sftlab.tracking import tracker
 from sftlab.train.checkpoints import RECEIPT, complete, incomplete, last_resumable, read_receipt
 from sftlab.train.sharing import adopt_killed_run, copy_common_steps, fork_steps
 from sftlab.train.worker import TrainTask
@@ -110,7 +111,7 @@ def make(
         train=train,
         machine=machine,
         seed=seed,
-        report_to=["wandb"] if "WANDB_PROJECT" in environment else [],
+        tracker=tracker.backend(environment),
     )
     if machine.node_rank > 0:
         _join(task, environment)

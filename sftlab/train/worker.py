@@ -17,10 +17,10 @@ from sftlab.errors import ConfigError, Problem, StageError
 from sftlab.instance.machine import Machine
 from sftlab.model.adapters import keep_inputs, lora_config
 from sftlab.model.base import Base, beside_text, load
-from sftlab.results import TokenCounts
+from sftlab.results import Scalar, TokenCounts
 from sftlab.runtime.processes import leave_out, serve
 from sftlab.runtime.store import key_of, sync, write_json
-from sftlab.tracking import wandb as tracking
+from sftlab.tracking import wandb
 from sftlab.train.arguments import distribute, sft_arguments
 from sftlab.train.checkpoints import METRICS, RECEIPT, earlier_machines, last_resumable
 from sftlab.train.receipt import TrainingResult, compiled_graphs, receipt
@@ -50,8 +50,8 @@ class TrainTask(BaseModel):
     """Devices and ranks."""
     seed: int
     """Of adapter weights, the order of rows and dropout."""
-    report_to: list[str] = []
-    """``wandb`` to track the training."""
+    tracker: str | None = None
+    """The backend that tracks the training; None without tracking."""
 
 
 def run(folder: Path, task: TrainTask) -> None:
@@ -60,11 +60,12 @@ def run(folder: Path, task: TrainTask) -> None:
     from transformers import PrinterCallback, ProgressCallback, set_seed
     from trl import SFTConfig
 
-    from sftlab.train.callbacks import CheckpointCallback, Curves, DivergedError, Metrics, Progress, StepTimes
+    from sftlab.train.callbacks import CheckpointCallback, Curves, DivergedError, Metrics, Progress, StepTimes, Tracking
 
     train, machine = task.train, task.machine
-    if task.report_to and os.environ.get("RANK", "0") == "0":
-        tracking.begin(os.environ["SFTLAB_WANDB_MODE"])
+    is_first = os.environ.get("RANK", "0") == "0"
+    if task.tracker == "wandb" and is_first:
+        wandb.begin(os.environ["SFTLAB_WANDB_MODE"])
     set_seed(task.seed)
     try:
         arguments = SFTConfig(**sft_arguments(folder, train, machine, task.seed))
@@ -90,8 +91,10 @@ def run(folder: Path, task: TrainTask) -> None:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(Progress())
-    if task.report_to:
+    if task.tracker == "wandb":
         trainer.add_callback(Curves())
+    elif task.tracker is not None and is_first:
+        trainer.add_callback(Tracking(task.tracker, _settings(task)))
     seconds = 0.0
     with suppress(DivergedError):  # recorded as diverged_at_step
         output = trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
@@ -122,6 +125,14 @@ def run(folder: Path, task: TrainTask) -> None:
     trainer.accelerator.end_training()
 
 
+def _settings(task: TrainTask) -> dict[str, Scalar]:
+    """The configuration for a tracker, by dotted key."""
+    sections = {"train": task.train.model_dump(), "peft": task.peft.model_dump()}
+    values = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    scalars = {key: value if isinstance(value, Scalar) else str(value) for key, value in values.items()}
+    return {"model": task.base.name, "seed": task.seed, **scalars}
+
+
 def _patience(limit: int | None, resumed: Path | None) -> Patience | None:
     """The state of early stopping, that of the checkpoint that training resumes from; None without early stopping."""
     if limit is None:
@@ -133,7 +144,7 @@ def _unused_libraries(task: TrainTask) -> list[str]:
     """Libraries that this training does not use, and that others would import if they are installed."""
     names = ("bit", "bnb", "paged", "ademamix")  # in the names of optimizers from bitsandbytes
     quantised = isinstance(task.peft, Qlora) or any(name in task.train.optim for name in names)
-    return [*([] if quantised else ["bitsandbytes"]), *([] if task.report_to else ["wandb"])]
+    return [*([] if quantised else ["bitsandbytes"]), *([] if task.tracker == "wandb" else ["wandb"])]
 
 
 def _require_liger_kernels(base: Base) -> None:

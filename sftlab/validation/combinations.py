@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 
-from sftlab.config import Config, InstanceConfig, NoPeft, RowSettings
+from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval.extract import probe
@@ -33,6 +35,9 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.gate and decides and cfg.mode != "compare" and not cfg.eval.baseline:
         message = "eval.gate decides between the fine-tuned model and the base model"
         yield Problem("eval.baseline", "false", message, "set it to true, or eval.gate to false", ("eval.gate",))
+    if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
+        message = f"mode={cfg.mode} starts the server of vLLM"
+        yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
     if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
         message = "eval.guards compares the fine-tuned model with the base model"
         yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))
@@ -52,6 +57,9 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
 def training_problems(cfg: Config) -> Iterator[Problem]:
     """Yield what SFTTrainer would refuse after the model is loaded, or would silently do in another way."""
     train, extra = cfg.train, cfg.train.extra
+    if cfg.select.max_rows is not None and cfg.select.metric == "eval_loss":
+        message = "has an effect only with select.metric=score: the validation loss is over all validation rows"
+        yield Problem("select.max_rows", shown(cfg.select.max_rows), message, "set it to null", ("select.metric",))
     if train.packing and train.allow_truncated_completion:
         yield Problem(
             "train.packing",
@@ -166,9 +174,6 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
     if (names := cfg.eval.labels) and (len(names) != 2 or len(set(names)) < 2 or not all(map(str.strip, names))):
         remedy = "write two, the base model's first, or []"
         yield Problem("eval.labels", shown(names), "is not a list of two different names", remedy)
-    if not scorer(cfg.eval).view.graded and cfg.select.metric == "exact_match":
-        message = f"counts correct answers, and eval.task={cfg.eval.task} has none"
-        yield Problem("select.metric", "exact_match", message, "set it to eval_loss", ("eval.task",))
 
 
 def contender_problems(cfg: Config) -> Iterator[Problem]:
@@ -179,16 +184,18 @@ def contender_problems(cfg: Config) -> Iterator[Problem]:
             continue
         if name in LABELS:
             yield Problem(key, None, "is the name of one of the two models that are compared", "rename it")
+        if one.url is not None or one.model is not None:
+            yield from _endpoint(key, one)
         changed = one.shots or one.system is not None or one.user is not None
-        if one.name_or_path is None and not changed:
+        if one.name_or_path is None and one.url is None and not changed:
             message = (
                 f"is the {'base' if one.weights == 'base' else 'fine-tuned'} model itself, which is evaluated anyway"
             )
-            remedy = "set shots, system or user for another prompt, or name_or_path for another model"
+            remedy = "set shots, system or user for another prompt, or name_or_path or url for another model"
             yield Problem(key, None, message, remedy)
-        if one.name_or_path is not None and one.weights != "base":
-            message = f"has no effect with {key}.name_or_path, which names the weights"
-            yield Problem(f"{key}.weights", one.weights, message, "leave it out")
+        if (named := one.name_or_path or one.url) is not None and one.weights != "base":
+            of = "name_or_path" if named == one.name_or_path else "url"
+            yield Problem(f"{key}.weights", one.weights, f"has no effect with {key}.{of}", "leave it out")
         if one.revision is not None and one.name_or_path is None:
             message = f"is a version of {key}.name_or_path, which is not set"
             yield Problem(f"{key}.revision", shown(one.revision), message, "leave it out, or set model.revision")
@@ -197,11 +204,35 @@ def contender_problems(cfg: Config) -> Iterator[Problem]:
                 yield from template_problems(f"{key}.{field}", template, ["system", "user"], noun="variable")
 
 
+def _endpoint(key: str, one: ContenderConfig) -> Iterator[Problem]:
+    """Check the endpoint of a contender, without contacting it."""
+    for field, other in (("url", "model"), ("model", "url")):
+        if getattr(one, field) is None:
+            remedy = "set it to the name by which the endpoint serves the model" if field == "model" else "set it"
+            yield Problem(f"{key}.{field}", "null", f"is needed with {key}.{other}", remedy)
+    if one.name_or_path is not None:
+        message = "has no effect with url: an endpoint has weights of its own"
+        yield Problem(f"{key}.name_or_path", shown(one.name_or_path), message, "leave one of them out")
+    if one.api_key_env is not None and not os.environ.get(one.api_key_env):
+        message = "there is no such variable in the environment, or it is empty"
+        yield Problem(f"{key}.api_key_env", one.api_key_env, message, f"export {one.api_key_env}=…")
+    if find_spec("openai") is None:
+        yield Problem(f"{key}.url", shown(one.url), "needs the package openai", "pip install 'sftlab[endpoint]'")
+
+
 def _text(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.reading != "strict":
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
+    yield from _sql(cfg)
+
+
+def _sql(cfg: Config) -> Iterator[Problem]:
+    """Yield the problem of a dialect that needs a package which is not installed."""
+    if cfg.eval.task == "sql" and cfg.eval.sql.dialect != "sqlite" and find_spec("sqlglot") is None:
+        message, remedy = "requires the package sqlglot", "pip install sqlglot, or set it to sqlite"
+        yield Problem("eval.sql.dialect", cfg.eval.sql.dialect, message, remedy, ("eval.task",))
 
 
 def _extract(cfg: Config) -> Iterator[Problem]:

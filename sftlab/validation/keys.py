@@ -15,7 +15,12 @@ from sftlab.errors import Problem, redacted, shown
 from sftlab.validation import overrides
 
 METHODS = {get_args(part.model_fields["method"].annotation)[0]: part for part in (NoPeft, Lora, Qlora)}
-FORMS = {"instance.rdzv_endpoint": "HOST:PORT", "hub.repo_id": "owner/name"}  # of the values that must match a pattern
+FORMS = {  # of the values that must match a pattern
+    "instance.rdzv_endpoint": "HOST:PORT",
+    "hub.repo_id": "owner/name",
+    "url": "http://HOST/v1 or https://HOST/v1, without user and password",
+    "api_key_env": "the name of an environment variable",
+}
 
 SOURCE = re.compile(r"((?:eval\.)?dataset|eval\.guards\.[^.]+)\.sources\.([^.]+)")
 GUARD = re.compile(r"eval\.guards\.[^.]+")
@@ -85,12 +90,10 @@ def invalid_name(value: str) -> Problem:
 
 def secret(key: str) -> Problem:
     """Return the problem of a key whose value is secret. The value is left out."""
-    return Problem(
-        key,
-        None,
-        "secrets are not allowed in the configuration, which is written to files",
-        "leave it out, and set HF_TOKEN or WANDB_API_KEY in the environment",
-    )
+    remedy = "leave it out, and set HF_TOKEN or WANDB_API_KEY in the environment"
+    if CONTENDER.match(key):
+        remedy = "set api_key_env to the name of an environment variable with the key"
+    return Problem(key, None, "secrets are not allowed in the configuration, which is written to files", remedy)
 
 
 def secrets(values: Mapping[Any, Any]) -> Iterator[Problem]:
@@ -165,9 +168,10 @@ def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
     if kind == "path":
         return Problem(key, shown(value), details["ctx"]["message"], details["ctx"]["remedy"])
     if kind == "string_pattern_mismatch":
-        message = f"should be {FORMS[key]}"
+        message = f"should be {FORMS.get(key) or FORMS[location[-1]]}"
+        value = None if "@" in str(value) else value  # there may be a password before it
     message = "should be true or false" if kind == "bool_type" else message
-    return Problem(key, shown(value), message, _remedy(key, kind, value))
+    return Problem(key, None if value is None else shown(value), message, _remedy(key, kind, value))
 
 
 def _remedy(key: str, kind: str, value: Any) -> str:

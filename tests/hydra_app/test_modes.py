@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import pytest
 from conftest import vignettes, write_model, write_rows
+from made_runs import make_run
 from test_cli import files, quick, refused, sftlab, whole
 
 from sftlab import pipeline
@@ -27,6 +28,7 @@ from sftlab.results import Evaluation
 from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, hold
+from sftlab.serve.server import free_port
 from sftlab.work import WORK, InJobs
 
 TINY = [
@@ -64,9 +66,11 @@ WRITES: dict[str, tuple[set[str], set[str] | None]] = {
     "report": ({"report.html"}, None),
     "clean": (set(), None),
     "runs": (set(), None),
+    "serve": (set(), None),
+    "chat": (set(), None),
 }
 AXIS = {"evaluate": "eval.name_or_path=random:llama,random:qwen3"}
-LIGHT = {"compare", "report", "clean", "runs"}
+LIGHT = {"compare", "report", "clean", "runs", "serve", "chat"}
 
 
 def cases() -> list[Any]:
@@ -74,6 +78,8 @@ def cases() -> list[Any]:
     for mode in MODES:
         for sweep in (False, True):
             for dry in (False, True):
+                if MODES[mode].serves and not sweep and not dry:
+                    continue  # tests/serve starts it
                 light = mode in LIGHT or (sweep and not MODES[mode].has_jobs)
                 marks = [] if light else [pytest.mark.smoke]
                 name = f"{mode}-{'sweep' if sweep else 'single'}-{'dry' if dry else 'run'}"
@@ -101,6 +107,8 @@ def test_every_mode_writes_its_files_or_is_refused(
         (tmp_path / "store").mkdir()
     elif mode == "runs":
         Run.start(tmp_path / "outputs" / "a", name="demo", mode="train", seed=1, command="").finish("success")
+    elif MODES[mode].serves:
+        settings += [f"run={make_run(tmp_path)}", f"serve.port={free_port()}", "instance=cpu"]
     else:
         settings += TINY
     if sweep:
@@ -164,7 +172,7 @@ REFUSED = [
     (["eval.temperature=0,0.7"], "eval.temperature"),
     (["mode=train", "eval.max_tokens=8,16"], "eval.max_tokens"),
     (["mode=plan", "eval.alpha=0.1,0.2"], "eval.alpha"),
-    (["select.metric=eval_loss,exact_match", "merge.max_loss_gap=0.1,0.2", "hub.private=true,false"],
+    (["select.metric=eval_loss,score", "merge.max_loss_gap=0.1,0.2", "hub.private=true,false"],
      "hub.private, merge.max_loss_gap, select.metric"),
     (["tracking=none,wandb"], "tracking.backend"),
     (["mode=train,all"], "mode"),

@@ -62,10 +62,10 @@ def candidate(job: int, epoch: float, loss: float) -> Candidate:
 
 def test_answers_rank_before_the_loss() -> None:
     made = [candidate(0, 1, 0.5), candidate(0, 2, 0.7), candidate(1, 1, 0.6)]
-    right = [[False] * 40, [True] * 39 + [False], [True] * 39 + [False]]
+    right = [[0.0] * 40, [1.0] * 39 + [0.0], [1.0] * 39 + [0.0]]
     chosen = select(made, "lowest", right)
-    assert chosen.chosen == chosen.best == replace(made[2], exact_match=39 / 40)  # equal answers: the lower loss
-    assert [row.exact_match for row in chosen.candidates] == [0, 39 / 40, 39 / 40]
+    assert chosen.chosen == chosen.best == replace(made[2], score=39 / 40)  # equal answers: the lower loss
+    assert [row.score for row in chosen.candidates] == [0, 39 / 40, 39 / 40]
     assert {row.job for row in chosen.ties} == {0, 1}
     assert len(chosen.ties) == 2
 
@@ -79,7 +79,7 @@ def test_jobs_that_cannot_be_ranked_together_are_reported_with_a_remedy(
     groups = comparable(made)
     assert [[one.number for one in group] for group in groups] == [[0, 2], [1]]
     assert "jobs 0, 2 and jobs 1 cannot be ranked together: autocast differ" in caplog.text
-    assert "select.metric=exact_match" in caplog.text
+    assert "select.metric=score" in caplog.text
 
 
 def test_jobs_ranked_by_loss_and_by_answers_are_two_groups(config: Compose, caplog: pytest.LogCaptureFixture) -> None:
@@ -100,7 +100,7 @@ def test_the_ranking_and_the_table_name_every_kind(
     two = [candidate(1, 1, 0.6), candidate(1, 2, 0.5)]
     made.append(changed(job(1, cfg[1], "a"), candidates=two, overrides=["train.num_train_epochs=2"]))
     every = [row for one in made for row in one.candidates]
-    selection = select(every, "lowest", [[False, True], [False, True], [True, True]])
+    selection = select(every, "lowest", [[0, 1], [0, 1], [1, 1]])
     failed = changed(
         job(2, cfg[0], None, "failed"), overrides=["train.num_train_epochs=0"], config={}, error="must be positive"
     )
@@ -108,12 +108,12 @@ def test_the_ranking_and_the_table_name_every_kind(
     printed = capsys.readouterr().out
     assert "the first epochs of job 1" in printed
     assert "must be positive" in printed
-    assert "100.00%" in printed
+    assert "1.0000" in printed
     files.sweep_csv(tmp_path / "sweep.csv", selection, made)
     with (tmp_path / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [row["selected"] for row in table] == ["False", "False", "True"]
-    assert [row["exact_match"] for row in table] == ["0.5", "0.5", "1.0"]
+    assert [row["score"] for row in table] == ["0.5", "0.5", "1.0"]
     assert [row["trained_as"] for row in table] == ["the first epochs of job 1", OWN, OWN]
 
 

@@ -202,7 +202,7 @@ def test_all_problems_are_reported_at_once(box: Box, problems: Callable[..., lis
 def test_only_what_the_mode_uses_is_checked(box: Box, problems: Callable[..., list[str]]) -> None:
     box.packages = {}
     assert problems("mode=train") == []
-    assert len(problems("mode=train", "select.metric=exact_match")) == 1  # generates answers
+    assert len(problems("mode=train", "select.metric=score")) == 1  # generates answers
     (box.root / "bin/gcc").unlink()
     evaluation = ["mode=evaluate", "eval.name_or_path=owner/other"]
     assert problems(*evaluation, "eval.engine=transformers") == []

@@ -57,7 +57,7 @@ RUN: dict[str, Any] = {
         "step": 1200,
         "eval_loss": 1.23,
         "train_loss": 1.1,
-        "exact_match": None,
+        "score": None,
         "job": 0,
         "overrides": [],
         "seconds": 9.5,
@@ -206,6 +206,21 @@ def test_people_can_read_the_rest() -> None:
     assert "lr_scheduler_kwargs" not in text  # empty: nothing was set
     assert "autocast" not in text
     assert "\n\n\n" not in text
+
+
+def test_contenders_are_in_one_table() -> None:
+    verdict = {"outcome": "worse", "reason": "260 of 466 against 300"}
+    contender = {
+        "name": "few_shot", "about": "the base model with 5 examples in its prompt", "prompting": True,
+        "result": RUN["evaluation"]["finetuned"], "comparison": RUN["evaluation"]["comparison"], "p_adjusted": 0.02,
+        "verdict": verdict,
+    }  # fmt: skip
+    text = body(written(changed(RUN, evaluation__contenders=[contender], evaluation__p_adjusted=0.02)))
+    lines = text.splitlines()
+    assert "| few\\_shot | 55.8% | 51.3% to 60.2% | 1 | +4.5 (+1.1 to +8.2) | 0.02 | worse |" in lines
+    assert "- few\\_shot: the base model with 5 examples in its prompt" in lines
+    assert "A prompt would have been better" in text
+    assert "## Contenders" not in written(RUN)
 
 
 def test_the_command_can_be_given_again_and_tells_no_folders() -> None:

@@ -200,7 +200,7 @@ def write(folder: Path, n: int = 60, jobs: int = 1, epochs: int = 5, words: int 
         "selection": {
             **rows[1],
             "metric": "eval_loss",
-            "exact_match": None,
+            "score": None,
             "best": rows[2]["checkpoint"],
             "lowest_eval_loss": rows[2]["eval_loss"],
             "ties": [rows[1]["checkpoint"], rows[2]["checkpoint"]],
@@ -307,6 +307,43 @@ def read(folder: Path) -> Reader:
 def block(page: Reader) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(page.scripts[0])
     return made
+
+
+def with_contender(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The run with a contender, whose answers are in the folder, and one that was left out."""
+    rows = predictions(60, 0.5, 0.9, 3)
+    Prediction.write(folder / "predictions" / "few_shot.jsonl", rows)
+    compared = run["evaluation"]["comparison"]
+    verdict = {"outcome": "inconclusive", "reason": "33 of 60 against 30 (p = 0.3)"}
+    about = {"about": "the base model with 5 examples in its prompt", "prompting": True}
+    contenders = [
+        {"name": "few_shot", **about, "result": run["evaluation"]["finetuned"], "comparison": compared,
+         "p_adjusted": 0.31, "verdict": verdict},
+        {"name": "../many", **about, "left_out": "no row is short enough"},
+    ]  # fmt: skip
+    return {**run, "evaluation": {**run["evaluation"], "contenders": contenders, "p_adjusted": 0.0002}}
+
+
+def test_contenders_have_a_table_a_forest_plot_and_their_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    save(folder, with_contender(folder, write(folder)))
+    page = read(folder)
+    compared = f"{points((run := json.loads((folder / 'run.json').read_text()))['evaluation']['comparison']['delta'])}"
+    assert f"few_shot {compared}" in page.text  # the forest plot
+    assert "0.31 inconclusive" in page.text
+    assert "../many: the base model with 5 examples in its prompt; left out: no row is short enough." in page.text
+    assert "A prompt may have been enough" in page.text
+    shown = block(page)
+    assert shown["models"] == ["Baseline", "Fine-tuned", "few_shot"]
+    assert all(len(row["sides"]) == 3 for row in shown["rows"])
+    # The filters are those of the two models.
+    two = Reader(rendered_without(folder, run))
+    assert [row["kinds"] for row in shown["rows"]] == [row["kinds"] for row in block(two)["rows"]]
+
+
+def rendered_without(folder: Path, run: dict[str, Any]) -> str:
+    values = {**run, "evaluation": {**run["evaluation"], "contenders": [], "p_adjusted": None}}
+    return render(folder, RunRecord.model_validate(values))
 
 
 def test_everything(tmp_path: Path) -> None:
@@ -946,7 +983,7 @@ def test_no_table_is_wider_than_a_phone(tmp_path: Path) -> None:
     hostile(tmp_path / "hostile")
     sweep = write(tmp_path / "sweep", jobs=3)
     sweep["jobs"][2] |= {"status": "failed", "error": "x" * 90}
-    sweep["selection"]["metric"] = "exact_match"
+    sweep["selection"]["metric"] = "accuracy"
     sweep["evaluation"]["subgroups"] = {**SUBGROUPS, "column": "y" * 60}
     sweep["evaluation"]["labels"] = {"baseline": "x" * 60, "finetuned": "Llama-3.1-8B-Instruct/samples_medqa_4options"}
     save(tmp_path / "sweep", sweep)

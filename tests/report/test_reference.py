@@ -20,7 +20,7 @@ def test_the_page_is_up_to_date() -> None:
 def keys(section: Mapping[Any, Any], above: str = "") -> Iterator[str]:
     for key, value in section.items():
         name = f"{above}{key}"
-        maps = ("dataset.split", "eval.contenders", "train.lr_scheduler_kwargs", "train.extra")
+        maps = ("dataset.scoring", "dataset.split", "eval.contenders", "train.lr_scheduler_kwargs", "train.extra")
         if isinstance(value, Mapping) and name not in maps:
             yield from keys(value, f"{name}.")
         else:

@@ -9,17 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import composed, problem
 from test_cli import Started, started, whole
 
 from sftlab.config import TrackingConfig
+from sftlab.runtime.job import Job
+from sftlab.tracking import tracker
 from sftlab.tracking import wandb as tracking
+from sftlab.tracking.base import Result, named
 
 WANDB = TrackingConfig(backend="wandb", project="p", entity=None)
-NONE = TrackingConfig(backend="none", project="p", entity=None)
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +63,127 @@ def test_a_key_in_netrc_is_found(tmp_path: Path) -> None:
     assert tracking.mode() == "online"
 
 
-def test_none_is_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def job(tmp_path: Path, backend: str) -> tuple[Any, dict[str, str]]:
+    """A configuration with this backend, and the environment of its training."""
+    cfg = composed(f"tracking={backend}", f"runs.outputs={tmp_path}/outputs")
+    (tmp_path / "outputs" / "run").mkdir(parents=True, exist_ok=True)
+    return cfg, tracker.of_job(cfg, Job(number=0, overrides=[], config={}), tmp_path / "outputs" / "run")
+
+
+def test_none_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert tracking.environment(NONE, tmp_path, "name", "id") == {}
-    tracking.announce(NONE, tmp_path)
-    tracking.log_result({}, tracking.Result({}, [], [], tmp_path / "loss.png", []))
+    cfg, variables = job(tmp_path, "none")
+    assert variables == {}
+    tracker.announce(cfg, tmp_path)
+    tracker.log_result({}, Result({}, [], [], tmp_path / "loss.png", []))
     assert caplog.messages == []
+
+
+# ------------------------------------------------------------------- other trackers
+
+ROW = {"step": 2, "eval_loss": 0.5, "loss": 0.7, "epoch": 1.0, "grad_norm": None}
+LOGGED = {"train/loss", "eval/loss", "train/epoch"}
+
+
+def result(tmp_path: Path, history: list[dict[str, float | None]]) -> Result:
+    from matplotlib.image import imsave
+
+    imsave(tmp_path / "loss.png", [[0.0, 1.0]])
+    return Result({"best_eval_loss": 0.5}, ["model", "accuracy"], [["base", "0.1"]], tmp_path / "loss.png", history)
+
+
+def read_tensorboard(tmp_path: Path) -> tuple[set[str], set[float], bool]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "outputs" / "run" / "tensorboard"))
+    events.Reload()
+    names = {name.removeprefix("summary/") for name in events.Tags()["scalars"]}
+    steps = {event.step for event in events.Scalars("eval/loss")}
+    return names, steps, bool(events.Tags()["images"]) and "result/text_summary" in events.Tags()["tensors"]
+
+
+def read_trackio(tmp_path: Path) -> tuple[set[str], set[float], bool]:
+    from trackio.sqlite_storage import SQLiteStorage
+
+    name = json.loads(job(tmp_path, "trackio")[1][tracker.VARIABLE])["id"][:6]
+    (run,) = [run for run in SQLiteStorage.get_runs("sftlab") if run.endswith(name)]  # of all tests in this process
+    rows = SQLiteStorage.get_logs("sftlab", run)
+    names = {name.removeprefix("summary/") for row in rows for name in row}
+    return names, {row["step"] for row in rows if "eval/loss" in row}, {"result", "bias_variance"} <= names
+
+
+def read_mlflow(tmp_path: Path) -> tuple[set[str], set[float], bool]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("sftlab").experiment_id])
+    steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "eval/loss")}
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    return set(run.data.metrics), steps, files == {"result.json", "loss.png"}
+
+
+READERS = {"tensorboard": read_tensorboard, "trackio": read_trackio, "mlflow": read_mlflow}
+
+
+@pytest.fixture(params=READERS)
+def installed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backend that is installed, in a process that no test shares the environment with, and without network."""
+    name: str = request.param
+    if find_spec(name) is None:
+        pytest.skip(f"{name} is not installed: pip install 'sftlab[{name}]'")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for variable in ("MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        assert address[0] in ("127.0.0.1", "localhost", "::1") or isinstance(address, str), f"connects to {address}"
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return name
+
+
+@pytest.mark.smoke  # torch, or a database
+@pytest.mark.filterwarnings("ignore")
+def test_curves_and_results_are_one_run_in_every_tracker(tmp_path: Path, installed: str) -> None:
+    _, variables = job(tmp_path, installed)
+    for step in (1, 2):  # the second start continues a training that was killed
+        training = tracker.start(variables)
+        training.settings({"train.learning_rate": 1e-4, "seed": 1})
+        training.log(step, named({**ROW, "step": step}))
+        training.close()
+    tracker.log_result(variables, result(tmp_path, []))
+    names, steps, has_media = READERS[installed](tmp_path)
+    assert names >= LOGGED | {"best_eval_loss"}
+    assert (steps, has_media) == ({1, 2}, True)
+
+
+@pytest.mark.smoke
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_of_an_earlier_run_is_logged_with_the_results(tmp_path: Path, installed: str) -> None:
+    _, variables = job(tmp_path, installed)
+    tracker.log_result(variables, result(tmp_path, [ROW]))
+    names, steps, _ = READERS[installed](tmp_path)
+    assert (names >= LOGGED, steps) == (True, {2})
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_backend_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(tracker, "find_spec", lambda module: None)
+    monkeypatch.chdir(tmp_path)
+    message = problem([f"tracking={name}", "mode=train", "model=tiny_random", "instance=cpu"])
+    assert message == (
+        f"tracking={name}: requires the package {name}; pip install 'sftlab[{name}]', or set tracking=wandb or "
+        "tracking=none"
+    )
+    assert problem([f"tracking={name}", "mode=preview", "model=tiny_random", "instance=cpu"]) is None
+
+
+def test_a_tracker_that_fails_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, variables = job(tmp_path, "mlflow")
+    (tmp_path / "outputs" / "mlflow.db").mkdir()
+    tracker.log_result(variables, result(tmp_path, []))
+    (line,) = caplog.messages
+    assert line.startswith("mlflow: the results could not be logged (")
 
 
 class Wandb(BaseHTTPRequestHandler):

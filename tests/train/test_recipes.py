@@ -15,7 +15,7 @@ from sftlab.eval.replication import judged
 from sftlab.eval.scorers import scorer
 from sftlab.eval.statistics import over_trainings
 from sftlab.records import Candidate, Prediction
-from sftlab.report import tables, terminal
+from sftlab.report import tables, terminal, text
 from sftlab.results import Evaluation, Recipe
 from sftlab.runtime.job import Job
 from sftlab.train import select
@@ -60,7 +60,7 @@ def test_the_recipe_with_the_best_mean_wins_over_the_luckiest_training(sweep: Ca
 
 def test_right_answers_rank_recipes_the_other_way_round(sweep: Callable[..., list[Job]]) -> None:
     jobs = sweep(("1e-3", 1, 0.2), ("1e-3", 2, 0.3), ("3e-3", 1, 0.9), ("3e-3", 2, 0.9))
-    right = [[True] * count + [False] * (10 - count) for count in (3, 4, 9, 6)]
+    right = [[1.0] * count + [0.0] * (10 - count) for count in (3, 4, 9, 6)]
     order = rank(jobs, "lowest", right)
     assert order.recipes[0].values == [0.9, 0.6]
     assert order.selection.chosen.job == 2
@@ -126,3 +126,21 @@ def test_two_trainings_are_few_and_a_gain_may_be_too_small() -> None:
     assert replication.worded(small, 0.2).outcome == "better"
     assert replication.worded(small, 0.2, smallest=0.1).outcome == "too_small"
     assert replication.worded(small, 0.2, number=5).outcome == "inconclusive"
+
+
+def test_loss_and_score_may_disagree_and_each_setting_decides_by_its_own(sweep: Callable[..., list[Job]]) -> None:
+    """The loss falls and then rises while more answers are right."""
+    jobs = sweep(("1e-3", 1, 0.5), ("2e-3", 1, 0.3), ("3e-3", 1, 0.6))
+    scores = [[1.0] * count + [0.0] * (40 - count) for count in (4, 8, 36)]
+    by_loss, by_score = rank(jobs, "lowest").selection, rank(jobs, "lowest", scores).selection
+    assert (by_loss.chosen.job, by_score.chosen.job) == (1, 2)
+    assert rank(jobs, "earliest", scores).selection.chosen.job == 2  # the others are beyond the noise
+    recorded = select.record(by_score, "accuracy", [], scored_rows=40)
+    words = text.disagreement(recorded)
+    assert words is not None
+    assert "step 5 of job 1 (loss 0.3000, accuracy 20.0%) has the lowest loss" in words
+    assert "step 5 of job 2 (loss 0.6000, accuracy 90.0%) the best accuracy" in words
+    assert "beyond the noise" in words
+    assert text.disagreement(select.record(by_loss, "eval_loss", [])) is None
+    same = rank(jobs, "lowest", [scores[0]] * 3).selection
+    assert "the loss decides" in str(text.disagreement(select.record(same, "accuracy", [])))

@@ -46,8 +46,8 @@ class Case:
 
     @property
     def whole(self) -> bool:
-        """Whether only the complete command line reports the problem: Hydra's own keys and options."""
-        return any("hydra." in argument or argument.startswith("-") for argument in self.arguments)
+        """Whether only the complete command line reports the problem: Hydra's own keys, options, finished runs."""
+        return any("hydra." in argument or argument.startswith(("-", "run=")) for argument in self.arguments)
 
 
 def text(name: str, content: str | bytes) -> Make:
@@ -172,6 +172,10 @@ TYPES = [
 COMBINATIONS = [
     tiny("name=.."),
     tiny("mode=evaluate"),
+    tiny("mode=serve", "eval.engine=transformers"),
+    tiny("mode=serve", "serve.port=0"),
+    Case(["mode=serve", "run=nope"]),
+    Case(["mode=serve", "run=a"], "a folder without a run", text("a/notes.txt", "x")),
     tiny("hub.push=true"),
     Case([*TINY, "store=a/b"], "a is a file", text("a", "x")),
     tiny("train.packing=true", "train.allow_truncated_completion=true"),
@@ -195,10 +199,12 @@ COMBINATIONS = [
     tiny("eval.labels=[Ours]", "mode=train"),
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
-    tiny("eval.task=rouge", "select.metric=exact_match"),
+    tiny("select.max_rows=5"),
     tiny("eval.task=number"),
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
+    tiny("eval.task=sql"),
+    tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]
 
 TRAINING = [
@@ -356,6 +362,12 @@ CONTENDERS = [
             "+eval.contenders.mine={weights: finetuned, name_or_path: 'random:llama'}",
             "+eval.contenders.mine.system='{{ row }}'",
             "+eval.contenders.mine.name_or_path=nowhere/",
+            "+eval.contenders.mine.url='http://localhost:1/v1'",
+            "+eval.contenders.mine={url: 'https://me:secret@host/v1', model: m}",
+            "+eval.contenders.mine={url: 'https://host/v1', model: m, api_key_env: NOT_THERE}",
+            "+eval.contenders.mine={url: 'https://host/v1', model: m, name_or_path: 'random:llama'}",
+            "+eval.contenders.mine.api_key=abc",
+            "eval.price={input: 1}",
         )
     ),
 ]

@@ -137,7 +137,7 @@ CASES: list[tuple[list[str], Make | None, str]] = [
       "eval.dataset.split={train: 0, validation: 0, test: 4}"], None, r"(?P<key_of>eval.dataset.choices) is (?P<from>null)"),  # noqa: E501
     ([*BOTH, "eval.extract=x"], None, r"(?P<key_of>eval.extract)=.*set it to (?P<to>null)"),
     ([*BOTH, "eval.extract='{{ text }}'"], None, r"or set (?P<key_of>eval.task) to (?P<to>exact) >> set (?P<set>'eval.extract=.*)"),  # noqa: E501
-    ([*BOTH, "eval.task=rouge", "select.metric=exact_match"], None, r"(?P<key_of>select.metric)=.*set it to (?P<to>\w+)"),  # noqa: E501
+    ([*BOTH, "select.max_rows=5"], None, r"(?P<key_of>select.max_rows)=.*set it to (?P<to>\w+)"),
     ([*BOTH, "eval.tensor_parallel_size=2"], None, r"(?P<key_of>eval.tensor\S+)=.*set it to (?P<to>1)"),
     ([*BOTH, "hub.push=true"], None, r"set (?P<key_of>hub.repo_id) to (?P<to>\S+)"),
     ([*BOTH, "dataset.split.test=0"], None, r"set (?P<set>mode=train)"),

@@ -135,7 +135,7 @@ def test_a_problem_names_the_other_keys_that_could_fix_it(config: Compose, tmp_p
     rows = write_rows(tmp_path / "rows.jsonl", [*vignettes(20), {"id": "x"}])
     for overrides, keys in (
         (["instance=cpu", "train.use_liger_kernel=true"], ["train.use_liger_kernel", "instance.device"]),
-        (["eval.task=rouge", "select.metric=exact_match"], ["select.metric", "eval.task"]),
+        (["select.max_rows=5"], ["select.max_rows", "select.metric"]),
         (["train.global_batch_size=12"], ["train.global_batch_size", "train.per_device_train_batch_size", "instance"]),
         ([f"dataset.name_or_path={rows}"], ["dataset.split.train", "dataset.keep", "eval.task"]),
     ):

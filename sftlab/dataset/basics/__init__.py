@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from sftlab.dataset.basics.facts import fact
 from sftlab.dataset.basics.instructions import instruction
@@ -31,7 +30,7 @@ KINDS: dict[str, Draw] = {
 }
 
 
-def rows(count: int, seed: int) -> list[dict[str, Any]]:
+def rows(count: int, seed: int) -> list[dict[str, str]]:
     """The first ``count`` questions of the series that ``seed`` names; each kind comes once before any comes again.
 
     Returns:
@@ -40,7 +39,7 @@ def rows(count: int, seed: int) -> list[dict[str, Any]]:
     """
     rngs = {kind: random.Random(f"basics {kind} {seed}") for kind in KINDS}
     draws = {kind: draw(rngs[kind]) for kind, draw in KINDS.items()}
-    made: list[dict[str, Any]] = []
+    made: list[dict[str, str]] = []
     seen: set[str] = set()
     while len(made) < count:
         for kind, draw in draws.items():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Task = Literal["choice", "exact", "json", "labels", "number", "rouge"]
+from sftlab.config import Task
 
 SHORT = 5
 """Words of an answer that can be expected to equal its target."""
@@ -17,6 +17,12 @@ MOSTLY = 0.8
 
 NUMBER = re.compile(r"[-−+]?[$€£]?\d[\d,.'’]*\s?%?")
 """A target that is nothing but a number."""
+
+STATEMENT = re.compile(r"\s*(?:```\w*\s*)?(?:select|with|insert|update|delete|create|alter|drop)\b", re.IGNORECASE)
+"""The beginning of a SQL statement."""
+
+TABLE = re.compile(r"\bcreate\s+table\b", re.IGNORECASE)
+"""What a context has on whose tables statements can be executed."""
 
 FEWEST, MOST = 20, 20
 """Rows that show that all targets are numbers or labels, and labels of a classification, which recur five times."""
@@ -32,17 +38,20 @@ LETTER = "(?i)the answer is [(]([A-Z])[)]"
 
 
 class Answered(NamedTuple):
-    """The target of a row, the text of its last turn, and the letters of its options."""
+    """The target of a row, the text of its last turn, the letters of its options, and its context (dataset.context)."""
 
     target: str
     answer: str
     choices: str
+    context: str | None = None
 
 
 def fitting(rows: Sequence[Answered]) -> tuple[Task, str | None]:
     """Return the task, and the template of the compared part if that is not the whole answer."""
     if rows and all(row.choices for row in rows):
         return "choice", None
+    if rows and all(STATEMENT.match(row.target) and TABLE.search(row.context or "") for row in rows):
+        return "sql", None
     if marks := [mark for mark in MARKS if rows and all(re.search(mark, row.target) for row in rows)]:
         ends = [match[1].strip() for row in rows if (match := re.search(marks[0], row.target))]
         return "number" if _numbers(ends) else "exact", "{{ text | search('" + marks[0] + "') or text }}"

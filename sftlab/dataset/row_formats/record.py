@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sftlab.dataset.row_formats.fitting import Task
+from sftlab.config import Task
 from sftlab.records import Message, Tool
 
 FormatName = Literal["chat", "sharegpt", "alpaca", "prompt_completion", "question_answer", "multiple_choice"]

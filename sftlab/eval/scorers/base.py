@@ -55,6 +55,8 @@ class Scorer(ABC):
     can be forced if there is none."""
     json_targets: ClassVar[bool] = False
     """Whether targets are JSON values, so that a list is one target."""
+    needs_context: ClassVar[bool] = False
+    """Whether the context of a row (dataset.context) is needed to score it."""
 
     def __init__(self, cfg: EvalConfig) -> None:
         self.cfg = cfg
@@ -131,6 +133,7 @@ class Scorer(ABC):
                     choices=example.choices,
                     forced_logprobs=generation.forced_logprobs,
                     logprobs=generation.logprobs,
+                    context=example.context if self.needs_context else None,
                 )
             )
         return rows

@@ -1,0 +1,42 @@
+"""Ask the served models, as any OpenAI client does, and stream their answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, cast
+
+from sftlab.errors import StageError
+from sftlab.records import Message
+
+Stream = Callable[[str, Sequence[Message]], AsyncIterator[str]]
+"""Takes the name of a model and the turns of a conversation; yields its answer in parts."""
+
+
+class RefusedError(StageError):
+    """A request that the server refuses, such as one with a prompt longer than the context."""
+
+
+def streaming(urls: Mapping[str, str]) -> Stream:
+    """Return a function that asks the servers at ``urls``, by name of the model.
+
+    It raises a RefusedError if the server refuses the request, and a StageError if the server cannot be reached.
+    """
+    from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
+
+    async def stream(model: str, turns: Sequence[Message]) -> AsyncIterator[str]:
+        # One client per answer: a client belongs to one event loop. Proxies are not for this machine.
+        http = DefaultAsyncHttpxClient(trust_env=False)
+        async with AsyncOpenAI(base_url=urls[model], api_key="none", max_retries=0, http_client=http) as client:
+            try:
+                messages = cast(Any, list(turns))
+                answer = await client.chat.completions.create(model=model, messages=messages, stream=True)
+                async for part in answer:
+                    if part.choices and (text := part.choices[0].delta.content):
+                        yield text
+            except APIStatusError as error:
+                body = error.body if isinstance(error.body, dict) else {}
+                raise RefusedError(f"{model}: {body.get('message', error.message)}") from error
+            except APIConnectionError as error:
+                raise StageError(f"{model}: the server at {urls[model]} does not answer") from error
+
+    return stream

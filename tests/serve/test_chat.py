@@ -1,0 +1,83 @@
+"""mode=chat: conversations with two models, with answers that are made up; test_serve.py has one with real models."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from rich.console import Console
+
+from sftlab.errors import StageError
+from sftlab.records import Message
+from sftlab.serve.chat import converse
+from sftlab.serve.client import RefusedError
+
+MODELS = ("baseline", "finetuned")
+
+
+class Models:
+    """Answer with the number of turns; records what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[Message]]] = []
+
+    async def __call__(self, model: str, turns: Sequence[Message]) -> AsyncIterator[str]:
+        self.asked.append((model, list(turns)))
+        for part in (f"{model} ", "[b]has[/b] ", f"{len(turns)}"):
+            await asyncio.sleep(0)
+            yield part
+
+
+def chat(lines: list[str], stream: object, *, terminal: bool = False, width: int = 100) -> str:
+    out = io.StringIO()
+    converse(iter(lines), MODELS, stream, Console(file=out, force_terminal=terminal, width=width))  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def test_each_model_has_its_own_conversation() -> None:
+    models = Models()
+    out = chat(["one", "", "two", "/reset", "three", "/quit", "four"], models)
+    assert [(model, len(turns)) for model, turns in models.asked] == [
+        *((model, 1) for model in MODELS), *((model, 3) for model in MODELS), *((model, 1) for model in MODELS),
+    ]  # fmt: skip
+    assert [turn["content"] for turn in models.asked[2][1]] == ["one", "baseline [b]has[/b] 1", "two"]
+    assert [turn["content"] for turn in models.asked[3][1]] == ["one", "finetuned [b]has[/b] 1", "two"]
+    assert "baseline: baseline [b]has[/b] 3\nfinetuned: finetuned [b]has[/b] 3\n" in out
+
+
+def test_an_unknown_command_lists_the_commands_and_asks_nothing() -> None:
+    models = Models()
+    assert "/help: no such command; /reset starts a new conversation, /quit" in chat(["/help me"], models)
+    assert models.asked == []
+
+
+def test_a_refused_question_is_not_part_of_the_conversation() -> None:
+    asked = []
+
+    async def refuse_long(model: str, turns: Sequence[Message]) -> AsyncIterator[str]:
+        asked.append([turn["content"] for turn in turns])
+        if model == "finetuned" and turns[-1]["content"] == "long":
+            raise RefusedError("finetuned: too long")
+        yield "yes"
+
+    out = chat(["long", "short"], refuse_long)
+    assert "finetuned: too long; /reset starts a new conversation" in out
+    assert asked[2:] == [["short"], ["short"]]
+
+
+def test_a_server_that_ended_ends_the_conversation() -> None:
+    async def fail(model: str, turns: Sequence[Message]) -> AsyncIterator[str]:
+        raise StageError("does not answer")
+        yield ""
+
+    with pytest.raises(StageError, match="does not answer"):
+        chat(["one", "two"], fail)
+
+
+@pytest.mark.parametrize(("width", "rows"), [(100, 1), (40, 2)])
+def test_answers_are_side_by_side_where_there_is_room(width: int, rows: int) -> None:
+    lines = chat(["one"], Models(), terminal=True, width=width).splitlines()
+    assert len([line for line in lines if "has" in line and "[b]" in line]) >= rows
+    assert any("baseline [b]" in line and "finetuned [b]" in line for line in lines) == (rows == 1)
