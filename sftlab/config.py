@@ -72,6 +72,17 @@ def interval(value: float) -> float:
     return value
 
 
+def ends(values: list[float]) -> list[float]:
+    """Accept two different ends of a range.
+
+    Raises:
+        PydanticCustomError: both are the same.
+    """
+    if values[0] == values[1]:
+        raise PydanticCustomError("range", "should be two different numbers, the worst value and the best")
+    return values
+
+
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -136,7 +147,7 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
-Task = Literal["choice", "exact", "json", "labels", "match", "number", "rouge", "sql"]
+Task = Literal["choice", "exact", "function", "json", "judge", "labels", "match", "metric", "number", "rouge", "sql"]
 """How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
 
 
@@ -310,7 +321,8 @@ class ContenderConfig(Section):
 
     name_or_path: Location | None = None
     revision: str | None = None
-    weights: Literal["base", "finetuned"] = "base"
+    weights: Literal["base", "adapter", "finetuned"] = "base"
+    quantization: Literal["nf4"] | None = None
     shots: Count = 0
     system: str | None = None
     user: str | None = None
@@ -321,6 +333,24 @@ class ContenderConfig(Section):
     timeout_s: PositiveFloat = 120.0
     retries: Count = 5
     price: PriceConfig | None = None
+
+
+class JudgeConfig(Section):
+    """The judge of eval.task=judge and its prompt: a model on this machine, or behind an OpenAI-compatible endpoint."""
+
+    name_or_path: Location | None = None
+    revision: str | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
+    model: Name | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    concurrency: PositiveInt = 8
+    timeout_s: PositiveFloat = 120.0
+    retries: Count = 5
+    system: str = ""
+    user: str = ""
+    pattern: str = r"\[\[(A|B|tie)\]\]"
+    max_tokens: PositiveInt = 256
+    preferences: Location | None = None
 
 
 class EvalConfig(Section):
@@ -334,6 +364,7 @@ class EvalConfig(Section):
     baseline: bool
     contenders: dict[SourceName, ContenderConfig | None] | None = None
     price: PriceConfig | None = None
+    chain: list[Name] = []
     max_rows: PositiveInt | None
     max_tokens: PositiveInt
     temperature: Annotated[float, Field(ge=0)]
@@ -345,6 +376,11 @@ class EvalConfig(Section):
     rouge: Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
     tolerance: ToleranceConfig = ToleranceConfig()
     sql: SqlConfig = SqlConfig()
+    metric: Location | None = None
+    metric_value: str | None = None
+    metric_range: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(ends)] = [0.0, 1.0]
+    scorer: Location | None = None
+    judge: JudgeConfig = JudgeConfig()
     group_by: str | None
     batch_size: PositiveInt
     tensor_parallel_size: PositiveInt
@@ -368,6 +404,7 @@ class SelectConfig(Section):
 
     metric: Literal["eval_loss", "score"]
     max_rows: PositiveInt | None
+    average: Literal["ties"] | None
     tie: Literal["earliest", "lowest"]
 
 
@@ -410,8 +447,16 @@ class RunsConfig(Section):
 class ServeConfig(Section):
     """How ``mode=serve`` serves the models of a run."""
 
-    port: Annotated[int, Field(ge=1, le=65534)]
-    adapter: bool
+    port: Annotated[int, Field(ge=1, le=65534)] = 8000
+    adapter: bool = True
+
+
+class ExportConfig(Section):
+    """The format in which ``mode=export`` writes the merged model of a run."""
+
+    format: Literal["gguf", "awq", "fp8", "bnb4"] = "gguf"
+    gguf: Literal["q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16"] = "q8_0"
+    rows: PositiveInt = 128
 
 
 class PlanConfig(Section):
@@ -432,11 +477,13 @@ class Config(Section):
     """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    mode: Literal["all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat"]
+    mode: Literal[
+        "all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat", "export"
+    ]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     store: Location
-    run: Location | None
+    run: Location | None = None
     model: ModelConfig
     dataset: DatasetConfig
     peft: PeftConfig
@@ -449,5 +496,6 @@ class Config(Section):
     hub: HubConfig
     clean: CleanConfig
     runs: RunsConfig
-    serve: ServeConfig
+    serve: ServeConfig = ServeConfig()
+    export: ExportConfig = ExportConfig()
     plan: PlanConfig

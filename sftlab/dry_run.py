@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sftlab.config import Config, ModelConfig
@@ -15,7 +16,7 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned_data
-from sftlab.eval import contenders, endpoint, guards, reuse
+from sftlab.eval import contenders, definitions, endpoint, guards, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
@@ -106,7 +107,7 @@ def evaluation(cfg: Config, folder: Path, scratch: Path) -> None:
         pair[name] = Contender.of(base)
         _log_answers(cfg, store, pair[name], test, machine)
     if "baseline" in pair:
-        for name, one in contenders.defined(_without_downloads(cfg, store), temporary, pair, test)[0].items():
+        for name, one in definitions.defined(_without_downloads(cfg, store), temporary, pair, test)[0].items():
             log.info("%-9s a contender on the same questions", name)
             if isinstance(one, Contender):
                 _log_answers(cfg, store, one, one.asked or test, machine)
@@ -195,7 +196,8 @@ def _log_answers(
     cfg: Config, store: Store, one: Contender, test: contenders.EvalSet, machine: instance.Machine
 ) -> None:
     prompts = contenders.prompts(cfg, one.base, test)
-    _log_stage("answers", is_cached=evaluate.cached(store, one.model, prompts, cfg.eval, machine, cfg.seed))
+    model = replace(one.model, identity=one.request(prompts).identity)
+    _log_stage("answers", is_cached=evaluate.cached(store, model, prompts, cfg.eval, machine, cfg.seed))
 
 
 def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:

@@ -17,6 +17,7 @@ from sftlab.eval import contenders, decision, guards, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.predictions import labels, load_pair
 from sftlab.instance import machine as instance
 from sftlab.instance import precision
@@ -161,7 +162,10 @@ def compare_files(run: Run, cfg: Config) -> Path:
     baseline, finetuned = load_pair(first, second, cfg.eval)
     runs = {"baseline": baseline, "finetuned": finetuned}
     names = labels(first, second, cfg.eval)
-    evaluation = release.decided(decision.decide(runs, names, cfg.eval, run.folder, both_mute=False, labels=names))
+    evaluation = decision.decide(
+        runs, names, cfg.eval, run.folder, both_mute=False, labels=names, pairwise=pairwise_of(cfg)
+    )
+    evaluation = release.decided(evaluation)
     run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"

@@ -212,6 +212,8 @@ class Candidate(Record):
     """Training seconds from the job's start to the checkpoint."""
     score: float | None = None
     """Its mean score on the validation rows, if checkpoints are ranked by it."""
+    average_of: tuple[str, ...] = ()
+    """Folders of the checkpoints that it is the average of (select.average); empty for a checkpoint of a training."""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -273,6 +273,8 @@ class Selection(Record):
     """Mean training loss over the steps since the validation before; null at step 0."""
     score: float | None = None
     """Its mean score on the validation rows, if checkpoints are ranked by it."""
+    average_of: tuple[str, ...] = ()
+    """Folders of the checkpoints that it is the average of (select.average)."""
     scored_rows: int | None = None
     """Validation rows that were answered for this (select.max_rows)."""
     job: int
@@ -533,6 +535,53 @@ class ItemCounts(Record):
         return 2 * self.right / (self.given + self.expected)
 
 
+class Calibration(Record):
+    """A judge compared with people on the same pairs of answers."""
+
+    file: str
+    """The config key eval.judge.preferences."""
+    n: int
+    """Pairs that people have judged."""
+    agreement: Estimate
+    """Share of the pairs on which judge and people agree: first, second or tie."""
+    kappa: Estimate
+    """Cohen's kappa: agreement beyond that of chance."""
+
+
+class JudgeRecord(Record):
+    """What a judge decided in a comparison, and how it tends to decide."""
+
+    name: str
+    """Its name."""
+    pairs: int
+    """Pairs of answers; with repeats, of all."""
+    asked: int
+    """Pairs that the judge was asked about, in both orders: not those with an empty answer, or equal ones."""
+    consistent: int
+    """Of these, pairs with the same verdict in both orders."""
+    no_verdict: int
+    """Texts of the judge without a verdict, of two per pair."""
+    prefers_first: float | None
+    """Share of the verdicts for the answer that was shown first, ties counted half; 0.5 without a preference for it."""
+    prefers_longer: float | None
+    """Share of the decided pairs in which the answer with more words is preferred."""
+    words: tuple[float, float]
+    """Mean number of words of both models' answers."""
+    at_equal_length: Estimate
+    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths."""
+    calibration: Calibration | None = None
+    """Agreement with people; null without eval.judge.preferences."""
+
+
+class ScorerSource(Record):
+    """Code that scored the answers: a metric of the evaluate library, or a function of the user."""
+
+    name: str
+    """The config key eval.metric or eval.scorer."""
+    sha256: str
+    """SHA-256 of its file."""
+
+
 class Changes(Record):
     """How many answers differ between two models, and how many independent questions they are worth."""
 
@@ -589,6 +638,8 @@ class Comparison(Record):
     """Questions on which the second model is better; with repeats, more often right."""
     lost: int
     """Questions on which the second model is worse; with repeats, less often right."""
+    judge: JudgeRecord | None = None
+    """The judge; null for other tasks."""
     scores: dict[str, Estimate] = {}
     """Differences of the other metrics, by name; the verdict does not depend on them."""
     both_right: int | None = None
@@ -700,11 +751,22 @@ class Contender(Record):
     result: ModelResult | None = None
     """The model on the test set; null if it was left out."""
     comparison: Comparison | None = None
-    """The fine-tuned model minus this one; null if it was left out."""
+    """The fine-tuned model minus this one; null if it was left out, or is in eval.chain, where its loss is tested."""
     p_adjusted: float | None = None
     """p of the comparison, adjusted by Holm's method for the number of contenders, the base model included."""
     verdict: Verdict | None = None
     """The verdict by the adjusted p."""
+
+
+class ChainStep(Record):
+    """Two models that follow each other in eval.chain: the later one may not lose more than eval.margin."""
+
+    first: str
+    """Name of the earlier model."""
+    second: str
+    """Name of the later model."""
+    comparison: Comparison | None = None
+    """The later model minus the earlier one, with the test in ``noninferiority``; null if one was left out."""
 
 
 class Reuse(Record):
@@ -741,10 +803,14 @@ class Evaluation(Record):
     """Further models on the same questions (eval.contenders)."""
     p_adjusted: float | None = None
     """p of ``comparison``, adjusted by Holm's method for all contenders; null without contenders."""
+    chain: list[ChainStep] = []
+    """The steps of eval.chain; of three models or more, also the last one against the first."""
     subgroups: Subgroups | None = None
     """Results by eval.group_by, or by source."""
     constant: Constant | None = None
     """The best constant answer in multiple choice."""
+    scorer: ScorerSource | None = None
+    """The code that scored the answers; null for tasks of sftlab."""
     labels: dict[str, str] = LABELS
     """What the models are called: those names, or those of the compared files (eval.labels)."""
     reuse: Reuse | None = None
@@ -996,6 +1062,28 @@ class OverlapRecord(OverlapReport):
     """The config key dataset.allow_overlap."""
 
 
+# ------------------------------------------------------------------- export
+
+
+class Export(Record):
+    """A merged model that was written in another format (mode=export), and its test."""
+
+    format: str
+    """The config key export.format."""
+    gguf: str | None
+    """The config key export.gguf; null for other formats."""
+    folder: str
+    """Folder of the exported model."""
+    gib: float
+    """Size of its weights, GiB."""
+    merged_gib: float
+    """Size of the weights of the merged model, GiB."""
+    engine: str
+    """Engine that answered the test questions with both models."""
+    comparison: Comparison
+    """The merged model and the exported one on the test set."""
+
+
 # ------------------------------------------------------------------- run
 
 
@@ -1062,6 +1150,8 @@ class RunRecord(Record):
     """The results of mode=plan."""
     sources: dict[str, str] = {}
     """The compared files of mode=compare."""
+    exports: list[Export] = []
+    """The merged model in other formats (mode=export)."""
 
 
 # ------------------------------------------------------------------- job

@@ -25,7 +25,7 @@ from sftlab.runtime.job import Job, summary
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, link
 from sftlab.runtime.store import Store
-from sftlab.train import ranking, recipes, select, sharing
+from sftlab.train import average, ranking, recipes, select, sharing
 
 
 @dataclass(frozen=True)
@@ -89,23 +89,36 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
 
 def _selection(ranked: Sequence[Job], done: Sequence[Job]) -> Decision:
     """Rank the checkpoints of jobs that can be ranked together, by the loss or by scores of their answers."""
+    order, metric, count = _ranking(ranked)
+    chosen = order.selection.chosen
+    winner = next(job for job in done if job.number == chosen.job)
+    cfg = winner.settings()
+    store = Store(cfg.store)
+    base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in another process
+    if cfg.select.average is not None:
+        averaged = average.make(store, order.selection.ties, winner, base, instance.find(cfg.instance))
+        if averaged is not None:
+            winner.candidates = [*winner.candidates, averaged]
+            winner.stages = {**winner.stages, "average": str(Path(averaged.checkpoint).parent)}
+            order, metric, count = _ranking(ranked)
+            chosen = order.selection.chosen
+    unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
+    sources = tokenize.validation_sources(Path(winner.stages["tokens"]))
+    record = select.record(order.selection, metric, unranked, sources, order.recipes, count)
+    is_untrained = chosen.step == 0 or variants.equals_base(Path(chosen.checkpoint), base.path)
+    untrained = select.untrained(cfg.select.tie, chosen.step) if is_untrained else None
+    return Decision(record, order.selection, winner, cfg, base, untrained)
+
+
+def _ranking(ranked: Sequence[Job]) -> tuple[recipes.Ranking, str, int | None]:
+    """Rank the checkpoints of jobs; with the name of what ranks them, and the number of rows that were answered."""
     settings = ranked[0].settings().select
     rows, groups = None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))
     metric, count = "eval_loss", None
     if settings.metric == "score":
         scores = validation_scores(ranked)
         rows, groups, metric, count = scores.rows, scores.groups, scores.metric, len(scores.groups)
-    order = recipes.rank(ranked, settings.tie, rows, groups)
-    chosen = order.selection.chosen
-    winner = next(job for job in done if job.number == chosen.job)
-    unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
-    sources = tokenize.validation_sources(Path(winner.stages["tokens"]))
-    record = select.record(order.selection, metric, unranked, sources, order.recipes, count)
-    cfg = winner.settings()
-    base = models.resolve(cfg.model, Store(cfg.store), cfg.seed)  # again: the job may have run in another process
-    is_untrained = chosen.step == 0 or variants.equals_base(Path(chosen.checkpoint), base.path)
-    untrained = select.untrained(settings.tie, chosen.step) if is_untrained else None
-    return Decision(record, order.selection, winner, cfg, base, untrained)
+    return recipes.rank(ranked, settings.tie, rows, groups), metric, count
 
 
 def _evaluate(run: Run, decision: Decision, done: Sequence[Job]) -> None:
@@ -118,7 +131,8 @@ def _evaluate(run: Run, decision: Decision, done: Sequence[Job]) -> None:
     stages = {**winner.stages, "merged": str(merged.stage.path)}
     run.update(merge=merged.check, stages=stages)
     test = contenders.read_test(cfg, store, dataset.make(store, cfg.dataset))
-    finetuned = Contender(evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code), base)
+    model = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
+    finetuned = Contender(model, base, adapter=checkpoint)
     both = {"baseline": Contender.of(base), "finetuned": finetuned}
     judged = guards.judge(cfg, store, both, test, run.folder)
     times = {**winner.times, **judged.times}

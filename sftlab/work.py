@@ -15,6 +15,8 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.pinning import pinned_data
 from sftlab.errors import ConfigError, Problem, StageError, advised, shown
 from sftlab.eval import stage as evaluate
+from sftlab.export import formats
+from sftlab.export import stage as export
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model import finished
@@ -229,6 +231,23 @@ def chat_with_run(cfg: Config, *, dry_run: bool) -> None:
         chat.converse(chat.typed(), list(urls), streaming(urls), Console())
 
 
+def export_run(cfg: Config, *, dry_run: bool) -> None:
+    """``mode=export``: write the merged model of a run in another format, and test that it is no worse.
+
+    Raises:
+        ConfigError: there is no such run, or it has no merged model.
+    """
+    run = finished.find(cfg)
+    if problems := list(formats.problems(cfg.export, instance.find(cfg.instance).device)):
+        raise ConfigError(*problems)
+    if dry_run:
+        export.settings(run, cfg)
+        log.info("would export: %s as %s", run.folder, export.label(cfg.export))
+        return
+    result = export.export(run, cfg)
+    terminal.exported(result, run.folder / "export" / export.label(cfg.export))
+
+
 def _list_dry(cfg: Config) -> None:
     list_runs(cfg, dry_run=True)
 
@@ -256,5 +275,9 @@ WORK: dict[str, InJobs | WithoutJobs] = {
     "chat": WithoutJobs(
         lambda cfg, folder, run: chat_with_run(cfg, dry_run=False),
         lambda cfg, folder, scratch: chat_with_run(cfg, dry_run=True),
+    ),
+    "export": WithoutJobs(
+        lambda cfg, folder, run: export_run(cfg, dry_run=False),
+        lambda cfg, folder, scratch: export_run(cfg, dry_run=True),
     ),
 }

@@ -122,7 +122,7 @@ def test_every_key_of_a_command_exists(one: Shown, files: Path) -> None:
 
 def test_every_key_in_the_text_exists() -> None:
     reference = (DOCS / "configuration.md").read_text("utf-8")
-    sections = "clean|dataset|eval|hub|instance|merge|model|peft|plan|runs|select|serve|train|tracking"
+    sections = "clean|dataset|eval|export|hub|instance|merge|model|peft|plan|runs|select|serve|train|tracking"
     missing = []
     for path in [*pages(), ROOT / "README.md"]:
         named = re.findall(rf"`((?:{sections})\.\w+)(?:\.\w+)*(?:=[^`]*)?`", path.read_text("utf-8"))

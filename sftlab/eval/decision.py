@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from sftlab.config import EvalConfig
 from sftlab.eval import release
 from sftlab.eval.knowledge import constant, unknown
+from sftlab.eval.pairwise import Pairwise
 from sftlab.eval.scorers import Scorer, scorer
 from sftlab.eval.scorers.base import Runs
 from sftlab.eval.statistics import answers_per_question, averages, compare, deciding_p, holm
 from sftlab.eval.subgroups import subgroups
 from sftlab.model.reasoning import answered, unclosed
 from sftlab.records import Prediction
-from sftlab.results import LABELS, Comparison, Contender, Cost, Evaluation, EvaluationRow, Verdict
+from sftlab.results import LABELS, ChainStep, Comparison, Contender, Cost, Evaluation, EvaluationRow, Verdict
 from sftlab.runtime.job import Job
 
 UNEQUAL = 0.01
@@ -31,6 +33,7 @@ def decide(
     labels: Mapping[str, str] | None = None,
     contenders: Sequence[Contender] = (),
     costs: Mapping[str, Cost] | None = None,
+    pairwise: Pairwise | None = None,
 ) -> Evaluation:
     """Summarise the models, compare the fine-tuned one with the others, and write predictions into the run's folder.
 
@@ -45,9 +48,10 @@ def decide(
         labels: What tables and figures call the models; None: eval.labels, or Baseline and Fine-tuned.
         contenders: The records of further models, without their results.
         costs: What the answers cost, by the name of the model.
+        pairwise: What compares two answers (eval.task=judge).
     """
     score = scorer(cfg)
-    scored = {side: [score.scored(rows) for rows in repeated] for side, repeated in runs.items()}
+    scored = score.paired({side: [score.scored(rows) for rows in own] for side, own in runs.items()}, pairwise)
     repeats = {side: score.repeats(repeated) for side, repeated in scored.items() if len(repeated) > 1}
     (folder / "predictions").mkdir(exist_ok=True)
     for side, repeated in scored.items():
@@ -64,20 +68,39 @@ def decide(
     for one in contenders:
         if one.name in scored:
             named = {one.about: scored[one.name], names["finetuned"]: scored["finetuned"]}
-            change = {"result": results[one.name], "comparison": against(score, named, both_mute=both_mute)}
+            compared = None if one.name in cfg.chain else against(score, named, both_mute=both_mute)
+            change: dict[str, object] = {"result": results[one.name], "comparison": compared}
             one = one.model_copy(update=change)
         finished.append(one)
+    about = {**names, **{one.name: one.about for one in contenders}}
+    chain = [_step(score, first, second, scored, about) for first, second in steps(cfg.chain)]
     evaluation = Evaluation(
         task=cfg.task,
+        chain=chain,
         baseline=results.get("baseline"),
         finetuned=results["finetuned"],
         comparison=comparison,
         contenders=finished,
         subgroups=subgroups(pair, score) if cfg.group_by is not None or _by_source(pair) else None,
         constant=constant(scored["finetuned"][0]) if score.lettered else None,
+        scorer=score.source,
         labels=dict(labels or dict(zip(LABELS, cfg.labels or LABELS.values(), strict=True))),
     )
     return by_holm(evaluation)
+
+
+def steps(chain: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of models to test: each with the one before, and of three or more the last with the first."""
+    pairs = list(pairwise(chain))
+    return pairs + ([(chain[0], chain[-1])] if len(chain) > 2 else [])
+
+
+def _step(score: Scorer, first: str, second: str, scored: Mapping[str, Runs], about: Mapping[str, str]) -> ChainStep:
+    """Compare two models of a chain, the later minus the earlier; nothing if one was left out."""
+    if first not in scored or second not in scored:
+        return ChainStep(first=first, second=second)
+    named = {about[first]: scored[first], about[second]: scored[second]}
+    return ChainStep(first=first, second=second, comparison=against(score, named, both_mute=False))
 
 
 def against(score: Scorer, named: Mapping[str, Runs], *, both_mute: bool) -> Comparison:

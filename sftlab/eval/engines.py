@@ -44,6 +44,7 @@ class Settings:
     gpu_memory_utilization: float
     kv_cache_gib: float
     lora_rank: int | None = None
+    quantization: str | None = None
     """Rank of the LoRA adapters with which vLLM computes beside the model's weights; None: adapters are merged."""
 
 
@@ -102,6 +103,15 @@ def merged_folder(settings: Settings, checkpoint: Path, scratch: Path) -> Iterat
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def nf4(settings: Settings) -> Any:
+    """Return the configuration with which transformers quantises the linear layers to 4 bits."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    dtype = getattr(torch, settings.dtype)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
 class Vllm:
     """vLLM, in this process."""
 
@@ -117,6 +127,7 @@ class Vllm:
         self.settings, self.beat = settings, beat
         self.adapter: Any = None
         self.adapters = 0
+        quantised = {"quantization": "bitsandbytes"} if settings.quantization == "nf4" else {}
         lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": settings.lora_rank} if settings.lora_rank else {}
         self.llm = LLM(
             model=settings.model,
@@ -133,6 +144,7 @@ class Vllm:
             use_tqdm_on_load=False,
             **({} if on_cpu else {"gpu_memory_utilization": settings.gpu_memory_utilization}),
             **lora,
+            **quantised,
         )
 
     def load(self, checkpoint: Path, scratch: Path) -> None:
@@ -214,15 +226,23 @@ class Transformers:
 
         settings = self.settings
         self.model: Any = None  # frees the memory of the model before
-        self.model = load(model, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
-        self.model.to(settings.device).eval()
+        quantised = {} if settings.quantization is None else {"quantization_config": nf4(settings)}
+        self.model = load(model, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code, **quantised)
+        self.model = (self.model if quantised else self.model.to(settings.device)).eval()
         # As in vLLM, ignore the sampling options of the model's own config, such as a repetition penalty.
         self.model.generation_config = GenerationConfig(
             pad_token_id=self._padding(), eos_token_id=settings.stop_token_ids or None
         )
 
     def load(self, checkpoint: Path, scratch: Path) -> None:
-        """Replace the model by the merged one."""
+        """Use an adapter beside the weights (``lora_rank``), or replace the model by the merged one."""
+        if self.settings.lora_rank:
+            from peft import PeftModel
+
+            config = self.model.generation_config
+            self.model = PeftModel.from_pretrained(self.model, str(checkpoint)).eval()
+            self.model.generation_config = self.model.base_model.generation_config = config
+            return
         with merged_folder(self.settings, checkpoint, scratch) as folder:
             self._start(folder)
 

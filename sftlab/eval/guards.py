@@ -15,10 +15,12 @@ from pathlib import Path
 from sftlab.config import Config, Scoring
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem
-from sftlab.eval import contenders, decision, release, task
+from sftlab.eval import contenders, decision, judging, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
-from sftlab.eval.contenders import NAMES, Contender, EvalSet, Judged
+from sftlab.eval.contenders import NAMES, Contender, EvalSet
+from sftlab.eval.judging import Judged
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine as instance
 from sftlab.model.base import Base
@@ -120,7 +122,7 @@ def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
     Raises:
         ConfigError: The engine does not run the model, or a prompt leaves no room for an answer.
     """
-    contenders.check(cfg, store, base, test)
+    judging.check(cfg, store, base, test)
     for name in cfg.eval.guards if MODES[cfg.mode].evaluates else ():
         own, rows = read(cfg, store, name)
         try:
@@ -132,7 +134,7 @@ def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
 def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
     """Compare the models on the test set and on every guard."""
     asked = {name: read(cfg, store, name) for name in cfg.eval.guards}  # before anything is generated
-    judged = contenders.judge(cfg, store, both, test, folder)
+    judged = judging.judge(cfg, store, both, test, folder)
     found, stages, times = [], dict(judged.stages), dict(judged.times)
     for name, (own, rows) in asked.items():
         evaluation, of = _evaluation(own, store, both, rows, folder / FOLDER / name, name)
@@ -155,4 +157,5 @@ def _evaluation(
         (stages[side],) = evaluate.make_all(store, one.model, [written], cfg.eval, machine, cfg.seed)
         runs[side] = [score.predictions(stages[side].rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
     folder.mkdir(parents=True, exist_ok=True)
-    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True), stages
+    pairs = pairwise_of(cfg, test.examples)
+    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, pairwise=pairs), stages

@@ -31,11 +31,15 @@ SMALLER = (
 
 @dataclass(frozen=True)
 class Model:
-    """A model to evaluate: a folder, and the identity of its content."""
+    """A model to evaluate: a folder, and the identity of its content.
+
+    ``quantization`` is the format to which its weights are quantised when it is loaded, None for their own.
+    """
 
     path: Path
     identity: str
     trust_remote_code: bool
+    quantization: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def generate(
         gpu_memory_utilization=cfg.gpu_memory_utilization,
         kv_cache_gib=cfg.kv_cache_gib,
         lora_rank=lora_rank,
+        quantization=model.quantization,
     )
     engines, parts = list[Child](), dict[Path, list[Path]]()
     for number, environment in enumerate(environments):

@@ -91,7 +91,11 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]]
         )
     if problems := list(score.unmatched(with_text, lambda example: f"{a}:{lines[example.id]}: id {example.id!r}")):
         raise ConfigError(*problems)
-    if score.needs_context and (lost := [row.line for row, other in pairs if not (row.context or other.context)]):
+    if (
+        score.needs_context
+        and not score.context_is_optional
+        and (lost := [row.line for row, other in pairs if not (row.context or other.context)])
+    ):
         message, remedy = f"{len(lost)} rows have no context", f"eval.task={cfg.task} needs it: add it to the rows"
         raise ConfigError(Problem(f"{a}:{lost[0]}", None, message, remedy, ("eval.task",)))
     if cfg.group_by is not None and all(example.subgroup is None for example in examples):

@@ -53,7 +53,8 @@ class Generated:
     @property
     def seconds_per_token(self) -> float | None:
         """Seconds of generation per token of all engines together, without their start; None if that is unknown."""
-        speed = json.loads((self.stage.path / SPEED).read_text("utf-8"))
+        file = self.stage.path / SPEED
+        speed = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         tokens, seconds = speed.get("tokens"), speed.get("generate_seconds")
         return seconds / tokens if tokens and seconds is not None else None
 

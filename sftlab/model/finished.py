@@ -17,7 +17,7 @@ from sftlab.model.base import Base
 from sftlab.records import Example, text_of_turn
 from sftlab.results import RunRecord
 from sftlab.runtime import listing
-from sftlab.runtime.job import jobs
+from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.run import Run
 from sftlab.runtime.store import Store
 
@@ -45,7 +45,7 @@ class _Settings(BaseModel):
 
 @dataclass(frozen=True)
 class Finished:
-    """A run with a merged model.
+    """A run with a merged model, and the job of its selected checkpoint.
 
     ``adapter`` is the folder of the selected checkpoint if it is a LoRA adapter that is still there. ``data`` has the
     stage of the dataset, unless it was deleted.
@@ -53,6 +53,7 @@ class Finished:
 
     folder: Path
     record: RunRecord
+    job: Job
     generation: Generation
     base: Base
     merged: Path
@@ -126,6 +127,7 @@ def _opened(run: Run, cfg: Config) -> Finished:
     return Finished(
         folder=folder,
         record=record,
+        job=job,
         generation=settings.eval,
         base=models.resolve(settings.model, store, settings.seed),
         merged=(folder / MERGED).resolve(),

@@ -13,7 +13,7 @@ from markupsafe import Markup as Markdown  # the type of text that is Markdown a
 
 from sftlab.config import Config, DatasetConfig, Section
 from sftlab.eval import scorers
-from sftlab.report import contenders, tables
+from sftlab.report import contenders, judge, tables
 from sftlab.report.caveats import caveats, one_draw
 from sftlab.report.text import DASH, count, decimals, early_stop, level, percent, points, probability, span, titled
 from sftlab.results import Record, RunRecord
@@ -47,6 +47,7 @@ def card(run: RunRecord, cfg: Config) -> str:
         view=None if evaluation is None else scorers.view(evaluation.task),
         metric="" if evaluation is None else tables.name_of_metric(evaluation),
         items=None if evaluation is None else tables.items(evaluation),
+        judge=judge.sentences(evaluation) if evaluation is not None else [],
         results=None if evaluation is None else tables.results(evaluation),
         decision=None if evaluation is None else tables.decision(evaluation),
         guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
@@ -54,6 +55,8 @@ def card(run: RunRecord, cfg: Config) -> str:
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
         contenders=contenders.table(evaluation) if evaluation is not None and contenders.against(evaluation) else None,
         described=[] if evaluation is None else contenders.described(evaluation),
+        chain=None if evaluation is None else contenders.chain(evaluation),
+        deployed=None if evaluation is None else contenders.deployed(evaluation),
         prompting=None if evaluation is None else contenders.prompting(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
         caveats=[one_draw(run.mode, run.seed)]

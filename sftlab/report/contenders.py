@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from sftlab.eval import scorers
-from sftlab.report.tables import Table
+from sftlab.report.tables import Table, loss_result
 from sftlab.report.text import DASH, count, level, points, probability, span
 from sftlab.results import Comparison, Contender, Cost, Evaluation, ModelResult, Outcome
 
 
 def table(evaluation: Evaluation) -> Table:
-    """All models with their cost, and the fine-tuned model compared with each of the others."""
+    """All models with their cost, and the fine-tuned model compared with others: its result minus theirs."""
     view, judged = scorers.view(evaluation.task), evaluation.finetuned
-    minus = f"{evaluation.labels['finetuned']} minus it, points"
     header = ["model", view.name(judged.metric), f"{level(judged.level)} interval", view.no_answer]
-    header += [minus, "p, adjusted", "verdict"]
+    header += ["difference, points", "p, adjusted", "verdict"]
 
     def row(name: str, result: ModelResult, compared: Comparison | None, p: float | None, outcome: str) -> list[str]:
         own = [name, view.number(result.value), view.interval(result.interval), count(result.unparsed)]
@@ -53,6 +52,41 @@ def _outcome(comparison: Comparison | None, p: float | None) -> str:
     if comparison is None or p is None or not comparison.verdict.judged:
         return "not judged"
     return comparison.verdict.outcome if p < 1 - comparison.level else "inconclusive"
+
+
+def chain(evaluation: Evaluation) -> Table | None:
+    """The steps of eval.chain, and whether each may have lost more than the margin; None without a chain."""
+    if not evaluation.chain:
+        return None
+    view = scorers.view(evaluation.task)
+    header = ["from", "to", f"{view.name(evaluation.finetuned.metric)} before", "after"]
+    header += ["difference, points", "lost at most", "margin", "result"]
+    rows = []
+    for step in evaluation.chain:
+        names, compared = [step.first, step.second], step.comparison
+        if compared is None or (test := compared.noninferiority) is None:
+            rows.append([*names, DASH, DASH, DASH, DASH, DASH, "not compared"])
+            continue
+        values = [view.number(compared.baseline), view.number(compared.finetuned)]
+        lost = points(max(-test.bound, 0)).removeprefix("+")
+        numbers = [f"{points(compared.delta)} ({span(compared.interval)})", lost, points(test.margin).removeprefix("+")]
+        rows.append([*names, *values, *numbers, loss_result(compared)])
+    return Table(header, rows, ("from", "to", "result"))
+
+
+def deployed(evaluation: Evaluation) -> str | None:
+    """Whether every step of the chain is no worse, in one sentence; None without a chain."""
+    if not evaluation.chain:
+        return None
+    results = [DASH if step.comparison is None else loss_result(step.comparison) for step in evaluation.chain]
+    names = " → ".join(dict.fromkeys(name for step in evaluation.chain for name in (step.first, step.second)))
+    if all(result == "no worse" for result in results):
+        return f"Deployment chain {names}: no step is worse by the margin or more"
+    worse = [f"{step.first} → {step.second}" for step, result in zip(evaluation.chain, results, strict=True)
+             if result == "worse"]  # fmt: skip
+    if worse:
+        return f"Deployment chain {names}: more than the margin is lost in {', '.join(worse)}"
+    return f"Deployment chain {names}: a loss of the margin is not ruled out in every step"
 
 
 def against(evaluation: Evaluation) -> list[tuple[str, Comparison]]:

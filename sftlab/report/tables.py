@@ -287,7 +287,12 @@ def _open(one: Condition, name: str) -> str:
 def guard_result(guard: Guard) -> str:
     """Whether a loss on a guard is acceptable, in a few words."""
     compared = guard.evaluation.comparison
-    if compared is None or compared.noninferiority is None or not compared.verdict.judged:
+    return "not judged" if compared is None else loss_result(compared)
+
+
+def loss_result(compared: Comparison) -> str:
+    """Whether a loss is acceptable, in a few words."""
+    if compared.noninferiority is None or not compared.verdict.judged:
         return "not judged"
     test = compared.noninferiority
     if test.outcome != "inconclusive":

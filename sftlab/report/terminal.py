@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
-from sftlab.report import caveats, contenders, tables
+from sftlab.report import caveats, contenders, judge, tables
 from sftlab.report.text import disagreement, early_stop, level, plural, scored
-from sftlab.results import Evaluation, EvaluationRow, Replication
+from sftlab.results import Evaluation, EvaluationRow, Export, Replication
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
 from sftlab.train.select import Selection
@@ -47,7 +48,7 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
             mark,
             *((str(candidate.job), Text(" ".join(own[candidate.job]))) if several else ()),
             f"{candidate.epoch:g}",
-            str(candidate.step),
+            f"{candidate.step}{f' (average of {len(candidate.average_of)})' if candidate.average_of else ''}",
             "" if candidate.train_loss is None else f"{candidate.train_loss:.4f}",
             f"{candidate.eval_loss:.4f}",
             *([scored(metric, candidate.score)] if candidate.score is not None else []),
@@ -115,8 +116,15 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             say(of)
     if judged.contenders:
         if any(one.result is not None for one in judged.contenders):
-            say(_printed("All contenders on the same questions", contenders.table(judged)))
-        for sentence in [*contenders.described(judged), contenders.prompting(judged)]:
+            say(
+                _printed(
+                    f"All contenders on the same questions; difference: {judged.labels['finetuned']} minus the model",
+                    contenders.table(judged),
+                )
+            )
+        if (steps := contenders.chain(judged)) is not None:
+            say(_printed("Deployment chain: what each step may not lose", steps))
+        for sentence in [*contenders.described(judged), contenders.prompting(judged), contenders.deployed(judged)]:
             if sentence is not None:
                 say(sentence)
     for _, name, result in tables.models(judged):
@@ -127,6 +135,8 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
         say(_printed("The selected recipe, by training", tables.trainings(replication, judged)))
     for caveat in caveats.caveats(judged, mode, seed, replication):
         say(caveat)
+    for sentence in judge.sentences(judged):
+        say(sentence)
     if (by_item := tables.items(judged)) is not None:
         _first(f"By {view.items}", by_item)
     if by := judged.subgroups:
@@ -181,3 +191,17 @@ def _printed(title: str, table: tables.Table) -> Table:
     for row in table.rows:
         printed.add_row(*map(Text, row))
     return printed
+
+
+def exported(result: Export, place: Path) -> None:
+    """Print the size of an exported model, and what its test says."""
+    compared = result.comparison
+    name = result.format if result.gguf is None else f"{result.format} {result.gguf}"
+    say(f"Export: {name}, {result.gib:.3g} GiB (merged model: {result.merged_gib:.3g} GiB), in {place}")
+    say(
+        f"On the {compared.n} test questions, by {result.engine}: merged model {compared.baseline:.4g}, exported model "
+        f"{compared.finetuned:.4g} ({compared.metric})"
+    )
+    say(f"Verdict on the exported model: {compared.verdict}")
+    if loss := tables.loss(compared):
+        say(f"{loss[:1].upper()}{loss[1:]}")

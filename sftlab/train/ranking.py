@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sftlab.config import Config
 from sftlab.dataset.stage import sample
+from sftlab.eval.scorers import scorer
 from sftlab.records import Example
 from sftlab.results import Receipt, Scalar, TokenCounts
 from sftlab.runtime.job import Job
@@ -23,7 +24,11 @@ def requirements(
         answered = sample(validation, cfg.select.max_rows, cfg.dataset.seed)
         questions = key_of({"rows": [[row.id, row.accepted] for row in answered]})
         keys = {"engine", "max_tokens", "temperature", "task", "rouge", "pattern", "reading", "extract", "dtype"}
-        return {"validation questions": questions, **cfg.eval.model_dump(include=keys)}
+        source = scorer(cfg.eval).source
+        code = {"sha256": source.sha256} if source is not None else {}
+        own = {"tolerance", "sql", "metric", "metric_value", "metric_range", "scorer"}
+        scoring = key_of({**cfg.eval.model_dump(include=own), **code})
+        return {"validation questions": questions, "scoring": scoring, **cfg.eval.model_dump(include=keys)}
     return {
         # Rows, their order, tokenizer, template, truncation and loss mask all show in the token ids and labels.
         "validation tokens": counts.validation.content,

@@ -77,7 +77,7 @@ def run(folder: Path, task: TrainTask) -> None:
         _require_liger_kernels(task.base)
     if machine.nnodes > 1:
         require_agreement(task, first_step)
-    model = _model(task)
+    model = load_base(task)
     distribute(arguments, model, train, own_code=task.base.trust_remote_code)
     checkpoints = CheckpointCallback(
         resumed.seconds if resumed else 0.0,
@@ -194,7 +194,7 @@ def require_agreement(task: TrainTask, first_step: int) -> None:
         )
 
 
-def _model(task: TrainTask) -> Any:
+def load_base(task: TrainTask) -> Any:
     """The base model, quantised for QLoRA, on the CPU or the device that transformers chooses."""
     import torch
 

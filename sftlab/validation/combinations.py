@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
+from sftlab.eval import own_code
 from sftlab.eval.extract import probe
+from sftlab.eval.pairwise import preferences
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
 from sftlab.results import LABELS
@@ -68,6 +70,9 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
             "set train.allow_truncated_completion=false",
             ("train.allow_truncated_completion",),
         )
+    if cfg.select.average is not None and not isinstance(cfg.peft, NoPeft) and cfg.peft.use_dora:
+        message = "the average of DoRA adapters is not an adapter: their magnitudes are not linear"
+        yield Problem("select.average", "ties", message, "set it to null", ("peft.use_dora",))
     if MODES[cfg.mode].trains or MODES[cfg.mode].estimates:
         try:  # for mode=plan, and for a launcher, the GPUs may be in another machine
             machine.find(cfg.instance, elsewhere=True).accumulation(train)
@@ -186,14 +191,22 @@ def contender_problems(cfg: Config) -> Iterator[Problem]:
             yield Problem(key, None, "is the name of one of the two models that are compared", "rename it")
         if one.url is not None or one.model is not None:
             yield from _endpoint(key, one)
-        changed = one.shots or one.system is not None or one.user is not None
+        changed = one.shots or one.system is not None or one.user is not None or one.quantization is not None
+        if one.weights == "adapter":
+            changed = True
+            if one.name_or_path is None and cfg.eval.name_or_path is not None:
+                message = "the evaluated model is merged, and its adapter is not known"
+                remedy = f"set {key}.name_or_path to the folder of the adapter"
+                yield Problem(f"{key}.weights", "adapter", message, remedy)
+        if one.quantization is not None:
+            yield from _quantization(cfg, key, one)
         if one.name_or_path is None and one.url is None and not changed:
             message = (
                 f"is the {'base' if one.weights == 'base' else 'fine-tuned'} model itself, which is evaluated anyway"
             )
             remedy = "set shots, system or user for another prompt, or name_or_path or url for another model"
             yield Problem(key, None, message, remedy)
-        if (named := one.name_or_path or one.url) is not None and one.weights != "base":
+        if (named := one.name_or_path or one.url) is not None and one.weights == "finetuned":
             of = "name_or_path" if named == one.name_or_path else "url"
             yield Problem(f"{key}.weights", one.weights, f"has no effect with {key}.{of}", "leave it out")
         if one.revision is not None and one.name_or_path is None:
@@ -202,6 +215,29 @@ def contender_problems(cfg: Config) -> Iterator[Problem]:
         for field in ("system", "user"):
             if (template := getattr(one, field)) is not None:
                 yield from template_problems(f"{key}.{field}", template, ["system", "user"], noun="variable")
+
+
+def _quantization(cfg: Config, key: str, one: ContenderConfig) -> Iterator[Problem]:
+    if one.url is not None:
+        yield Problem(f"{key}.quantization", one.quantization, f"has no effect with {key}.url", "leave it out")
+    elif cfg.eval.engine == "vllm" and machine.find(cfg.instance, elsewhere=True).device == "cpu":
+        message = "vLLM quantises weights on a GPU only"
+        remedy = f"set eval.engine=transformers, or {key}.name_or_path to a model that is quantised already"
+        yield Problem(f"{key}.quantization", one.quantization, message, remedy, ("eval.engine", "instance"))
+    elif find_spec("bitsandbytes") is None:
+        message = "needs the package bitsandbytes"
+        yield Problem(f"{key}.quantization", one.quantization, message, "pip install bitsandbytes")
+
+
+def chain_problems(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of eval.chain: names of models that are not evaluated, or too few."""
+    chain, value = cfg.eval.chain, shown(cfg.eval.chain)
+    known = [*LABELS, *(name for name, one in (cfg.eval.contenders or {}).items() if one is not None)]
+    for name in dict.fromkeys(name for name in chain if name not in known):
+        remedy = f"there are {', '.join(known)}; others are defined in eval.contenders"
+        yield Problem("eval.chain", value, f"there is no model {name!r}", remedy)
+    if chain and (len(chain) < 2 or len(set(chain)) < len(chain)):
+        yield Problem("eval.chain", value, "is not a list of two or more different models", "write them in their order")
 
 
 def _endpoint(key: str, one: ContenderConfig) -> Iterator[Problem]:
@@ -226,6 +262,51 @@ def _text(cfg: Config) -> Iterator[Problem]:
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
     yield from _sql(cfg)
+    if cfg.eval.task == "function":
+        yield from own_code.problems(cfg.eval.scorer)
+    if cfg.eval.task == "metric" and cfg.eval.metric is None:
+        remedy = "set it to the file of a metric of the evaluate library, or to its name on the hub"
+        yield Problem("eval.metric", "null", "eval.task=metric needs it", remedy, ("eval.task",))
+    if cfg.eval.task == "judge":
+        yield from _judge(cfg)
+    for key, task in (("metric", "metric"), ("scorer", "function")):
+        if (value := getattr(cfg.eval, key)) is not None and cfg.eval.task != task:
+            message = f"has an effect only with eval.task={task}, and eval.task is {cfg.eval.task}"
+            yield Problem(f"eval.{key}", shown(value), message, f"set eval.task={task}", ("eval.task",))
+
+
+def _judge(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of a judge: which model it is, its prompt, and the file by which it is calibrated."""
+    judge, keys = cfg.eval.judge, ("eval.task",)
+    if (judge.name_or_path is None) == (judge.url is None):
+        message = "eval.task=judge needs a judge" if judge.url is None else "there are two judges"
+        remedy = "set either eval.judge.name_or_path, or eval.judge.url and eval.judge.model"
+        yield Problem("eval.judge", None, message, remedy, keys)
+    elif judge.url is not None and judge.model is None:
+        yield Problem("eval.judge.model", "null", "the endpoint needs it", "set it to the model's name", keys)
+    for name in ("system", "user"):
+        variables = ["question", "reference", "first", "second"]
+        for problem in template_problems(f"eval.judge.{name}", getattr(judge, name), variables, noun="variable"):
+            yield replace(problem, keys=keys)
+    for answer in ("first", "second"):
+        if answer not in judge.user:
+            message = f"does not show the {answer} answer"
+            yield Problem("eval.judge.user", None, message, f"write {{{{ {answer} }}}} in it", keys)
+    try:
+        probe(judge.pattern)
+    except ConfigError as error:
+        for problem in error.problems:
+            yield Problem("eval.judge.pattern", None, problem.message, problem.remedy, keys)
+    if judge.preferences is not None:
+        try:
+            preferences(judge.preferences)
+        except ConfigError as error:
+            yield from with_keys(error, "eval.task")
+    if not cfg.eval.baseline:
+        yield Problem("eval.baseline", "false", "eval.task=judge compares with the base model", "set it to true", keys)
+    if cfg.select.metric == "score":
+        message = "a judge compares two models, and does not score one"
+        yield Problem("select.metric", "score", message, "set it to eval_loss", keys)
 
 
 def _sql(cfg: Config) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from sftlab.config import Config
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.model import gguf, hub, random
+from sftlab.model.variants import ADAPTER
 from sftlab.runtime.modes import MODES
 from sftlab.validation.files import is_local
 from sftlab.validation.keys import alternatives
@@ -26,8 +27,14 @@ def model_problems(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.name_or_path is not None:
         yield from _model(cfg, "eval.name_or_path", cfg.eval.name_or_path, None)
     for name, one in (cfg.eval.contenders or {}).items():
-        if one is not None and one.name_or_path is not None and MODES[cfg.mode].evaluates:
-            yield from _model(cfg, f"eval.contenders.{name}.name_or_path", one.name_or_path, one.revision)
+        if one is None or one.name_or_path is None or not MODES[cfg.mode].evaluates:
+            continue
+        key = f"eval.contenders.{name}.name_or_path"
+        if one.weights != "adapter":
+            yield from _model(cfg, key, one.name_or_path, one.revision)
+        elif not (Path(one.name_or_path) / ADAPTER).is_file():
+            message = f"has no {ADAPTER} (seen from {Path.cwd()})"
+            yield Problem(key, shown(one.name_or_path), message, "name the folder of an adapter on this machine")
     template, time = cfg.model.chat_template, cfg.model.template_time
     if template is not None and Path(template).is_file():
         yield from _template_problems("model.chat_template", template, Path(template))

@@ -13,6 +13,7 @@ from sftlab.errors import ConfigError, Problem
 from sftlab.eval.task import settled
 from sftlab.runtime.modes import MODES
 from sftlab.validation.combinations import (
+    chain_problems,
     contender_problems,
     evaluation_problems,
     instance_problems,
@@ -78,6 +79,7 @@ def _problems(cfg: Config) -> Iterator[Problem]:
     yield from store_problems(cfg.store)
     yield from evaluation_problems(cfg)
     yield from contender_problems(cfg)
+    yield from chain_problems(cfg)
     if MODES[cfg.mode].works_on == "eval.predictions":
         yield from prediction_problems(cfg)
     if MODES[cfg.mode].reads_data:  # other modes read the files of finished runs only

@@ -26,7 +26,7 @@ from sftlab.runtime.store import Store
 SPLITS = ("train", "validation", "test")
 
 
-def examples(path: Path, seed: int = 42, mounted: bool = False, **changed: Any) -> dict[str, list[Example]]:
+def examples(path: Path, seed: int = 42, mounted: str | None = None, **changed: Any) -> dict[str, list[Example]]:
     return rendered(settings(name_or_path=str(path), seed=seed, **changed), mounted=mounted).splits
 
 

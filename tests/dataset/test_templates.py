@@ -581,14 +581,14 @@ def test_broken_rows_are_reported_all_at_once(tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in rows]
     lines[2] = "{'a': 1}"
     (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
-    for mounted in (False, True):
+    for mounted, section in ((None, "dataset"), ("eval.dataset", "eval.dataset")):
         with pytest.raises(ConfigError) as caught:
             examples(tmp_path / "a.jsonl", mounted=mounted)
         first, *message, more = str(caught.value).splitlines()
         assert first == "34 problems:"
         assert len(message) == 20
         assert "a.jsonl:3: is not JSON" in message[0]
-        assert f"a.jsonl, row 6 (row-5): {'eval.' if mounted else ''}dataset.assistant renders to nothing" in message[1]
+        assert f"a.jsonl, row 6 (row-5): {section}.assistant renders to nothing" in message[1]
         assert more == "  … and 14 more"
 
 

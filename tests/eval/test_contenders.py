@@ -14,7 +14,7 @@ from test_evaluate import CPU, PROMPTS, Engines, settings, texts
 
 from sftlab.config import Config, ContenderConfig
 from sftlab.errors import StageError
-from sftlab.eval import contenders, decision, launch
+from sftlab.eval import contenders, decision, definitions, launch
 from sftlab.eval import stage as evaluate
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.prompts import Prompt, Prompts
@@ -100,7 +100,7 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
     more = ["+eval.contenders.polite.system=Please.", "+eval.contenders.many.shots=30", "+eval.contenders.none=null"]
     cfg = settings_of(base.path, *more, "eval.max_tokens=1500")
     test = EvalSet([row(number) for number in range(100, 104)], "key", TRAIN)
-    found, records = contenders.defined(cfg, store, both, test)
+    found, records = definitions.defined(cfg, store, both, test)
     assert list(found) == [record.name for record in records] == ["few_shot", "polite", "many"]
     assert records[0].shots == [one.id for one in list(drawn(TRAIN, cfg.dataset.seed))[:5]]
     assert records[0].about == "the base model with 5 examples in its prompt"
@@ -113,7 +113,7 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
     assert 5 <= len(records[2].shots) < 30
     assert written["many"].longest + cfg.eval.max_tokens <= context
     # The same questions and examples have the same key in another dataset.
-    other, _ = contenders.defined(cfg, store, both, replace(test, key="other"))
+    other, _ = definitions.defined(cfg, store, both, replace(test, key="other"))
     assert other["few_shot"].asked is not None
     assert other["few_shot"].asked.key == found["few_shot"].asked.key  # type: ignore[union-attr]
 
@@ -121,11 +121,11 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
 def test_a_contender_without_training_rows_is_left_out_with_the_reason(pair: Any) -> None:
     store, both = pair
     test = EvalSet([row(100)], "key")
-    found, (record,) = contenders.defined(settings_of(both["baseline"].base.path), store, both, test)
+    found, (record,) = definitions.defined(settings_of(both["baseline"].base.path), store, both, test)
     assert found == {}
     assert record.left_out == "there are no training rows from which examples could be drawn"
     # Without the base model there is nothing to prompt.
-    assert contenders.defined(settings_of(both["baseline"].base.path, "eval.baseline=false"), store, both, test) == (
+    assert definitions.defined(settings_of(both["baseline"].base.path, "eval.baseline=false"), store, both, test) == (
         {},
         [],
     )
@@ -244,3 +244,74 @@ def test_the_best_prompt_says_whether_one_would_have_been_enough(
     assert sentence in text
     assert "the base model, few_shot" in text
     assert shown.prompting(judged(tmp_path, config, few_shot).model_copy(update={"contenders": []})) is None
+
+
+# — a chain of models —
+
+
+@pytest.mark.parametrize(
+    ("rights", "results", "said"),
+    [
+        ((400, 400, 398), ["no worse", "no worse", "no worse"], "no step is worse"),
+        ((400, 400, 300), ["no worse", "worse", "worse"], "more than the margin is lost in few_shot → polite"),
+        # Each step loses less than the margin, and both together more.
+        ((400, 385, 370), ["no worse", "no worse", "undecided"], "is not ruled out in every step"),
+    ],
+)
+def test_each_model_of_a_chain_may_not_lose_more_than_the_margin(
+    tmp_path: Path, config: Make, rights: tuple[int, int, int], results: list[str], said: str
+) -> None:
+    runs = dict(zip(("finetuned", "few_shot", "polite"), (predictions(right, 500) for right in rights), strict=True))
+    records = [Record(name=name, about=name, prompting=False) for name in ("few_shot", "polite")]
+    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot,polite]", "+eval.contenders.polite.shots=1").eval
+    evaluation = decision.decide(runs, contenders.NAMES, cfg, tmp_path, both_mute=True, contenders=records)
+    table = shown.chain(evaluation)
+    assert table is not None
+    assert [row[:2] for row in table.rows] == [
+        ["finetuned", "few_shot"], ["few_shot", "polite"], ["finetuned", "polite"],
+    ]  # fmt: skip
+    assert [row[-1].partition(" (")[0] for row in table.rows] == results
+    assert said in str(shown.deployed(evaluation))
+    # Their losses are tested, not the gain of the fine-tuned model over them.
+    assert [one.comparison for one in evaluation.contenders] == [None, None]
+    assert all(one.result is not None for one in evaluation.contenders)
+
+
+def test_a_chain_with_a_model_that_was_left_out_is_not_passed(tmp_path: Path, config: Make) -> None:
+    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot]").eval
+    record = Record(name="few_shot", about="it", prompting=False, left_out="the endpoint does not answer")
+    runs = {"finetuned": predictions(40)}
+    evaluation = decision.decide(runs, contenders.NAMES, cfg, tmp_path, both_mute=True, contenders=[record])
+    assert evaluation.chain[0].comparison is None
+    assert "not ruled out" in str(shown.deployed(evaluation))
+
+
+def test_weights_of_a_definition_are_an_adapter_or_quantised(pair: Any, tmp_path: Path) -> None:
+    store, both = pair
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 12, "rank_pattern": {"q_proj": 20}}', "utf-8")
+    more = [
+        "+eval.contenders.adapter.weights=adapter",
+        "+eval.contenders.small={weights: finetuned, quantization: nf4}",
+    ]
+    cfg = settings_of(both["baseline"].base.path, *more, "eval.contenders.few_shot=null", "eval.engine=transformers")
+    test = EvalSet([row(100)], "key", TRAIN)
+    tuned = replace(both["finetuned"], model=replace(both["finetuned"].model, identity="tuned"), adapter=adapter)
+    found, records = definitions.defined(cfg, store, {**both, "finetuned": tuned}, test)
+    written = contenders.prompts(cfg, both["baseline"].base, test)
+    beside, small = found["adapter"], found["small"]
+    assert isinstance(beside, Contender)
+    assert isinstance(small, Contender)
+    assert (beside.model, beside.lora_rank) == (both["baseline"].model, 32)
+    assert beside.request(written).checkpoint == adapter
+    assert small.model.quantization == "nf4"
+    assert small.request(written).checkpoint is None
+    identities = {one.request(written).identity for one in (beside, small, tuned, both["baseline"])}
+    assert len(identities) == 4
+    assert [record.about for record in records] == [
+        "the adapter on the base model", "the fine-tuned model, quantised to nf4",
+    ]  # fmt: skip
+    # A full fine-tuning has no adapter.
+    _, (none, _) = definitions.defined(cfg, store, {**both, "finetuned": replace(tuned, adapter=None)}, test)
+    assert none.left_out == "the fine-tuned model has no adapter: all of its weights were trained"

@@ -13,7 +13,7 @@ import pytest
 from test_contenders import TRAIN, row, settings_of
 
 from sftlab.config import PriceConfig
-from sftlab.eval import contenders, endpoint
+from sftlab.eval import definitions, endpoint
 from sftlab.eval.contenders import Contender, EvalSet, Remote
 from sftlab.eval.cost import cost
 from sftlab.eval.endpoint import Endpoint, UnreachableError
@@ -148,7 +148,7 @@ def test_a_definition_with_a_url_is_asked_with_examples(tmp_path: Path) -> None:
     cfg = settings_of(Path("random:llama"), definition, "eval.contenders.few_shot=null")
     base = Base("base", tmp_path, "base", False, None)
     test = EvalSet([row(100)], "key", TRAIN)
-    found, (record,) = contenders.defined(cfg, Store(tmp_path), {"baseline": Contender.of(base)}, test)
+    found, (record,) = definitions.defined(cfg, Store(tmp_path), {"baseline": Contender.of(base)}, test)
     remote = found["big"]
     assert isinstance(remote, Remote)
     assert remote.endpoint == Endpoint("https://host.example/v1", "large", None, 8, 120.0, 5)

@@ -43,9 +43,8 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
     def run(cfg: Any, script: Script, questions: int = 40) -> Evaluation:
         def answered(model: Any, prompts: Any) -> Any:
             rows = [Generation(row.id, row.text, script(model.identity, row.text), "stop", 1) for row in prompts.rows]
-            return SimpleNamespace(
-                rows=lambda repeat: rows, stage=SimpleNamespace(path=tmp_path), seconds=0.0, seconds_per_token=None
-            )
+            stage = SimpleNamespace(path=tmp_path)
+            return SimpleNamespace(rows=lambda repeat: rows, stage=stage, seconds=0.0, seconds_per_token=None)
 
         def make_all(store: Store, model: Any, sets: Any, *_: Any) -> Any:
             return [answered(model, prompts) for prompts in sets]

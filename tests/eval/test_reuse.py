@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sftlab.config import Config
 from sftlab.errors import StageError
-from sftlab.eval import contenders, reuse
+from sftlab.eval import contenders, judging, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.prompts import Prompts
@@ -105,7 +105,7 @@ def test_a_test_set_is_its_questions_and_right_answers() -> None:
 
 
 class Judge:
-    """``contenders.judge`` without a tokenizer and an engine: the base is wrong on every row, the others are right."""
+    """``judging.judge`` without a tokenizer and an engine: the base is wrong on every row, the others are right."""
 
     def __init__(self, store: Path, cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store, self.cfg = Store(store), cfg
@@ -127,7 +127,7 @@ class Judge:
             for name, identity in (("baseline", "base"), ("finetuned", identity))
         }
         (self.store.root / "run").mkdir(exist_ok=True)
-        return contenders.judge(cfg, self.store, both, EvalSet(ROWS, "0"), self.store.root / "run").evaluation
+        return judging.judge(cfg, self.store, both, EvalSet(ROWS, "0"), self.store.root / "run").evaluation
 
 
 @pytest.fixture

@@ -38,8 +38,18 @@ class Contains(Accuracy):
 def test_every_task_of_the_config_has_a_scorer() -> None:
     tasks = get_args(Task)
     for task in tasks:
-        scorer = scorers.scorer(EvalConfig.model_construct(task=task, rouge="rougeL", smallest_gain=0.0, margin=None))
-        assert scorer.metric in scorer.view.metrics
+        scorer = scorers.scorer(
+            EvalConfig.model_construct(
+                task=task,
+                rouge="rougeL",
+                metric="score.py",
+                metric_value=None,
+                scorer="a.py:score",
+                smallest_gain=0.0,
+                margin=None,
+            )
+        )
+        assert scorer.metric in (scorer.view.metrics or ["score"])
         assert scorers.view(task) is scorer.view
         assert type(scorer).__doc__
 

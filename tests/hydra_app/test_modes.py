@@ -68,9 +68,10 @@ WRITES: dict[str, tuple[set[str], set[str] | None]] = {
     "runs": (set(), None),
     "serve": (set(), None),
     "chat": (set(), None),
+    "export": (set(), None),
 }
 AXIS = {"evaluate": "eval.name_or_path=random:llama,random:qwen3"}
-LIGHT = {"compare", "report", "clean", "runs", "serve", "chat"}
+LIGHT = {"compare", "report", "clean", "runs", "serve", "chat", "export"}
 
 
 def cases() -> list[Any]:
@@ -78,7 +79,7 @@ def cases() -> list[Any]:
     for mode in MODES:
         for sweep in (False, True):
             for dry in (False, True):
-                if MODES[mode].serves and not sweep and not dry:
+                if MODES[mode].works_on == "run" and not sweep and not dry:
                     continue  # tests/serve starts it
                 light = mode in LIGHT or (sweep and not MODES[mode].has_jobs)
                 marks = [] if light else [pytest.mark.smoke]
@@ -107,8 +108,8 @@ def test_every_mode_writes_its_files_or_is_refused(
         (tmp_path / "store").mkdir()
     elif mode == "runs":
         Run.start(tmp_path / "outputs" / "a", name="demo", mode="train", seed=1, command="").finish("success")
-    elif MODES[mode].serves:
-        settings += [f"run={make_run(tmp_path)}", f"serve.port={free_port()}", "instance=cpu"]
+    elif MODES[mode].works_on == "run":
+        settings += [f"run={make_run(tmp_path)}", f"serve.port={free_port()}", "instance=cpu", "export.format=bnb4"]
     else:
         settings += TINY
     if sweep:

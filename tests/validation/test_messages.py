@@ -200,10 +200,19 @@ COMBINATIONS = [
     tiny("eval.task=exact", "eval.extract='{{ text'"),
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("select.max_rows=5"),
+    tiny("select.average=ties", "peft=dora"),
     tiny("eval.task=number"),
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
     tiny("eval.task=sql"),
+    tiny("eval.task=metric"),
+    tiny("eval.task=exact", "eval.metric=rouge"),
+    tiny("eval.task=metric", "eval.metric=rouge", "eval.metric_range=[1,1]"),
+    tiny("eval.task=function", "eval.scorer=score"),
+    tiny("eval.task=judge"),
+    tiny("eval.task=judge", "eval.judge.url=http://localhost:1/v1", "eval.judge.model=m", "eval.judge.user=x"),
+    tiny("eval.task=judge", "eval.judge.name_or_path=m", "eval.judge.preferences=none.jsonl", "select.metric=score"),
+    tiny("eval.task=function", "eval.scorer=score.py:score"),
     tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]
 
@@ -368,6 +377,10 @@ CONTENDERS = [
             "+eval.contenders.mine={url: 'https://host/v1', model: m, name_or_path: 'random:llama'}",
             "+eval.contenders.mine.api_key=abc",
             "eval.price={input: 1}",
+            "eval.chain=[adapter,finetuned]",
+            "eval.chain=[finetuned]",
+            "+eval.contenders.mine.quantization=nf4",
+            "+eval.contenders.mine={weights: adapter, name_or_path: nowhere}",
         )
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, TypedDict
 
@@ -26,7 +26,7 @@ from sftlab.eval.statistics import (
 )
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Generation, Prediction
-from sftlab.results import Comparison, Estimate, ItemCounts, ModelResult, Repeats, SubgroupSide
+from sftlab.results import Comparison, Estimate, ItemCounts, ModelResult, Repeats, ScorerSource, SubgroupSide
 
 Answer = tuple[str | None, dict[str, str | None]]
 """An extracted answer, and the answer by each way of reading if the task has several."""
@@ -56,7 +56,9 @@ class Scorer(ABC):
     json_targets: ClassVar[bool] = False
     """Whether targets are JSON values, so that a list is one target."""
     needs_context: ClassVar[bool] = False
-    """Whether the context of a row (dataset.context) is needed to score it."""
+    """Whether the context of a row (dataset.context) is used to score it."""
+    context_is_optional: ClassVar[bool] = False
+    """Whether rows without a context can be scored, too."""
 
     def __init__(self, cfg: EvalConfig) -> None:
         self.cfg = cfg
@@ -72,6 +74,11 @@ class Scorer(ABC):
     @abstractmethod
     def right(self, answer: str, row: Example | Prediction) -> bool:
         """Whether an answer is right."""
+
+    @property
+    def source(self) -> ScorerSource | None:
+        """The code that scores the answers, if it is not sftlab's."""
+        return None
 
     def compared(self, text: str) -> str:
         """Return the part of a completion or target that is compared; "" if there is none.
@@ -137,6 +144,14 @@ class Scorer(ABC):
                 )
             )
         return rows
+
+    def paired(self, scored: Mapping[str, Runs], pairwise: object = None) -> Mapping[str, Runs]:
+        """Return predictions with scores that depend on the answers of another model.
+
+        ``scored`` has the predictions of ``finetuned`` and of the models that it is compared with; ``pairwise`` is
+        what compares two answers, if the task needs it.
+        """
+        return scored
 
     # ------------------------------------------------------------------- checks
 

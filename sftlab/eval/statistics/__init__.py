@@ -5,6 +5,7 @@ Both models answer the same questions, so every test is paired. Accuracies, diff
 sources, and how often they are wrong in simulations.
 """
 
+from sftlab.eval.statistics.agreement import at_equal_length, kappa
 from sftlab.eval.statistics.groups import FEW
 from sftlab.eval.statistics.limits import Limits, deciding_p, margin_to_rule_out
 from sftlab.eval.statistics.macro import Labelled, macro_f1, macro_f1_difference
@@ -24,6 +25,7 @@ __all__ = [
     "MeanGain",
     "accuracy",
     "answers_per_question",
+    "at_equal_length",
     "averages",
     "changed",
     "compare",
@@ -33,6 +35,7 @@ __all__ = [
     "differences",
     "fewest",
     "holm",
+    "kappa",
     "macro_f1",
     "macro_f1_difference",
     "majority",

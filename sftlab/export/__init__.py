@@ -1,0 +1,1 @@
+"""Export the merged model of a run in the formats of other programs, and test what is exported."""
