@@ -449,6 +449,7 @@ class ServeConfig(Section):
 
     port: Annotated[int, Field(ge=1, le=65534)] = 8000
     adapter: bool = True
+    page_port: Annotated[int, Field(ge=1, le=65534)] = 7860
 
 
 class ExportConfig(Section):
@@ -478,7 +479,19 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     mode: Literal[
-        "all", "train", "evaluate", "report", "compare", "preview", "plan", "clean", "runs", "serve", "chat", "export"
+        "all",
+        "train",
+        "evaluate",
+        "report",
+        "compare",
+        "preview",
+        "plan",
+        "clean",
+        "runs",
+        "serve",
+        "chat",
+        "page",
+        "export",
     ]
     dry_run: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]

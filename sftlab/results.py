@@ -500,6 +500,8 @@ class ModelResult(Record):
     """The other metrics of the task, by name, and the judged one if it is a kind of ROUGE."""
     score_intervals: dict[str, tuple[float, float]] = {}
     """Confidence intervals of other metrics: Wilson's for a share, a bootstrap's for macro-F1."""
+    executed: int | None = None
+    """Answers to questions whose target has a result that decides (eval.task=sql); null for other tasks."""
     items: dict[str, ItemCounts] = {}
     """Results by label (eval.task=labels) or by field (eval.task=json)."""
     repeats: Repeats | None = None

@@ -29,6 +29,7 @@ from sftlab.runtime.job import Job, jobs
 from sftlab.runtime.run import Run, not_writable
 from sftlab.runtime.store import Store
 from sftlab.serve import chat, server
+from sftlab.serve import page as chat_page
 from sftlab.serve.client import streaming
 from sftlab.train import advice, memory, plan, probe
 from sftlab.train.plan_table import print_table
@@ -231,6 +232,35 @@ def chat_with_run(cfg: Config, *, dry_run: bool) -> None:
         chat.converse(chat.typed(), list(urls), streaming(urls), Console())
 
 
+def show_page(cfg: Config, *, dry_run: bool) -> None:
+    """``mode=page``: ask the base model and the fine-tuned model of a run in the browser, until Ctrl-C.
+
+    Raises:
+        ConfigError: there is no such run, it has no merged model, or Gradio is not installed.
+    """
+    run = finished.find(cfg)
+    evaluate.check_engine(run.base, cfg.eval)
+    chat_page.check(cfg.serve.page_port)
+    planned = server.servers(run, server.free_port(), adapter=cfg.serve.adapter)
+    address = f"http://127.0.0.1:{cfg.serve.page_port}"
+    if dry_run:
+        log.info("would show: %s (%s)", address, run.folder)
+        return
+    log.info("page: starting %s", run.folder)
+    with server.background(run, planned, cfg) as ended:
+        urls = {name: one.url for one in planned for name in one.names}
+        chat_page.show(
+            list(urls),
+            streaming(urls),
+            title=f"{run.record.experiment}: {run.base.name}",
+            examples=[row.question for row in run.split("test")],
+            port=cfg.serve.page_port,
+            when_ready=lambda: log.info("page: ready: %s; Ctrl-C stops it", address),
+            until=ended,
+        )
+        raise StageError("page: the server of the models has ended")
+
+
 def export_run(cfg: Config, *, dry_run: bool) -> None:
     """``mode=export``: write the merged model of a run in another format, and test that it is no worse.
 
@@ -275,6 +305,10 @@ WORK: dict[str, InJobs | WithoutJobs] = {
     "chat": WithoutJobs(
         lambda cfg, folder, run: chat_with_run(cfg, dry_run=False),
         lambda cfg, folder, scratch: chat_with_run(cfg, dry_run=True),
+    ),
+    "page": WithoutJobs(
+        lambda cfg, folder, run: show_page(cfg, dry_run=False),
+        lambda cfg, folder, scratch: show_page(cfg, dry_run=True),
     ),
     "export": WithoutJobs(
         lambda cfg, folder, run: export_run(cfg, dry_run=False),

@@ -29,9 +29,9 @@ LAYERS = [
 ]
 
 HEAVY = {
-    "accelerate", "auto_round", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "matplotlib", "mlflow",
-    "openai", "pandas", "peft", "pyarrow", "rouge_score", "scipy", "statsmodels", "torch", "trackio", "transformers",
-    "trl", "vllm", "wandb",
+    "accelerate", "auto_round", "bitsandbytes", "datasets", "evaluate", "gradio", "huggingface_hub", "matplotlib",
+    "mlflow", "openai", "pandas", "peft", "pyarrow", "rouge_score", "scipy", "statsmodels", "torch", "trackio",
+    "transformers", "trl", "vllm", "wandb",
 }  # fmt: skip
 # Imported inside functions only: a subclass must know its parent.
 HEAVY_MODULES = {

@@ -160,6 +160,7 @@ MODES = {
         Mode("runs", instead="it lists all runs"),
         Mode("serve", evaluates=True, serves=True, works_on="run", instead="it serves the models of one run"),
         Mode("chat", evaluates=True, serves=True, works_on="run", instead="it is a conversation"),
+        Mode("page", evaluates=True, serves=True, works_on="run", instead="it is a conversation"),
         Mode("export", evaluates=True, works_on="run", instead="it exports the model of one run"),
     )
 }

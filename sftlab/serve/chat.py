@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sftlab.records import Message
-from sftlab.serve.client import RefusedError, Stream
+from sftlab.serve.client import RefusedError, Stream, growing
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -60,23 +60,11 @@ async def _answers(prompts: dict[str, list[Message]], stream: Stream, console: C
     """Stream the answers of all models at once. On a terminal they are shown while they grow."""
     from rich.live import Live
 
-    answers = dict.fromkeys(prompts, "")
-    live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="ellipsis")
-
-    async def answer(model: str) -> None:
-        async for part in stream(model, prompts[model]):
-            answers[model] += part
+    answers: dict[str, str] = {}
+    with Live(console=console, transient=True, auto_refresh=False, vertical_overflow="ellipsis") as live:
+        async for answers in growing(prompts, stream):
             if console.is_terminal:
                 live.update(_table(answers, console.width), refresh=True)
-
-    with live:
-        tasks = [asyncio.create_task(answer(model)) for model in prompts]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # of the other model, after an error
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
     if console.is_terminal:
         console.print(_table(answers, console.width))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -40,3 +41,31 @@ def streaming(urls: Mapping[str, str]) -> Stream:
                 raise StageError(f"{model}: the server at {urls[model]} does not answer") from error
 
     return stream
+
+
+async def growing(prompts: Mapping[str, Sequence[Message]], stream: Stream) -> AsyncIterator[dict[str, str]]:
+    """Ask all models at once, and yield their answers while they grow, at most ten times per second.
+
+    If the caller stops, so do the models.
+    """
+    answers = dict.fromkeys(prompts, "")
+
+    async def read(model: str) -> None:
+        async for part in stream(model, prompts[model]):
+            answers[model] += part
+
+    tasks = [asyncio.create_task(read(model)) for model in prompts]
+    pending, shown = set(tasks), dict(answers)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(pending, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if answers != shown:
+                shown = dict(answers)
+                yield shown
+        yield dict(answers)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

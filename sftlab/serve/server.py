@@ -65,15 +65,22 @@ def check_ports(planned: list[Server]) -> None:
         ConfigError: a port is in use.
     """
     for server in planned:
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
-            try:
-                listener.bind((HOST, server.port))
-            except OSError as error:
-                second = "" if server is planned[0] else f", which {server.names[0]} needs,"
-                message = f"port {server.port}{second} cannot be used: {error.strerror}"
-                remedy = f"stop the program that uses it, or set serve.port={free_port()}"
-                raise ConfigError(Problem("serve.port", shown(planned[0].port), message, remedy)) from error
+        if reason := in_use(server.port):
+            second = "" if server is planned[0] else f", which {server.names[0]} needs,"
+            message = f"port {server.port}{second} cannot be used: {reason}"
+            remedy = f"stop the program that uses it, or set serve.port={free_port()}"
+            raise ConfigError(Problem("serve.port", shown(planned[0].port), message, remedy))
+
+
+def in_use(port: int) -> str | None:
+    """Return why no server can listen on a port; None if one can."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            return error.strerror
+    return None
 
 
 def free_port() -> int:
@@ -90,8 +97,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def background(finished: Finished, planned: list[Server], cfg: Config) -> Iterator[None]:
-    """Serve while the block runs, which starts when all servers answer.
+def background(finished: Finished, planned: list[Server], cfg: Config) -> Iterator[Callable[[], bool]]:
+    """Serve while the block runs, which starts when all servers answer; yield whether the servers have ended.
 
     Raises:
         StageError: a server failed, or the block raised it.
@@ -104,7 +111,7 @@ def background(finished: Finished, planned: list[Server], cfg: Config) -> Iterat
             while not ready.wait(timeout=0.2):
                 if serving.done():
                     serving.result()
-            yield
+            yield serving.done
         except StageError as error:
             stop.set()
             raise serving.exception() or error from None  # the cause, if a server has failed

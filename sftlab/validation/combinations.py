@@ -176,7 +176,8 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
         yield from _extract(cfg)
         return
     yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
-    if (names := cfg.eval.labels) and (len(names) != 2 or len(set(names)) < 2 or not all(map(str.strip, names))):
+    names, files = cfg.eval.labels, len(cfg.eval.predictions) if cfg.mode == "compare" else 2
+    if names and (len(names) not in (2, files) or len(set(names)) < len(names) or not all(map(str.strip, names))):
         remedy = "write two, the base model's first, or []"
         yield Problem("eval.labels", shown(names), "is not a list of two different names", remedy)
 

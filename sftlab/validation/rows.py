@@ -10,7 +10,7 @@ from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval import guards
 from sftlab.eval.checks import check_answers
-from sftlab.eval.predictions import load_pair
+from sftlab.eval.predictions import load_others, load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.eval.task import fitted
 from sftlab.model import hub
@@ -41,19 +41,20 @@ def dataset_problems(cfg: Config) -> Iterator[Problem]:
 
 
 def prediction_problems(cfg: Config) -> Iterator[Problem]:
-    """Yield the problems of the two prediction files of ``mode=compare``."""
+    """Yield the problems of the prediction files of ``mode=compare``."""
     files = cfg.eval.predictions
-    if len(files) != 2:
+    if len(files) < 2:
         yield Problem(
             "eval.predictions",
             None,
-            f"mode=compare needs two files, and there {'is 1' if len(files) == 1 else f'are {len(files)}'}",
+            f"mode=compare needs two files or more, and there {'is 1' if len(files) == 1 else f'are {len(files)}'}",
             "write 'eval.predictions=[a.jsonl,b.jsonl]' with the base model's file first",
             ("mode",),
         )
         return
     try:
-        load_pair(Path(files[0]), Path(files[1]), cfg.eval)
+        (rows, *_), _ = load_pair(Path(files[0]), Path(files[1]), cfg.eval)
+        load_others(cfg.eval, rows)
     except ConfigError as error:
         yield from with_keys(error, "eval")
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,10 +69,11 @@ WRITES: dict[str, tuple[set[str], set[str] | None]] = {
     "runs": (set(), None),
     "serve": (set(), None),
     "chat": (set(), None),
+    "page": (set(), None),
     "export": (set(), None),
 }
 AXIS = {"evaluate": "eval.name_or_path=random:llama,random:qwen3"}
-LIGHT = {"compare", "report", "clean", "runs", "serve", "chat", "export"}
+LIGHT = {"compare", "report", "clean", "runs", "serve", "chat", "page", "export"}
 
 
 def cases() -> list[Any]:
@@ -81,6 +83,8 @@ def cases() -> list[Any]:
             for dry in (False, True):
                 if MODES[mode].works_on == "run" and not sweep and not dry:
                     continue  # tests/serve starts it
+                if mode == "page" and dry and not sweep and find_spec("gradio") is None:
+                    continue
                 light = mode in LIGHT or (sweep and not MODES[mode].has_jobs)
                 marks = [] if light else [pytest.mark.smoke]
                 name = f"{mode}-{'sweep' if sweep else 'single'}-{'dry' if dry else 'run'}"

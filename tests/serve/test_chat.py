@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from rich.console import Console
 
-from sftlab.errors import StageError
+from sftlab.errors import ConfigError, StageError
 from sftlab.records import Message
+from sftlab.serve import page
 from sftlab.serve.chat import converse
-from sftlab.serve.client import RefusedError
+from sftlab.serve.client import RefusedError, growing
+from sftlab.serve.server import free_port
 
 MODELS = ("baseline", "finetuned")
 
@@ -81,3 +84,39 @@ def test_answers_are_side_by_side_where_there_is_room(width: int, rows: int) -> 
     lines = chat(["one"], Models(), terminal=True, width=width).splitlines()
     assert len([line for line in lines if "has" in line and "[b]" in line]) >= rows
     assert any("baseline [b]" in line and "finetuned [b]" in line for line in lines) == (rows == 1)
+
+
+def test_a_page_needs_gradio_and_a_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "find_spec", lambda module: module)
+    page.check(free_port())
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        pytest.raises(ConfigError, match=r"set serve\.page_port=") as e,
+    ):
+        page.check(listener.getsockname()[1])
+    assert "cannot be used: Address already in use" in str(e.value)
+    monkeypatch.setattr(page, "find_spec", lambda module: None)
+    with pytest.raises(ConfigError, match=r"mode=page: requires the package gradio; pip install"):
+        page.check(free_port())
+
+
+def test_answers_grow_and_stop_with_the_caller() -> None:
+    ended: list[str] = []
+
+    async def slow(model: str, turns: Sequence[Message]) -> AsyncIterator[str]:
+        try:
+            for number in range(1000):
+                yield f"{number} "
+                await asyncio.sleep(0.01)
+        finally:
+            ended.append(model)
+
+    async def first() -> dict[str, str]:
+        answers = growing({model: [] for model in MODELS}, slow)
+        shown = await anext(answers)
+        await answers.aclose()  # type: ignore[attr-defined]
+        return shown
+
+    shown = asyncio.run(first())
+    assert set(shown) == set(ended) == set(MODELS)
+    assert all(text.startswith("0 ") and "999" not in text for text in shown.values())

@@ -15,10 +15,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, browser
 from conftest import composed, interruptible
 from made_runs import make_run
 from rich.console import Console
@@ -30,7 +33,7 @@ from sftlab.errors import ConfigError, StageError
 from sftlab.model import finished
 from sftlab.records import Example, read_jsonl
 from sftlab.runtime.run import Run
-from sftlab.serve import chat, server, worker
+from sftlab.serve import chat, page, server, worker
 from sftlab.serve.client import streaming
 
 # ------------------------------------------------------------------- which run, which models
@@ -273,6 +276,45 @@ def test_the_run_is_exported_and_tested(serving: Serving) -> None:
     again = whole(serving.folder, "mode=export", "export.format=bnb4", "run=run", "instance=cpu")
     assert again.returncode == 0, again.stderr
     assert len(Run.read(serving.folder / "run").record.exports) == 1
+
+
+@pytest.mark.smoke
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_in_a_browser(serving: Serving, tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install --no-deps -r locks/page.lock")
+    (example, _), (other, _) = serving.recorded("finetuned")[:2]
+    ready, done, port = Event(), Event(), server.free_port()
+    models = ("baseline", "finetuned")
+    shown = partial(
+        page.show, models, streaming(dict.fromkeys(models, serving.url)), title="a <b>run</b>", port=port,
+        examples=[example.question, other.question], when_ready=ready.set, until=done.is_set,
+    )  # fmt: skip
+    answers = "document.querySelectorAll('.message.bot').length"
+    field = "document.querySelector('#question textarea').value"
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(shown)
+        try:
+            assert ready.wait(60), running.exception(timeout=1)
+            with browser(tmp_path, f"http://127.0.0.1:{port}/") as window:
+                window.wait("document.querySelectorAll('.gallery-item, .gallery button').length >= 2")
+                window.run("document.querySelectorAll('.gallery-item, .gallery button')[1].click()")
+                window.wait(f"{field}.length > 0")
+                assert window.run(field).split() == other.question.split()
+                window.press("#send")
+                window.wait(f"{answers} == 2 && {field} == ''")
+                window.type("#question textarea", "<i>Why</i>?")
+                window.press("#send")
+                window.wait(f"{answers} == 4")
+                assert "<i>Why</i>?" in window.run("document.body.innerText")
+                assert window.run("document.querySelectorAll('button[title=\"Copy message\"]').length") >= 4
+                window.press("#clear")
+                window.wait(f"{answers} == 0")
+                window.type("#question textarea", "word " * 5000)
+                window.press("#send")
+                window.wait("document.body.innerText.includes('context length')")
+        finally:
+            done.set()
 
 
 @pytest.mark.smoke
