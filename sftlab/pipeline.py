@@ -13,7 +13,7 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
 from sftlab.errors import ConfigError, OutOfMemoryError, PrunedError, advised
-from sftlab.eval import contenders, decision, guards, task
+from sftlab.eval import contenders, decision, guards, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
@@ -177,6 +177,6 @@ def compare_files(run: Run, cfg: Config) -> Path:
         pairwise=pairwise_of(cfg),
     )
     sources = dict(zip([*LABELS, *others], map(str, (first, second, *more)), strict=True))
-    run.update(evaluation=evaluation, sources=sources)
+    run.update(evaluation=(evaluation := release.decided(evaluation)), sources=sources)
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"

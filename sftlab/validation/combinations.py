@@ -28,6 +28,15 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
+    decides = MODES[cfg.mode].evaluates or cfg.mode == "compare"
+    if cfg.eval.gate and not decides:
+        message = f"mode={cfg.mode} decides nothing"
+        yield Problem(
+            "eval.gate", "true", message, "set it to false, or set mode to all, evaluate or compare", ("mode",)
+        )
+    if cfg.eval.gate and decides and cfg.mode != "compare" and not cfg.eval.baseline:
+        message = "eval.gate decides between the fine-tuned model and the base model"
+        yield Problem("eval.baseline", "false", message, "set it to true, or eval.gate to false", ("eval.gate",))
     if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
         message = f"mode={cfg.mode} starts the server of vLLM"
         yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
@@ -50,9 +59,6 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
 def training_problems(cfg: Config) -> Iterator[Problem]:
     """Yield what SFTTrainer would refuse after the model is loaded, or would silently do in another way."""
     train, extra = cfg.train, cfg.train.extra
-    if cfg.select.max_rows is not None and cfg.select.metric == "eval_loss":
-        message = "has an effect only with select.metric=score: the validation loss is over all validation rows"
-        yield Problem("select.max_rows", shown(cfg.select.max_rows), message, "set it to null", ("select.metric",))
     if train.packing and train.allow_truncated_completion:
         yield Problem(
             "train.packing",
@@ -61,9 +67,6 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
             "set train.allow_truncated_completion=false",
             ("train.allow_truncated_completion",),
         )
-    if cfg.select.average is not None and not isinstance(cfg.peft, NoPeft) and cfg.peft.use_dora:
-        message = "the average of DoRA adapters is not an adapter: their magnitudes are not linear"
-        yield Problem("select.average", "ties", message, "set it to null", ("peft.use_dora",))
     if MODES[cfg.mode].trains or MODES[cfg.mode].estimates:
         try:  # for mode=plan, and for a launcher, the GPUs may be in another machine
             machine.find(cfg.instance, elsewhere=True).accumulation(train)
@@ -107,9 +110,6 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
 def instance_problems(cfg: Config) -> Iterator[Problem]:
     """Yield settings that the device or the number of machines rules out."""
     instance = cfg.instance
-    if cfg.sweep.prune is not None and instance.nnodes > 1:
-        message = "stops a job in one process, and instance.nnodes trains it in several commands"
-        yield Problem("sweep.prune", cfg.sweep.prune, message, "set it to null", ("instance.nnodes",))
     if instance.device == "cpu" and cfg.train.use_liger_kernel:
         message = "Liger needs a GPU, and instance.device is cpu"
         yield Problem("train.use_liger_kernel", "true", message, "set it to false", ("instance.device",))
