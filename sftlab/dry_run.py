@@ -20,7 +20,7 @@ from sftlab.eval import contenders, definitions, endpoint, guards, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender
-from sftlab.eval.predictions import load_pair
+from sftlab.eval.predictions import load_others, load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.eval.statistics import margin_to_rule_out
 from sftlab.instance import machine as instance
@@ -143,10 +143,11 @@ def preview(cfg: Config, folder: Path, scratch: Path) -> None:
 
 
 def comparison(cfg: Config, folder: Path, scratch: Path) -> None:
-    """Check two files of predictions and log how small a difference they can show."""
-    first, second = map(Path, cfg.eval.predictions)
+    """Check files of predictions and log how small a difference they can show."""
+    first, second, *more = map(Path, cfg.eval.predictions)
     (rows, *_), _ = load_pair(first, second, cfg.eval)
-    log.info("compare: %d rows in both %s and %s", len(rows), first, second)
+    load_others(cfg.eval, rows)
+    log.info("compare: %d rows in each of %s", len(rows), ", ".join(map(str, (first, second, *more))))
     _log_power(cfg, [row.group for row in rows])
 
 

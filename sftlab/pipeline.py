@@ -13,18 +13,18 @@ from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
 from sftlab.errors import ConfigError, OutOfMemoryError, advised
-from sftlab.eval import contenders, decision, guards, task
+from sftlab.eval import contenders, decision, guards, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.pairwise import pairwise_of
-from sftlab.eval.predictions import labels, load_pair
+from sftlab.eval.predictions import labels, load_others, load_pair
 from sftlab.instance import machine as instance
 from sftlab.instance import precision
 from sftlab.model import base as models
 from sftlab.model.base import Base
 from sftlab.report import page, terminal
-from sftlab.results import RunRecord
+from sftlab.results import LABELS, RunRecord
 from sftlab.runtime.job import Job
 from sftlab.runtime.run import Run
 from sftlab.runtime.store import Stage, Store
@@ -157,14 +157,22 @@ def _of_job(cfg: Config, job: Job) -> RunRecord:
 
 
 def compare_files(run: Run, cfg: Config) -> Path:
-    """``mode=compare``: compare two files of predictions, of any origin. Returns the page."""
-    first, second = map(Path, cfg.eval.predictions)
+    """``mode=compare``: compare files of predictions, of any origin: the second with each other. Returns the page."""
+    first, second, *more = map(Path, cfg.eval.predictions)
     baseline, finetuned = load_pair(first, second, cfg.eval)
-    runs = {"baseline": baseline, "finetuned": finetuned}
-    names = labels(first, second, cfg.eval)
+    others, records = load_others(cfg.eval, baseline[0])
+    runs, names = {"baseline": baseline, "finetuned": finetuned, **others}, labels(first, second, cfg.eval)
     evaluation = decision.decide(
-        runs, names, cfg.eval, run.folder, both_mute=False, labels=names, pairwise=pairwise_of(cfg)
+        runs,
+        names,
+        cfg.eval,
+        run.folder,
+        both_mute=False,
+        labels=names,
+        contenders=records,
+        pairwise=pairwise_of(cfg),
     )
-    run.update(evaluation=evaluation, sources={"baseline": str(first), "finetuned": str(second)})
+    sources = dict(zip([*LABELS, *others], map(str, (first, second, *more)), strict=True))
+    run.update(evaluation=(evaluation := release.decided(evaluation)), sources=sources)
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"

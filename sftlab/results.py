@@ -500,6 +500,8 @@ class ModelResult(Record):
     """The other metrics of the task, by name, and the judged one if it is a kind of ROUGE."""
     score_intervals: dict[str, tuple[float, float]] = {}
     """Confidence intervals of other metrics: Wilson's for a share, a bootstrap's for macro-F1."""
+    executed: int | None = None
+    """Answers to questions whose target has a result that decides (eval.task=sql); null for other tasks."""
     items: dict[str, ItemCounts] = {}
     """Results by label (eval.task=labels) or by field (eval.task=json)."""
     repeats: Repeats | None = None
@@ -817,6 +819,36 @@ class Evaluation(Record):
     """How often the test set was used; null in mode=compare, and for a model compared with itself."""
     guards: list[Guard] = []
     """Results on other test sets (eval.guards)."""
+    decision: Decision | None = None
+    """What follows from the test set and the guards together; null without a baseline."""
+
+
+class Condition(Record):
+    """A condition of the decision: a gain on the test set, or an acceptable loss on a guard."""
+
+    name: str
+    """"test set", or the name of the guard."""
+    outcome: Literal["holds", "fails", "undecided"]
+    """Whether the condition is shown to hold, or shown not to hold."""
+    p_fails: float
+    """p-value of the claim that it does not hold: two-sided for the test set, one-sided for guards."""
+    p_fails_adjusted: float | None = None
+    """Adjusted for the number of conditions by Holm's method."""
+    needed: int | None = None
+    """About how many questions would decide it with a probability of 80 %; null if it is decided, or unknown."""
+
+
+class Decision(Record):
+    """Whether to ship the fine-tuned model, from the test set and the guards together."""
+
+    outcome: Literal["ship", "keep_base", "undecided"]
+    """ship: every condition holds; keep_base: one is shown not to hold; undecided otherwise."""
+    alpha: float
+    """Largest probability of ship if a condition does not hold, and of keep_base if all hold (eval.alpha)."""
+    conditions: list[Condition]
+    """The conditions, that of the test set first."""
+    notes: list[str] = []
+    """What limits the decision."""
 
 
 class Guard(Record):

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sftlab.eval.scorers import Scorer, scorer
 from sftlab.eval.scorers.choice import folded
 from sftlab.model.reasoning import opened_by_prompt
 from sftlab.records import Example, Prediction, single_turn
+from sftlab.results import LABELS, Contender
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ _STAMP = re.compile(r"_\d{4}-\d\d-\d\dT[\d.:-]+$")  # in the names of lm-evaluat
 def labels(a: Path, b: Path, cfg: EvalConfig) -> dict[str, str]:
     """Name the compared models: by eval.labels, or by the names of the files, or by the folders that differ."""
     if cfg.labels:
-        return dict(zip(("baseline", "finetuned"), cfg.labels, strict=True))
+        return dict(zip(("baseline", "finetuned"), cfg.labels, strict=False))
     names = [_STAMP.sub("", path.stem) for path in (a, b)]
     if names[0] == names[1]:
         folders = zip(*(reversed(path.absolute().parts[:-1]) for path in (a, b)), strict=False)
@@ -42,6 +43,30 @@ def labels(a: Path, b: Path, cfg: EvalConfig) -> dict[str, str]:
     if names[0] == names[1]:
         names = [f"{names[0]} (first)", f"{names[1]} (second)"]
     return {"baseline": names[0], "finetuned": names[1]}
+
+
+def load_others(
+    cfg: EvalConfig, order: Sequence[Prediction]
+) -> tuple[dict[str, list[list[Prediction]]], list[Contender]]:
+    """Load the third and further files of eval.predictions, each paired with the second, in the order of other rows.
+
+    Returns:
+        The predictions and the records of these contenders, by names of which files can be made.
+
+    Raises:
+        ConfigError: see ``load_pair``.
+    """
+    second, files = Path(cfg.predictions[1]), list(map(Path, cfg.predictions[2:]))
+    runs: dict[str, list[list[Prediction]]] = {}
+    records = []
+    for number, path in enumerate(files):
+        label = cfg.labels[number + 2] if len(cfg.labels) > 2 else _STAMP.sub("", path.stem)
+        name = re.sub(r"[^\w-]+", "_", label)
+        name = name if name not in (*runs, *LABELS) else f"{name}-{number + 3}"
+        repeats = [{row.id: row for row in rows} for rows in load_pair(path, second, cfg)[0]]
+        runs[name] = [[by_id[row.id] for row in order] for by_id in repeats]
+        records.append(Contender(name=name, about=label, prompting=False))
+    return runs, records
 
 
 def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]], list[list[Prediction]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
-from sftlab.report import caveats, contenders, judge, tables
+from sftlab.report import caveats, contenders, details, tables
 from sftlab.report.text import disagreement, early_stop, level, plural, scored
 from sftlab.results import Evaluation, EvaluationRow, Export, Replication
 from sftlab.runtime.console import say
@@ -135,7 +135,7 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
         say(_printed("The selected recipe, by training", tables.trainings(replication, judged)))
     for caveat in caveats.caveats(judged, mode, seed, replication):
         say(caveat)
-    for sentence in judge.sentences(judged):
+    for sentence in details.sentences(judged):
         say(sentence)
     if (by_item := tables.items(judged)) is not None:
         _first(f"By {view.items}", by_item)
@@ -146,6 +146,8 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
         if by.note:
             say(by.note)
     guards(judged)
+    if made := tables.decision(judged):
+        say(f"Decision: {made}")
 
 
 def guards(judged: Evaluation) -> None:

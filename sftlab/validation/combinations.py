@@ -28,6 +28,15 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
+    decides = MODES[cfg.mode].evaluates or cfg.mode == "compare"
+    if cfg.eval.gate and not decides:
+        message = f"mode={cfg.mode} decides nothing"
+        yield Problem(
+            "eval.gate", "true", message, "set it to false, or set mode to all, evaluate or compare", ("mode",)
+        )
+    if cfg.eval.gate and decides and cfg.mode != "compare" and not cfg.eval.baseline:
+        message = "eval.gate decides between the fine-tuned model and the base model"
+        yield Problem("eval.baseline", "false", message, "set it to true, or eval.gate to false", ("eval.gate",))
     if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
         message = f"mode={cfg.mode} starts the server of vLLM"
         yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
@@ -167,7 +176,8 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
         yield from _extract(cfg)
         return
     yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
-    if (names := cfg.eval.labels) and (len(names) != 2 or len(set(names)) < 2 or not all(map(str.strip, names))):
+    names, files = cfg.eval.labels, len(cfg.eval.predictions) if cfg.mode == "compare" else 2
+    if names and (len(names) not in (2, files) or len(set(names)) < len(names) or not all(map(str.strip, names))):
         remedy = "write two, the base model's first, or []"
         yield Problem("eval.labels", shown(names), "is not a list of two different names", remedy)
 

@@ -10,7 +10,7 @@ from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval import guards
 from sftlab.eval.checks import check_answers
-from sftlab.eval.predictions import load_pair
+from sftlab.eval.predictions import load_others, load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.eval.task import fitted
 from sftlab.model import hub
@@ -23,6 +23,7 @@ from sftlab.validation.files import is_local
 # Keys of the datasets whose rows this process has checked: the jobs of a sweep share them.
 CHECKED: set[str] = set()
 
+GENERATORS = ("generate:vignettes", "generate:basics")
 MOST_GENERATED = 100_000  # rows; there are few more different questions
 # Keys outside the dataset's section that decide whether its rows can be used.
 JUDGED_BY = ("eval", "select.metric", "mode")
@@ -40,19 +41,20 @@ def dataset_problems(cfg: Config) -> Iterator[Problem]:
 
 
 def prediction_problems(cfg: Config) -> Iterator[Problem]:
-    """Yield the problems of the two prediction files of ``mode=compare``."""
+    """Yield the problems of the prediction files of ``mode=compare``."""
     files = cfg.eval.predictions
-    if len(files) != 2:
+    if len(files) < 2:
         yield Problem(
             "eval.predictions",
             None,
-            f"mode=compare needs two files, and there {'is 1' if len(files) == 1 else f'are {len(files)}'}",
+            f"mode=compare needs two files or more, and there {'is 1' if len(files) == 1 else f'are {len(files)}'}",
             "write 'eval.predictions=[a.jsonl,b.jsonl]' with the base model's file first",
             ("mode",),
         )
         return
     try:
-        load_pair(Path(files[0]), Path(files[1]), cfg.eval)
+        (rows, *_), _ = load_pair(Path(files[0]), Path(files[1]), cfg.eval)
+        load_others(cfg.eval, rows)
     except ConfigError as error:
         yield from with_keys(error, "eval")
 
@@ -184,8 +186,8 @@ def _split(section: str, data: RowSettings, name: str, *, partial: bool) -> Iter
         message = "a number of rows must be whole"
         yield Problem(key, shown(split), message, "give shares below 1, or whole numbers of rows")
     if name.startswith("generate:"):
-        if name != "generate:vignettes":
-            yield Problem(keys[0], shown(name), "no such generator", "set it to generate:vignettes")
+        if name not in GENERATORS:
+            yield Problem(keys[0], shown(name), "no such generator", f"set it to {' or '.join(GENERATORS)}")
         if sum(sizes) > MOST_GENERATED:
             message = f"asks for too many rows: at most {MOST_GENERATED:,} are generated"
             yield Problem(key, shown(split), message, "ask for fewer", keys)

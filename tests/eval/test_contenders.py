@@ -315,3 +315,22 @@ def test_weights_of_a_definition_are_an_adapter_or_quantised(pair: Any, tmp_path
     # A full fine-tuning has no adapter.
     _, (none, _) = definitions.defined(cfg, store, {**both, "finetuned": replace(tuned, adapter=None)}, test)
     assert none.left_out == "the fine-tuned model has no adapter: all of its weights were trained"
+
+
+def test_further_files_are_compared_with_the_second(tmp_path: Path) -> None:
+    from test_cli import quick
+
+    for name, right in (("base", 10), ("ours", 40), ("other", 34)):
+        rows = predictions(right)[0]
+        lines = [{"id": one.id, "completion": one.completion, "target": "A", "choices": "AB"} for one in rows]
+        reordered = lines if name == "other" else reversed(lines)
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reordered), "utf-8")
+    files = "eval.predictions=[base.jsonl,ours.jsonl,other.jsonl]"
+    done = quick(tmp_path, "mode=compare", files, "hydra.run.dir=run", "eval.group_by=null")
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    (other,) = run["evaluation"]["contenders"]
+    assert (other["name"], other["result"]["correct"]) == ("other", 34)
+    assert (other["comparison"]["gained"], other["comparison"]["lost"]) == (6, 0)
+    assert run["sources"]["other"] == "other.jsonl"
+    assert (tmp_path / "run" / "predictions" / "other.jsonl").is_file()

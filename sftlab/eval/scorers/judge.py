@@ -28,8 +28,8 @@ class Judge(Scores):
         graded=False,
         rows="questions",
         no_answer="empty",
-        gained="preferred",
-        lost="not preferred",
+        gained="won",
+        lost="lost",
         about="Preference: how often the judge prefers the model's answer to that of the other model, over both "
         "orders; ties count half. An empty answer loses.",
     )
