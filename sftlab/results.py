@@ -1108,10 +1108,10 @@ class Export(Record):
     """The config key export.gguf; null for other formats."""
     folder: str
     """Folder of the exported model."""
-    gib: float
-    """Size of its weights, GiB."""
-    merged_gib: float
-    """Size of the weights of the merged model, GiB."""
+    weight_bytes: int
+    """Bytes of the files with its weights."""
+    merged_bytes: int
+    """Bytes of the files with the weights of the merged model."""
     engine: str
     """Engine that answered the test questions with both models."""
     comparison: Comparison

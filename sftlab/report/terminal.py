@@ -200,7 +200,8 @@ def exported(result: Export, place: Path) -> None:
     """Print the size of an exported model, and what its test says."""
     compared = result.comparison
     name = result.format if result.gguf is None else f"{result.format} {result.gguf}"
-    say(f"Export: {name}, {result.gib:.3g} GiB (merged model: {result.merged_gib:.3g} GiB), in {place}")
+    size, merged = (f"{number / 2**20:,.1f} MiB" for number in (result.weight_bytes, result.merged_bytes))
+    say(f"Export: {name}, {size} (merged model: {merged}), in {place}")
     say(
         f"On the {compared.n} test questions, by {result.engine}: merged model {compared.baseline:.4g}, exported model "
         f"{compared.finetuned:.4g} ({compared.metric})"

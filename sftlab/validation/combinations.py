@@ -28,21 +28,9 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
-    decides = MODES[cfg.mode].evaluates or cfg.mode == "compare"
-    if cfg.eval.gate and not decides:
-        message = f"mode={cfg.mode} decides nothing"
-        yield Problem(
-            "eval.gate", "true", message, "set it to false, or set mode to all, evaluate or compare", ("mode",)
-        )
-    if cfg.eval.gate and decides and cfg.mode != "compare" and not cfg.eval.baseline:
-        message = "eval.gate decides between the fine-tuned model and the base model"
-        yield Problem("eval.baseline", "false", message, "set it to true, or eval.gate to false", ("eval.gate",))
     if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
         message = f"mode={cfg.mode} starts the server of vLLM"
         yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
-    if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
-        message = "eval.guards compares the fine-tuned model with the base model"
-        yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"
         yield Problem("eval.correct_for_reuse", "true", message, "set it to false", ("mode",))

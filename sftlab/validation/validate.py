@@ -21,6 +21,7 @@ from sftlab.validation.combinations import (
     training_problems,
 )
 from sftlab.validation.files import store_problems
+from sftlab.validation.guards import gate_problems
 from sftlab.validation.keys import secrets, type_problems
 from sftlab.validation.models import model_problems
 from sftlab.validation.rows import dataset_problems, prediction_problems
@@ -73,6 +74,7 @@ def _without_unused_names(composed: DictConfig) -> DictConfig:
 def _problems(cfg: Config) -> Iterator[Problem]:
     """Yield the problems of a configuration whose keys and types are valid."""
     yield from run_problems(cfg)
+    yield from gate_problems(cfg)
     yield from training_problems(cfg)
     yield from selection_problems(cfg)
     yield from schedule_problems(cfg.train)
