@@ -296,9 +296,6 @@ def _judge(cfg: Config) -> Iterator[Problem]:
             yield from with_keys(error, "eval.task")
     if not cfg.eval.baseline:
         yield Problem("eval.baseline", "false", "eval.task=judge compares with the base model", "set it to true", keys)
-    if cfg.select.metric == "score":
-        message = "a judge compares two models, and does not score one"
-        yield Problem("select.metric", "score", message, "set it to eval_loss", keys)
 
 
 def _sql(cfg: Config) -> Iterator[Problem]:
