@@ -37,9 +37,6 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.gate and decides and cfg.mode != "compare" and not cfg.eval.baseline:
         message = "eval.gate decides between the fine-tuned model and the base model"
         yield Problem("eval.baseline", "false", message, "set it to true, or eval.gate to false", ("eval.gate",))
-    if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
-        message = f"mode={cfg.mode} starts the server of vLLM"
-        yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
     if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
         message = "eval.guards compares the fine-tuned model with the base model"
         yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))
