@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from importlib.util import find_spec
 
 from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
@@ -17,7 +16,6 @@ from sftlab.eval.pairwise import preferences
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
 from sftlab.results import LABELS
-from sftlab.runtime.listing import moment
 from sftlab.runtime.modes import MODES
 
 
@@ -43,12 +41,6 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"
         yield Problem("eval.correct_for_reuse", "true", message, "set it to false", ("mode",))
-    if cfg.runs.since is not None:
-        try:
-            moment(cfg.runs.since, datetime.now(UTC))
-        except (ValueError, OverflowError):
-            remedy = "write it as 2026-11-30 or '2026-11-30T09:00:00', or as 12h, 7d or 2w"
-            yield Problem("runs.since", shown(cfg.runs.since), "is not an ISO time or an age", remedy)
     if cfg.hub.push and cfg.hub.repo_id is None:
         yield Problem("hub.push", "true", "needs a repository", "set hub.repo_id to owner/name", ("hub.repo_id",))
 

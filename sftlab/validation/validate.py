@@ -20,7 +20,7 @@ from sftlab.validation.combinations import (
     run_problems,
     training_problems,
 )
-from sftlab.validation.files import store_problems
+from sftlab.validation.files import since_problems, store_problems
 from sftlab.validation.keys import secrets, type_problems
 from sftlab.validation.models import model_problems
 from sftlab.validation.rows import dataset_problems, prediction_problems
@@ -77,6 +77,7 @@ def _problems(cfg: Config) -> Iterator[Problem]:
     yield from extra_problems(cfg.train.extra)
     yield from instance_problems(cfg)
     yield from store_problems(cfg.store)
+    yield from since_problems(cfg.runs.since)
     yield from evaluation_problems(cfg)
     yield from contender_problems(cfg)
     yield from chain_problems(cfg)
