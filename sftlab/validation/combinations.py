@@ -26,18 +26,6 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
-    decides = MODES[cfg.mode].evaluates or cfg.mode == "compare"
-    if cfg.eval.gate and not decides:
-        message = f"mode={cfg.mode} decides nothing"
-        yield Problem(
-            "eval.gate", "true", message, "set it to false, or set mode to all, evaluate or compare", ("mode",)
-        )
-    if cfg.eval.gate and decides and cfg.mode != "compare" and not cfg.eval.baseline:
-        message = "eval.gate decides between the fine-tuned model and the base model"
-        yield Problem("eval.baseline", "false", message, "set it to true, or eval.gate to false", ("eval.gate",))
-    if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
-        message = "eval.guards compares the fine-tuned model with the base model"
-        yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"
         yield Problem("eval.correct_for_reuse", "true", message, "set it to false", ("mode",))
@@ -48,9 +36,6 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
 def training_problems(cfg: Config) -> Iterator[Problem]:
     """Yield what SFTTrainer would refuse after the model is loaded, or would silently do in another way."""
     train, extra = cfg.train, cfg.train.extra
-    if cfg.select.max_rows is not None and cfg.select.metric == "eval_loss":
-        message = "has an effect only with select.metric=score: the validation loss is over all validation rows"
-        yield Problem("select.max_rows", shown(cfg.select.max_rows), message, "set it to null", ("select.metric",))
     if train.packing and train.allow_truncated_completion:
         yield Problem(
             "train.packing",
@@ -59,9 +44,6 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
             "set train.allow_truncated_completion=false",
             ("train.allow_truncated_completion",),
         )
-    if cfg.select.average is not None and not isinstance(cfg.peft, NoPeft) and cfg.peft.use_dora:
-        message = "the average of DoRA adapters is not an adapter: their magnitudes are not linear"
-        yield Problem("select.average", "ties", message, "set it to null", ("peft.use_dora",))
     if MODES[cfg.mode].trains or MODES[cfg.mode].estimates:
         try:  # for mode=plan, and for a launcher, the GPUs may be in another machine
             machine.find(cfg.instance, elsewhere=True).accumulation(train)

@@ -201,6 +201,7 @@ COMBINATIONS = [
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("select.max_rows=5"),
     tiny("select.average=ties", "peft=dora"),
+    tiny("sweep.prune=median", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"),
     tiny("eval.task=number"),
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
