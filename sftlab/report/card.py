@@ -49,6 +49,7 @@ def card(run: RunRecord, cfg: Config) -> str:
         items=None if evaluation is None else tables.items(evaluation),
         details=details.sentences(evaluation) if evaluation is not None else [],
         results=None if evaluation is None else tables.results(evaluation),
+        decision=None if evaluation is None else tables.decision(evaluation),
         guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
@@ -104,7 +105,7 @@ def _hub_id(name: str) -> str | None:
 
 def _short(name: str) -> str:
     """The hub id of a model or dataset, or the last part of its path."""
-    text = name.replace("generate:vignettes", "vignettes made by sftlab")
+    text = re.sub("^generate:(.*)", r"\1 made by sftlab", name)
     return _line(_hub_id(text) or re.split(r"[\\/]", text.rstrip("\\/"))[-1])
 
 

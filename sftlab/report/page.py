@@ -62,6 +62,7 @@ def render(folder: Path, run: RunRecord) -> str:
         items=tables.items(evaluation) if evaluation is not None else None,
         details=details.sentences(evaluation) if evaluation is not None else [],
         few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
+        decision=None if evaluation is None else tables.decision(evaluation),
         guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         guard_kinds=[
             (guard.name, tables.subgroups(guard.evaluation))
@@ -85,7 +86,8 @@ def render(folder: Path, run: RunRecord) -> str:
         forced=_forced(evaluation) if evaluation is not None else [],
         ways=list(dict.fromkeys(way for _, _, result in models for way in result.readings)),
         checkpoints=_checkpoints(run),
-        failed=[job for job in run.jobs if job.status != "success"],
+        failed=[job for job in run.jobs if job.status not in ("success", "pruned")],
+        pruned=[job for job in run.jobs if job.pruned is not None],
         curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,
         losses=_losses(folder / "metrics.jsonl"),
         letters=_letters(evaluation, answers) if evaluation is not None else [],
