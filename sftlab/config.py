@@ -408,6 +408,13 @@ class SelectConfig(Section):
     tie: Literal["earliest", "lowest"]
 
 
+class SweepConfig(Section):
+    """Which jobs of a sweep are stopped before their end."""
+
+    prune: Literal["median", "halving"] | None
+    prune_after: Annotated[float, Field(gt=0, lt=1)]
+
+
 class MergeConfig(Section):
     """How far the loss of the merged model may differ from that of the base model with its adapter."""
 
@@ -504,6 +511,7 @@ class Config(Section):
     instance: InstanceConfig
     eval: EvalConfig
     select: SelectConfig
+    sweep: SweepConfig
     merge: MergeConfig
     tracking: TrackingConfig
     hub: HubConfig

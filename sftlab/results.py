@@ -16,6 +16,7 @@ SCHEMA_VERSION = 2
 
 Scalar = str | int | float | bool | None
 Status = Literal["running", "success", "failed"]
+JobStatus = Literal["running", "success", "failed", "pruned"]
 Outcome = Literal["better", "worse", "too_small", "inconclusive"]
 
 LABELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
@@ -87,6 +88,35 @@ class EarlyStop(Record):
     def saved_steps(self) -> int:
         """Steps that were not trained."""
         return self.planned_steps - self.step
+
+
+class Pruned(Record):
+    """A job of a sweep that was stopped because its peers are better (sweep.prune)."""
+
+    rule: str
+    """The config key sweep.prune."""
+    step: int
+    """The last optimizer step."""
+    planned_steps: int
+    """Optimizer steps that the job would have had."""
+    epoch: float
+    """Its epoch."""
+    eval_loss: float
+    """Its lowest validation loss until then, nats per supervised token."""
+    peers: int
+    """Jobs that had reached this epoch."""
+    peer: int
+    """Number of the one in the middle, with which it was compared."""
+    peer_eval_loss: float
+    """Its lowest validation loss until the same epoch."""
+
+    def __str__(self) -> str:
+        return (
+            f"pruned at step {self.step:,} of {self.planned_steps:,}: its validation loss {self.eval_loss:.4f} is "
+            f"worse than {self.peer_eval_loss:.4f} of job {self.peer}, in the middle of {self.peers} peer"
+            f"{'' if self.peers == 1 else 's'} at epoch {self.epoch:.3g}, by more than the noise "
+            f"(sweep.prune={self.rule})"
+        )
 
 
 class Receipt(Record):
@@ -338,7 +368,7 @@ class JobSummary(Record):
     """Its number."""
     overrides: list[str]
     """Overrides of the job, as on a command line."""
-    status: Status
+    status: JobStatus
     """How it ended."""
     error: str | None
     """Why it failed; null otherwise."""
@@ -348,6 +378,8 @@ class JobSummary(Record):
     """Whether it was trained separately, or shares steps with another job."""
     early_stop: EarlyStop | None = None
     """What early stopping did; null if the training has all its steps."""
+    pruned: Pruned | None = None
+    """Why it was stopped by sweep.prune; null otherwise."""
 
 
 # ------------------------------------------------------------------- evaluation
@@ -569,8 +601,9 @@ class JudgeRecord(Record):
     """Share of the decided pairs in which the answer with more words is preferred."""
     words: tuple[float, float]
     """Mean number of words of both models' answers."""
-    at_equal_length: Estimate
-    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths."""
+    at_equal_length: Estimate | None
+    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths; null
+    for fewer than 20 questions."""
     calibration: Calibration | None = None
     """Agreement with people; null without eval.judge.preferences."""
 
@@ -1170,7 +1203,7 @@ class JobRecord(Record):
     """Overrides of the job, as on a command line."""
     config: dict[str, JsonValue]
     """Its configuration, with resolved number formats and pinned commits once they are known."""
-    status: Status = "running"
+    status: JobStatus = "running"
     """State of the job."""
     error: str | None = None
     """Why it failed; null otherwise."""
@@ -1198,6 +1231,8 @@ class JobRecord(Record):
     """Number formats of training and generation."""
     receipt: Receipt | None = None
     """What took effect in training."""
+    pruned: Pruned | None = None
+    """Why it was stopped by sweep.prune; null otherwise."""
     plan: PlanCell | None = None
     """The result of mode=plan."""
     evaluation: Evaluation | None = None

@@ -90,7 +90,7 @@ def _failures(study: Study, records: Sequence[Job]) -> list[str]:
             job.status, job.exit_code = "failed", 1
             job.error = "ended without a result: it was killed, or its machine is lost; run the same command again"
             job.write(job.folder)
-    failed = [job for job in records if job.status != "success"]
+    failed = [job for job in records if job.status not in ("success", "pruned")]
     reasons = [f"job {job.number}: {job.error}" if study.is_sweep else str(job.error) for job in failed]
     if study.launch_error:
         reasons.append(study.launch_error)
@@ -102,7 +102,7 @@ def _failures(study: Study, records: Sequence[Job]) -> list[str]:
 
 def _print_errors(study: Study, records: Sequence[Job]) -> None:
     for job in records:
-        if job.status != "success":
+        if job.status not in ("success", "pruned"):
             print(f"sftlab: {f'job {job.number}: ' if study.is_sweep else ''}{job.error}", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sftlab import results
 from sftlab.eval import scorers
 from sftlab.report import caveats, contenders, details, tables
-from sftlab.report.text import disagreement, early_stop, level, plural, scored
+from sftlab.report.text import disagreement, early_stop, level, plural, pruning, scored
 from sftlab.results import Evaluation, EvaluationRow, Export, Replication
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
@@ -56,12 +56,15 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
         )
     for job in jobs:
         if job.status != "success":
-            table.add_row("✗", str(job.number), Text(f"{' '.join(own[job.number])}\n{job.error}", style="red"))
+            mark, style = ("–", "dim") if job.status == "pruned" else ("✗", "red")
+            table.add_row(mark, str(job.number), Text(f"{' '.join(own[job.number])}\n{job.error}", style=style))
     say(table)
     for job in jobs:
         if job.receipt is not None and job.receipt.early_stop is not None:
             name = f"Job {job.number}" if several else "Training"
             say(f"{name} {early_stop(job.receipt.early_stop)}")
+    if saving := pruning(jobs):
+        say(saving)
     if len(ordered) > SHOWN:
         say(f"… and {len(ordered) - SHOWN} more in run.json")
     if len(selection.ties) > 1:

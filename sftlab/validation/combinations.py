@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from importlib.util import find_spec
 
 from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
@@ -17,7 +16,6 @@ from sftlab.eval.pairwise import preferences
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
 from sftlab.results import LABELS
-from sftlab.runtime.listing import moment
 from sftlab.runtime.modes import MODES
 
 
@@ -28,18 +26,9 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
-    if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
-        message = f"mode={cfg.mode} starts the server of vLLM"
-        yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"
         yield Problem("eval.correct_for_reuse", "true", message, "set it to false", ("mode",))
-    if cfg.runs.since is not None:
-        try:
-            moment(cfg.runs.since, datetime.now(UTC))
-        except (ValueError, OverflowError):
-            remedy = "write it as 2026-11-30 or '2026-11-30T09:00:00', or as 12h, 7d or 2w"
-            yield Problem("runs.since", shown(cfg.runs.since), "is not an ISO time or an age", remedy)
     if cfg.hub.push and cfg.hub.repo_id is None:
         yield Problem("hub.push", "true", "needs a repository", "set hub.repo_id to owner/name", ("hub.repo_id",))
 
@@ -47,9 +36,6 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
 def training_problems(cfg: Config) -> Iterator[Problem]:
     """Yield what SFTTrainer would refuse after the model is loaded, or would silently do in another way."""
     train, extra = cfg.train, cfg.train.extra
-    if cfg.select.max_rows is not None and cfg.select.metric == "eval_loss":
-        message = "has an effect only with select.metric=score: the validation loss is over all validation rows"
-        yield Problem("select.max_rows", shown(cfg.select.max_rows), message, "set it to null", ("select.metric",))
     if train.packing and train.allow_truncated_completion:
         yield Problem(
             "train.packing",
@@ -58,9 +44,6 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
             "set train.allow_truncated_completion=false",
             ("train.allow_truncated_completion",),
         )
-    if cfg.select.average is not None and not isinstance(cfg.peft, NoPeft) and cfg.peft.use_dora:
-        message = "the average of DoRA adapters is not an adapter: their magnitudes are not linear"
-        yield Problem("select.average", "ties", message, "set it to null", ("peft.use_dora",))
     if MODES[cfg.mode].trains or MODES[cfg.mode].estimates:
         try:  # for mode=plan, and for a launcher, the GPUs may be in another machine
             machine.find(cfg.instance, elsewhere=True).accumulation(train)
@@ -293,9 +276,6 @@ def _judge(cfg: Config) -> Iterator[Problem]:
             yield from with_keys(error, "eval.task")
     if not cfg.eval.baseline:
         yield Problem("eval.baseline", "false", "eval.task=judge compares with the base model", "set it to true", keys)
-    if cfg.select.metric == "score":
-        message = "a judge compares two models, and does not score one"
-        yield Problem("select.metric", "score", message, "set it to eval_loss", keys)
 
 
 def _sql(cfg: Config) -> Iterator[Problem]:

@@ -201,6 +201,7 @@ COMBINATIONS = [
     tiny("eval.task=exact", "eval.extract='{{ answer }}'"),
     tiny("select.max_rows=5"),
     tiny("select.average=ties", "peft=dora"),
+    tiny("sweep.prune=median", "instance.nnodes=2", "instance.rdzv_endpoint=a:1"),
     tiny("eval.task=number"),
     tiny("eval.task=number", "eval.tolerance.relative=-1"),
     tiny("eval.task=json"),
@@ -211,7 +212,7 @@ COMBINATIONS = [
     tiny("eval.task=function", "eval.scorer=score"),
     tiny("eval.task=judge"),
     tiny("eval.task=judge", "eval.judge.url=http://localhost:1/v1", "eval.judge.model=m", "eval.judge.user=x"),
-    tiny("eval.task=judge", "eval.judge.name_or_path=m", "eval.judge.preferences=none.jsonl", "select.metric=score"),
+    tiny("eval.task=judge", "eval.judge.name_or_path=m", "eval.judge.preferences=none.jsonl"),
     tiny("eval.task=function", "eval.scorer=score.py:score"),
     tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]
