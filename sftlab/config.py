@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -83,18 +83,6 @@ def ends(values: list[float]) -> list[float]:
     return values
 
 
-def known_task(task: str) -> str:
-    """Accept a value of eval.task.
-
-    Raises:
-        PydanticCustomError: any other value.
-    """
-    tasks = get_args(EvalConfig.model_fields["task"].annotation)
-    if task not in tasks:
-        raise PydanticCustomError("task", "should be {tasks}", {"tasks": f"{', '.join(tasks[:-1])} or {tasks[-1]}"})
-    return task
-
-
 Automatic = Annotated[bool | Literal["auto"], BeforeValidator(automatic)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -160,7 +148,7 @@ class NamedSource(NamedTuple):
     cfg: SourceConfig
 
 
-Task = Literal["choice", "exact", "function", "json", "judge", "labels", "metric", "number", "rouge", "sql"]
+Task = Literal["choice", "exact", "function", "json", "judge", "labels", "match", "metric", "number", "rouge", "sql"]
 """How an answer is compared with its target: the name of a module in sftlab/eval/scorers/."""
 
 
@@ -188,7 +176,7 @@ class SqlConfig(Section):
 class Scoring(Section):
     """How answers to the rows of a guard are generated and scored; null: the default of guards."""
 
-    task: Annotated[str, AfterValidator(known_task)] | None = None
+    task: Task | None = None
     pattern: str | None = None
     reading: Literal["strict", "last", "lenient"] | None = None
     extract: str | None = None
@@ -406,6 +394,7 @@ class EvalConfig(Section):
     smallest_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     guards: dict[SourceName, DatasetConfig] = {}
+    gate: bool = False
     forced: bool
     logprobs: bool
     labels: list[str]
@@ -418,6 +407,13 @@ class SelectConfig(Section):
     max_rows: PositiveInt | None
     average: Literal["ties"] | None
     tie: Literal["earliest", "lowest"]
+
+
+class SweepConfig(Section):
+    """Which jobs of a sweep are stopped before their end."""
+
+    prune: Literal["median", "halving"] | None
+    prune_after: Annotated[float, Field(gt=0, lt=1)]
 
 
 class MergeConfig(Section):
@@ -450,6 +446,7 @@ class RunsConfig(Section):
     model: Name | None
     status: Literal["success", "running", "killed", "failed", "damaged"] | None
     verdict: Literal["better", "worse", "too_small", "inconclusive"] | None
+    decision: Literal["ship", "keep_base", "undecided"] | None = None
     since: Name | None
     sort: Literal["started", "gain", "cost", "name"]
     limit: PositiveInt | None
@@ -515,6 +512,7 @@ class Config(Section):
     instance: InstanceConfig
     eval: EvalConfig
     select: SelectConfig
+    sweep: SweepConfig
     merge: MergeConfig
     tracking: TrackingConfig
     hub: HubConfig

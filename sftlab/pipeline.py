@@ -12,8 +12,8 @@ from sftlab.dataset import stage as dataset
 from sftlab.dataset import tokenize
 from sftlab.dataset.leakage import gate
 from sftlab.dataset.pinning import pinned, pinned_data
-from sftlab.errors import ConfigError, OutOfMemoryError, advised
-from sftlab.eval import contenders, decision, guards, task
+from sftlab.errors import ConfigError, OutOfMemoryError, PrunedError, advised
+from sftlab.eval import contenders, decision, guards, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import Contender, EvalSet
@@ -29,7 +29,7 @@ from sftlab.runtime.job import Job
 from sftlab.runtime.run import Run
 from sftlab.runtime.store import Stage, Store
 from sftlab.tracking import tracker
-from sftlab.train import advice, memory, ranking, schedule, sharing
+from sftlab.train import advice, memory, pruning, ranking, schedule, sharing
 from sftlab.train import stage as train
 from sftlab.validation.combinations import evaluation_problems
 
@@ -66,8 +66,12 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     )
     variables = tracker.of_job(cfg, job, folder)
     tracker.announce(cfg, folder)
+    peers = pruning.peers(cfg, store.root, job.run, job.number, tokens.counts)
     try:
-        trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables)
+        trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables, peers)
+    except PrunedError:
+        job.pruned = None if peers is None else peers.verdict()
+        raise
     except OutOfMemoryError as error:
         raise advised(
             error, lambda: advice.advice(cfg, base, tokens, machine), otherwise=advice.changes(cfg, machine)
@@ -173,6 +177,6 @@ def compare_files(run: Run, cfg: Config) -> Path:
         pairwise=pairwise_of(cfg),
     )
     sources = dict(zip([*LABELS, *others], map(str, (first, second, *more)), strict=True))
-    run.update(evaluation=evaluation, sources=sources)
+    run.update(evaluation=(evaluation := release.decided(evaluation)), sources=sources)
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)
     return run.folder / "report.html"

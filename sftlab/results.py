@@ -16,6 +16,7 @@ SCHEMA_VERSION = 2
 
 Scalar = str | int | float | bool | None
 Status = Literal["running", "success", "failed"]
+JobStatus = Literal["running", "success", "failed", "pruned"]
 Outcome = Literal["better", "worse", "too_small", "inconclusive"]
 
 LABELS = {"baseline": "Baseline", "finetuned": "Fine-tuned"}
@@ -87,6 +88,35 @@ class EarlyStop(Record):
     def saved_steps(self) -> int:
         """Steps that were not trained."""
         return self.planned_steps - self.step
+
+
+class Pruned(Record):
+    """A job of a sweep that was stopped because its peers are better (sweep.prune)."""
+
+    rule: str
+    """The config key sweep.prune."""
+    step: int
+    """The last optimizer step."""
+    planned_steps: int
+    """Optimizer steps that the job would have had."""
+    epoch: float
+    """Its epoch."""
+    eval_loss: float
+    """Its lowest validation loss until then, nats per supervised token."""
+    peers: int
+    """Jobs that had reached this epoch."""
+    peer: int
+    """Number of the one in the middle, with which it was compared."""
+    peer_eval_loss: float
+    """Its lowest validation loss until the same epoch."""
+
+    def __str__(self) -> str:
+        return (
+            f"pruned at step {self.step:,} of {self.planned_steps:,}: its validation loss {self.eval_loss:.4f} is "
+            f"worse than {self.peer_eval_loss:.4f} of job {self.peer}, in the middle of {self.peers} peer"
+            f"{'' if self.peers == 1 else 's'} at epoch {self.epoch:.3g}, by more than the noise "
+            f"(sweep.prune={self.rule})"
+        )
 
 
 class Receipt(Record):
@@ -338,7 +368,7 @@ class JobSummary(Record):
     """Its number."""
     overrides: list[str]
     """Overrides of the job, as on a command line."""
-    status: Status
+    status: JobStatus
     """How it ended."""
     error: str | None
     """Why it failed; null otherwise."""
@@ -348,6 +378,8 @@ class JobSummary(Record):
     """Whether it was trained separately, or shares steps with another job."""
     early_stop: EarlyStop | None = None
     """What early stopping did; null if the training has all its steps."""
+    pruned: Pruned | None = None
+    """Why it was stopped by sweep.prune; null otherwise."""
 
 
 # ------------------------------------------------------------------- evaluation
@@ -500,6 +532,8 @@ class ModelResult(Record):
     """The other metrics of the task, by name, and the judged one if it is a kind of ROUGE."""
     score_intervals: dict[str, tuple[float, float]] = {}
     """Confidence intervals of other metrics: Wilson's for a share, a bootstrap's for macro-F1."""
+    executed: int | None = None
+    """Answers to questions whose target has a result that decides (eval.task=sql); null for other tasks."""
     items: dict[str, ItemCounts] = {}
     """Results by label (eval.task=labels) or by field (eval.task=json)."""
     repeats: Repeats | None = None
@@ -567,8 +601,9 @@ class JudgeRecord(Record):
     """Share of the decided pairs in which the answer with more words is preferred."""
     words: tuple[float, float]
     """Mean number of words of both models' answers."""
-    at_equal_length: Estimate
-    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths."""
+    at_equal_length: Estimate | None
+    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths; null
+    for fewer than 20 questions."""
     calibration: Calibration | None = None
     """Agreement with people; null without eval.judge.preferences."""
 
@@ -817,6 +852,36 @@ class Evaluation(Record):
     """How often the test set was used; null in mode=compare, and for a model compared with itself."""
     guards: list[Guard] = []
     """Results on other test sets (eval.guards)."""
+    decision: Decision | None = None
+    """What follows from the test set and the guards together; null without a baseline."""
+
+
+class Condition(Record):
+    """A condition of the decision: a gain on the test set, or an acceptable loss on a guard."""
+
+    name: str
+    """"test set", or the name of the guard."""
+    outcome: Literal["holds", "fails", "undecided"]
+    """Whether the condition is shown to hold, or shown not to hold."""
+    p_fails: float
+    """p-value of the claim that it does not hold: two-sided for the test set, one-sided for guards."""
+    p_fails_adjusted: float | None = None
+    """Adjusted for the number of conditions by Holm's method."""
+    needed: int | None = None
+    """About how many questions would decide it with a probability of 80 %; null if it is decided, or unknown."""
+
+
+class Decision(Record):
+    """Whether to ship the fine-tuned model, from the test set and the guards together."""
+
+    outcome: Literal["ship", "keep_base", "undecided"]
+    """ship: every condition holds; keep_base: one is shown not to hold; undecided otherwise."""
+    alpha: float
+    """Largest probability of ship if a condition does not hold, and of keep_base if all hold (eval.alpha)."""
+    conditions: list[Condition]
+    """The conditions, that of the test set first."""
+    notes: list[str] = []
+    """What limits the decision."""
 
 
 class Guard(Record):
@@ -1044,10 +1109,10 @@ class Export(Record):
     """The config key export.gguf; null for other formats."""
     folder: str
     """Folder of the exported model."""
-    gib: float
-    """Size of its weights, GiB."""
-    merged_gib: float
-    """Size of the weights of the merged model, GiB."""
+    weight_bytes: int
+    """Bytes of the files with its weights."""
+    merged_bytes: int
+    """Bytes of the files with the weights of the merged model."""
     engine: str
     """Engine that answered the test questions with both models."""
     comparison: Comparison
@@ -1138,7 +1203,7 @@ class JobRecord(Record):
     """Overrides of the job, as on a command line."""
     config: dict[str, JsonValue]
     """Its configuration, with resolved number formats and pinned commits once they are known."""
-    status: Status = "running"
+    status: JobStatus = "running"
     """State of the job."""
     error: str | None = None
     """Why it failed; null otherwise."""
@@ -1166,6 +1231,8 @@ class JobRecord(Record):
     """Number formats of training and generation."""
     receipt: Receipt | None = None
     """What took effect in training."""
+    pruned: Pruned | None = None
+    """Why it was stopped by sweep.prune; null otherwise."""
     plan: PlanCell | None = None
     """The result of mode=plan."""
     evaluation: Evaluation | None = None

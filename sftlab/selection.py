@@ -25,7 +25,7 @@ from sftlab.runtime.job import Job, summary
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, link
 from sftlab.runtime.store import Store
-from sftlab.train import average, ranking, recipes, select, sharing
+from sftlab.train import average, pruning, ranking, recipes, select, sharing
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,9 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
         _evaluate(run, decision, done)
     track(run, cfg, winner)
     publish(run, cfg)
-    if len(done) == len(jobs):  # no job is left that might resume from their checkpoints
-        for job in jobs:
+    pruning.forget(Path(cfg.store), run.record.id)
+    if all(job.status in ("success", "pruned") for job in jobs):  # no other job may resume from their checkpoints
+        for job in done:
             sharing.release(Store(cfg.store), Path(job.stages["train"]))
 
 

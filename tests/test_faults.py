@@ -183,6 +183,64 @@ def test_early_stopping_within_an_epoch_survives_kills(tmp_path: Path) -> None:
     assert not (tmp_path / "undisturbed" / "run" / "best").exists()
 
 
+PRUNED = [
+    *(
+        "-m",
+        *LONG_VALIDATION[:3],
+        "instance=cpu",
+        "dataset.split={train: 32, validation: 60, test: 8}",
+        "train.bf16=false",
+    ),
+    *("train.per_device_train_batch_size=8", "train.per_device_eval_batch_size=1", "train.num_train_epochs=2"),
+    *("train.eval_steps=2", "train.lr_scheduler_type=constant", "peft.lora_dropout=0.1", "train.max_length=768"),
+    *("train.learning_rate=1e-2,1e-9,5e-3", "sweep.prune=median", "sweep.prune_after=0.5", "hydra.sweep.dir=run"),
+]
+
+
+def pruned_sweep(folder: Path) -> dict[str, Any]:
+    """What a pruned sweep left: what became of each job, the selection, and the weights of every checkpoint."""
+    run = kept(json.loads((folder / "run" / "run.json").read_text("utf-8")))
+    assert run["status"] == "success"
+    weights = sorted((folder / "outputs" / "store" / "train").glob("*/checkpoint-*/adapter_model.safetensors"))
+    return {
+        "jobs": run["jobs"],
+        "selection": run["selection"],
+        "weights": {str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest() for file in weights},
+    }
+
+
+def test_a_pruned_sweep_survives_kills(tmp_path: Path) -> None:
+    folder, store = tmp_path / "disturbed", tmp_path / "disturbed" / "outputs" / "store"
+    for name in ("undisturbed", "disturbed"):
+        (tmp_path / name).mkdir()
+    out = finish(started(tmp_path / "undisturbed", *PRUNED))
+    expected = pruned_sweep(tmp_path / "undisturbed")
+    assert [job["status"] for job in expected["jobs"]] == ["success", "pruned", "success"]
+    assert (expected["jobs"][1]["pruned"]["step"], expected["jobs"][1]["pruned"]["planned_steps"]) == (4, 8)
+    assert "1 of 3 jobs were pruned because their peers are better: 20 of 24 optimizer steps" in out
+    points: list[tuple[int, signal.Signals, Callable[[], bool]]] = [
+        # In the second job: before its first checkpoint, and in the validation at which it is pruned.
+        (-1, signal.SIGKILL, lambda: any(store.glob("train/*/receipt.json")) and any(store.glob("train/*.partial"))),
+        (128, signal.SIGTERM, lambda: any(store.glob("train/*/receipt.json")) and validating(store, 4)),
+    ]
+    for sign, by, reached in points:
+        process = started(folder, *PRUNED)
+        deadline = time.monotonic() + 900
+        while not reached():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, ended(process)
+            time.sleep(0.005)
+        os.killpg(process.pid, by)
+        out = ended(process)
+        assert process.returncode == (sign * by if sign < 0 else sign + by), out
+    finish(started(folder, *PRUNED))
+    assert pruned_sweep(folder) == expected
+    again = finish(started(folder, *PRUNED))  # stops the pruned job again, without training
+    assert "resumes" not in again
+    assert pruned_sweep(folder) == expected
+    assert len([*(store / ".peers").glob("*")]) == len(points)  # of the killed commands only
+
+
 def wait_for_stage(process: Started, stage: str, begun: Callable[[], bool]) -> int:
     """The process id of a child that is at a stage, once ``begun`` says that it has got somewhere."""
     deadline = time.monotonic() + 900

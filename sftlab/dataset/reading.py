@@ -27,11 +27,12 @@ def read(cfg: SourceConfig, commit: str | None, key: str) -> Source:
 
 def _generate(cfg: SourceConfig, key: str) -> Rows:
     """Generate as many rows as the splits ask for, and more if ``keep`` leaves rows out."""
-    from sftlab.dataset import vignettes
+    from sftlab.dataset import basics, vignettes
 
+    generate = {"generate:vignettes": vignettes.rows, "generate:basics": basics.rows}[cfg.name_or_path]
     wanted = sum(int(size) for size in cfg.split.values())
     try:
-        rows = vignettes.rows(wanted, cfg.seed)
+        rows = generate(wanted, cfg.seed)
         if cfg.keep is None or not rows:
             return [*rows]
         templates = Templates(cfg, key, list(rows[0]))
@@ -39,7 +40,7 @@ def _generate(cfg: SourceConfig, key: str) -> Rows:
             kept = sum(templates.keeps(row, f"{cfg.name_or_path}, row {n}") for n, row in enumerate(rows, start=1))
             if not 0 < kept < wanted:
                 break
-            rows = vignettes.rows(factor * wanted, cfg.seed)
+            rows = generate(factor * wanted, cfg.seed)
     except ValueError as error:
         raise ConfigError(Problem(f"{key}.split", shown(cfg.split), str(error))) from error
     return [*rows]

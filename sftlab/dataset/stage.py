@@ -225,7 +225,7 @@ def _identity(cfg: SourceConfig, key: str) -> dict[str, str] | str:
     """Return what identifies the content of a source: hashes of its files, or a commit of the hub."""
     name = cfg.name_or_path
     if name.startswith("generate:"):
-        package = Path(__file__).parent / "vignettes"
+        package = Path(__file__).parent / name.removeprefix("generate:")
         return {file.name: digest(file) for file in sorted(package.glob("*.py"))}
     if Path(name).exists():
         return {file.name: digest(file) for shards in sources.files(Path(name)).values() for file in shards}

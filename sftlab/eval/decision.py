@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sftlab.config import EvalConfig
+from sftlab.eval import release
 from sftlab.eval.knowledge import constant, unknown
 from sftlab.eval.pairwise import Pairwise
 from sftlab.eval.scorers import Scorer, scorer
@@ -169,7 +170,8 @@ def _row(job: Job, p: float | None, comparisons: int) -> EvaluationRow:
     cfg, result, verdict = job.settings(), _comparison(job), None
     if result is not None and p is not None:
         verdict = _by(result, p, comparisons)
-    models = {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, "evaluation": job.evaluation}
+    evaluation = None if job.evaluation is None else release.decided(job.evaluation, verdict)
+    models = {"model": cfg.eval.name_or_path, "base": cfg.model.name_or_path, "evaluation": evaluation}
     return EvaluationRow.model_validate({**values, **models, **job.origin(), "p_adjusted": p, "verdict": verdict})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from sftlab.config import Config, Scoring
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem
-from sftlab.eval import contenders, decision, judging, task
+from sftlab.eval import contenders, decision, judging, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import NAMES, Contender, EvalSet
@@ -51,6 +51,8 @@ def settings(cfg: Config, name: str) -> Config:
         "reading": own.reading or (READ if own.task in (None, "choice") else "strict"),
         "extract": own.extract,
         "tolerance": own.tolerance or cfg.eval.tolerance,
+        "metric": cfg.eval.metric if own.task == "metric" else None,
+        "scorer": cfg.eval.scorer if own.task == "function" else None,
         "sql": own.sql or cfg.eval.sql,
         "rouge": own.rouge or cfg.eval.rouge,
         "group_by": own.group_by,
@@ -143,7 +145,7 @@ def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSe
             times[f"{FOLDER}.{name}.{side}"] = round(generated.seconds, 1)
         sources = " + ".join(part.cfg.name_or_path for part in cfg.eval.guards[name].parts())
         found.append(Guard(name=name, data=sources, evaluation=evaluation))
-    return Judged(judged.evaluation.model_copy(update={"guards": found}), stages, times)
+    return Judged(release.decided(judged.evaluation.model_copy(update={"guards": found})), stages, times)
 
 
 def _evaluation(

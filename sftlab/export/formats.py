@@ -27,7 +27,7 @@ class Format:
 
 FORMATS = {
     "gguf": Format("auto_round", "auto-round"),
-    "awq": Format("auto_round", "auto-round", "vllm", "the model is tested in vLLM, whose AWQ kernels run on a GPU"),
+    "awq": Format("auto_round", "auto-round", "vllm"),
     "fp8": Format("auto_round", "auto-round", "vllm", "vLLM computes in FP8 on a GPU only"),
     "bnb4": Format("bitsandbytes", "bitsandbytes", "transformers"),
 }
@@ -37,7 +37,7 @@ def problems(cfg: ExportConfig, device: str) -> Iterator[Problem]:
     """Yield the problems of an export on this machine: a package or a GPU is missing."""
     chosen = FORMATS[cfg.format]
     if chosen.gpu_only and device == "cpu":
-        remedy = "choose gguf or bnb4, or export on a machine with a GPU"
+        remedy = "choose gguf, awq or bnb4, or export on a machine with a GPU"
         yield Problem("export.format", cfg.format, f"cannot be tested on the CPU: {chosen.gpu_only}", remedy)
     elif find_spec(chosen.module) is None:
         remedy = f"pip install {chosen.package}"

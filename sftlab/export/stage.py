@@ -126,8 +126,8 @@ def export(run: Finished, cfg: Config) -> Export:
         format=cfg.export.format,
         gguf=cfg.export.gguf if cfg.export.format == "gguf" else None,
         folder=str(stage.path),
-        gib=_gib(stage.path),
-        merged_gib=_gib(run.merged),
+        weight_bytes=_weights(stage.path),
+        merged_bytes=_weights(run.merged),
         engine=own.eval.engine,
         comparison=decision.against(score, named, both_mute=False),
     )
@@ -147,7 +147,7 @@ def _record(run: Finished, cfg: ExportConfig, result: Export, stage: Stage, answ
     link(run.folder / "export" / label(cfg), stage.path)
 
 
-def _gib(folder: Path) -> float:
-    """The size of the weights in a folder, GiB."""
+def _weights(folder: Path) -> int:
+    """Bytes of the files with weights in a folder."""
     files = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
-    return round(sum(file.stat().st_size for file in files) / 2**30, 4)
+    return sum(file.stat().st_size for file in files)

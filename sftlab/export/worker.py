@@ -15,6 +15,7 @@ from sftlab.runtime.processes import serve
 GGUF = "model.gguf"
 BESIDE = ("*token*", "vocab*", "merges.txt", "chat_template*", "generation_config.json")  # files of a model's tokenizer
 BLOCK = 512  # tokens of a calibration sequence
+GROUPS = (128, 64, 32)  # weights that share a scale in AWQ: sizes for which vLLM has kernels
 
 
 class ExportTask(BaseModel):
@@ -84,6 +85,7 @@ def _auto_round(folder: Path, task: ExportTask) -> None:
     if task.format == "awq":
         length = min(BLOCK, max(map(len, task.texts)) // 4)
         options = {"alg_configs": "awq", "dataset": task.texts, "nsamples": len(task.texts), "seqlen": length}
+        options["group_size"] = _group_size(task.model)
     device = "cpu" if task.device == "cpu" else 0
     rounding = AutoRound(str(task.model), scheme=scheme, device_map=device, seed=task.seed, batch_size=1, **options)
     out = folder / "auto_round"
@@ -97,6 +99,23 @@ def _auto_round(folder: Path, task: ExportTask) -> None:
         for file in next(path for path in out.rglob("config.json")).parent.iterdir():
             file.rename(folder / file.name)
     shutil.rmtree(out)
+
+
+def _group_size(model: Path) -> int:
+    """The largest group that divides the inputs of all linear layers.
+
+    Raises:
+        StageError: none does.
+    """
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(model, local_files_only=True).get_text_config()
+    heads = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    inputs = (text.hidden_size, text.intermediate_size, heads)
+    for size in GROUPS:
+        if not any(width % size for width in inputs):
+            return size
+    raise StageError(f"its layers have {', '.join(map(str, inputs))} inputs, and none of {GROUPS} divides all of them")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def finish(study: Study) -> int:
     """Do what remains when Hydra returns.
 
     Returns:
-        The exit code: 0 if everything succeeded, 2 if every job was refused as bad input, 1 otherwise.
+        The exit code: 0 if everything succeeded, 2 if every job was refused as bad input, 1 otherwise. With
+        eval.gate=true, that of the decision instead of 0.
     """
     from sftlab.runtime.job import jobs
 
@@ -33,7 +34,7 @@ def finish(study: Study) -> int:
     drop_repeated_warnings()
     if study.config is not None and (study.config.dry_run or not study.mode.has_jobs):
         _run_without_jobs(study, study.config)
-        return 0
+        return 0 if study.config.dry_run else _gate(study, gated=study.config.eval.gate)
     records = jobs(study.folder)
     reasons = _failures(study, records)
     succeeded = any(job.status == "success" for job in records)
@@ -46,8 +47,15 @@ def finish(study: Study) -> int:
             _print_errors(study, records)
         _finish_run(study, records, reasons)
     if not reasons:
-        return 0
+        return _gate(study, gated=bool(records) and records[0].settings().eval.gate)
     return 2 if records and all(job.exit_code == 2 for job in records) else 1
+
+
+def _gate(study: Study, *, gated: bool) -> int:
+    """The exit code of the run's decision if ``gated``, else 0."""
+    from sftlab.eval.release import exit_code
+
+    return 0 if not gated or study.run is None else exit_code(study.run.record)
 
 
 def _run_without_jobs(study: Study, cfg: Config) -> None:
@@ -82,7 +90,7 @@ def _failures(study: Study, records: Sequence[Job]) -> list[str]:
             job.status, job.exit_code = "failed", 1
             job.error = "ended without a result: it was killed, or its machine is lost; run the same command again"
             job.write(job.folder)
-    failed = [job for job in records if job.status != "success"]
+    failed = [job for job in records if job.status not in ("success", "pruned")]
     reasons = [f"job {job.number}: {job.error}" if study.is_sweep else str(job.error) for job in failed]
     if study.launch_error:
         reasons.append(study.launch_error)
@@ -94,7 +102,7 @@ def _failures(study: Study, records: Sequence[Job]) -> list[str]:
 
 def _print_errors(study: Study, records: Sequence[Job]) -> None:
     for job in records:
-        if job.status != "success":
+        if job.status not in ("success", "pruned"):
             print(f"sftlab: {f'job {job.number}: ' if study.is_sweep else ''}{job.error}", file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sftlab.errors import ConfigError, Problem, SftlabError, StageError, shown
+from sftlab.errors import ConfigError, Problem, PrunedError, SftlabError, StageError, shown
 from sftlab.hydra_app.compose import without_hydra
 from sftlab.hydra_app.study import RUN_ID, Study
 from sftlab.runtime.console import drop_repeated_warnings
@@ -61,6 +61,9 @@ def run_task(study: Study, composed: DictConfig) -> float:
     try:
         _run(study, composed, record, folder)
         record.status = "success"
+    except PrunedError as error:
+        record.status, record.error = "pruned", str(error)
+        log.info("job %d: %s", record.number, error)
     except SftlabError as error:
         record.status, record.error, record.exit_code = "failed", str(error), error.exit_code
         log.error("job %d: %s", record.number, error)
@@ -70,6 +73,8 @@ def run_task(study: Study, composed: DictConfig) -> float:
     record.write(folder)
     if record.status == "success" and record.config["dry_run"]:
         return 0.0
+    if record.pruned is not None:
+        return record.pruned.eval_loss
     trained = [candidate.eval_loss for candidate in record.candidates if candidate.step]  # step 0 is equal in all jobs
     return min(trained, default=float("inf"))
 

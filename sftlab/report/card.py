@@ -13,7 +13,7 @@ from markupsafe import Markup as Markdown  # the type of text that is Markdown a
 
 from sftlab.config import Config, DatasetConfig, Section
 from sftlab.eval import scorers
-from sftlab.report import contenders, judge, tables
+from sftlab.report import contenders, details, tables
 from sftlab.report.caveats import caveats, one_draw
 from sftlab.report.text import DASH, count, decimals, early_stop, level, percent, points, probability, span, titled
 from sftlab.results import Record, RunRecord
@@ -47,8 +47,9 @@ def card(run: RunRecord, cfg: Config) -> str:
         view=None if evaluation is None else scorers.view(evaluation.task),
         metric="" if evaluation is None else tables.name_of_metric(evaluation),
         items=None if evaluation is None else tables.items(evaluation),
-        judge=judge.sentences(evaluation) if evaluation is not None else [],
+        details=details.sentences(evaluation) if evaluation is not None else [],
         results=None if evaluation is None else tables.results(evaluation),
+        decision=None if evaluation is None else tables.decision(evaluation),
         guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         loss=tables.loss(comparison) if comparison is not None and comparison.verdict.outcome != "better" else None,
         subgroups=None if evaluation is None or evaluation.subgroups is None else tables.subgroups(evaluation),
@@ -104,7 +105,7 @@ def _hub_id(name: str) -> str | None:
 
 def _short(name: str) -> str:
     """The hub id of a model or dataset, or the last part of its path."""
-    text = name.replace("generate:vignettes", "vignettes made by sftlab")
+    text = re.sub("^generate:(.*)", r"\1 made by sftlab", name)
     return _line(_hub_id(text) or re.split(r"[\\/]", text.rstrip("\\/"))[-1])
 
 

@@ -218,7 +218,7 @@
   }
 
   function unpaired(a, b) {
-    if ([a, b].every((number) => data.judging[number]?.task === "rouge")) return ["Scores are not in this page. This command compares the two:", command(a, b)];
+    if ([a, b].every((number) => data.judging[number]?.scored)) return ["Scores are not in this page. This command compares the two:", command(a, b)];
     const lacking = [a, b].filter((number) => data.answers[number] === 0);
     if (lacking.length) return ["The answers cannot be compared: " + lacking.map(title).join(" and ") + (lacking.length > 1 ? " have" : " has") + " no stored answers that are right or wrong."];
     const tests = [data.tests[a], data.tests[b]];

@@ -13,6 +13,7 @@ from statistics import NormalDist
 from urllib.parse import quote
 
 from sftlab.errors import StageError
+from sftlab.eval import scorers
 from sftlab.eval.reuse import chance_of_better
 from sftlab.report import html, pairs, text
 from sftlab.report.pairs import Pairs
@@ -145,6 +146,8 @@ def _judging(row: Row) -> dict[str, object]:
         values["mute"] = 1
     if evaluation.task != "choice":
         values["task"] = evaluation.task
+    if not scorers.view(evaluation.task).graded:
+        values["scored"] = 1
     return values
 
 

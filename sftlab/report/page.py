@@ -12,7 +12,7 @@ from pathlib import Path
 from sftlab.eval import scorers
 from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
-from sftlab.report import contenders, facts, html, judge, tables, text
+from sftlab.report import contenders, details, facts, html, tables, text
 from sftlab.report.caveats import caveats, used_of_all
 from sftlab.report.questions import Browser, browser
 from sftlab.results import LABELS, Evaluation, RunRecord, Subgroup
@@ -60,8 +60,9 @@ def render(folder: Path, run: RunRecord) -> str:
         models=models,
         results=tables.results(evaluation) if evaluation is not None else None,
         items=tables.items(evaluation) if evaluation is not None else None,
-        judge=judge.sentences(evaluation) if evaluation is not None else [],
+        details=details.sentences(evaluation) if evaluation is not None else [],
         few_groups=tables.few_groups(evaluation) if evaluation is not None else None,
+        decision=None if evaluation is None else tables.decision(evaluation),
         guards=tables.guards(evaluation) if evaluation is not None and evaluation.guards else None,
         guard_kinds=[
             (guard.name, tables.subgroups(guard.evaluation))
@@ -85,7 +86,8 @@ def render(folder: Path, run: RunRecord) -> str:
         forced=_forced(evaluation) if evaluation is not None else [],
         ways=list(dict.fromkeys(way for _, _, result in models for way in result.readings)),
         checkpoints=_checkpoints(run),
-        failed=[job for job in run.jobs if job.status != "success"],
+        failed=[job for job in run.jobs if job.status not in ("success", "pruned")],
+        pruned=[job for job in run.jobs if job.pruned is not None],
         curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,
         losses=_losses(folder / "metrics.jsonl"),
         letters=_letters(evaluation, answers) if evaluation is not None else [],

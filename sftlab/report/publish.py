@@ -29,7 +29,10 @@ def publish(run: Run, cfg: Config) -> None:
         return
     text = card(run.record, cfg)
     (run.folder / "model_card.md").write_text(text, encoding="utf-8")
-    if cfg.hub.push:
+    made = run.record.evaluation.decision
+    if cfg.hub.push and cfg.eval.gate and (made is None or made.outcome != "ship"):
+        log.warning("hub.push: nothing is pushed, because eval.gate=true and the decision is not to ship")
+    elif cfg.hub.push:
         assert cfg.hub.repo_id is not None
         url = push(run.folder / "merged", cfg.hub.repo_id, private=cfg.hub.private, readme=text)
         log.info("hub: pushed to %s", url)

@@ -37,6 +37,8 @@ class Row:
     outcome: str
     """The verdict: better, worse, inconclusive or "not judged"; of a sweep of evaluations, how many have which."""
     comparison: Comparison | None
+    decision: str = ""
+    """ship, keep_base or undecided; of a sweep of evaluations, how many are which."""
 
     @property
     def time(self) -> str:
@@ -95,6 +97,7 @@ def _row(run: Listed, place: str) -> Row:
         checkpoint=_checkpoint(record),
         outcome=_outcome(record),
         comparison=comparison,
+        decision=_decision(record),
     )
 
 
@@ -124,6 +127,14 @@ def _outcome(record: RunRecord) -> str:
     return verdict.outcome if verdict.judged else "not judged"
 
 
+def _decision(record: RunRecord) -> str:
+    if record.evaluation is not None:
+        return record.evaluation.decision.outcome if record.evaluation.decision is not None else ""
+    made = [row.evaluation.decision for row in record.evaluations if row.evaluation is not None]
+    outcomes = Counter(one.outcome for one in made if one is not None)
+    return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common())
+
+
 # ------------------------------------------------------------------- filters
 
 
@@ -141,6 +152,7 @@ def selected(rows: Iterable[Row], cfg: RunsConfig) -> list[Row]:
             and (cfg.model is None or _matches(cfg.model, models))
             and cfg.status in (None, row.run.state)
             and (cfg.verdict is None or cfg.verdict in row.outcome)
+            and (cfg.decision is None or cfg.decision in row.decision)
             and (after is None or row.run.started >= after)
         )
 
@@ -172,7 +184,18 @@ def show(rows: Sequence[Row], limit: int | None, total: int) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("run", "started (UTC)", "data", "model", "checkpoint", "verdict", "gain, points", "cost", "status"):
+    for name in (
+        "run",
+        "started (UTC)",
+        "data",
+        "model",
+        "checkpoint",
+        "verdict",
+        "decision",
+        "gain, points",
+        "cost",
+        "status",
+    ):
         justify: Literal["left", "right"] = "right" if name in ("gain, points", "cost") else "left"
         table.add_column(name, justify=justify, overflow="fold")
     for row in rows[:limit]:
@@ -180,7 +203,18 @@ def show(rows: Sequence[Row], limit: int | None, total: int) -> None:
         within = row.place.removeprefix(f"{row.name}/")
         title = f"{row.name}/\n{within}" if within != row.place else "\n".join(dict.fromkeys((row.name, row.place)))
         status = f"{row.run.state}: {_brief(row.run.error)}" if row.run.error else row.run.state
-        cells = (title, row.time, row.data, row.model, row.checkpoint, row.outcome, gain, row.cost, status)
+        cells = (
+            title,
+            row.time,
+            row.data,
+            row.model,
+            row.checkpoint,
+            row.outcome,
+            row.decision,
+            gain,
+            row.cost,
+            status,
+        )
         table.add_row(*(Text(cell) for cell in cells))
     if rows:
         say(table)

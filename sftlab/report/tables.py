@@ -11,6 +11,7 @@ from sftlab.eval.statistics import FEW
 from sftlab.report.text import DASH, count, decimals, level, points, probability, scored, span
 from sftlab.results import (
     Comparison,
+    Condition,
     Evaluation,
     EvaluationRow,
     Guard,
@@ -250,6 +251,39 @@ def guards(evaluation: Evaluation) -> Table:
     return table
 
 
+def decision(evaluation: Evaluation) -> str | None:
+    """The decision over test set and guards, its reason and its error rate; None without one."""
+    if (made := evaluation.decision) is None:
+        return None
+    first, *others = made.conditions
+    names = {one.name: f"the {one.name}" if one is first else f"guard {one.name}" for one in made.conditions}
+    risk = f"{100 * made.alpha:g} %"
+    if made.outcome == "ship":
+        held = f"better on {names[first.name]}"
+        held += f", and no worse on {' and '.join(names[one.name] for one in others)}" if others else ""
+        lost = ", or loses a margin on a guard," if others else ""
+        reason = f"{held} (a model that is not better{lost} ships with a probability of at most {risk})"
+    elif made.outcome == "keep_base":
+        each = [
+            f"{'no gain' if one is first else 'a loss above the margin'} on {names[one.name]} "
+            f"(adjusted p = {probability(one.p_fails_adjusted or 0)})"
+            for one in made.conditions
+            if one.outcome == "fails"
+        ]
+        reason = (
+            f"{', '.join(each)} (a model that meets all conditions is refused with a probability of at most {risk})"
+        )
+    else:
+        reason = "; ".join(_open(one, names[one.name]) for one in made.conditions if one.outcome == "undecided")
+    return "; ".join([f"{made.outcome}: {reason}", *made.notes])
+
+
+def _open(one: Condition, name: str) -> str:
+    if one.needed is None:
+        return f"{name} does not decide"
+    return f"{name} does not decide; about {needed(one.needed)} questions would, if the difference stays as it is"
+
+
 def guard_result(guard: Guard) -> str:
     """Whether a loss on a guard is acceptable, in a few words."""
     compared = guard.evaluation.comparison
@@ -277,23 +311,36 @@ def evaluations(rows: Sequence[EvaluationRow]) -> Table:
     shared = set.intersection(*(set(row.overrides) for row in rows)) if len(rows) > 1 else set()
     levels = {row.evaluation.finetuned.level for row in rows if row.evaluation is not None}
     interval = f"{level(levels.pop())} interval" if len(levels) == 1 else "interval"
-    header = ["job", "model", "overrides", "base", "score", interval, "difference", "p", "p, adjusted", "verdict"]
-    table = Table(header, [], ("model", "overrides", "verdict"))
+    header = [
+        "job",
+        "model",
+        "overrides",
+        "base",
+        "score",
+        interval,
+        "difference",
+        "p",
+        "p, adjusted",
+        "verdict",
+        "decision",
+    ]
+    table = Table(header, [], ("model", "overrides", "verdict", "decision"))
     for row in rows:
         own = [word for word in row.overrides if word not in shared and not word.startswith("eval.name_or_path=")]
         start = [str(row.job), row.model or "", " ".join(own)]
         if row.evaluation is None:
-            table.rows.append([*start, *[""] * 6, f"failed: {row.error}"])
+            table.rows.append([*start, *[""] * 6, f"failed: {row.error}", ""])
             continue
         view, baseline, model = scorers.view(row.evaluation.task), row.evaluation.baseline, row.evaluation.finetuned
         start += ["" if baseline is None else view.number(baseline.value)]
         start += [view.number(model.value), view.interval(model.interval)]
         compared = row.evaluation.comparison
         if compared is None or row.p_adjusted is None or row.verdict is None:
-            table.rows.append([*start, "", "", "", ""])
+            table.rows.append([*start, "", "", "", "", ""])
             continue
         numbers = [f"{points(compared.delta)} points", probability(compared.p_value), probability(row.p_adjusted)]
-        table.rows.append([*start, *numbers, row.verdict.outcome])
+        made = row.evaluation.decision
+        table.rows.append([*start, *numbers, row.verdict.outcome, "" if made is None else made.outcome])
     return table
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
-from sftlab.report import caveats, contenders, judge, tables
-from sftlab.report.text import disagreement, early_stop, level, plural, scored
+from sftlab.report import caveats, contenders, details, tables
+from sftlab.report.text import disagreement, early_stop, level, plural, pruning, scored
 from sftlab.results import Evaluation, EvaluationRow, Export, Replication
 from sftlab.runtime.console import say
 from sftlab.runtime.job import OWN, Job, trained_as
@@ -56,12 +56,15 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
         )
     for job in jobs:
         if job.status != "success":
-            table.add_row("✗", str(job.number), Text(f"{' '.join(own[job.number])}\n{job.error}", style="red"))
+            mark, style = ("–", "dim") if job.status == "pruned" else ("✗", "red")
+            table.add_row(mark, str(job.number), Text(f"{' '.join(own[job.number])}\n{job.error}", style=style))
     say(table)
     for job in jobs:
         if job.receipt is not None and job.receipt.early_stop is not None:
             name = f"Job {job.number}" if several else "Training"
             say(f"{name} {early_stop(job.receipt.early_stop)}")
+    if saving := pruning(jobs):
+        say(saving)
     if len(ordered) > SHOWN:
         say(f"… and {len(ordered) - SHOWN} more in run.json")
     if len(selection.ties) > 1:
@@ -135,7 +138,7 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
         say(_printed("The selected recipe, by training", tables.trainings(replication, judged)))
     for caveat in caveats.caveats(judged, mode, seed, replication):
         say(caveat)
-    for sentence in judge.sentences(judged):
+    for sentence in details.sentences(judged):
         say(sentence)
     if (by_item := tables.items(judged)) is not None:
         _first(f"By {view.items}", by_item)
@@ -146,6 +149,8 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
         if by.note:
             say(by.note)
     guards(judged)
+    if made := tables.decision(judged):
+        say(f"Decision: {made}")
 
 
 def guards(judged: Evaluation) -> None:
@@ -195,7 +200,8 @@ def exported(result: Export, place: Path) -> None:
     """Print the size of an exported model, and what its test says."""
     compared = result.comparison
     name = result.format if result.gguf is None else f"{result.format} {result.gguf}"
-    say(f"Export: {name}, {result.gib:.3g} GiB (merged model: {result.merged_gib:.3g} GiB), in {place}")
+    size, merged = (f"{number / 2**20:,.1f} MiB" for number in (result.weight_bytes, result.merged_bytes))
+    say(f"Export: {name}, {size} (merged model: {merged}), in {place}")
     say(
         f"On the {compared.n} test questions, by {result.engine}: merged model {compared.baseline:.4g}, exported model "
         f"{compared.finetuned:.4g} ({compared.metric})"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import isfinite
 
 from sftlab.records import Candidate
-from sftlab.results import EarlyStop, Selection
+from sftlab.results import EarlyStop, JobRecord, Selection
 
 DASH = "–"
 
@@ -118,6 +119,20 @@ def disagreement(selection: Selection) -> str | None:
     return (
         f"Loss and {metric} disagree: {described(lowest)} has the lowest loss, {described(best)} the best {metric}. "
         f"The difference in {metric} is {noise} the noise of the validation rows; {counts}."
+    )
+
+
+def pruning(jobs: Sequence[JobRecord]) -> str | None:
+    """How many jobs of a sweep were pruned, and the steps that this saved; None without."""
+    pruned = [job.pruned for job in jobs if job.pruned is not None]
+    if not pruned:
+        return None
+    whole = [job.receipt for job in jobs if job.receipt is not None]
+    planned = sum(one.planned_steps for one in pruned) + sum(one.planned_steps or 0 for one in whole)
+    trained = sum(one.step for one in pruned) + sum(one.optimizer_steps for one in whole)
+    return (
+        f"{len(pruned)} of {plural(len(jobs), 'job')} were pruned because their peers are better: {trained:,} of "
+        f"{planned:,} optimizer steps were trained ({percent(trained / planned)})"
     )
 
 

@@ -93,6 +93,7 @@ def summary(job: Job, *, ranked: bool, among: Sequence[Job]) -> JobSummary:
         ranked=ranked,
         trained_as=trained_as(job, among),
         early_stop=job.receipt.early_stop if job.receipt is not None else None,
+        pruned=job.pruned,
     )
 
 

@@ -45,7 +45,9 @@ def servers(finished: Finished, port: int, *, adapter: bool) -> list[Server]:
     The second one has the next port. With ``adapter=False`` the merged model is always served.
     """
     base, merged = str(finished.base.path.resolve()), str(finished.merged)
-    rank = lora_rank(finished.adapter) if adapter and finished.adapter is not None else None
+    rank = None
+    if adapter and finished.adapter is not None and not reads_images(finished.base.path):
+        rank = lora_rank(finished.adapter)  # of a model that also reads images vLLM names the layers differently
     largest = next((allowed for allowed in RANKS if rank is not None and allowed >= rank), None)
     if largest is not None:
         lora = ("--enable-lora", "--max-lora-rank", str(largest))

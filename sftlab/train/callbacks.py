@@ -18,11 +18,12 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from transformers.integrations import WandbCallback
 from transformers.trainer_utils import SaveStrategy
 
-from sftlab.errors import Terminated
+from sftlab.errors import PrunedError, Terminated
 from sftlab.results import EarlyStop, Scalar
 from sftlab.tracking import tracker, wandb
 from sftlab.tracking.base import Tracker, first_line, named
 from sftlab.train.checkpoints import COMPLETE, Checkpoint, delete_all_but, delete_old_optimizers
+from sftlab.train.pruning import Peers
 from sftlab.train.stopping import Patience
 from sftlab.train.trainer import Trainer
 
@@ -42,7 +43,11 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
     trainer: Trainer
 
-    def __init__(self, earlier_seconds: float, limit: int | None, patience: Patience | None) -> None:
+    def __init__(
+        self, earlier_seconds: float, limit: int | None, patience: Patience | None, peers: Peers | None = None
+    ) -> None:
+        self.peers = peers
+        self.pruned: str | None = None
         self.start = time.monotonic() - earlier_seconds
         self.limit = limit
         self.patience = patience
@@ -70,6 +75,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
         Raises:
             DivergedError: the loss is not finite.
+            PrunedError: the peers of the job are better.
         """
         if self.patience is not None and self.patience.exhausted:  # killed after the last checkpoint
             control.should_training_stop = True
@@ -87,6 +93,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             _folder(args, state).mkdir(exist_ok=True)
             self._mark(args, state)
             self._delete(args)
+        if self.pruned is not None:
+            raise PrunedError(self.pruned)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,15 +142,21 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if metrics and not isfinite(metrics["eval_loss"]):
             self.diverged_at_step = state.global_step
             control.should_save, control.should_training_stop = False, True
-        elif self.patience is not None:
+            return
+        if self.patience is not None:
             self.patience.observe(state.global_step, self.trainer.row_losses)
             control.should_training_stop |= self.patience.exhausted
+        if self.peers is not None and not control.should_training_stop:
+            epoch, total = round(float(state.epoch or 0), 4), self.trainer.timeline.total
+            rows, is_first = self.trainer.row_losses, state.is_world_process_zero
+            self.pruned = self.peers.observe(state.global_step, epoch, total, rows, args.world_size, is_first=is_first)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as complete: one without ``checkpoint.json`` was interrupted and is not used.
 
         Raises:
             Terminated: SIGTERM was received, and the checkpoint to resume from is saved.
+            PrunedError: the peers of the job are better.
         """
         if state.is_world_process_zero:
             if self.patience is not None:
@@ -151,6 +165,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             self._delete(args)
         if self.terminating():
             raise Terminated
+        if self.pruned is not None:
+            raise PrunedError(self.pruned)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

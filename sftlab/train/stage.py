@@ -15,7 +15,7 @@ from typing import Any
 
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.dataset.tokenize import Tokenized
-from sftlab.errors import StageError
+from sftlab.errors import PrunedError, StageError
 from sftlab.instance import meeting
 from sftlab.instance.machine import Machine, optimizer_package
 from sftlab.model.base import Base
@@ -25,6 +25,8 @@ from sftlab.runtime.processes import child
 from sftlab.runtime.store import Stage, Store, key_of, versions
 from sftlab.tracking import tracker
 from sftlab.train.checkpoints import RECEIPT, complete, incomplete, last_resumable, read_receipt
+from sftlab.train.pruning import Peers
+from sftlab.train.schedule import timeline
 from sftlab.train.sharing import adopt_killed_run, copy_common_steps, fork_steps
 from sftlab.train.worker import TrainTask
 
@@ -90,13 +92,15 @@ def make(
     machine: Machine,
     seed: int,
     environment: Mapping[str, str],
+    peers: Peers | None = None,
 ) -> Trained | None:
     """Train, or reuse a finished training. A killed training resumes from its last complete checkpoint.
 
     ``environment`` has variables for the training processes. The result is None on all machines but the first of
-    several, which has the checkpoints.
+    several, which has the checkpoints. With ``peers``, training stops if they are better.
 
     Raises:
+        PrunedError: the training was stopped because of its peers. The same command stops it again without training.
         StageError: training failed, or diverged before its first checkpoint.
     """
     key = inputs(tokens.stage.key, base, peft, train, machine, seed)
@@ -112,6 +116,7 @@ def make(
         machine=machine,
         seed=seed,
         tracker=tracker.backend(environment),
+        peers=peers,
     )
     if machine.node_rank > 0:
         _join(task, environment)
@@ -119,6 +124,8 @@ def make(
     stage = store.stage("train", key, lambda folder: _build(folder, store, task, environment), resumable=True)
     if stage.cached:
         _announce(task, to_train=False)
+    if peers is not None:  # also of checkpoints that were taken from the store
+        peers.publish_checkpoints(stage.path, read_receipt(stage.path).planned_steps)
     return Trained(stage)
 
 
@@ -161,12 +168,27 @@ def _build(folder: Path, store: Store, task: TrainTask, environment: Mapping[str
     else:
         if not complete(folder):
             adopt_killed_run(store, task.inputs, folder, task.train, task.machine)
+        _stop_if_worse(folder, task)
         if resumed := last_resumable(folder):
             log.info("train: resumes from %s", resumed.path.name)
         _announce(task, to_train=True)
         run_ranks(folder, task, environment)
     _check_result(folder, task.train)
     _delete_what_no_job_resumes_from(folder, task.train)
+
+
+def _stop_if_worse(folder: Path, task: TrainTask) -> None:
+    """Compare the checkpoints that a killed or pruned training has left with the peers, before training resumes.
+
+    Raises:
+        PrunedError: the peers are better.
+    """
+    if task.peers is None:
+        return
+    planned = timeline(task.counts, task.train, task.machine)
+    task.peers.publish_checkpoints(folder, None if planned is None else planned.total)
+    if pruned := task.peers.verdict():
+        raise PrunedError(str(pruned))
 
 
 def _check_result(folder: Path, train: TrainConfig) -> None:

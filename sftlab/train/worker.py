@@ -23,6 +23,7 @@ from sftlab.runtime.store import key_of, sync, write_json
 from sftlab.tracking import wandb
 from sftlab.train.arguments import distribute, sft_arguments
 from sftlab.train.checkpoints import METRICS, RECEIPT, earlier_machines, last_resumable
+from sftlab.train.pruning import Peers
 from sftlab.train.receipt import TrainingResult, compiled_graphs, receipt
 from sftlab.train.stopping import Patience
 
@@ -52,6 +53,8 @@ class TrainTask(BaseModel):
     """Of adapter weights, the order of rows and dropout."""
     tracker: str | None = None
     """The backend that tracks the training; None without tracking."""
+    peers: Peers | None = None
+    """The other jobs of the sweep, because of which the training may be stopped; None: it is not."""
 
 
 def run(folder: Path, task: TrainTask) -> None:
@@ -83,6 +86,7 @@ def run(folder: Path, task: TrainTask) -> None:
         resumed.seconds if resumed else 0.0,
         train.save_total_limit,
         _patience(train.early_stopping_patience, resumed.path if resumed else None),
+        task.peers,
     )
     times = StepTimes()
     trainer = _trainer(task, model, arguments, [checkpoints, times, Metrics(folder / METRICS)])

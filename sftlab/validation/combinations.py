@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.util import find_spec
 
 from sftlab.config import Config, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
-from sftlab.eval import own_code
 from sftlab.eval.extract import probe
-from sftlab.eval.pairwise import preferences
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
-from sftlab.runtime.listing import moment
 from sftlab.runtime.modes import MODES
+from sftlab.validation.scoring import scoring_problems
 
 
 def run_problems(cfg: Config) -> Iterator[Problem]:
@@ -26,21 +22,9 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
     if MODES[cfg.mode].works_on == "eval.name_or_path" and cfg.eval.name_or_path is None:
         message = "mode=evaluate needs the model to evaluate"
         yield Problem("eval.name_or_path", "null", message, "set it to a folder or a hub id", ("mode",))
-    if MODES[cfg.mode].serves and cfg.eval.engine != "vllm":
-        message = f"mode={cfg.mode} starts the server of vLLM"
-        yield Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",))
-    if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
-        message = "eval.guards compares the fine-tuned model with the base model"
-        yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))
     if cfg.mode == "compare" and cfg.eval.correct_for_reuse:
         message = "mode=compare reads files, and does not count which models were judged on these questions"
         yield Problem("eval.correct_for_reuse", "true", message, "set it to false", ("mode",))
-    if cfg.runs.since is not None:
-        try:
-            moment(cfg.runs.since, datetime.now(UTC))
-        except (ValueError, OverflowError):
-            remedy = "write it as 2026-11-30 or '2026-11-30T09:00:00', or as 12h, 7d or 2w"
-            yield Problem("runs.since", shown(cfg.runs.since), "is not an ISO time or an age", remedy)
     if cfg.hub.push and cfg.hub.repo_id is None:
         yield Problem("hub.push", "true", "needs a repository", "set hub.repo_id to owner/name", ("hub.repo_id",))
 
@@ -48,9 +32,6 @@ def run_problems(cfg: Config) -> Iterator[Problem]:
 def training_problems(cfg: Config) -> Iterator[Problem]:
     """Yield what SFTTrainer would refuse after the model is loaded, or would silently do in another way."""
     train, extra = cfg.train, cfg.train.extra
-    if cfg.select.max_rows is not None and cfg.select.metric == "eval_loss":
-        message = "has an effect only with select.metric=score: the validation loss is over all validation rows"
-        yield Problem("select.max_rows", shown(cfg.select.max_rows), message, "set it to null", ("select.metric",))
     if train.packing and train.allow_truncated_completion:
         yield Problem(
             "train.packing",
@@ -59,9 +40,6 @@ def training_problems(cfg: Config) -> Iterator[Problem]:
             "set train.allow_truncated_completion=false",
             ("train.allow_truncated_completion",),
         )
-    if cfg.select.average is not None and not isinstance(cfg.peft, NoPeft) and cfg.peft.use_dora:
-        message = "the average of DoRA adapters is not an adapter: their magnitudes are not linear"
-        yield Problem("select.average", "ties", message, "set it to null", ("peft.use_dora",))
     if MODES[cfg.mode].trains or MODES[cfg.mode].estimates:
         try:  # for mode=plan, and for a launcher, the GPUs may be in another machine
             machine.find(cfg.instance, elsewhere=True).accumulation(train)
@@ -165,6 +143,7 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
         yield from _extract(cfg)
         return
     yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
+    yield from scoring_problems(cfg)
     names, files = cfg.eval.labels, len(cfg.eval.predictions) if cfg.mode == "compare" else 2
     if names and (len(names) not in (2, files) or len(set(names)) < len(names) or not all(map(str.strip, names))):
         remedy = "write two, the base model's first, or []"
@@ -176,59 +155,6 @@ def _text(cfg: Config) -> Iterator[Problem]:
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
-    yield from _sql(cfg)
-    if cfg.eval.task == "function":
-        yield from own_code.problems(cfg.eval.scorer)
-    if cfg.eval.task == "metric" and cfg.eval.metric is None:
-        remedy = "set it to the file of a metric of the evaluate library, or to its name on the hub"
-        yield Problem("eval.metric", "null", "eval.task=metric needs it", remedy, ("eval.task",))
-    if cfg.eval.task == "judge":
-        yield from _judge(cfg)
-    for key, task in (("metric", "metric"), ("scorer", "function")):
-        if (value := getattr(cfg.eval, key)) is not None and cfg.eval.task != task:
-            message = f"has an effect only with eval.task={task}, and eval.task is {cfg.eval.task}"
-            yield Problem(f"eval.{key}", shown(value), message, f"set eval.task={task}", ("eval.task",))
-
-
-def _judge(cfg: Config) -> Iterator[Problem]:
-    """Yield the problems of a judge: which model it is, its prompt, and the file by which it is calibrated."""
-    judge, keys = cfg.eval.judge, ("eval.task",)
-    if (judge.name_or_path is None) == (judge.url is None):
-        message = "eval.task=judge needs a judge" if judge.url is None else "there are two judges"
-        remedy = "set either eval.judge.name_or_path, or eval.judge.url and eval.judge.model"
-        yield Problem("eval.judge", None, message, remedy, keys)
-    elif judge.url is not None and judge.model is None:
-        yield Problem("eval.judge.model", "null", "the endpoint needs it", "set it to the model's name", keys)
-    for name in ("system", "user"):
-        variables = ["question", "reference", "first", "second"]
-        for problem in template_problems(f"eval.judge.{name}", getattr(judge, name), variables, noun="variable"):
-            yield replace(problem, keys=keys)
-    for answer in ("first", "second"):
-        if answer not in judge.user:
-            message = f"does not show the {answer} answer"
-            yield Problem("eval.judge.user", None, message, f"write {{{{ {answer} }}}} in it", keys)
-    try:
-        probe(judge.pattern)
-    except ConfigError as error:
-        for problem in error.problems:
-            yield Problem("eval.judge.pattern", None, problem.message, problem.remedy, keys)
-    if judge.preferences is not None:
-        try:
-            preferences(judge.preferences)
-        except ConfigError as error:
-            yield from with_keys(error, "eval.task")
-    if not cfg.eval.baseline:
-        yield Problem("eval.baseline", "false", "eval.task=judge compares with the base model", "set it to true", keys)
-    if cfg.select.metric == "score":
-        message = "a judge compares two models, and does not score one"
-        yield Problem("select.metric", "score", message, "set it to eval_loss", keys)
-
-
-def _sql(cfg: Config) -> Iterator[Problem]:
-    """Yield the problem of a dialect that needs a package which is not installed."""
-    if cfg.eval.task == "sql" and cfg.eval.sql.dialect != "sqlite" and find_spec("sqlglot") is None:
-        message, remedy = "requires the package sqlglot", "pip install sqlglot, or set it to sqlite"
-        yield Problem("eval.sql.dialect", cfg.eval.sql.dialect, message, remedy, ("eval.task",))
 
 
 def _extract(cfg: Config) -> Iterator[Problem]:

@@ -23,6 +23,7 @@ from sftlab.validation.files import is_local
 # Keys of the datasets whose rows this process has checked: the jobs of a sweep share them.
 CHECKED: set[str] = set()
 
+GENERATORS = ("generate:vignettes", "generate:basics")
 MOST_GENERATED = 100_000  # rows; there are few more different questions
 # Keys outside the dataset's section that decide whether its rows can be used.
 JUDGED_BY = ("eval", "select.metric", "mode")
@@ -185,8 +186,8 @@ def _split(section: str, data: RowSettings, name: str, *, partial: bool) -> Iter
         message = "a number of rows must be whole"
         yield Problem(key, shown(split), message, "give shares below 1, or whole numbers of rows")
     if name.startswith("generate:"):
-        if name != "generate:vignettes":
-            yield Problem(keys[0], shown(name), "no such generator", "set it to generate:vignettes")
+        if name not in GENERATORS:
+            yield Problem(keys[0], shown(name), "no such generator", f"set it to {' or '.join(GENERATORS)}")
         if sum(sizes) > MOST_GENERATED:
             message = f"asks for too many rows: at most {MOST_GENERATED:,} are generated"
             yield Problem(key, shown(split), message, "ask for fewer", keys)

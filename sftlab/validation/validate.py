@@ -19,11 +19,13 @@ from sftlab.validation.combinations import (
     training_problems,
 )
 from sftlab.validation.contenders import chain_problems, contender_problems
-from sftlab.validation.files import store_problems
+from sftlab.validation.files import since_problems, store_problems
+from sftlab.validation.guards import gate_problems
 from sftlab.validation.keys import secrets, type_problems
 from sftlab.validation.models import model_problems
 from sftlab.validation.rows import dataset_problems, prediction_problems
 from sftlab.validation.schedule import schedule_problems
+from sftlab.validation.selection import selection_problems
 from sftlab.validation.sftconfig import extra_problems
 
 
@@ -71,11 +73,14 @@ def _without_unused_names(composed: DictConfig) -> DictConfig:
 def _problems(cfg: Config) -> Iterator[Problem]:
     """Yield the problems of a configuration whose keys and types are valid."""
     yield from run_problems(cfg)
+    yield from gate_problems(cfg)
     yield from training_problems(cfg)
+    yield from selection_problems(cfg)
     yield from schedule_problems(cfg.train)
     yield from extra_problems(cfg.train.extra)
     yield from instance_problems(cfg)
     yield from store_problems(cfg.store)
+    yield from since_problems(cfg.runs.since)
     yield from evaluation_problems(cfg)
     yield from contender_problems(cfg)
     yield from chain_problems(cfg)

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import compose, problem, write_model, write_rows
 
-from sftlab.eval import guards
+from sftlab.dataset import basics
+from sftlab.eval import guards, release
 from sftlab.eval import stage as evaluate
 from sftlab.eval.contenders import Contender, EvalSet
+from sftlab.eval.statistics import Limits, compare
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, single_turn
 from sftlab.report import tables
-from sftlab.results import Evaluation
+from sftlab.results import Comparison, Evaluation, Guard, ModelResult, RunRecord
 from sftlab.runtime.store import Store
 from sftlab.validation.validate import validate
 
@@ -107,3 +111,139 @@ def test_problems_of_a_guard_name_its_keys(tmp_path: Path) -> None:
     assert message is not None
     assert message.endswith("is not set yet; write +dataset@eval.guards.why=question_answer")
     assert str(problem([*command, "eval.baseline=false"])).startswith("eval.baseline=false: eval.guards compares")
+
+
+def decided(evaluation: Evaluation) -> tuple[str, dict[str, str]]:
+    assert evaluation.decision is not None
+    return evaluation.decision.outcome, {one.name: one.outcome for one in evaluation.decision.conditions}
+
+
+def test_an_overfitted_model_is_kept_back_by_the_shipped_guard_and_a_healthy_one_is_not(
+    tmp_path: Path, judge: Judge
+) -> None:
+    cfg = mounted(tmp_path, "+dataset@eval.guards.basics=guard_basics", "~eval.guards.sums")
+    known = {row["question"]: row["answer"] for row in basics.rows(250, cfg.eval.guards["basics"].seed)}
+
+    def base(prompt: str) -> str:
+        """The base model: it knows two of three answers to the guard, and half of those to the test set."""
+        question = prompt.split("<user>")[1].split("</s>")[0]
+        if question not in known:
+            return "0" if len(question) % 2 else "1"
+        return known[question] if sum(map(ord, question)) % 3 else "I like trains."
+
+    def overfitted(side: str, prompt: str) -> str:
+        return "0" if side == "finetuned" else base(prompt)
+
+    def healthy(side: str, prompt: str) -> str:
+        other = side == "finetuned" and ("minus" in prompt or sum(map(ord, prompt)) % 31 == 0)
+        return (
+            ("0" if "minus" in prompt else known[prompt.split("<user>")[1].split("</s>")[0]]) if other else base(prompt)
+        )
+
+    one_answer, careful = judge(cfg, overfitted, 120), judge(cfg, healthy, 120)
+    for evaluation in (one_answer, careful):  # both are better on the test set
+        assert evaluation.comparison is not None
+        assert evaluation.comparison.verdict.outcome == "better"
+    assert decided(one_answer) == ("keep_base", {"test set": "holds", "basics": "fails"})
+    assert decided(careful) == ("ship", {"test set": "holds", "basics": "holds"})
+    assert "guard basics" in (tables.decision(one_answer) or "")
+    by_kind = one_answer.guards[0].evaluation.subgroups
+    assert by_kind is not None
+    assert {group.name for group in by_kind.groups} == set(basics.KINDS)
+
+
+def comparison(gained: int, lost: int, n: int, limits: Limits) -> Comparison:
+    a, b = [False] * n, [False] * n
+    a[:lost] = [True] * lost
+    b[lost : lost + gained] = [True] * gained
+    return compare(a, b, groups=None, alpha=0.05, limits=limits)
+
+
+def evaluation(test: Comparison, *losses: Comparison) -> Evaluation:
+    result = ModelResult(
+        metric="accuracy",
+        value=0.5,
+        interval=(0.4, 0.6),
+        level=0.95,
+        n=200,
+        unparsed=0,
+        truncated=0,
+        finish_reasons=200,
+    )
+    both = {"task": "exact", "finetuned": result, "baseline": result}
+    others = [
+        Guard(name=f"guard {n}", data="data", evaluation=Evaluation(**both, comparison=one))
+        for n, one in enumerate(losses)
+    ]
+    return release.decided(Evaluation(**both, comparison=test, guards=others))
+
+
+# The same model twice, with sampled answers: a tenth of them differ.
+def test_the_decision_about_equal_models_flips_in_at_most_one_of_twenty_cases() -> None:
+    rng, outcomes = np.random.default_rng(7), []
+    for _ in range(200):
+        gained, lost, _rest = rng.multinomial(250, [0.1, 0.1, 0.8], size=2).T
+        limits = Limits(margin=0.05)
+        first, *others = (comparison(g, k, 250, limits) for g, k in zip(gained, lost, strict=True))
+        outcomes.append(decided(evaluation(first, *others))[0])
+    assert outcomes.count("undecided") >= 0.95 * 200
+    assert len(set(outcomes)) > 1  # with this seed some flip
+
+
+def test_a_model_that_loses_the_margin_ships_in_at_most_one_of_twenty_cases() -> None:
+    rng, shipped = np.random.default_rng(8), 0
+    better, kept = (comparison(*counts, 250, Limits(margin=0.05)) for counts in ((60, 10), (10, 9)))
+    for _ in range(200):
+        gained, lost, _rest = rng.multinomial(250, [0.03, 0.08, 0.89])
+        shipped += decided(evaluation(better, comparison(gained, lost, 250, Limits(margin=0.05)), kept))[0] == "ship"
+    assert shipped <= 0.075 * 200
+
+
+def test_the_decision_needs_every_condition_and_names_what_is_open() -> None:
+    limits = Limits(margin=0.05)
+    better, open_, same = (comparison(*counts, limits) for counts in ((60, 10, 250), (20, 18, 250), (5, 5, 250)))
+    worse, loses = comparison(10, 60, 250, limits), comparison(5, 60, 250, limits)
+    assert decided(evaluation(better))[0] == "ship"
+    assert decided(evaluation(better, same, same))[0] == "ship"
+    assert decided(evaluation(worse))[0] == "keep_base"
+    assert decided(evaluation(worse, same))[0] == "keep_base"
+    assert decided(evaluation(better, same, loses)) == (
+        "keep_base",
+        {"test set": "holds", "guard 0": "holds", "guard 1": "fails"},
+    )
+    assert decided(evaluation(open_, same))[0] == "undecided"
+    unsure = evaluation(better, comparison(20, 25, 250, limits))
+    assert decided(unsure)[0] == "undecided"
+    assert unsure.decision is not None
+    assert (unsure.decision.conditions[1].needed or 0) > 250
+    small = comparison(5, 5, 2000, Limits(smallest_gain=0.03, margin=0.05))
+    assert decided(evaluation(small))[0] == "keep_base"
+
+
+@pytest.mark.parametrize(("outcomes", "code"), [
+    (["ship"], 0), (["keep_base"], 3), (["undecided"], 4), (["keep_base", "ship"], 0), (["keep_base", "undecided"], 4),
+    ([], 4),
+])  # fmt: skip
+def test_exit_codes(outcomes: list[str], code: int) -> None:
+    limits = Limits(margin=0.05)
+    of = {"ship": (60, 10, 250), "keep_base": (10, 60, 250), "undecided": (20, 18, 250)}
+    found = [evaluation(comparison(*of[outcome], limits)) for outcome in outcomes]
+    run = {"id": "", "status": "success", "experiment": "", "mode": "", "command": "", "started": "", "seed": 0}
+    rows = [{"job": n, "overrides": [], "status": "success", "evaluation": one} for n, one in enumerate(found)]
+    assert release.exit_code(RunRecord.model_validate({**run, "evaluations": rows if len(rows) > 1 else []} | (
+        {"evaluation": found[0]} if len(found) == 1 else {}))) == code  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [42, 1])
+def test_every_question_of_the_shipped_guard_has_a_right_answer(seed: int) -> None:
+    rows = basics.rows(250, seed)
+    assert len({row["question"] for row in rows}) == 250
+    assert {kind: sum(row["kind"] == kind for row in rows) for kind in basics.KINDS} == dict.fromkeys(basics.KINDS, 50)
+    for row in rows:
+        assert re.search(row["target"], row["answer"]), row
+        assert not re.search(row["target"], "The answer is (B)."), row
+        if row["kind"] in ("arithmetic", "common facts"):
+            assert not re.search(row["target"], row["question"]), row
+    for answer in {row["answer"] for row in rows} - {"unknown"}:
+        assert sum(bool(re.search(row["target"], answer)) for row in rows) <= 6, answer
+    assert basics.rows(20, seed) == rows[:20]

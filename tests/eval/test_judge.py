@@ -23,8 +23,9 @@ from sftlab.eval.decision import decide
 from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.statistics import at_equal_length, kappa
+from sftlab.records import Prediction
 from sftlab.report import terminal
-from sftlab.results import Evaluation
+from sftlab.results import Contender, Evaluation
 from sftlab.validation.validate import validate
 
 Rule = Callable[[str, str], str]
@@ -118,6 +119,27 @@ def test_a_fair_judge_decides_by_quality(tmp_path: Path, capsys: Any) -> None:
     assert "judge: preferred when shown second, preferred when shown first" in shown
 
 
+def test_several_models_are_compared_with_the_fine_tuned_one(tmp_path: Path) -> None:
+    sides = {"baseline": "good", "few_shot": "good good good", "finetuned": "good good"}
+    with judge(fair) as (url, asked):
+        cfg = configured(tmp_path, f"eval.judge.url={url}", "eval.judge.model=scripted")
+        runs = {
+            side: [[Prediction(str(at), f"Q{at}", text, "stop", text, "t", False, None, {}) for at in range(25)]]
+            for side, text in sides.items()
+        }
+        others = [Contender(name="few_shot", about="few-shot", prompting=True)]
+        names = {"baseline": "the base model", "finetuned": "the fine-tuned model"}
+        evaluation = decide(
+            runs, names, cfg.eval, tmp_path, both_mute=True, contenders=others, pairwise=pairwise_of(cfg)
+        )
+    assert len(asked) == 2 * 2 * 25
+    (contender,) = evaluation.contenders
+    assert contender.result is not None
+    assert contender.comparison is not None
+    assert (contender.result.value, contender.comparison.delta) == (1, -1)  # the fine-tuned model against few-shot
+    assert (evaluation.finetuned.value, evaluation.comparison and evaluation.comparison.delta) == (1, 1)
+
+
 def test_a_judge_that_prefers_a_position_decides_nothing(tmp_path: Path) -> None:
     with judge(lambda first, second: "[[A]]") as (url, _):
         evaluation = compared(tmp_path, url, WORSE, BETTER)
@@ -201,10 +223,10 @@ def test_a_real_model_on_this_machine_judges(tmp_path: Path) -> None:
     run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     judge = run["evaluation"]["comparison"]["judge"]
     assert (judge["name"], judge["asked"]) == ("SmolLM2-135M-Instruct.Q4_1.gguf", 2)
-    (stage,) = (tmp_path / "outputs" / "store" / "generations").iterdir()
-    prompts = [json.loads(line)["prompt"] for line in (stage / "generations.jsonl").read_text("utf-8").splitlines()]
-    assert len(set(prompts)) == 4  # two pairs in both orders
-    assert all("Answer A:" in prompt and "Berne is" not in prompt for prompt in prompts)
+    (file,) = (tmp_path / "outputs" / "store" / "generations").glob("*/generations.jsonl")
+    prompts = [json.loads(line)["prompt"] for line in file.read_text("utf-8").splitlines()]
+    shown = [re.findall(r"Answer [AB]:\n(\w+)", prompt) for prompt in prompts]
+    assert shown == [["I", "The"], ["The", "I"]] * 2  # two pairs in both orders
 
 
 def test_bad_settings_of_a_judge_are_refused(tmp_path: Path) -> None:

@@ -129,13 +129,14 @@ def test_a_result_has_execution_accuracy_and_exact_match(tmp_path: Path) -> None
     pairs = [(text, target) for text in texts]
     evaluation = compared(tmp_path, settings("sql"), [("", target)] * 4, pairs, context=[TABLES] * 4)
     assert evaluation.finetuned.correct == 2
-    assert evaluation.finetuned.scores == {"sql_exact": 0.25, "sql_executed": 1}
+    assert (evaluation.finetuned.scores, evaluation.finetuned.executed) == ({"sql_exact": 0.25}, 4)
     shown = page(tmp_path, evaluation)
     assert "Execution accuracy" in shown
+    assert "4 of 4 answers are judged by execution" in shown
     assert "executed: no such column: x" in shown
     # Where nothing can be executed, the texts decide.
     evaluation = compared(tmp_path, settings("sql"), [("", target)] * 4, pairs, context=["CREATE TABLE t (n INT);"] * 4)
-    assert (evaluation.finetuned.correct, evaluation.finetuned.scores["sql_executed"]) == (1, 0)
+    assert (evaluation.finetuned.correct, evaluation.finetuned.executed) == (1, 0)
 
 
 def test_rows_without_tables_or_results_are_refused() -> None:

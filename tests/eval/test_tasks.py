@@ -476,7 +476,7 @@ def test_from_training_to_a_verdict(tmp_path: Path, task: str) -> None:
         assert found["finetuned"]["value"] == sum(row.correct for row in rows) / len(rows)
         assert all(row.score is None for row in rows)
         executed = sum(str(row.note).startswith("executed: ") for row in rows)
-        assert found["finetuned"]["scores"] == {"sql_exact": 0, "sql_executed": executed / 16}
+        assert (found["finetuned"]["scores"], found["finetuned"]["executed"]) == ({"sql_exact": 0}, executed)
         assert executed >= 10
         assert "Execution accuracy by sql_complexity" in page
         assert "type: accuracy" in card

@@ -268,7 +268,7 @@ def test_the_run_is_exported_and_tested(serving: Serving) -> None:
     assert "Verdict on the exported model: " in done.stdout
     assert (serving.folder / "run" / "export" / "bnb4" / "model.safetensors").is_file()
     (export,) = Run.read(serving.folder / "run").record.exports
-    assert export.gib < 0.7 * export.merged_gib
+    assert 0 < export.weight_bytes < 0.8 * export.merged_bytes  # its embeddings stay as they are
     assert (export.comparison.n, export.engine) == (6, "transformers")
     rows = {name: list(read_jsonl(serving.folder / "run" / "predictions" / f"{name}.jsonl"))
             for name in ("finetuned", "bnb4")}  # fmt: skip

@@ -13,8 +13,9 @@ from sftlab.errors import ConfigError, Problem, shown
 from sftlab.eval.execution import Executor
 from sftlab.eval.extract import normalise_answer
 from sftlab.eval.scorers.accuracy import Accuracy
-from sftlab.eval.scorers.base import more
+from sftlab.eval.scorers.base import Runs, more
 from sftlab.records import Example, Prediction
+from sftlab.results import ModelResult
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,11 @@ class Sql(Accuracy):
     needs_context = True
     view = replace(
         Accuracy.view,
-        metrics={"accuracy": "execution accuracy", "sql_exact": "exact match", "sql_executed": "executed"},
+        metrics={"accuracy": "execution accuracy", "sql_exact": "exact match"},
         no_answer="no statement",
-        about="Right: the statement has the result of the target on the tables of its row. Executed: rows in "
-        "which a result decides; in the others (no query, not SQLite's dialect, a result that is empty, null or zero) "
-        "the formatted texts are compared. Exact match: the share of equal texts.",
+        about="Right: the statement has the result of the target on the tables of its row. Where no result decides (no "
+        "query, not SQLite's dialect, a result that is empty, null or zero) the formatted texts are compared. Exact "
+        "match: the share of equal texts.",
     )
 
     def compared(self, text: str) -> str:
@@ -62,8 +63,13 @@ class Sql(Accuracy):
         return row.answer is not None and self.right(row.answer, row)
 
     def shares(self) -> dict[str, Callable[[Prediction], bool]]:
-        """The shares of rows with equal texts, and of rows in which a result decides."""
-        return {"sql_exact": self._exact, "sql_executed": lambda row: (row.note or "").startswith("executed: ")}
+        """The share of rows with equal texts."""
+        return {"sql_exact": self._exact}
+
+    def result(self, runs: Runs) -> ModelResult:
+        """Execution accuracy, and how many answers were judged by execution."""
+        executed = sum((row.note or "").startswith("executed: ") for run in runs for row in run)
+        return super().result(runs).model_copy(update={"executed": executed})
 
     def check(self, examples: Sequence[Example], split: str = "test") -> None:
         """Check that every row has tables, and execute the first targets.
