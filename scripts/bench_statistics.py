@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from sftlab.eval.statistics import accuracy, minimal_detectable_difference, over_trainings, ties, wilson
+from sftlab.eval.statistics import (
+    Labelled,
+    accuracy,
+    macro_f1,
+    macro_f1_difference,
+    minimal_detectable_difference,
+    over_trainings,
+    ties,
+    wilson,
+)
 from sftlab.eval.statistics.groups import Size
 from sftlab.eval.statistics.means import at_most_zero
 from sftlab.eval.statistics.paired import changes, p_of_changes, p_of_difference, tango
@@ -204,6 +213,45 @@ def skewed() -> Iterator[Table]:
     yield ("Mean scores: power where a t-test of normal differences has about 0.8", ("texts", "Gaffke", "t-test"), rows)
 
 
+def labelled() -> Iterator[Table]:
+    """Coverage of the intervals of macro-F1, and of the difference to a model that is right 10 points less often."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for shares, right, n, of_each in (
+        ((60, 30, 10), (98, 97, 95), 60, 1),
+        ((60, 30, 10), (90, 70, 50), 100, 1),
+        ((40, 30, 15, 10, 5), (90, 80, 70, 60, 50), 200, 1),
+        ((50, 50), (80, 70), 120, 4),
+        ((50, 50), (80, 70), 400, 4),
+    ):
+        rates = [np.array(right) / 100 - less for less in (0.0, 0.1)]
+
+        def drawn(groups: int, rates: list[Values] = rates, shares: Sequence[int] = shares) -> list[NDArray[np.int64]]:
+            target = rng.choice(len(shares), groups, p=np.array(shares) / 100)
+            wrong = (target + rng.integers(1, len(shares), groups)) % len(shares)
+            return [target, *(np.where(rng.random(groups) < rate[target], target, wrong) for rate in rates)]
+
+        def named(target: NDArray[np.int64], answer: NDArray[np.int64], of_each: int = of_each) -> Labelled:
+            texts = [np.repeat(values, of_each).astype(str).tolist() for values in (target, answer)]
+            return Labelled(texts[0], [texts[1]])
+
+        target, *answers = drawn(500_000)
+        nothing = [""] * len(target) * of_each
+        truth = [macro_f1(named(target, answer), nothing, 0.05).value for answer in answers]
+        covered = np.zeros(2)
+        for _ in range(500):
+            target, *answers = drawn(n // of_each)
+            groups = np.repeat(np.arange(n // of_each), of_each).astype(str).tolist()
+            first, second = (named(target, answer) for answer in answers)
+            found = macro_f1(first, groups, 0.05), macro_f1_difference(first, second, groups, 0.05)
+            for place, (estimate, value) in enumerate(zip(found, (truth[0], truth[1] - truth[0]), strict=True)):
+                covered[place] += estimate.interval[0] <= value <= estimate.interval[1]
+        percents = [", ".join(map(str, values)) + " %" for values in (shares, right)]
+        rows.append([*percents, str(n), str(of_each), *map(share, covered / 500)])
+    header = ("labels", "right", "rows", "rows per group", "macro-F1", "difference")
+    yield "Macro-F1: coverage of the 95 % intervals", header, rows
+
+
 def repeated() -> Iterator[Table]:
     """Power by answers per question."""
     rng = np.random.default_rng(SEED)
@@ -290,7 +338,7 @@ def detectable() -> Iterator[Table]:
 def main() -> None:
     """Write all tables."""
     text = [f"Seed {SEED}. Tables are enumerated, or have 500 to 20,000 draws per cell (standard error up to 0.010).\n"]
-    for part in (paired, margins, grouped, skewed, repeated, trained, checkpoints, detectable):
+    for part in (paired, margins, grouped, skewed, labelled, repeated, trained, checkpoints, detectable):
         for title, header, rows in part():
             print(title, file=sys.stderr)
             lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

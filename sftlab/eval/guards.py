@@ -51,6 +51,8 @@ def settings(cfg: Config, name: str) -> Config:
         "reading": own.reading or (READ if own.task in (None, "choice") else "strict"),
         "extract": own.extract,
         "tolerance": own.tolerance or cfg.eval.tolerance,
+        "metric": cfg.eval.metric if own.task == "metric" else None,
+        "scorer": cfg.eval.scorer if own.task == "function" else None,
         "sql": own.sql or cfg.eval.sql,
         "rouge": own.rouge or cfg.eval.rouge,
         "group_by": own.group_by,

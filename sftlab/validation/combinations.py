@@ -10,13 +10,12 @@ from importlib.util import find_spec
 from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
-from sftlab.eval import own_code
 from sftlab.eval.extract import probe
-from sftlab.eval.pairwise import preferences
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
 from sftlab.results import LABELS
 from sftlab.runtime.modes import MODES
+from sftlab.validation.scoring import scoring_problems
 
 
 def run_problems(cfg: Config) -> Iterator[Problem]:
@@ -147,6 +146,7 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
         yield from _extract(cfg)
         return
     yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
+    yield from scoring_problems(cfg)
     names, files = cfg.eval.labels, len(cfg.eval.predictions) if cfg.mode == "compare" else 2
     if names and (len(names) not in (2, files) or len(set(names)) < len(names) or not all(map(str.strip, names))):
         remedy = "write two, the base model's first, or []"
@@ -233,56 +233,6 @@ def _text(cfg: Config) -> Iterator[Problem]:
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
-    yield from _sql(cfg)
-    if cfg.eval.task == "function":
-        yield from own_code.problems(cfg.eval.scorer)
-    if cfg.eval.task == "metric" and cfg.eval.metric is None:
-        remedy = "set it to the file of a metric of the evaluate library, or to its name on the hub"
-        yield Problem("eval.metric", "null", "eval.task=metric needs it", remedy, ("eval.task",))
-    if cfg.eval.task == "judge":
-        yield from _judge(cfg)
-    for key, task in (("metric", "metric"), ("scorer", "function")):
-        if (value := getattr(cfg.eval, key)) is not None and cfg.eval.task != task:
-            message = f"has an effect only with eval.task={task}, and eval.task is {cfg.eval.task}"
-            yield Problem(f"eval.{key}", shown(value), message, f"set eval.task={task}", ("eval.task",))
-
-
-def _judge(cfg: Config) -> Iterator[Problem]:
-    """Yield the problems of a judge: which model it is, its prompt, and the file by which it is calibrated."""
-    judge, keys = cfg.eval.judge, ("eval.task",)
-    if (judge.name_or_path is None) == (judge.url is None):
-        message = "eval.task=judge needs a judge" if judge.url is None else "there are two judges"
-        remedy = "set either eval.judge.name_or_path, or eval.judge.url and eval.judge.model"
-        yield Problem("eval.judge", None, message, remedy, keys)
-    elif judge.url is not None and judge.model is None:
-        yield Problem("eval.judge.model", "null", "the endpoint needs it", "set it to the model's name", keys)
-    for name in ("system", "user"):
-        variables = ["question", "reference", "first", "second"]
-        for problem in template_problems(f"eval.judge.{name}", getattr(judge, name), variables, noun="variable"):
-            yield replace(problem, keys=keys)
-    for answer in ("first", "second"):
-        if answer not in judge.user:
-            message = f"does not show the {answer} answer"
-            yield Problem("eval.judge.user", None, message, f"write {{{{ {answer} }}}} in it", keys)
-    try:
-        probe(judge.pattern)
-    except ConfigError as error:
-        for problem in error.problems:
-            yield Problem("eval.judge.pattern", None, problem.message, problem.remedy, keys)
-    if judge.preferences is not None:
-        try:
-            preferences(judge.preferences)
-        except ConfigError as error:
-            yield from with_keys(error, "eval.task")
-    if not cfg.eval.baseline:
-        yield Problem("eval.baseline", "false", "eval.task=judge compares with the base model", "set it to true", keys)
-
-
-def _sql(cfg: Config) -> Iterator[Problem]:
-    """Yield the problem of a dialect that needs a package which is not installed."""
-    if cfg.eval.task == "sql" and cfg.eval.sql.dialect != "sqlite" and find_spec("sqlglot") is None:
-        message, remedy = "requires the package sqlglot", "pip install sqlglot, or set it to sqlite"
-        yield Problem("eval.sql.dialect", cfg.eval.sql.dialect, message, remedy, ("eval.task",))
 
 
 def _extract(cfg: Config) -> Iterator[Problem]:
