@@ -91,6 +91,7 @@ SourceName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 TrainOn = Literal["all", "last"]
 Supervised = TrainOn | dict[str, TrainOn]
 """The supervised assistant turns, of all rows or by source."""
+SHOTS = 5  # examples of a contender that is "auto"
 Location = Annotated[str, Field(min_length=1), AfterValidator(located)]
 
 
@@ -535,3 +536,17 @@ class Config(Section):
     serve: ServeConfig = ServeConfig()
     export: ExportConfig = ExportConfig()
     plan: PlanConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _examples(cls, values: Any) -> Any:
+        """Replace ``auto`` in eval.contenders: five examples, and no contender if the demo's rows are the test set."""
+        if not isinstance(values, dict) or not isinstance(evaluation := values.get("eval"), dict):
+            return values
+        contenders, tested = evaluation.get("contenders"), evaluation.get("dataset") or values.get("dataset")
+        if not isinstance(contenders, dict) or "auto" not in contenders.values():
+            return values
+        demo = isinstance(tested, dict) and tested.get("name_or_path") == "generate:vignettes"
+        chosen = None if demo else {"shots": SHOTS}
+        changed = {name: chosen if one == "auto" else one for name, one in contenders.items()}
+        return {**values, "eval": {**evaluation, "contenders": changed}}
