@@ -394,10 +394,25 @@ class EvalConfig(Section):
     smallest_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     guards: dict[SourceName, DatasetConfig] = {}
+    guard_tasks: dict[SourceName, Annotated[str, Field(pattern=r"^lm_eval:.+")]] = {}
     gate: bool = False
     forced: bool
     logprobs: bool
     labels: list[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks(cls, values: Any) -> Any:
+        """Separate the guards that are tasks of lm-evaluation-harness (``lm_eval:TASK``) from those with rows."""
+        guards = values.get("guards") if isinstance(values, dict) else None
+        if not isinstance(guards, dict):
+            return values
+        tasks = {name: one for name, one in guards.items() if isinstance(one, str) and one.startswith("lm_eval:")}
+        if not tasks:
+            return values
+        known = values.get("guard_tasks") or {}
+        rows = {name: one for name, one in guards.items() if name not in tasks}
+        return values | {"guards": rows, "guard_tasks": {**known, **tasks}}
 
 
 class SelectConfig(Section):

@@ -15,7 +15,7 @@ from pathlib import Path
 from sftlab.config import Config, Scoring
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem
-from sftlab.eval import contenders, decision, judging, release, task
+from sftlab.eval import contenders, decision, harness, judging, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import NAMES, Contender, EvalSet
@@ -145,6 +145,14 @@ def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSe
             times[f"{FOLDER}.{name}.{side}"] = round(generated.seconds, 1)
         sources = " + ".join(part.cfg.name_or_path for part in cfg.eval.guards[name].parts())
         found.append(Guard(name=name, data=sources, evaluation=evaluation))
+    for name in cfg.eval.guard_tasks:
+        guard, of_task = harness.judge(cfg, store, name, both)
+        found.append(guard)
+        for side, stage in of_task.items():
+            stages[f"{FOLDER}.{name}.{side}"], times[f"{FOLDER}.{name}.{side}"] = (
+                str(stage.path),
+                round(stage.seconds, 1),
+            )
     return Judged(release.decided(judged.evaluation.model_copy(update={"guards": found})), stages, times)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import compose, problem, write_model, write_rows
 
+from sftlab.config import RunsConfig
 from sftlab.dataset import basics
 from sftlab.eval import guards, release
 from sftlab.eval import stage as evaluate
@@ -17,8 +18,10 @@ from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.statistics import Limits, compare
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, single_turn
-from sftlab.report import tables
+from sftlab.report import page, runs, tables
+from sftlab.report.card import card
 from sftlab.results import Comparison, Evaluation, Guard, ModelResult, RunRecord
+from sftlab.runtime import listing
 from sftlab.runtime.store import Store
 from sftlab.validation.validate import validate
 
@@ -247,3 +250,28 @@ def test_every_question_of_the_shipped_guard_has_a_right_answer(seed: int) -> No
     for answer in {row["answer"] for row in rows} - {"unknown"}:
         assert sum(bool(re.search(row["target"], answer)) for row in rows) <= 6, answer
     assert basics.rows(20, seed) == rows[:20]
+
+
+def test_page_card_and_list_show_guards_and_decision(tmp_path: Path) -> None:
+    limits = Limits(margin=0.05)
+    better, loses = (comparison(*counts, limits) for counts in ((60, 10, 250), (5, 60, 250)))
+    fields = {"id": "a", "status": "success", "experiment": "demo", "mode": "all", "command": "", "seed": 0}
+    started = {"started": "2026-11-28T00:00:00+00:00"}
+    places = {"good": evaluation(better), "bad": evaluation(better, loses)}
+    for name, made in places.items():
+        record = RunRecord.model_validate({**fields, **started, "evaluation": made})
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "run.json").write_text(record.model_dump_json(), "utf-8")
+        text = page.render(tmp_path, RunRecord.model_validate_json(record.model_dump_json()))
+        assert ('<h2 id="guards-title">' in text) == (name == "bad")
+        assert ("Keep_base: a loss above the margin on guard guard 0" in text) == (name == "bad")
+    settings = RunsConfig.model_validate(
+        {"outputs": "outputs", "sort": "started", "limit": None, "decision": "keep_base"}
+        | dict.fromkeys(("name", "data", "model", "status", "verdict", "since"))
+    )
+    listed = runs.rows(listing.runs(tmp_path / "outputs", tmp_path / "store"), tmp_path / "outputs")
+    assert {row.place: row.decision for row in listed} == {"good": "ship", "bad": "keep_base"}
+    assert [row.place for row in runs.selected(listed, settings)] == ["bad"]
+    text = card(RunRecord.model_validate({**fields, **started, "evaluation": places["bad"]}), mounted(tmp_path))
+    assert "## Guards" in text
+    assert "Decision: keep\\_base: a loss above the margin on guard guard 0" in text
