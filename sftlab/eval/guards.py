@@ -136,7 +136,7 @@ def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
 def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
     """Compare the models on the test set and on every guard."""
     asked = {name: read(cfg, store, name) for name in cfg.eval.guards}  # before anything is generated
-    judged = judging.judge(cfg, store, both, test, folder)
+    judged = judging.judge(cfg, store, both, test, folder, [*asked.values()])
     found, stages, times = [], dict(judged.stages), dict(judged.times)
     generated = _generate(store, both, asked)
     for name, (own, rows) in asked.items():
@@ -159,7 +159,10 @@ def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSe
 def _generate(
     store: Store, both: Mapping[str, Contender], asked: Mapping[str, tuple[Config, EvalSet]]
 ) -> dict[str, dict[str, evaluate.Generated]]:
-    """Generate answers to all guards; those with the same token limit share a start of the engine."""
+    """Generate answers to all guards; those with the same token limit share a start of the engine.
+
+    Usually the answers are in the store: the engine of the test set has generated them.
+    """
     generated: dict[str, dict[str, evaluate.Generated]] = {name: {} for name in asked}
     for side, one in both.items():
         written = {name: contenders.prompts(own, one.base, rows) for name, (own, rows) in asked.items()}

@@ -52,7 +52,11 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
         def make_all(store: Store, model: Any, sets: Any, *_: Any) -> Any:
             return [answered(model, prompts) for prompts in sets]
 
+        def make_each(store: Store, model: Any, requests: Any, *_: Any) -> Any:
+            return [answered(model, request.prompts) for request in requests]
+
         monkeypatch.setattr(evaluate, "make_all", wrap(make_all))
+        monkeypatch.setattr(evaluate, "make_each", wrap(make_each))
         cfg = cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"task": "exact"})})
         base = models.resolve(cfg.model, Store(cfg.store), 0)
         both = {side: Contender(evaluate.Model(base.path, side, False), base) for side in ("baseline", "finetuned")}
@@ -292,4 +296,5 @@ def test_guards_with_the_same_token_limit_share_a_start_of_the_engine(tmp_path: 
     cfg = mounted(tmp_path, *more, "eval.guards.more.id=null", *longer)
     found = judge(cfg, lambda side, prompt: "0", wrap=counted)
     assert [guard.name for guard in found.guards] == ["sums", "more", "basics"]
-    assert sorted(starts) == [1, 1, 1, 1, 2, 2]  # of each model: the test set, two guards together, one alone
+    # Of each model: the test set with all guards; what follows finds them in the store, two guards together, one alone.
+    assert sorted(starts) == [1, 1, 2, 2, 4, 4]
