@@ -43,7 +43,7 @@ def mounted(folder: Path, *overrides: str, count: int = 40) -> Any:
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
     """A function that evaluates scripted models on a test set of differences, and on the guards."""
 
-    def run(cfg: Any, script: Script, questions: int = 40) -> Evaluation:
+    def run(cfg: Any, script: Script, questions: int = 40, wrap: Any = lambda make: make) -> Evaluation:
         def answered(model: Any, prompts: Any) -> Any:
             rows = [Generation(row.id, row.text, script(model.identity, row.text), "stop", 1) for row in prompts.rows]
             stage = SimpleNamespace(path=tmp_path)
@@ -52,7 +52,11 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
         def make_all(store: Store, model: Any, sets: Any, *_: Any) -> Any:
             return [answered(model, prompts) for prompts in sets]
 
-        monkeypatch.setattr(evaluate, "make_all", make_all)
+        def make_each(store: Store, model: Any, requests: Any, *_: Any) -> Any:
+            return [answered(model, request.prompts) for request in requests]
+
+        monkeypatch.setattr(evaluate, "make_all", wrap(make_all))
+        monkeypatch.setattr(evaluate, "make_each", wrap(make_each))
         cfg = cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"task": "exact"})})
         base = models.resolve(cfg.model, Store(cfg.store), 0)
         both = {side: Contender(evaluate.Model(base.path, side, False), base) for side in ("baseline", "finetuned")}
@@ -275,3 +279,22 @@ def test_page_card_and_list_show_guards_and_decision(tmp_path: Path) -> None:
     text = card(RunRecord.model_validate({**fields, **started, "evaluation": places["bad"]}), mounted(tmp_path))
     assert "## Guards" in text
     assert "Decision: keep\\_base: a loss above the margin on guard guard 0" in text
+
+
+def test_guards_with_the_same_token_limit_share_a_start_of_the_engine(tmp_path: Path, judge: Judge) -> None:
+    more = ["+dataset@eval.guards.more=question_answer", f"eval.guards.more.name_or_path={tmp_path / 'sums.jsonl'}"]
+    longer = ["+dataset@eval.guards.basics=guard_basics", "eval.guards.basics.scoring.max_rows=20"]
+    starts: list[int] = []
+
+    def counted(make_all: Any) -> Any:
+        def make(store: Store, model: Any, sets: Any, *settings: Any) -> Any:
+            starts.append(len(sets))
+            return make_all(store, model, sets, *settings)
+
+        return make
+
+    cfg = mounted(tmp_path, *more, "eval.guards.more.id=null", *longer)
+    found = judge(cfg, lambda side, prompt: "0", wrap=counted)
+    assert [guard.name for guard in found.guards] == ["sums", "more", "basics"]
+    # Of each model: the test set with all guards; what follows finds them in the store, two guards together, one alone.
+    assert sorted(starts) == [1, 1, 2, 2, 4, 4]
