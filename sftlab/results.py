@@ -648,8 +648,9 @@ class JudgeRecord(Record):
     """Share of the decided pairs in which the answer with more words is preferred."""
     words: tuple[float, float]
     """Mean number of words of both models' answers."""
-    at_equal_length: Estimate
-    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths."""
+    at_equal_length: Estimate | None
+    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths; null
+    for fewer than 20 questions."""
     calibration: Calibration | None = None
     """Agreement with people; null without eval.judge.preferences."""
 

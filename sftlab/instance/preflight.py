@@ -51,6 +51,9 @@ def check(machine: Machine, cfg: Config) -> None:
     generates = mode.evaluates or (mode.trains and cfg.select.metric == "score")
     uses_vllm = generates and cfg.eval.engine == "vllm" and cfg.instance.node_rank == 0  # other nodes only train
     problems: list[Problem] = []
+    if mode.serves and cfg.eval.engine != "vllm":
+        message = f"mode={cfg.mode} starts the server of vLLM"
+        problems.append(Problem("eval.engine", cfg.eval.engine, message, "set it to vllm", ("mode",)))
     if trains:
         problems += unsupported(machine, cfg.train, cfg.peft)
     if mode.trains and (problem := tracker.missing(cfg.tracking)):

@@ -13,14 +13,13 @@ from sftlab.errors import ConfigError, Problem
 from sftlab.eval.task import settled
 from sftlab.runtime.modes import MODES
 from sftlab.validation.combinations import (
-    chain_problems,
-    contender_problems,
     evaluation_problems,
     instance_problems,
     run_problems,
     training_problems,
 )
-from sftlab.validation.files import store_problems
+from sftlab.validation.contenders import chain_problems, contender_problems
+from sftlab.validation.files import since_problems, store_problems
 from sftlab.validation.guards import gate_problems
 from sftlab.validation.keys import secrets, type_problems
 from sftlab.validation.models import model_problems
@@ -81,6 +80,7 @@ def _problems(cfg: Config) -> Iterator[Problem]:
     yield from extra_problems(cfg.train.extra)
     yield from instance_problems(cfg)
     yield from store_problems(cfg.store)
+    yield from since_problems(cfg.runs.since)
     yield from evaluation_problems(cfg)
     yield from contender_problems(cfg)
     yield from chain_problems(cfg)
