@@ -56,7 +56,7 @@ class Generated:
         file = self.stage.path / SPEED
         speed = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         tokens, seconds = speed.get("tokens"), speed.get("generate_seconds")
-        return seconds / tokens if tokens and seconds is not None else None
+        return seconds / tokens if tokens and seconds else None
 
     def rows(self, repeat: int = 0) -> list[Generation]:
         """Read a generation for each prompt, in the order of the test set."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
-from sftlab.report.text import DASH, count, decimals, level, points, probability, scored, span
+from sftlab.report.text import DASH, count, decimals, level, points, probability, span
 from sftlab.results import (
     Comparison,
     Condition,
@@ -16,8 +15,6 @@ from sftlab.results import (
     EvaluationRow,
     Guard,
     ModelResult,
-    Replication,
-    Selection,
     SourceLoss,
     Subgroup,
     SubgroupSide,
@@ -161,50 +158,6 @@ def losses_by_source(losses: Sequence[SourceLoss]) -> Table:
     header = ["source", "eval loss", "validation rows", "supervised tokens"]
     rows = [[loss.source, decimals(loss.eval_loss), count(loss.rows), count(loss.tokens)] for loss in losses]
     return Table(header, rows, ("source",))
-
-
-def recipes(selection: Selection) -> Table:
-    """The recipes of a sweep by their mean over seeds."""
-    name = "eval loss" if selection.metric == "eval_loss" else selection.metric
-    number = partial(scored, selection.metric)
-    rows = []
-    for own, recipe in zip(_own([recipe.overrides for recipe in selection.recipes]), selection.recipes, strict=True):
-        each = [f"{seed}: {number(value)}" for seed, value in zip(recipe.seeds, recipe.values, strict=True)]
-        seeds = count(len(recipe.seeds))
-        rows.append([" ".join(own) or DASH, number(recipe.mean), number(recipe.sd), seeds, ", ".join(each)])
-    return Table(["recipe", f"mean {name}", "SD", "seeds", "by seed"], rows, ("recipe", "by seed"))
-
-
-def unsure(selection: Selection) -> str | None:
-    """A warning if the second recipe may be the better one: the means differ by less than two standard errors."""
-    if len(selection.recipes) < 2:
-        return None
-    first, second = selection.recipes[:2]
-    errors = [(recipe.sd or 0) ** 2 / len(recipe.seeds) for recipe in (first, second)]
-    apart, error = abs(first.mean - second.mean), sum(errors) ** 0.5
-    if error == 0 or apart >= 2 * error:
-        return None
-    return (
-        f"The first two recipes differ by {apart:.4f}, less than two standard errors between seeds ({2 * error:.4f}): "
-        "other seeds may rank them otherwise"
-    )
-
-
-def trainings(replication: Replication, evaluation: Evaluation) -> Table:
-    """The trainings of the selected recipe on the test set."""
-    view = scorers.view(evaluation.task)
-    header = ["training", "job", "step", name_of_metric(evaluation), "difference, points"]
-    rows = [
-        [f"seed {one.seed}", str(one.job), count(one.step), view.number(one.value), points(one.delta)]
-        for one in replication.trainings
-    ]
-    return Table(header, rows, ("training",))
-
-
-def _own(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The overrides of each recipe without those that all share."""
-    own = own_overrides([*enumerate(overrides)])
-    return [own[place] for place in range(len(overrides))]
 
 
 def subgroups(evaluation: Evaluation) -> Table:
