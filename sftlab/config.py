@@ -261,6 +261,7 @@ PeftConfig = Annotated[NoPeft | Lora | Qlora, Field(discriminator="method")]
 class TrainConfig(Section):
     """TRL's SFTConfig: the fields that most studies set, and ``extra`` for all others."""
 
+    data_share: Annotated[float, Field(gt=0, le=1)]
     num_train_epochs: PositiveInt
     max_steps: PositiveInt | None
     eval_steps: Annotated[float, Field(gt=0), AfterValidator(interval)] | None
