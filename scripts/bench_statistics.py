@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from sftlab.eval.statistics import accuracy, minimal_detectable_difference, over_trainings, ties, wilson
+from sftlab.eval.release import decided
+from sftlab.eval.statistics import (
+    Labelled,
+    Limits,
+    accuracy,
+    compare,
+    macro_f1,
+    macro_f1_difference,
+    minimal_detectable_difference,
+    over_trainings,
+    ties,
+    wilson,
+)
 from sftlab.eval.statistics.groups import Size
 from sftlab.eval.statistics.means import at_most_zero
 from sftlab.eval.statistics.paired import changes, p_of_changes, p_of_difference, tango
+from sftlab.results import Comparison, Evaluation, Guard, ModelResult
 
 SEED = 16
 DOCS = Path(__file__).parent.parent / "docs" / "statistics.md"
@@ -109,6 +124,60 @@ def no_worse(gained: NDArray[np.int64], lost: NDArray[np.int64], n: int, margin:
     """Whether a loss of the margin is ruled out."""
     p = p_of_difference(gained, lost, n, -margin) / 2
     return np.asarray((p < 0.05) & (gained - lost > -margin * n))
+
+
+def decisions() -> Iterator[Table]:
+    """What is decided about equal models, about models that lose a margin, and about better ones."""
+    rng = np.random.default_rng(SEED)
+    draws = 1000
+    cases = {
+        "equal models": ((0.1, 0.1), (0.1, 0.1)),
+        "gains 10 points, loses the margin on one guard": ((0.15, 0.05), (0.03, 0.08)),
+        "gains 10 points, loses 15 on one guard": ((0.15, 0.05), (0.03, 0.18)),
+        "gains 10 points, loses nothing": ((0.15, 0.05), (0.03, 0.03)),
+    }
+    rows: list[Sequence[str]] = []
+    for name, (test, guard) in cases.items():
+        for guards in (0, 1, 3) if name == "equal models" else (1, 3):
+            rates = [test, guard, *[guard if name == "equal models" else (0.03, 0.03)] * 2][: guards + 1]
+            made = [compared(rng, rate, draws) for rate in rates]
+            found = Counter(decision(first, others) for first, *others in zip(*made, strict=True))
+            shares = (share(found[kind] / draws) for kind in ("ship", "keep_base", "undecided"))
+            rows.append([name, str(guards), *shares])
+    yield (
+        "Decisions over 250 questions of the test set and of each guard (margin 5 points, alpha 0.05)",
+        ("models", "guards", "ship", "keep_base", "undecided"),
+        rows,
+    )
+
+
+def compared(rng: np.random.Generator, rates: tuple[float, float], draws: int) -> list[Comparison]:
+    """Comparisons over 250 questions, a share of which is gained and another one lost."""
+    counts = rng.multinomial(250, [*rates, 1 - sum(rates)], size=draws).tolist()
+    return [comparison(gained, lost) for gained, lost, _ in counts]
+
+
+@cache
+def comparison(gained: int, lost: int) -> Comparison:
+    """Two models on 250 questions, with a margin of 5 points."""
+    a, b = np.zeros(250), np.zeros(250)
+    a[:lost], b[lost : lost + gained] = 1, 1
+    return compare(a.tolist(), b.tolist(), groups=None, alpha=0.05, limits=Limits(margin=0.05))
+
+
+def decision(test: Comparison, guards: Sequence[Comparison]) -> str:
+    """The decision about two models."""
+    n = test.n
+    result = ModelResult(
+        metric="accuracy", value=0.5, interval=(0, 1), level=0.95, n=n, unparsed=0, truncated=0, finish_reasons=n
+    )
+    one = Evaluation(task="exact", baseline=result, finetuned=result)
+    others = [
+        Guard(name=str(number), data="", evaluation=one.model_copy(update={"comparison": guard}))
+        for number, guard in enumerate(guards)
+    ]
+    made = decided(one.model_copy(update={"comparison": test, "guards": others})).decision
+    return "" if made is None else made.outcome
 
 
 def grouped() -> Iterator[Table]:
@@ -204,6 +273,45 @@ def skewed() -> Iterator[Table]:
     yield ("Mean scores: power where a t-test of normal differences has about 0.8", ("texts", "Gaffke", "t-test"), rows)
 
 
+def labelled() -> Iterator[Table]:
+    """Coverage of the intervals of macro-F1, and of the difference to a model that is right 10 points less often."""
+    rng = np.random.default_rng(SEED)
+    rows: list[Sequence[str]] = []
+    for shares, right, n, of_each in (
+        ((60, 30, 10), (98, 97, 95), 60, 1),
+        ((60, 30, 10), (90, 70, 50), 100, 1),
+        ((40, 30, 15, 10, 5), (90, 80, 70, 60, 50), 200, 1),
+        ((50, 50), (80, 70), 120, 4),
+        ((50, 50), (80, 70), 400, 4),
+    ):
+        rates = [np.array(right) / 100 - less for less in (0.0, 0.1)]
+
+        def drawn(groups: int, rates: list[Values] = rates, shares: Sequence[int] = shares) -> list[NDArray[np.int64]]:
+            target = rng.choice(len(shares), groups, p=np.array(shares) / 100)
+            wrong = (target + rng.integers(1, len(shares), groups)) % len(shares)
+            return [target, *(np.where(rng.random(groups) < rate[target], target, wrong) for rate in rates)]
+
+        def named(target: NDArray[np.int64], answer: NDArray[np.int64], of_each: int = of_each) -> Labelled:
+            texts = [np.repeat(values, of_each).astype(str).tolist() for values in (target, answer)]
+            return Labelled(texts[0], [texts[1]])
+
+        target, *answers = drawn(500_000)
+        nothing = [""] * len(target) * of_each
+        truth = [macro_f1(named(target, answer), nothing, 0.05).value for answer in answers]
+        covered = np.zeros(2)
+        for _ in range(500):
+            target, *answers = drawn(n // of_each)
+            groups = np.repeat(np.arange(n // of_each), of_each).astype(str).tolist()
+            first, second = (named(target, answer) for answer in answers)
+            found = macro_f1(first, groups, 0.05), macro_f1_difference(first, second, groups, 0.05)
+            for place, (estimate, value) in enumerate(zip(found, (truth[0], truth[1] - truth[0]), strict=True)):
+                covered[place] += estimate.interval[0] <= value <= estimate.interval[1]
+        percents = [", ".join(map(str, values)) + " %" for values in (shares, right)]
+        rows.append([*percents, str(n), str(of_each), *map(share, covered / 500)])
+    header = ("labels", "right", "rows", "rows per group", "macro-F1", "difference")
+    yield "Macro-F1: coverage of the 95 % intervals", header, rows
+
+
 def repeated() -> Iterator[Table]:
     """Power by answers per question."""
     rng = np.random.default_rng(SEED)
@@ -290,7 +398,7 @@ def detectable() -> Iterator[Table]:
 def main() -> None:
     """Write all tables."""
     text = [f"Seed {SEED}. Tables are enumerated, or have 500 to 20,000 draws per cell (standard error up to 0.010).\n"]
-    for part in (paired, margins, grouped, skewed, repeated, trained, checkpoints, detectable):
+    for part in (paired, margins, decisions, grouped, skewed, labelled, repeated, trained, checkpoints, detectable):
         for title, header, rows in part():
             print(title, file=sys.stderr)
             lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]

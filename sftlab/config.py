@@ -91,6 +91,7 @@ SourceName = Annotated[str, Field(pattern=r"^[\w-]+$")]
 TrainOn = Literal["all", "last"]
 Supervised = TrainOn | dict[str, TrainOn]
 """The supervised assistant turns, of all rows or by source."""
+SHOTS = 5  # examples of a contender that is "auto"
 Location = Annotated[str, Field(min_length=1), AfterValidator(located)]
 
 
@@ -260,6 +261,7 @@ PeftConfig = Annotated[NoPeft | Lora | Qlora, Field(discriminator="method")]
 class TrainConfig(Section):
     """TRL's SFTConfig: the fields that most studies set, and ``extra`` for all others."""
 
+    data_share: Annotated[float, Field(gt=0, le=1)]
     num_train_epochs: PositiveInt
     max_steps: PositiveInt | None
     eval_steps: Annotated[float, Field(gt=0), AfterValidator(interval)] | None
@@ -393,10 +395,25 @@ class EvalConfig(Section):
     smallest_gain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.05
     guards: dict[SourceName, DatasetConfig] = {}
+    guard_tasks: dict[SourceName, Annotated[str, Field(pattern=r"^lm_eval:.+")]] = {}
     gate: bool = False
     forced: bool
     logprobs: bool
     labels: list[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks(cls, values: Any) -> Any:
+        """Separate the guards that are tasks of lm-evaluation-harness (``lm_eval:TASK``) from those with rows."""
+        guards = values.get("guards") if isinstance(values, dict) else None
+        if not isinstance(guards, dict):
+            return values
+        tasks = {name: one for name, one in guards.items() if isinstance(one, str) and one.startswith("lm_eval:")}
+        if not tasks:
+            return values
+        known = values.get("guard_tasks") or {}
+        rows = {name: one for name, one in guards.items() if name not in tasks}
+        return values | {"guards": rows, "guard_tasks": {**known, **tasks}}
 
 
 class SelectConfig(Section):
@@ -520,3 +537,17 @@ class Config(Section):
     serve: ServeConfig = ServeConfig()
     export: ExportConfig = ExportConfig()
     plan: PlanConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _examples(cls, values: Any) -> Any:
+        """Replace ``auto`` in eval.contenders: five examples, and no contender if the demo's rows are the test set."""
+        if not isinstance(values, dict) or not isinstance(evaluation := values.get("eval"), dict):
+            return values
+        contenders, tested = evaluation.get("contenders"), evaluation.get("dataset") or values.get("dataset")
+        if not isinstance(contenders, dict) or "auto" not in contenders.values():
+            return values
+        demo = isinstance(tested, dict) and tested.get("name_or_path") == "generate:vignettes"
+        chosen = None if demo else {"shots": SHOTS}
+        changed = {name: chosen if one == "auto" else one for name, one in contenders.items()}
+        return {**values, "eval": {**evaluation, "contenders": changed}}

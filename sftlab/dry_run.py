@@ -209,6 +209,8 @@ def _log_power(cfg: Config, groups: Sequence[str | None]) -> None:
 
 def _log_guards(cfg: Config, temporary: Store) -> None:
     """Check the guards, and log their questions and the smallest acceptable loss that they can rule out."""
+    for name, task in cfg.eval.guard_tasks.items():
+        log.info("guard %s: %s", name, task)
     for name in cfg.eval.guards:
         own, test = guards.read(cfg, temporary, name)
         groups = len({row.group or number for number, row in enumerate(test.examples)})

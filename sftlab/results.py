@@ -382,6 +382,53 @@ class JobSummary(Record):
     """Why it was stopped by sweep.prune; null otherwise."""
 
 
+class CurvePoint(Record):
+    """One training of a learning curve."""
+
+    job: int
+    """Number of its job."""
+    share: float
+    """The config key train.data_share."""
+    rows: int
+    """Its training rows."""
+    eval_loss: float
+    """Validation loss of its selected checkpoint, nats per supervised token."""
+    loss_interval: tuple[float, float] | None
+    """Confidence interval of ``eval_loss`` for other validation rows; null from fewer than two."""
+    score: float | None
+    """Mean score of this checkpoint on validation; null if checkpoints are ranked by the loss."""
+    score_interval: tuple[float, float] | None
+    """Confidence interval of ``score`` for other validation rows."""
+
+
+class CurvePrediction(Record):
+    """What one training on more rows would give, by power laws that fit the curve."""
+
+    rows: int
+    """Training rows: twice those of the largest training."""
+    value: float
+    """Median of the predicted value."""
+    interval: tuple[float, float]
+    """Prediction interval of one training."""
+    exponent: float
+    """Mean exponent b of the laws c + a·rows^(−b)."""
+
+
+class Curve(Record):
+    """A learning curve: trainings that differ in train.data_share."""
+
+    metric: str
+    """The score, such as accuracy; eval_loss without scores."""
+    level: float
+    """Confidence level of the intervals."""
+    points: list[CurvePoint]
+    """The trainings, by rows."""
+    loss: CurvePrediction | None
+    """Prediction of the validation loss; null from fewer than three different numbers of rows."""
+    score: CurvePrediction | None
+    """Prediction of the score; null without scores."""
+
+
 # ------------------------------------------------------------------- evaluation
 
 
@@ -601,8 +648,9 @@ class JudgeRecord(Record):
     """Share of the decided pairs in which the answer with more words is preferred."""
     words: tuple[float, float]
     """Mean number of words of both models' answers."""
-    at_equal_length: Estimate
-    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths."""
+    at_equal_length: Estimate | None
+    """The difference in preference where both answers are equally long, by a regression on the ratio of lengths; null
+    for fewer than 20 questions."""
     calibration: Calibration | None = None
     """Agreement with people; null without eval.judge.preferences."""
 
@@ -1176,6 +1224,8 @@ class RunRecord(Record):
     """The merged model compared with the adapter."""
     evaluation: Evaluation | None = None
     """Base and fine-tuned model on the test set."""
+    curve: Curve | None = None
+    """The learning curve; null unless jobs differ in train.data_share."""
     replication: Replication | None = None
     """The selected recipe, judged by all of its trainings; null if it was trained with one seed."""
     evaluations: list[EvaluationRow] = []

@@ -25,7 +25,7 @@ from sftlab.runtime.job import Job, summary
 from sftlab.runtime.modes import MODES
 from sftlab.runtime.run import Run, link
 from sftlab.runtime.store import Store
-from sftlab.train import average, pruning, ranking, recipes, select, sharing
+from sftlab.train import average, learning_curve, pruning, ranking, recipes, select, sharing
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     )
     link(run.folder / "best", None if decision.untrained else Path(selection.checkpoint))
     terminal.ranking(decision.selected, jobs, selection)
+    curve = learning_curve.of(ranked, selection)
+    if curve is not None:
+        run.update(curve=curve)
+        terminal.learning_curve(curve)
+        figures.learning_curve(run.folder / "curve.png", curve)
     files.sweep_csv(run.folder / "sweep.csv", decision.selected, done)
     files.metrics(run.folder, jobs)
     figures.loss_curve(run.folder / "loss.png", run.record.experiment, selection, jobs)

@@ -70,13 +70,6 @@ def test_a_run_leaves_what_the_readme_promises(tiny: Path) -> None:
         assert sum(row["correct"] for row in predictions) == evaluation["correct"]
         assert evaluation["value"] == pytest.approx(evaluation["correct"] / evaluation["n"])
         assert {"id", "prompt", "completion", "finish_reason", "answer", "target", "correct"} <= set(predictions[0])
-    (few_shot,) = run["evaluation"]["contenders"]
-    predictions = rows(tiny / "predictions" / "few_shot.jsonl")
-    assert [row["id"] for row in predictions] == [row["id"] for row in rows(tiny / "predictions" / "baseline.jsonl")]
-    assert sum(row["correct"] for row in predictions) == few_shot["result"]["correct"]
-    assert len(set(few_shot["shots"])) == 5
-    assert predictions[0]["prompt"].count("<|im_start|>assistant") == 6
-    assert few_shot["p_adjusted"] >= few_shot["comparison"]["p_value"]
     assert (tiny / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "<html" in (tiny / "report.html").read_text("utf-8")
     assert (tiny / "best").resolve() == Path(chosen["checkpoint"]).resolve() or (tiny / "best").exists()

@@ -21,6 +21,7 @@ from sftlab.dataset.arrow_examples import Batch
 from sftlab.dataset.parallel import in_order
 from sftlab.dataset.prompt import attempt, changed_texts, tokenize
 from sftlab.dataset.stage import Dataset
+from sftlab.dataset.subsets import subset
 from sftlab.dataset.token_rows import write_rows
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.model.base import Base
@@ -81,7 +82,8 @@ def validation_sources(folder: Path) -> list[str] | None:
 
 def inputs(dataset_key: str, base: Base, cfg: Config) -> Mapping[str, Any]:
     """What the token ids depend on."""
-    return {
+    part = {} if cfg.train.data_share == 1 else {"data_share": cfg.train.data_share, "seed": cfg.dataset.seed}
+    return part | {
         "version": 8,
         "dataset": dataset_key,
         "tokenizer": base.identity,
@@ -106,10 +108,11 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
         turn_ends: set[int] = set()
         prompt_bos = 0
         worker = Worker(tokenizer, cfg.dataset.supervised(), cfg.train.max_length)
-        batches = chain.from_iterable(dataset.split(split).batches() for split in SPLITS)
+        parts, rows = subset({split: dataset.split(split) for split in SPLITS}, cfg.train.data_share, cfg.dataset.seed)
+        batches = chain.from_iterable(parts)
         with closing(in_order(worker, batches)) as tokenized:  # one start of processes for both splits
             for split in SPLITS:
-                found = _Split(split, cfg.train.max_length, len(dataset.split(split)))
+                found = _Split(split, cfg.train.max_length, rows[split])
                 write_rows(folder, split, found.batches(tokenized, tokenizer.bos_token_id))
                 found.check(cfg.train.allow_truncated_completion)
                 np.save(folder / f"{split}-lengths.npy", np.stack(found.used()))

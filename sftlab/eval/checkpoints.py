@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sftlab.config import Config, Lora, Qlora
 from sftlab.dataset import stage as dataset
 from sftlab.eval import stage as evaluate
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.prompts import Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
+from sftlab.eval.scorers.base import Runs
 from sftlab.eval.stage import Request
 from sftlab.instance import machine as instance
 from sftlab.instance.machine import Machine
@@ -102,14 +104,18 @@ def _scored(group: _Group) -> dict[tuple[int, str], list[float]]:
         len({request.identity for request in chosen}),
     )
     model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
-    generated = evaluate.make_each(store, model, chosen, settings, machine, cfg.seed, rank)
-    score = scorer(settings)
+    score, pairwise = scorer(settings), pairwise_of(cfg, group.examples)
+    asked = chosen if pairwise is None else [*chosen, Request(base.identity, prompts)]
+    generated = evaluate.make_each(store, model, asked, settings, machine, cfg.seed, rank)
+    runs: Mapping[str, Runs] = {
+        request.identity: [score.scored(score.predictions(answers.rows(), group.examples))]
+        for request, answers in zip(asked, generated, strict=True)
+    }
+    if pairwise is not None:  # every checkpoint is compared with the base model
+        runs = score.paired({**runs, "finetuned": runs[base.identity]}, pairwise)
     values = {
-        request.identity: [
-            float(row.correct) if row.score is None else row.score
-            for row in score.scored(score.predictions(answers.rows(), group.examples))
-        ]
-        for request, answers in zip(chosen, generated, strict=True)
+        identity: [float(row.correct) if row.score is None else row.score for row in rows]
+        for identity, (rows,) in runs.items()
     }
     return {
         (job, str(checkpoint)): values[request.identity]

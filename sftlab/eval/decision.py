@@ -109,7 +109,7 @@ def against(score: Scorer, named: Mapping[str, Runs], *, both_mute: bool) -> Com
     comparison = score.comparison(first, second)
     verdict = comparison.verdict
     rows = {name: [row for repeat in repeated for row in repeat] for name, repeated in named.items()}
-    if reason := unjudgeable(rows, every=both_mute):
+    if reason := unjudgeable(rows, every=both_mute or score.mute_is_wrong):
         verdict = Verdict(outcome="inconclusive", reason=reason, judged=False)
     notes = [*verdict.notes, *_truncated(named)]
     changes = {"verdict": verdict.model_copy(update={"notes": notes})}

@@ -57,7 +57,9 @@ class Engine(Protocol):
         Merged weights may be written into the folder ``scratch``, and are deleted after they are loaded.
         """
 
-    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[list[int]], *, seed: int, max_tokens: int | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield the index of each prompt and its completion, in the order they are finished.
 
         Calls are independent: no cache is reused.
@@ -158,7 +160,9 @@ class Vllm:
         with merged_folder(self.settings, checkpoint, scratch) as folder:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
 
-    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[list[int]], *, seed: int, max_tokens: int | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield the index of each prompt and its completion, in the order they are finished."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -166,7 +170,7 @@ class Vllm:
         decode = reasoning_decoder(self.llm.get_tokenizer())
         self.llm.reset_prefix_cache()
         sampling = SamplingParams(
-            max_tokens=self.settings.max_tokens,
+            max_tokens=max_tokens or self.settings.max_tokens,
             temperature=self.settings.temperature,
             seed=seed,
             stop_token_ids=self.settings.stop_token_ids,
@@ -246,7 +250,9 @@ class Transformers:
         with merged_folder(self.settings, checkpoint, scratch) as folder:
             self._start(folder)
 
-    def generate(self, prompts: Sequence[list[int]], *, seed: int) -> Iterator[tuple[int, Completion]]:
+    def generate(
+        self, prompts: Sequence[list[int]], *, seed: int, max_tokens: int | None = None
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield the index of each prompt and its completion. Prompts of similar length share a batch."""
         import torch
 
@@ -255,7 +261,8 @@ class Transformers:
             torch.manual_seed(seed)
             sampling = {"do_sample": True, "temperature": self.settings.temperature, "top_k": 0, "top_p": 1.0}
         for batch in self._batches(prompts):
-            rows = self._continue([prompts[place] for place in batch], self.settings.max_tokens, **sampling)
+            limit = max_tokens or self.settings.max_tokens
+            rows = self._continue([prompts[place] for place in batch], limit, **sampling)
             for place, row in zip(batch, rows, strict=True):
                 yield place, self._completion(row)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from sftlab.config import Config, Scoring
 from sftlab.dataset import stage as dataset
 from sftlab.errors import ConfigError, Problem
-from sftlab.eval import contenders, decision, judging, release, task
+from sftlab.eval import contenders, decision, harness, judging, release, task
 from sftlab.eval import stage as evaluate
 from sftlab.eval.checks import check_answers
 from sftlab.eval.contenders import NAMES, Contender, EvalSet
@@ -51,6 +51,8 @@ def settings(cfg: Config, name: str) -> Config:
         "reading": own.reading or (READ if own.task in (None, "choice") else "strict"),
         "extract": own.extract,
         "tolerance": own.tolerance or cfg.eval.tolerance,
+        "metric": cfg.eval.metric if own.task == "metric" else None,
+        "scorer": cfg.eval.scorer if own.task == "function" else None,
         "sql": own.sql or cfg.eval.sql,
         "rouge": own.rouge or cfg.eval.rouge,
         "group_by": own.group_by,
@@ -134,28 +136,56 @@ def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
 def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
     """Compare the models on the test set and on every guard."""
     asked = {name: read(cfg, store, name) for name in cfg.eval.guards}  # before anything is generated
-    judged = judging.judge(cfg, store, both, test, folder)
+    judged = judging.judge(cfg, store, both, test, folder, [*asked.values()])
     found, stages, times = [], dict(judged.stages), dict(judged.times)
+    generated = _generate(store, both, asked)
     for name, (own, rows) in asked.items():
-        evaluation, of = _evaluation(own, store, both, rows, folder / FOLDER / name, name)
-        for side, generated in of.items():
-            stages[f"{FOLDER}.{name}.{side}"] = str(generated.stage.path)
-            times[f"{FOLDER}.{name}.{side}"] = round(generated.seconds, 1)
+        of = generated[name]
+        for side, one in of.items():
+            stages[f"{FOLDER}.{name}.{side}"] = str(one.stage.path)
+            times[f"{FOLDER}.{name}.{side}"] = round(one.seconds, 1)
         sources = " + ".join(part.cfg.name_or_path for part in cfg.eval.guards[name].parts())
+        evaluation = _evaluation(own, of, rows, folder / FOLDER / name)
         found.append(Guard(name=name, data=sources, evaluation=evaluation))
+    for name in cfg.eval.guard_tasks:
+        guard, of_task = harness.judge(cfg, store, name, both)
+        found.append(guard)
+        for side, stage in of_task.items():
+            stages[f"{FOLDER}.{name}.{side}"] = str(stage.path)
+            times[f"{FOLDER}.{name}.{side}"] = round(stage.seconds, 1)
     return Judged(release.decided(judged.evaluation.model_copy(update={"guards": found})), stages, times)
 
 
-def _evaluation(
-    cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSet, folder: Path, name: str
-) -> tuple[Evaluation, dict[str, evaluate.Generated]]:
-    machine, score = instance.find(cfg.instance), scorer(cfg.eval)
-    runs, stages = {}, {}
+def _generate(
+    store: Store, both: Mapping[str, Contender], asked: Mapping[str, tuple[Config, EvalSet]]
+) -> dict[str, dict[str, evaluate.Generated]]:
+    """Generate answers to all guards; those with the same token limit share a start of the engine.
+
+    Usually the answers are in the store: the engine of the test set has generated them.
+    """
+    generated: dict[str, dict[str, evaluate.Generated]] = {name: {} for name in asked}
     for side, one in both.items():
-        log.info("guard %s: %s model, %d questions, %s", name, side, len(test.examples), cfg.eval.engine)
-        written = contenders.prompts(cfg, one.base, test)
-        (stages[side],) = evaluate.make_all(store, one.model, [written], cfg.eval, machine, cfg.seed)
-        runs[side] = [score.predictions(stages[side].rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+        written = {name: contenders.prompts(own, one.base, rows) for name, (own, rows) in asked.items()}
+        together: dict[object, list[str]] = {}
+        for name, (own, _) in asked.items():
+            together.setdefault((own.eval.max_tokens, *written[name].stop_token_ids), []).append(name)
+        for names in together.values():
+            own, _ = asked[names[0]]
+            count = sum(len(written[name].rows) for name in names)
+            log.info("guard %s: %s model, %d questions, %s", " and ".join(names), side, count, own.eval.engine)
+            machine, sets = instance.find(own.instance), [written[name] for name in names]
+            answers = evaluate.make_all(store, one.model, sets, own.eval, machine, own.seed)
+            for name, answer in zip(names, answers, strict=True):
+                generated[name][side] = answer
+    return generated
+
+
+def _evaluation(cfg: Config, generated: Mapping[str, evaluate.Generated], test: EvalSet, folder: Path) -> Evaluation:
+    score = scorer(cfg.eval)
+    runs = {
+        side: [score.predictions(one.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
+        for side, one in generated.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     pairs = pairwise_of(cfg, test.examples)
-    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, pairwise=pairs), stages
+    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, pairwise=pairs)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sftlab import results
@@ -48,16 +48,24 @@ def check(cfg: Config, store: Store, base: Base, test: EvalSet) -> None:
         defined(cfg, store, {"baseline": Contender.of(base)}, test)
 
 
-def judge(cfg: Config, store: Store, pair: Mapping[str, Contender], test: EvalSet, folder: Path) -> Judged:
+def judge(
+    cfg: Config,
+    store: Store,
+    pair: Mapping[str, Contender],
+    test: EvalSet,
+    folder: Path,
+    also: Sequence[tuple[Config, EvalSet]] = (),
+) -> Judged:
     """Generate with every contender, compare the answers, and update the ledger.
 
     ``pair`` has ``baseline`` and ``finetuned``; those of eval.contenders are added. Contenders with the same
-    weights share the start of their engines.
+    weights share the start of their engines. The models of ``pair`` also answer the questions of further sets in this
+    start, each with its own settings; the answers are in the store then.
     """
     others, records = defined(cfg, store, pair, test)
     known = {name: one for name, one in pair.items() if name != "baseline" or cfg.eval.baseline}
     local = known | {name: one for name, one in others.items() if isinstance(one, Contender)}
-    generated, costs = _generated(cfg, store, local, test)
+    generated, costs = _generated(cfg, store, local, test, also)
     for name, one in others.items():
         if isinstance(one, Remote):
             log.info("evaluate: %s, %d questions, %s", name, len(test.examples), one.endpoint.url)
@@ -86,7 +94,11 @@ def judge(cfg: Config, store: Store, pair: Mapping[str, Contender], test: EvalSe
 
 
 def _generated(
-    cfg: Config, store: Store, local: Mapping[str, Contender], test: EvalSet
+    cfg: Config,
+    store: Store,
+    local: Mapping[str, Contender],
+    test: EvalSet,
+    also: Sequence[tuple[Config, EvalSet]],
 ) -> tuple[dict[str, evaluate.Generated], dict[str, results.Cost]]:
     """Generate with the models on this machine; those with the same weights share the start of their engines."""
     machine = instance.find(cfg.instance)
@@ -99,7 +111,14 @@ def _generated(
     for names in together.values():
         log.info("evaluate: %s model, %d questions, %s", " and ".join(names), len(test.examples), cfg.eval.engine)
         first, sets = local[names[0]], [written[name] for name in names]
-        if first.lora_rank is None:
+        if first.lora_rank is None and also and not NAMES.keys().isdisjoint(names):
+            requests = [first.request(one) for one in sets]
+            for settings, rows in also:
+                asked = contenders.prompts(settings, first.base, rows)
+                if asked.stop_token_ids == sets[0].stop_token_ids:
+                    requests.append(replace(first.request(asked), cfg=settings.eval))
+            answers = evaluate.make_each(store, first.model, requests, cfg.eval, machine, cfg.seed)[: len(names)]
+        elif first.lora_rank is None:
             answers = evaluate.make_all(store, first.model, sets, cfg.eval, machine, cfg.seed)
         else:
             requests = [first.request(one) for one in sets]

@@ -16,7 +16,7 @@ from sftlab.eval.engines import Settings
 from sftlab.eval.forced import answer_pattern, with_logprobs
 from sftlab.eval.progress import progress
 from sftlab.eval.prompts import Prompts, context_length
-from sftlab.eval.worker import GenerateTask
+from sftlab.eval.worker import GenerateTask, Own
 from sftlab.instance.machine import Machine
 from sftlab.model.base import cache_bytes
 from sftlab.runtime.processes import Child, children
@@ -46,13 +46,21 @@ class Model:
 class Asked:
     """The prompts of a stage, its unfinished folder, and the questions that need an engine.
 
-    ``checkpoint`` is a checkpoint of the engine's model that answers them; None: the model itself.
+    ``checkpoint`` is a checkpoint of the engine's model that answers them; None: the model itself. ``cfg`` has settings
+    of their own; None: those of the engine.
     """
 
     folder: Path
     prompts: Prompts
     questions: Sequence[Question]
     checkpoint: Path | None = None
+    cfg: EvalConfig | None = None
+
+    def own(self) -> Own | None:
+        """The settings of the questions, for the engine."""
+        if self.cfg is None:
+            return None
+        return Own(pattern=answer_pattern(self.cfg), logprobs=with_logprobs(self.cfg), max_tokens=self.cfg.max_tokens)
 
 
 def generate(
@@ -78,13 +86,14 @@ def generate(
     environments = machine.engines(cfg.tensor_parallel_size)[: len(asked) if loads else len(questions)]
     cores = _cores(machine, len(environments))
     longest = max(one.prompts.longest for one in asked)
+    room = max(one.prompts.longest + (one.cfg or cfg).max_tokens for one in asked)
     settings = Settings(
         model=str(model.path.resolve()),
         trust_remote_code=model.trust_remote_code,
         stop_token_ids=asked[0].prompts.stop_token_ids,
         device=machine.device,
         dtype=cfg.dtype,
-        max_model_len=min(context_length(model.path), longest + cfg.max_tokens + 64),
+        max_model_len=min(context_length(model.path), room + 64),
         max_tokens=cfg.max_tokens,
         temperature=cfg.temperature,
         seed=seed,
@@ -115,6 +124,7 @@ def generate(
             cores=cores[number],
             also=folders[1:],
             checkpoints=[path and path.resolve() for path in (asked[place].checkpoint for place in places)],
+            own=[asked[place].own() for place in places],
         )
         engines.append(Child(folders[0], task, environment))
         parts[folders[0]] = folders

@@ -12,6 +12,7 @@ from sftlab.config import Config
 from sftlab.eval import contenders, reuse
 from sftlab.eval import stage as evaluate
 from sftlab.eval.contenders import Contender, EvalSet
+from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.scorers import scorer
 from sftlab.eval.scorers.base import Runs
 from sftlab.eval.statistics import MeanGain, averages, over_trainings
@@ -58,7 +59,7 @@ def _answers(
     if cfg.eval.baseline or is_untrained:
         untrained, _ = contenders.answers(cfg, store, Contender.of(base), test)
     if is_untrained and untrained is not None:
-        return untrained if cfg.eval.baseline else None, untrained
+        return _paired(cfg, test, untrained if cfg.eval.baseline else None, untrained)
     folder = store.path("merged", merge.inputs(checkpoint, base))
     model = evaluate.Model(folder, folder.name, base.trust_remote_code)
     stage = None
@@ -67,7 +68,16 @@ def _answers(
     tuned, _ = contenders.answers(cfg, store, Contender(model, base), test)
     if stage is not None and not stage.cached:
         store.remove(stage)
-    return untrained, tuned
+    return _paired(cfg, test, untrained, tuned)
+
+
+def _paired(cfg: Config, test: EvalSet, untrained: Runs | None, tuned: Runs) -> tuple[Runs | None, Runs]:
+    """The answers with scores that depend on both models, if the task compares them (eval.task=judge)."""
+    pairwise = pairwise_of(cfg, test.examples)
+    if pairwise is None or untrained is None:
+        return untrained, tuned
+    both = scorer(cfg.eval).paired({"baseline": untrained, "finetuned": tuned}, pairwise)
+    return both["baseline"], both["finetuned"]
 
 
 def judged(

@@ -56,7 +56,7 @@ class Generated:
         file = self.stage.path / SPEED
         speed = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         tokens, seconds = speed.get("tokens"), speed.get("generate_seconds")
-        return seconds / tokens if tokens and seconds is not None else None
+        return seconds / tokens if tokens and seconds else None
 
     def rows(self, repeat: int = 0) -> list[Generation]:
         """Read a generation for each prompt, in the order of the test set."""
@@ -131,11 +131,15 @@ def make_all(
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts for a model or for a checkpoint of it, whose weights have an ``identity``."""
+    """Prompts for a model or for a checkpoint of it, whose weights have an ``identity``.
+
+    ``cfg`` has settings of their own for the length and reading of answers; None: those of the other requests.
+    """
 
     identity: str
     prompts: Prompts
     checkpoint: Path | None = None
+    cfg: EvalConfig | None = None
 
 
 def make_each(
@@ -156,7 +160,7 @@ def make_each(
     stage has its final name.
     """
     keys = [
-        inputs(replace(model, identity=request.identity), request.prompts, cfg, machine.device, seed)
+        inputs(replace(model, identity=request.identity), request.prompts, request.cfg or cfg, machine.device, seed)
         for request in requests
     ]
     names = list(map(key_of, keys))
@@ -176,10 +180,10 @@ def make_each(
         def build(folder: Path) -> None:
             answers = _of_other_repeats(store, keys[number]) | completed(folder)
             retain(folder, answers.values())
-            questions = _questions(request.prompts, cfg, seed, answers)
-            asked[name] = Asked(folder, request.prompts, questions, request.checkpoint)
+            questions = _questions(request.prompts, request.cfg or cfg, seed, answers)
+            asked[name] = Asked(folder, request.prompts, questions, request.checkpoint, request.cfg)
             lock_from(place + 1)
-            finish(folder, request.prompts, cfg)
+            finish(folder, request.prompts, request.cfg or cfg)
 
         stages[name] = store.stage("generations", keys[number], build, resumable=True)
         if stages[name].cached:

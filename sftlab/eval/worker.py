@@ -24,6 +24,19 @@ from sftlab.runtime.processes import serve
 from sftlab.runtime.store import write_json
 
 
+class Own(BaseModel):
+    """Settings of the questions in one folder, such as those of a guard."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    pattern: str | None
+    """Pattern of an answer, as in GenerateTask."""
+    logprobs: bool
+    """Whether to compute log-probabilities of letters, as in GenerateTask."""
+    max_tokens: int
+    """eval.max_tokens."""
+
+
 class GenerateTask(BaseModel):
     """The task of one engine; its questions are in ``prompts.jsonl``."""
 
@@ -43,6 +56,8 @@ class GenerateTask(BaseModel):
     """Folders with further questions, which follow."""
     checkpoints: list[Path | None] = []
     """For each folder the checkpoint of the model that answers its questions; None or missing: the model itself."""
+    own: list[Own | None] = []
+    """For each folder its settings; None or missing: those of the task."""
 
 
 def run(folder: Path, task: GenerateTask) -> None:
@@ -51,15 +66,15 @@ def run(folder: Path, task: GenerateTask) -> None:
         os.sched_setaffinity(0, task.cores)  # before the import of torch, which starts a thread per core
     begin = time.monotonic()
     engine = start(task.engine, task.settings, _heartbeat(folder / ALIVE))
-    start_seconds = time.monotonic() - begin
-    for part, checkpoint in zip_longest((folder, *task.also), task.checkpoints):
+    start_seconds, limit = time.monotonic() - begin, task.settings.max_tokens
+    for part, checkpoint, own in zip_longest((folder, *task.also), task.checkpoints, task.own):
         if checkpoint is not None:
             engine.load(checkpoint, part)
-        speed = _answer(part, engine, task)
+        speed = _answer(part, engine, task, own or Own(pattern=task.pattern, logprobs=task.logprobs, max_tokens=limit))
         write_json(part / SPEED, asdict(replace(speed, start_seconds=start_seconds)))
 
 
-def _answer(folder: Path, engine: Engine, task: GenerateTask) -> Speed:
+def _answer(folder: Path, engine: Engine, task: GenerateTask, own: Own) -> Speed:
     """Complete the questions of each repeat, then make the forced choices that the repeat needs.
 
     The letters directly after the questions are the same in every repeat, so they are computed in the first only.
@@ -77,18 +92,19 @@ def _answer(folder: Path, engine: Engine, task: GenerateTask) -> Speed:
             todo = [question for question in part.values() if question.completion is None]
             begin_repeat = time.monotonic()
             prompts = [question.token_ids for question in todo]
-            for place, completion in engine.generate(prompts, seed=task.settings.seed + repeat):
+            completions = engine.generate(prompts, seed=task.settings.seed + repeat, max_tokens=own.max_tokens)
+            for place, completion in completions:
                 row, text, reason = todo[place].row, completion.text, completion.finish_reason
                 _append(finished, Answer(repeat, row, text, reason, len(completion.token_ids)))
                 part[row] = replace(todo[place], completion=text, finish_reason=reason)
                 tokens += len(completion.token_ids)
             seconds += time.monotonic() - begin_repeat
-            if task.pattern is not None:
+            if own.pattern is not None:
                 lacking = [question for question in part.values() if not question.has_forced]
-                silent = [question for question in lacking if needs_choice(question, task.pattern)]
+                silent = [question for question in lacking if needs_choice(question, own.pattern)]
                 for question, logprobs in choose_letters(engine, task.settings, silent):
                     _append(forced, Letters(repeat, question.row, logprobs))
-            if task.logprobs and repeat == 0:
+            if own.logprobs and repeat == 0:
                 # An empty answer that was truncated: reasoning that the prompt opens is closed first.
                 lacking = [question for question in part.values() if not question.has_letters]
                 bare = [replace(question, completion="", finish_reason="length") for question in lacking]

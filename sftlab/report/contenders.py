@@ -24,7 +24,7 @@ def table(evaluation: Evaluation) -> Table:
     results = [judged, *(one.result for one in evaluation.contenders)]
     costs = [one.cost for one in results if one is not None and one.cost is not None]
     priced = any(one.price is not None for one in costs)
-    header += ["tokens in + out", "s per answer", *(["price of 1,000"] if priced else [])] if costs else []
+    header += ["tokens in + out", "time per answer", *(["price of 1,000"] if priced else [])] if costs else []
     rows = []
     if evaluation.baseline is not None:
         own, p = evaluation.comparison, evaluation.p_adjusted
@@ -34,7 +34,7 @@ def table(evaluation: Evaluation) -> Table:
             outcome = one.verdict.outcome if one.verdict is not None and one.verdict.judged else "not judged"
             rows.append(row(one.name, one.result, one.comparison, one.p_adjusted, outcome))
     rows.append(row(evaluation.labels["finetuned"], judged, None, None, ""))
-    return Table(header, [cells[: len(header)] for cells in rows], ("model", "verdict"))
+    return Table(header, [cells[: len(header)] for cells in rows], ("model",))
 
 
 def _cost(cost: Cost | None, priced: bool) -> list[str]:
@@ -43,7 +43,7 @@ def _cost(cost: Cost | None, priced: bool) -> list[str]:
         return [DASH, DASH, DASH]
     asked = DASH if cost.prompt_tokens is None else count(round(cost.prompt_tokens / cost.answers))
     tokens = f"{asked} + {count(round(cost.completion_tokens / cost.answers))}"
-    pace = DASH if cost.seconds_per_answer is None else f"{cost.seconds_per_answer:.3g}"
+    pace = DASH if cost.seconds_per_answer is None else f"{cost.seconds_per_answer:.3g} s"
     return [tokens, pace, *([DASH if cost.price is None else f"{cost.price:.3g}"] if priced else [])]
 
 

@@ -31,11 +31,10 @@ def _about(judge: JudgeRecord, confidence: float, evaluation: Evaluation) -> lis
         found.append(f"It prefers the answer that is shown first in {percent(judge.prefers_first)} of its verdicts.")
     if judge.prefers_longer is not None:
         found.append(f"It prefers the longer answer in {percent(judge.prefers_longer)} of the decided pairs.")
-    found.append(
-        f"Mean length: {judge.words[0]:.0f} words ({first}) and {judge.words[1]:.0f} ({second}). At equal length the "
-        f"difference in preference is {points(judge.at_equal_length.value)} points "
-        f"({level(confidence)} interval {span(judge.at_equal_length.interval)})."
-    )
+    found.append(f"Mean length: {judge.words[0]:.0f} words ({first}) and {judge.words[1]:.0f} ({second}).")
+    if (equal := judge.at_equal_length) is not None:
+        ends = f"{level(confidence)} interval {span(equal.interval)}"
+        found.append(f"At equal length the difference in preference is {points(equal.value)} points ({ends}).")
     if (of := judge.calibration) is None:
         found.append("The judge is not calibrated: whether people would decide as it does is not known.")
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sftlab.records import read_jsonl
 from sftlab.report.tables import own_overrides
-from sftlab.results import Selection
+from sftlab.results import Curve, Selection
 from sftlab.runtime.job import Job
 
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # it logs how it builds its font cache
@@ -100,6 +100,43 @@ def _score(axes: Any, selection: Selection) -> None:
     axes.set(xlabel="epoch", ylabel=f"{selection.metric} on validation")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
+
+
+def learning_curve(path: Path, curve: Curve) -> None:
+    """Draw loss and score over the training rows with intervals, and what is predicted for twice the rows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    losses = [(one.rows, one.eval_loss, one.loss_interval or (one.eval_loss, one.eval_loss)) for one in curve.points]
+    panels = [("validation loss (nats per supervised token)", losses, curve.loss)]
+    scores = [
+        (point.rows, point.score, point.score_interval)
+        for point in curve.points
+        if point.score is not None and point.score_interval is not None
+    ]
+    panels += [(f"{curve.metric} on validation", scores, curve.score)] if scores else []
+    figure, every = pyplot.subplots(
+        1, len(panels), squeeze=False, figsize=(5.5 * len(panels), 4.2), layout="constrained"
+    )
+    for axes, (name, points, predicted) in zip(every[0], panels, strict=True):
+        rows, values = [point[0] for point in points], [point[1] for point in points]
+        errors = [[max(0.0, sign * (point[1] - point[2][end])) for point in points] for end, sign in ((0, 1), (1, -1))]
+        axes.errorbar(rows, values, yerr=errors, fmt="o", capsize=3, color="#1f77b4", label="trainings")
+        if predicted is not None:
+            low, high = predicted.interval
+            reach = [[max(0.0, predicted.value - low)], [max(0.0, high - predicted.value)]]
+            axes.errorbar([predicted.rows], [predicted.value], yerr=reach, fmt="D", capsize=3, color="#d62728",
+                          label="predicted for twice the rows")  # fmt: skip
+        axes.set(xscale="log", xlabel="training rows", ylabel=name)
+        shown = sorted({*rows, *([] if predicted is None else [predicted.rows])})
+        axes.set_xticks(shown, [f"{number:,}" for number in shown])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
 
 
 def _place(selection: Selection) -> str:

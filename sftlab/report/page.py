@@ -12,7 +12,7 @@ from pathlib import Path
 from sftlab.eval import scorers
 from sftlab.eval.statistics import subgroup
 from sftlab.records import Candidate, Prediction, read_jsonl
-from sftlab.report import contenders, details, facts, html, tables, text
+from sftlab.report import contenders, details, facts, html, sweeps, tables, text
 from sftlab.report.caveats import caveats, used_of_all
 from sftlab.report.questions import Browser, browser
 from sftlab.results import LABELS, Evaluation, RunRecord, Subgroup
@@ -74,11 +74,14 @@ def render(folder: Path, run: RunRecord) -> str:
         caveats=used_of_all(run.evaluations)
         if evaluation is None
         else caveats(evaluation, run.mode, run.seed, run.replication),
-        recipes=tables.recipes(run.selection) if run.selection is not None and run.selection.recipes else None,
+        recipes=sweeps.recipes(run.selection) if run.selection is not None and run.selection.recipes else None,
         disagreement=text.disagreement(run.selection) if run.selection is not None else None,
         scored=text.scored,
-        unsure=tables.unsure(run.selection) if run.selection is not None else None,
-        trainings=tables.trainings(run.replication, evaluation)
+        learning=sweeps.learning_curve(run.curve) if run.curve is not None else None,
+        predictions=sweeps.predictions(run.curve) if run.curve is not None else [],
+        learning_figure=_image(folder / "curve.png") if run.curve is not None else None,
+        unsure=sweeps.unsure(run.selection) if run.selection is not None else None,
+        trainings=sweeps.trainings(run.replication, evaluation)
         if run.replication is not None and evaluation is not None
         else None,
         title=_title(run),
@@ -88,7 +91,7 @@ def render(folder: Path, run: RunRecord) -> str:
         checkpoints=_checkpoints(run),
         failed=[job for job in run.jobs if job.status not in ("success", "pruned")],
         pruned=[job for job in run.jobs if job.pruned is not None],
-        curve=base64.b64encode(curve.read_bytes()).decode() if curve.is_file() else None,
+        curve=_image(curve),
         losses=_losses(folder / "metrics.jsonl"),
         letters=_letters(evaluation, answers) if evaluation is not None else [],
         groups=_groups(evaluation, answers) if evaluation is not None else [],
@@ -117,6 +120,11 @@ def _browser(folder: Path, evaluation: Evaluation, answers: dict[str, list[Predi
     others = {name: _predictions(folder, name) for name in names}
     named = {**dict(zip(names, names, strict=True)), **evaluation.labels}
     return browser({**answers, **others}, scorers.view(evaluation.task), named)
+
+
+def _image(file: Path) -> str | None:
+    """A picture as text; None if the folder lacks it."""
+    return base64.b64encode(file.read_bytes()).decode() if file.is_file() else None
 
 
 def _title(run: RunRecord) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
-from sftlab.report.text import DASH, count, decimals, level, points, probability, scored, span
+from sftlab.report.text import DASH, count, decimals, level, points, probability, span
 from sftlab.results import (
     Comparison,
     Condition,
@@ -16,8 +15,6 @@ from sftlab.results import (
     EvaluationRow,
     Guard,
     ModelResult,
-    Replication,
-    Selection,
     SourceLoss,
     Subgroup,
     SubgroupSide,
@@ -163,50 +160,6 @@ def losses_by_source(losses: Sequence[SourceLoss]) -> Table:
     return Table(header, rows, ("source",))
 
 
-def recipes(selection: Selection) -> Table:
-    """The recipes of a sweep by their mean over seeds."""
-    name = "eval loss" if selection.metric == "eval_loss" else selection.metric
-    number = partial(scored, selection.metric)
-    rows = []
-    for own, recipe in zip(_own([recipe.overrides for recipe in selection.recipes]), selection.recipes, strict=True):
-        each = [f"{seed}: {number(value)}" for seed, value in zip(recipe.seeds, recipe.values, strict=True)]
-        seeds = count(len(recipe.seeds))
-        rows.append([" ".join(own) or DASH, number(recipe.mean), number(recipe.sd), seeds, ", ".join(each)])
-    return Table(["recipe", f"mean {name}", "SD", "seeds", "by seed"], rows, ("recipe", "by seed"))
-
-
-def unsure(selection: Selection) -> str | None:
-    """A warning if the second recipe may be the better one: the means differ by less than two standard errors."""
-    if len(selection.recipes) < 2:
-        return None
-    first, second = selection.recipes[:2]
-    errors = [(recipe.sd or 0) ** 2 / len(recipe.seeds) for recipe in (first, second)]
-    apart, error = abs(first.mean - second.mean), sum(errors) ** 0.5
-    if error == 0 or apart >= 2 * error:
-        return None
-    return (
-        f"The first two recipes differ by {apart:.4f}, less than two standard errors between seeds ({2 * error:.4f}): "
-        "other seeds may rank them otherwise"
-    )
-
-
-def trainings(replication: Replication, evaluation: Evaluation) -> Table:
-    """The trainings of the selected recipe on the test set."""
-    view = scorers.view(evaluation.task)
-    header = ["training", "job", "step", name_of_metric(evaluation), "difference, points"]
-    rows = [
-        [f"seed {one.seed}", str(one.job), count(one.step), view.number(one.value), points(one.delta)]
-        for one in replication.trainings
-    ]
-    return Table(header, rows, ("training",))
-
-
-def _own(overrides: Sequence[Sequence[str]]) -> list[list[str]]:
-    """The overrides of each recipe without those that all share."""
-    own = own_overrides([*enumerate(overrides)])
-    return [own[place] for place in range(len(overrides))]
-
-
 def subgroups(evaluation: Evaluation) -> Table:
     """The models on every subgroup, and their difference."""
     view, of = scorers.view(evaluation.task), evaluation.subgroups
@@ -262,7 +215,7 @@ def decision(evaluation: Evaluation) -> str | None:
         held = f"better on {names[first.name]}"
         held += f", and no worse on {' and '.join(names[one.name] for one in others)}" if others else ""
         lost = ", or loses a margin on a guard," if others else ""
-        reason = f"{held} (a model that is not better{lost} ships with a probability of at most {risk})"
+        reason = f"{held}; a model that is not better{lost} ships with a probability of at most {risk}"
     elif made.outcome == "keep_base":
         each = [
             f"{'no gain' if one is first else 'a loss above the margin'} on {names[one.name]} "
@@ -270,9 +223,7 @@ def decision(evaluation: Evaluation) -> str | None:
             for one in made.conditions
             if one.outcome == "fails"
         ]
-        reason = (
-            f"{', '.join(each)} (a model that meets all conditions is refused with a probability of at most {risk})"
-        )
+        reason = f"{', '.join(each)}; a model that meets all conditions is refused with a probability of at most {risk}"
     else:
         reason = "; ".join(_open(one, names[one.name]) for one in made.conditions if one.outcome == "undecided")
     return "; ".join([f"{made.outcome}: {reason}", *made.notes])

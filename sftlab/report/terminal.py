@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sftlab import results
 from sftlab.eval import scorers
-from sftlab.report import caveats, contenders, details, tables
+from sftlab.report import caveats, contenders, details, sweeps, tables
 from sftlab.report.text import disagreement, early_stop, level, plural, pruning, scored
 from sftlab.results import Evaluation, EvaluationRow, Export, Replication
 from sftlab.runtime.console import say
@@ -75,11 +75,18 @@ def ranking(selection: Selection, jobs: Sequence[Job], recorded: results.Selecti
     if recorded is not None and (difference := disagreement(recorded)):
         say(difference)
     if recorded is not None and recorded.recipes:
-        say(_printed("Recipes by their mean over seeds; the selected one is the first", tables.recipes(recorded)))
-        if warning := tables.unsure(recorded):
+        say(_printed("Recipes by their mean over seeds; the selected one is the first", sweeps.recipes(recorded)))
+        if warning := sweeps.unsure(recorded):
             say(warning)
     if recorded is not None and recorded.by_source:
         say(_printed("The selected checkpoint by source", tables.losses_by_source(recorded.by_source)))
+
+
+def learning_curve(curve: results.Curve) -> None:
+    """Print the trainings of a learning curve, and what twice the rows would give."""
+    say(_printed("Learning curve: the selected checkpoint of each training", sweeps.learning_curve(curve)))
+    for sentence in sweeps.predictions(curve):
+        say(sentence)
 
 
 def skipped(reason: str) -> None:
@@ -135,7 +142,7 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             always = f"always {judged.constant.answer} is right in {judged.constant.correct} of {result.n}"
             say(f"Forced choices, {name}: {tables.counted(result.knowledge.forced)} ({always})")
     if replication is not None:
-        say(_printed("The selected recipe, by training", tables.trainings(replication, judged)))
+        say(_printed("The selected recipe, by training", sweeps.trainings(replication, judged)))
     for caveat in caveats.caveats(judged, mode, seed, replication):
         say(caveat)
     for sentence in details.sentences(judged):

@@ -14,6 +14,7 @@ NOT_ARGUMENTS = {
     "extra",
     "allow_truncated_completion",
     "global_batch_size",
+    "data_share",
     "save_total_limit",
     "max_steps",
     "eval_steps",

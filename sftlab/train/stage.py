@@ -63,7 +63,7 @@ def inputs(
         "tokens": tokens_key,
         "base": base.identity,
         "peft": peft.model_dump(),
-        "train": train.model_dump(exclude={"allow_truncated_completion", "gradient_checkpointing"}),
+        "train": train.model_dump(exclude={"allow_truncated_completion", "gradient_checkpointing", "data_share"}),
         "machine": machine.numerics(),
         "seed": seed,
         "libraries": versions("torch", "transformers", "trl", "accelerate", *_optional_packages(peft, train, machine)),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 
-from sftlab.config import Config, ContenderConfig, InstanceConfig, NoPeft, RowSettings
+from sftlab.config import Config, InstanceConfig, NoPeft, RowSettings
 from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import ConfigError, Problem, shown, with_keys
-from sftlab.eval import own_code
 from sftlab.eval.extract import probe
-from sftlab.eval.pairwise import preferences
 from sftlab.eval.scorers import scorer
 from sftlab.instance import machine
-from sftlab.results import LABELS
 from sftlab.runtime.modes import MODES
+from sftlab.validation.scoring import scoring_problems
 
 
 def run_problems(cfg: Config) -> Iterator[Problem]:
@@ -147,85 +143,11 @@ def evaluation_problems(cfg: Config) -> Iterator[Problem]:
         yield from _extract(cfg)
         return
     yield from _choice(cfg) if scorer(cfg.eval).lettered else _text(cfg)
+    yield from scoring_problems(cfg)
     names, files = cfg.eval.labels, len(cfg.eval.predictions) if cfg.mode == "compare" else 2
     if names and (len(names) not in (2, files) or len(set(names)) < len(names) or not all(map(str.strip, names))):
         remedy = "write two, the base model's first, or []"
         yield Problem("eval.labels", shown(names), "is not a list of two different names", remedy)
-
-
-def contender_problems(cfg: Config) -> Iterator[Problem]:
-    """Yield the definitions of eval.contenders that are no further model, or whose templates cannot be used."""
-    for name, one in (cfg.eval.contenders or {}).items():
-        key = f"eval.contenders.{name}"
-        if one is None:
-            continue
-        if name in LABELS:
-            yield Problem(key, None, "is the name of one of the two models that are compared", "rename it")
-        if one.url is not None or one.model is not None:
-            yield from _endpoint(key, one)
-        changed = one.shots or one.system is not None or one.user is not None or one.quantization is not None
-        if one.weights == "adapter":
-            changed = True
-            if one.name_or_path is None and cfg.eval.name_or_path is not None:
-                message = "the evaluated model is merged, and its adapter is not known"
-                remedy = f"set {key}.name_or_path to the folder of the adapter"
-                yield Problem(f"{key}.weights", "adapter", message, remedy)
-        if one.quantization is not None:
-            yield from _quantization(cfg, key, one)
-        if one.name_or_path is None and one.url is None and not changed:
-            message = (
-                f"is the {'base' if one.weights == 'base' else 'fine-tuned'} model itself, which is evaluated anyway"
-            )
-            remedy = "set shots, system or user for another prompt, or name_or_path or url for another model"
-            yield Problem(key, None, message, remedy)
-        if (named := one.name_or_path or one.url) is not None and one.weights == "finetuned":
-            of = "name_or_path" if named == one.name_or_path else "url"
-            yield Problem(f"{key}.weights", one.weights, f"has no effect with {key}.{of}", "leave it out")
-        if one.revision is not None and one.name_or_path is None:
-            message = f"is a version of {key}.name_or_path, which is not set"
-            yield Problem(f"{key}.revision", shown(one.revision), message, "leave it out, or set model.revision")
-        for field in ("system", "user"):
-            if (template := getattr(one, field)) is not None:
-                yield from template_problems(f"{key}.{field}", template, ["system", "user"], noun="variable")
-
-
-def _quantization(cfg: Config, key: str, one: ContenderConfig) -> Iterator[Problem]:
-    if one.url is not None:
-        yield Problem(f"{key}.quantization", one.quantization, f"has no effect with {key}.url", "leave it out")
-    elif cfg.eval.engine == "vllm" and machine.find(cfg.instance, elsewhere=True).device == "cpu":
-        message = "vLLM quantises weights on a GPU only"
-        remedy = f"set eval.engine=transformers, or {key}.name_or_path to a model that is quantised already"
-        yield Problem(f"{key}.quantization", one.quantization, message, remedy, ("eval.engine", "instance"))
-    elif find_spec("bitsandbytes") is None:
-        message = "needs the package bitsandbytes"
-        yield Problem(f"{key}.quantization", one.quantization, message, "pip install bitsandbytes")
-
-
-def chain_problems(cfg: Config) -> Iterator[Problem]:
-    """Yield the problems of eval.chain: names of models that are not evaluated, or too few."""
-    chain, value = cfg.eval.chain, shown(cfg.eval.chain)
-    known = [*LABELS, *(name for name, one in (cfg.eval.contenders or {}).items() if one is not None)]
-    for name in dict.fromkeys(name for name in chain if name not in known):
-        remedy = f"there are {', '.join(known)}; others are defined in eval.contenders"
-        yield Problem("eval.chain", value, f"there is no model {name!r}", remedy)
-    if chain and (len(chain) < 2 or len(set(chain)) < len(chain)):
-        yield Problem("eval.chain", value, "is not a list of two or more different models", "write them in their order")
-
-
-def _endpoint(key: str, one: ContenderConfig) -> Iterator[Problem]:
-    """Check the endpoint of a contender, without contacting it."""
-    for field, other in (("url", "model"), ("model", "url")):
-        if getattr(one, field) is None:
-            remedy = "set it to the name by which the endpoint serves the model" if field == "model" else "set it"
-            yield Problem(f"{key}.{field}", "null", f"is needed with {key}.{other}", remedy)
-    if one.name_or_path is not None:
-        message = "has no effect with url: an endpoint has weights of its own"
-        yield Problem(f"{key}.name_or_path", shown(one.name_or_path), message, "leave one of them out")
-    if one.api_key_env is not None and not os.environ.get(one.api_key_env):
-        message = "there is no such variable in the environment, or it is empty"
-        yield Problem(f"{key}.api_key_env", one.api_key_env, message, f"export {one.api_key_env}=…")
-    if find_spec("openai") is None:
-        yield Problem(f"{key}.url", shown(one.url), "needs the package openai", "pip install 'sftlab[endpoint]'")
 
 
 def _text(cfg: Config) -> Iterator[Problem]:
@@ -233,59 +155,6 @@ def _text(cfg: Config) -> Iterator[Problem]:
         message = f"has an effect only with eval.task=choice, and eval.task is {cfg.eval.task}"
         yield Problem("eval.reading", cfg.eval.reading, message, "set it to strict", ("eval.task",))
     yield from _extract(cfg)
-    yield from _sql(cfg)
-    if cfg.eval.task == "function":
-        yield from own_code.problems(cfg.eval.scorer)
-    if cfg.eval.task == "metric" and cfg.eval.metric is None:
-        remedy = "set it to the file of a metric of the evaluate library, or to its name on the hub"
-        yield Problem("eval.metric", "null", "eval.task=metric needs it", remedy, ("eval.task",))
-    if cfg.eval.task == "judge":
-        yield from _judge(cfg)
-    for key, task in (("metric", "metric"), ("scorer", "function")):
-        if (value := getattr(cfg.eval, key)) is not None and cfg.eval.task != task:
-            message = f"has an effect only with eval.task={task}, and eval.task is {cfg.eval.task}"
-            yield Problem(f"eval.{key}", shown(value), message, f"set eval.task={task}", ("eval.task",))
-
-
-def _judge(cfg: Config) -> Iterator[Problem]:
-    """Yield the problems of a judge: which model it is, its prompt, and the file by which it is calibrated."""
-    judge, keys = cfg.eval.judge, ("eval.task",)
-    if (judge.name_or_path is None) == (judge.url is None):
-        message = "eval.task=judge needs a judge" if judge.url is None else "there are two judges"
-        remedy = "set either eval.judge.name_or_path, or eval.judge.url and eval.judge.model"
-        yield Problem("eval.judge", None, message, remedy, keys)
-    elif judge.url is not None and judge.model is None:
-        yield Problem("eval.judge.model", "null", "the endpoint needs it", "set it to the model's name", keys)
-    for name in ("system", "user"):
-        variables = ["question", "reference", "first", "second"]
-        for problem in template_problems(f"eval.judge.{name}", getattr(judge, name), variables, noun="variable"):
-            yield replace(problem, keys=keys)
-    for answer in ("first", "second"):
-        if answer not in judge.user:
-            message = f"does not show the {answer} answer"
-            yield Problem("eval.judge.user", None, message, f"write {{{{ {answer} }}}} in it", keys)
-    try:
-        probe(judge.pattern)
-    except ConfigError as error:
-        for problem in error.problems:
-            yield Problem("eval.judge.pattern", None, problem.message, problem.remedy, keys)
-    if judge.preferences is not None:
-        try:
-            preferences(judge.preferences)
-        except ConfigError as error:
-            yield from with_keys(error, "eval.task")
-    if not cfg.eval.baseline:
-        yield Problem("eval.baseline", "false", "eval.task=judge compares with the base model", "set it to true", keys)
-    if cfg.select.metric == "score":
-        message = "a judge compares two models, and does not score one"
-        yield Problem("select.metric", "score", message, "set it to eval_loss", keys)
-
-
-def _sql(cfg: Config) -> Iterator[Problem]:
-    """Yield the problem of a dialect that needs a package which is not installed."""
-    if cfg.eval.task == "sql" and cfg.eval.sql.dialect != "sqlite" and find_spec("sqlglot") is None:
-        message, remedy = "requires the package sqlglot", "pip install sqlglot, or set it to sqlite"
-        yield Problem("eval.sql.dialect", cfg.eval.sql.dialect, message, remedy, ("eval.task",))
 
 
 def _extract(cfg: Config) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sftlab.config import Config
 from sftlab.errors import Problem
+from sftlab.eval import harness
 from sftlab.runtime.modes import MODES
 
 
@@ -20,6 +21,8 @@ def gate_problems(cfg: Config) -> Iterator[Problem]:
     if cfg.eval.gate and decides and cfg.mode != "compare" and not cfg.eval.baseline:
         message = "eval.gate decides between the fine-tuned model and the base model"
         yield Problem("eval.baseline", "false", message, "set it to true, or eval.gate to false", ("eval.gate",))
-    if cfg.eval.guards and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
+    if MODES[cfg.mode].evaluates:
+        yield from harness.problems(cfg)
+    if (cfg.eval.guards or cfg.eval.guard_tasks) and MODES[cfg.mode].evaluates and not cfg.eval.baseline:
         message = "eval.guards compares the fine-tuned model with the base model"
         yield Problem("eval.baseline", "false", message, "set it to true, or eval.guards to {}", ("eval.guards",))

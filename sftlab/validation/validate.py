@@ -13,13 +13,12 @@ from sftlab.errors import ConfigError, Problem
 from sftlab.eval.task import settled
 from sftlab.runtime.modes import MODES
 from sftlab.validation.combinations import (
-    chain_problems,
-    contender_problems,
     evaluation_problems,
     instance_problems,
     run_problems,
     training_problems,
 )
+from sftlab.validation.contenders import chain_problems, contender_problems
 from sftlab.validation.files import since_problems, store_problems
 from sftlab.validation.guards import gate_problems
 from sftlab.validation.keys import secrets, type_problems

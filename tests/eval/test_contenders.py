@@ -91,15 +91,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, dict[str, Con
 def settings_of(model: Path, *overrides: str) -> Any:
     from conftest import composed
 
-    return composed(f"model.name_or_path={model}", "instance=cpu", "eval.max_tokens=8", *overrides)
+    few_shot = "eval.contenders.few_shot={shots: 5}"  # which the vignettes leave out
+    return composed(f"model.name_or_path={model}", "instance=cpu", "eval.max_tokens=8", few_shot, *overrides)
 
 
 def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any, tmp_path: Path) -> None:
     store, both = pair
     base = both["baseline"].base
-    more = ["+eval.contenders.polite.system=Please.", "+eval.contenders.many.shots=30", "+eval.contenders.none=null"]
-    cfg = settings_of(base.path, *more, "eval.max_tokens=1500")
-    test = EvalSet([row(number) for number in range(100, 104)], "key", TRAIN)
+    more = ["+eval.contenders.polite.system=Please.", "+eval.contenders.many.shots=12", "+eval.contenders.none=null"]
+    cfg = settings_of(base.path, *more, "eval.max_tokens=1800")
+    test = EvalSet([row(number) for number in range(100, 102)], "key", TRAIN)
     found, records = definitions.defined(cfg, store, both, test)
     assert list(found) == [record.name for record in records] == ["few_shot", "polite", "many"]
     assert records[0].shots == [one.id for one in list(drawn(TRAIN, cfg.dataset.seed))[:5]]
@@ -108,9 +109,9 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
     written = {name: contenders.prompts(cfg, one.base, one.asked or test) for name, one in found.items()}
     assert written["few_shot"].rows[0].text.count("Question") == 6
     assert written["polite"].rows[0].text.count("Please.") == 1
-    # The context is too short for 30 examples: there are as many as fit.
+    # The context is too short for 12 examples: there are as many as fit.
     context = json.loads((base.path / "config.json").read_text("utf-8"))["max_position_embeddings"]
-    assert 5 <= len(records[2].shots) < 30
+    assert 5 <= len(records[2].shots) < 12
     assert written["many"].longest + cfg.eval.max_tokens <= context
     # The same questions and examples have the same key in another dataset.
     other, _ = definitions.defined(cfg, store, both, replace(test, key="other"))
@@ -263,7 +264,8 @@ def test_each_model_of_a_chain_may_not_lose_more_than_the_margin(
 ) -> None:
     runs = dict(zip(("finetuned", "few_shot", "polite"), (predictions(right, 500) for right in rights), strict=True))
     records = [Record(name=name, about=name, prompting=False) for name in ("few_shot", "polite")]
-    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot,polite]", "+eval.contenders.polite.shots=1").eval
+    more = ["eval.contenders.few_shot={shots: 5}", "+eval.contenders.polite.shots=1"]
+    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot,polite]", *more).eval
     evaluation = decision.decide(runs, contenders.NAMES, cfg, tmp_path, both_mute=True, contenders=records)
     table = shown.chain(evaluation)
     assert table is not None
@@ -278,7 +280,7 @@ def test_each_model_of_a_chain_may_not_lose_more_than_the_margin(
 
 
 def test_a_chain_with_a_model_that_was_left_out_is_not_passed(tmp_path: Path, config: Make) -> None:
-    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot]").eval
+    cfg = config("eval.task=choice", "eval.chain=[finetuned,few_shot]", "eval.contenders.few_shot={shots: 5}").eval
     record = Record(name="few_shot", about="it", prompting=False, left_out="the endpoint does not answer")
     runs = {"finetuned": predictions(40)}
     evaluation = decision.decide(runs, contenders.NAMES, cfg, tmp_path, both_mute=True, contenders=[record])

@@ -279,3 +279,49 @@ def test_a_test_set_is_tokenized_once_for_the_same_model_and_settings(
     assert tokenized == [("a", "x"), ("b", "x"), ("a", "y")]
     with pytest.raises(ConfigError, match=r"eval\.max_tokens"):
         contenders.prompts(config("model=tiny_random", "eval.max_tokens=4096"), first, contenders.EvalSet(rows, "y"))
+
+
+@pytest.fixture(scope="module")
+def adapter(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes the model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from sftlab.model.base import load
+
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    saved = tmp_path_factory.mktemp("adapter")
+    get_peft_model(load(folder, dtype="float32"), config).save_pretrained(saved)
+    return saved
+
+
+def test_an_adapter_beside_the_weights_answers_as_the_merged_model(folder: Path, adapter: Path, tmp_path: Path) -> None:
+    from sftlab.model.base import load
+
+    beside = Transformers(settings(folder, lora_rank=8, dtype="float32"), Beats())
+    before = dict(beside.generate(PROMPTS, seed=0))
+    beside.load(adapter, tmp_path)
+    answers = dict(beside.generate(PROMPTS, seed=0))
+    assert {name for name, _ in beside.model.named_modules() if name.endswith("lora_A")}  # it is not merged
+    from peft import PeftModel
+
+    merged = Transformers(settings(folder, dtype="float32"), Beats())
+    config = merged.model.generation_config
+    merged.model = PeftModel.from_pretrained(load(folder, dtype="float32"), str(adapter)).merge_and_unload().eval()
+    merged.model.generation_config = config
+    expected = dict(merged.generate(PROMPTS, seed=0))
+    assert [one.token_ids for _, one in sorted(answers.items())] == [
+        one.token_ids for _, one in sorted(expected.items())
+    ]
+    assert answers != before
+
+
+def test_weights_are_quantised_when_they_are_loaded(folder: Path, engine: Transformers) -> None:
+    pytest.importorskip("bitsandbytes")
+    small = Transformers(settings(folder, quantization="nf4", dtype="float32"), Beats())
+    kinds = {type(module).__name__ for module in small.model.modules()}
+    assert "Linear4bit" in kinds
+    own, exact = (logits(one, PROMPTS[0]).float() for one in (small, engine))
+    assert 0 < float((own - exact).abs().max()) < float(exact.abs().max())
+    assert len(dict(small.generate(PROMPTS, seed=0))) == len(PROMPTS)

@@ -22,9 +22,10 @@ from test_faults import stage_processes
 
 from sftlab.config import Config
 from sftlab.errors import ConfigError, StageError
-from sftlab.eval import launch, progress
+from sftlab.eval import launch, progress, worker
 from sftlab.eval import stage as evaluate
 from sftlab.eval.answers import ALIVE, FINISHED, FORCED, Answer, Answers, Letters, Question
+from sftlab.eval.engines import Completion
 from sftlab.eval.forced import FORCING, choose_letters
 from sftlab.eval.prompts import Prompt, Prompts, tokenize_prompts
 from sftlab.eval.scorers import scorer
@@ -633,3 +634,37 @@ def test_truncated_reasoning_is_closed_before_a_letter_is_forced(tmp_path: Path)
         f"<think>Suppose (A)\n</think>{FORCING}",
         f"It depends.{FORCING}",
     ]
+
+
+def test_questions_with_settings_of_their_own_share_the_start_of_an_engine(
+    tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, tasks = settings(config, "eval.forced=true"), list[Any]()
+    other = cfg.model_copy(update={"max_tokens": 3, "task": "exact", "forced": False})
+
+    def children(module: str, started: list[Child], **_: Any) -> None:
+        for child in started:
+            task: Any = child.task
+            tasks.append(task)
+            worker.run(child.folder, task)
+
+    class Echo:
+        def generate(self, prompts: Any, *, seed: int, max_tokens: int) -> Any:
+            yield from ((n, Completion(f"{max_tokens} the answer is (A)", [1], "stop")) for n in range(len(prompts)))
+
+    monkeypatch.setattr(launch, "children", children)
+    monkeypatch.setattr(worker, "start", lambda *_: Echo())
+    rows = [Prompt(f"q{n}", "text", [1, 2], "") for n in range(3)]
+    requests = [
+        evaluate.Request("m", Prompts(rows, {"set": "a"}, [0])),
+        evaluate.Request("m", Prompts(rows, {"set": "b"}, [0]), cfg=other),
+    ]
+    machine = instance.find(config("instance=cpu").instance)
+    first, second = evaluate.make_each(Store(tmp_path / "store"), model, requests, cfg, machine, 0)
+    assert [row.completion for row in first.rows()] == ["8 the answer is (A)"] * 3
+    assert [row.completion for row in second.rows()] == ["3 the answer is (A)"] * 3
+    assert len(tasks) == 1
+    (alone,) = evaluate.make_all(
+        Store(tmp_path / "store"), replace(model, identity="m"), [Prompts(rows, {"set": "b"}, [0])], other, machine, 0
+    )
+    assert alone.stage.cached

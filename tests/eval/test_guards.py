@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import compose, problem, write_model, write_rows
+from test_cli import quick
 
+from sftlab.config import RunsConfig
 from sftlab.dataset import basics
 from sftlab.eval import guards, release
 from sftlab.eval import stage as evaluate
@@ -17,8 +19,11 @@ from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.statistics import Limits, compare
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, single_turn
-from sftlab.report import tables
+from sftlab.report import page, publish, runs, tables
+from sftlab.report.card import card
 from sftlab.results import Comparison, Evaluation, Guard, ModelResult, RunRecord
+from sftlab.runtime import listing
+from sftlab.runtime.run import Run
 from sftlab.runtime.store import Store
 from sftlab.validation.validate import validate
 
@@ -40,7 +45,7 @@ def mounted(folder: Path, *overrides: str, count: int = 40) -> Any:
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
     """A function that evaluates scripted models on a test set of differences, and on the guards."""
 
-    def run(cfg: Any, script: Script, questions: int = 40) -> Evaluation:
+    def run(cfg: Any, script: Script, questions: int = 40, wrap: Any = lambda make: make) -> Evaluation:
         def answered(model: Any, prompts: Any) -> Any:
             rows = [Generation(row.id, row.text, script(model.identity, row.text), "stop", 1) for row in prompts.rows]
             stage = SimpleNamespace(path=tmp_path)
@@ -49,7 +54,11 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
         def make_all(store: Store, model: Any, sets: Any, *_: Any) -> Any:
             return [answered(model, prompts) for prompts in sets]
 
-        monkeypatch.setattr(evaluate, "make_all", make_all)
+        def make_each(store: Store, model: Any, requests: Any, *_: Any) -> Any:
+            return [answered(model, request.prompts) for request in requests]
+
+        monkeypatch.setattr(evaluate, "make_all", wrap(make_all))
+        monkeypatch.setattr(evaluate, "make_each", wrap(make_each))
         cfg = cfg.model_copy(update={"eval": cfg.eval.model_copy(update={"task": "exact"})})
         base = models.resolve(cfg.model, Store(cfg.store), 0)
         both = {side: Contender(evaluate.Model(base.path, side, False), base) for side in ("baseline", "finetuned")}
@@ -247,3 +256,80 @@ def test_every_question_of_the_shipped_guard_has_a_right_answer(seed: int) -> No
     for answer in {row["answer"] for row in rows} - {"unknown"}:
         assert sum(bool(re.search(row["target"], answer)) for row in rows) <= 6, answer
     assert basics.rows(20, seed) == rows[:20]
+
+
+def test_page_card_and_list_show_guards_and_decision(tmp_path: Path) -> None:
+    limits = Limits(margin=0.05)
+    better, loses = (comparison(*counts, limits) for counts in ((60, 10, 250), (5, 60, 250)))
+    fields = {"id": "a", "status": "success", "experiment": "demo", "mode": "all", "command": "", "seed": 0}
+    started = {"started": "2026-11-28T00:00:00+00:00"}
+    places = {"good": evaluation(better), "bad": evaluation(better, loses)}
+    for name, made in places.items():
+        record = RunRecord.model_validate({**fields, **started, "evaluation": made})
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / "run.json").write_text(record.model_dump_json(), "utf-8")
+        text = page.render(tmp_path, RunRecord.model_validate_json(record.model_dump_json()))
+        assert ('<h2 id="guards-title">' in text) == (name == "bad")
+        assert ("Keep_base: a loss above the margin on guard guard 0" in text) == (name == "bad")
+    settings = RunsConfig.model_validate(
+        {"outputs": "outputs", "sort": "started", "limit": None, "decision": "keep_base"}
+        | dict.fromkeys(("name", "data", "model", "status", "verdict", "since"))
+    )
+    listed = runs.rows(listing.runs(tmp_path / "outputs", tmp_path / "store"), tmp_path / "outputs")
+    assert {row.place: row.decision for row in listed} == {"good": "ship", "bad": "keep_base"}
+    assert [row.place for row in runs.selected(listed, settings)] == ["bad"]
+    text = card(RunRecord.model_validate({**fields, **started, "evaluation": places["bad"]}), mounted(tmp_path))
+    assert "## Guards" in text
+    assert "Decision: keep\\_base: a loss above the margin on guard guard 0" in text
+
+
+def test_guards_with_the_same_token_limit_share_a_start_of_the_engine(tmp_path: Path, judge: Judge) -> None:
+    more = ["+dataset@eval.guards.more=question_answer", f"eval.guards.more.name_or_path={tmp_path / 'sums.jsonl'}"]
+    longer = ["+dataset@eval.guards.basics=guard_basics", "eval.guards.basics.scoring.max_rows=20"]
+    starts: list[int] = []
+
+    def counted(make_all: Any) -> Any:
+        def make(store: Store, model: Any, sets: Any, *settings: Any) -> Any:
+            starts.append(len(sets))
+            return make_all(store, model, sets, *settings)
+
+        return make
+
+    cfg = mounted(tmp_path, *more, "eval.guards.more.id=null", *longer)
+    found = judge(cfg, lambda side, prompt: "0", wrap=counted)
+    assert [guard.name for guard in found.guards] == ["sums", "more", "basics"]
+    # Of each model: the test set with all guards; what follows finds them in the store, two guards together, one alone.
+    assert sorted(starts) == [1, 1, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize(("counts", "pushed"), [((60, 10, 250), 1), ((20, 18, 250), 0), ((10, 60, 250), 0)])
+def test_with_the_gate_only_a_model_that_ships_is_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int, int], pushed: int
+) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(publish, "push", lambda folder, *_, **__: calls.append(folder))
+    cfg = mounted(tmp_path, "eval.gate=true", "hub.push=true", "hub.repo_id=owner/name")
+    run = Run.start(tmp_path, name="demo", mode="all", seed=0, command="")
+    run.update(evaluation=evaluation(comparison(*counts, Limits(margin=0.05))))
+    publish.publish(run, cfg)
+    assert len(calls) == pushed
+    assert (tmp_path / "model_card.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "gate", "code"), [(40, 10, True, 0), (10, 40, True, 3), (10, 9, True, 4), (10, 40, False, 0)]
+)
+def test_the_gate_decides_the_exit_code_of_the_command(
+    tmp_path: Path, gained: int, lost: int, gate: bool, code: int
+) -> None:
+    answers = {"base": [False] * gained + [True] * lost, "tuned": [True] * gained + [False] * lost}
+    for name, right in answers.items():
+        rows = [
+            {"id": f"q{n}", "completion": "yes" if one else "no", "target": "yes"}
+            for n, one in enumerate([*right, *[True] * 60])
+        ]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    settings = ["mode=compare", "eval.task=exact", "eval.predictions=[base.jsonl,tuned.jsonl]", "hydra.run.dir=run"]
+    done = quick(tmp_path, *settings, f"eval.gate={str(gate).lower()}")
+    assert done.returncode == code, done.stderr
+    assert "Decision: " in done.stdout

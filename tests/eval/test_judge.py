@@ -23,8 +23,9 @@ from sftlab.eval.decision import decide
 from sftlab.eval.pairwise import pairwise_of
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.statistics import at_equal_length, kappa
+from sftlab.records import Prediction
 from sftlab.report import terminal
-from sftlab.results import Evaluation
+from sftlab.results import Contender, Evaluation
 from sftlab.validation.validate import validate
 
 Rule = Callable[[str, str], str]
@@ -118,6 +119,27 @@ def test_a_fair_judge_decides_by_quality(tmp_path: Path, capsys: Any) -> None:
     assert "judge: preferred when shown second, preferred when shown first" in shown
 
 
+def test_several_models_are_compared_with_the_fine_tuned_one(tmp_path: Path) -> None:
+    sides = {"baseline": "good", "few_shot": "good good good", "finetuned": "good good"}
+    with judge(fair) as (url, asked):
+        cfg = configured(tmp_path, f"eval.judge.url={url}", "eval.judge.model=scripted")
+        runs = {
+            side: [[Prediction(str(at), f"Q{at}", text, "stop", text, "t", False, None, {}) for at in range(8)]]
+            for side, text in sides.items()
+        }
+        others = [Contender(name="few_shot", about="few-shot", prompting=True)]
+        names = {"baseline": "the base model", "finetuned": "the fine-tuned model"}
+        evaluation = decide(
+            runs, names, cfg.eval, tmp_path, both_mute=True, contenders=others, pairwise=pairwise_of(cfg)
+        )
+    assert len(asked) == 2 * 2 * 8
+    (contender,) = evaluation.contenders
+    assert contender.result is not None
+    assert contender.comparison is not None
+    assert (contender.result.value, contender.comparison.delta) == (1, -1)  # the fine-tuned model against few-shot
+    assert (evaluation.finetuned.value, evaluation.comparison and evaluation.comparison.delta) == (1, 1)
+
+
 def test_a_judge_that_prefers_a_position_decides_nothing(tmp_path: Path) -> None:
     with judge(lambda first, second: "[[A]]") as (url, _):
         evaluation = compared(tmp_path, url, WORSE, BETTER)
@@ -130,8 +152,8 @@ def test_a_judge_that_prefers_a_position_decides_nothing(tmp_path: Path) -> None
 
 def test_a_judge_that_prefers_length_is_found_out(tmp_path: Path) -> None:
     draw = random.Random(0)
-    a = [" ".join(["x"] * draw.randint(10, 30)) for _ in range(120)]
-    b = [" ".join(["y"] * draw.randint(13, 36)) for _ in range(120)]
+    a = [" ".join(["x"] * draw.randint(10, 30)) for _ in range(50)]
+    b = [" ".join(["y"] * draw.randint(12, 44)) for _ in range(50)]
 
     def longer(first: str, second: str) -> str:
         difference = len(second.split()) - len(first.split())
@@ -163,7 +185,7 @@ def test_empty_answers_and_texts_without_a_verdict(tmp_path: Path) -> None:
 def test_a_judge_is_calibrated_by_human_preferences(tmp_path: Path) -> None:
     draw = random.Random(1)
     rows = []
-    for number in range(100):
+    for number in range(40):
         first, second = (" ".join(["good"] * draw.randint(1, 3)) for _ in range(2))
         better = quality(second) - quality(first)
         preferred = "tie" if better == 0 else "second" if better > 0 else "first"
@@ -178,9 +200,9 @@ def test_a_judge_is_calibrated_by_human_preferences(tmp_path: Path) -> None:
     assert good is not None
     assert good.judge is not None
     assert good.judge.calibration is not None
-    assert 0.9 <= good.judge.calibration.agreement.value <= 0.97
+    assert 0.85 <= good.judge.calibration.agreement.value < 1
     low, high = good.judge.calibration.kappa.interval
-    assert 0.75 < low < good.judge.calibration.kappa.value < high <= 1
+    assert 0.6 < low < good.judge.calibration.kappa.value < high <= 1
     assert "calibrated" not in str(good.verdict)
     assert poor is not None
     assert "the judge may agree poorly with people: kappa" in str(poor.verdict)
@@ -227,12 +249,12 @@ def test_kappa_by_hand_and_the_coverage_of_its_interval() -> None:
     assert kappa(a, b, [None] * 50, 0.05).value == pytest.approx(0.4)
     assert kappa(["y"] * 5, ["y"] * 5, [None] * 5, 0.05).interval == (-1, 1)
     draw, covered = np.random.default_rng(0), 0
-    for _ in range(100):
+    for _ in range(40):
         truth = draw.integers(0, 3, 60)
         other = np.where(draw.random(60) < 0.7, truth, draw.integers(0, 3, 60))  # kappa 0.7
         low, high = kappa(truth.tolist(), other.tolist(), [None] * 60, 0.05).interval
         covered += low <= 0.7 <= high
-    assert covered >= 90
+    assert covered >= 35
 
 
 def test_the_preference_at_equal_length_is_covered() -> None:

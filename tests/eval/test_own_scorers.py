@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from conftest import problem
+from conftest import composed, problem, write_rows
 from test_score_tasks import compared, page, settings
 
 from sftlab.errors import ConfigError, StageError
+from sftlab.eval import guards
 from sftlab.eval.scorers import scorer
 from sftlab.records import Example, single_turn
 from sftlab.train.ranking import requirements
@@ -81,8 +82,6 @@ def test_jobs_with_another_function_are_not_ranked_together(own: Path) -> None:
     from types import SimpleNamespace
     from typing import Any
 
-    from conftest import composed
-
     def key() -> Any:
         cfg = composed("mode=runs", "eval.task=function", "eval.scorer=mine.py:score", "select.metric=score")
         nothing: Any = SimpleNamespace()
@@ -119,3 +118,17 @@ def test_a_metric_of_a_local_file_scores_answers(tmp_path: Path) -> None:
         scorer(percent).check([row])
     with pytest.raises(ConfigError, match="cannot be loaded"):
         scorer(settings("metric", "eval.metric=no/such_metric")).check([row])
+
+
+def test_a_function_scores_the_test_set_or_a_guard(own: Path) -> None:
+    rows = [{"question": f"What is {n}?", "answer": f"{n} things"} for n in range(40)]
+    guard = [
+        "+dataset@eval.guards.why=question_answer",
+        f"eval.guards.why.name_or_path={write_rows(own / 'g.jsonl', rows)}",
+    ]
+    common = ["model=tiny_random", "eval.scorer=mine.py:score", *guard]
+    assert problem([*common, "eval.task=function"]) is None
+    assert problem([*common, "eval.guards.why.scoring.task=function"]) is None
+    assert "set eval.task=function" in str(problem(common))
+    cfg = composed("mode=runs", "eval.task=function", *common)
+    assert guards.settings(cfg, "why").eval.scorer is None

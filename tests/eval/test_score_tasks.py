@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sftlab.results import Evaluation, RunRecord
 Pairs = list[tuple[str, Any]]
 
 
+@cache
 def settings(task: str, *overrides: str) -> EvalConfig:
     cfg: EvalConfig = composed("mode=runs", f"eval.task={task}", *overrides).eval
     return cfg
@@ -152,6 +154,16 @@ def test_json_by_field(tmp_path: Path, capsys: Any) -> None:
     assert ">By field<" in page(tmp_path, evaluation)
     with pytest.raises(ConfigError, match=r"the target is not valid JSON: test row 'q' has target '\{a: 1\}'"):
         scorer(settings("json")).check([Example("q", single_turn("", "", ""), "{a: 1}")])
+
+
+@pytest.mark.parametrize(("task", "good"), [("json", '{"a": 1}'), ("labels", "yes")])
+def test_a_model_that_never_answers_in_the_form_is_worse(tmp_path: Path, task: str, good: str) -> None:
+    evaluation = compared(tmp_path, settings(task), [("I do not know", good)] * 20, [(good, good)] * 20)
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.verdict.outcome == "better"
+    mute = compared(tmp_path, settings(task), [("I do not know", good)] * 20, [("Nor do I", good)] * 20)
+    assert mute.comparison is not None
+    assert not mute.comparison.verdict.judged
 
 
 @pytest.mark.parametrize(

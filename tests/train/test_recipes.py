@@ -15,7 +15,7 @@ from sftlab.eval.replication import judged
 from sftlab.eval.scorers import scorer
 from sftlab.eval.statistics import over_trainings
 from sftlab.records import Candidate, Prediction
-from sftlab.report import tables, terminal, text
+from sftlab.report import sweeps, terminal, text
 from sftlab.results import Evaluation, Recipe
 from sftlab.runtime.job import Job
 from sftlab.train import select
@@ -55,7 +55,7 @@ def test_the_recipe_with_the_best_mean_wins_over_the_luckiest_training(sweep: Ca
     assert order.selection.chosen.job == 3  # the best training of the best recipe
     assert len(order.selection.candidates) == 4
     record = select.record(order.selection, "eval_loss", [], None, order.recipes)
-    assert "other seeds may rank them otherwise" in str(tables.unsure(record))
+    assert "other seeds may rank them otherwise" in str(sweeps.unsure(record))
 
 
 def test_right_answers_rank_recipes_the_other_way_round(sweep: Callable[..., list[Job]]) -> None:

@@ -212,7 +212,7 @@ COMBINATIONS = [
     tiny("eval.task=function", "eval.scorer=score"),
     tiny("eval.task=judge"),
     tiny("eval.task=judge", "eval.judge.url=http://localhost:1/v1", "eval.judge.model=m", "eval.judge.user=x"),
-    tiny("eval.task=judge", "eval.judge.name_or_path=m", "eval.judge.preferences=none.jsonl", "select.metric=score"),
+    tiny("eval.task=judge", "eval.judge.name_or_path=m", "eval.judge.preferences=none.jsonl"),
     tiny("eval.task=function", "eval.scorer=score.py:score"),
     tiny("eval.task=sql", "eval.sql.dialect=mysqll"),
 ]

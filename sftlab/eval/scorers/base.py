@@ -55,6 +55,8 @@ class Scorer(ABC):
     can be forced if there is none."""
     json_targets: ClassVar[bool] = False
     """Whether targets are JSON values, so that a list is one target."""
+    mute_is_wrong: ClassVar[bool] = False
+    """Whether a model none of whose completions has an answer is judged as wrong, and not as badly extracted."""
     needs_context: ClassVar[bool] = False
     """Whether the context of a row (dataset.context) is used to score it."""
     context_is_optional: ClassVar[bool] = False

@@ -33,6 +33,7 @@ class Json(Scores):
     )
 
     json_targets = True
+    mute_is_wrong = True
 
     @property
     def metric(self) -> str:

@@ -15,6 +15,9 @@ from sftlab.eval.statistics import accuracy, at_equal_length, averages, kappa
 from sftlab.records import Prediction
 from sftlab.results import Calibration, Comparison, Estimate, JudgeRecord
 
+FEW = 20
+"""Questions below which no difference at equal length is estimated."""
+
 POOR = 0.4
 """Kappa below which a judge agrees poorly with people (Landis & Koch 1977 call 0.41 to 0.60 moderate)."""
 
@@ -23,15 +26,16 @@ class Judge(Scores):
     """The share of the questions on which a model's answer is preferred to that of the other; a tie counts half."""
 
     view = View(
-        metrics={"judge": "preference"},
+        metrics={"preference": "preference"},
         hub_metric="win_rate",
         graded=False,
         rows="questions",
         no_answer="empty",
         gained="won",
         lost="lost",
-        about="Preference: how often the judge prefers the model's answer to that of the other model, over both "
-        "orders; ties count half. An empty answer loses.",
+        about="Preference: how often the judge prefers the answer of the fine-tuned model to that of the base "
+        "model, or that of another model to that of the fine-tuned one, over both orders; ties count half. An empty "
+        "answer loses.",
     )
 
     pairwise: Pairwise | None = None
@@ -39,7 +43,7 @@ class Judge(Scores):
     @property
     def metric(self) -> str:
         """The preference of the judge."""
-        return "judge"
+        return "preference"
 
     def scored(self, rows: list[Prediction]) -> list[Prediction]:
         """Return the rows as they are: they are scored in pairs."""
@@ -128,7 +132,7 @@ class Judge(Scores):
             if decisive
             else None,
             words=(sum(first) / len(first), sum(second) / len(second)),
-            at_equal_length=at_equal_length(scores, ratios, groups, self.cfg.alpha),
+            at_equal_length=None if len(scores) < FEW else at_equal_length(scores, ratios, groups, self.cfg.alpha),
             calibration=self._calibration(),
         )
 
@@ -178,9 +182,10 @@ def _note(one: Judgement, base: int) -> str:
 def _notes(record: JudgeRecord, compared: Comparison) -> list[str]:
     """What limits a verdict of the judge."""
     notes = []
-    low, high = record.at_equal_length.interval
+    low, high = (-1.0, 1.0) if record.at_equal_length is None else record.at_equal_length.interval
     length = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
-    if compared.verdict.outcome in ("better", "worse") and length != compared.verdict.outcome:
+    outcome = compared.verdict.outcome
+    if record.at_equal_length is not None and outcome in ("better", "worse") and length != outcome:
         notes.append("at equal length of the answers no such preference is shown, so it may be one for longer answers")
     if (of := record.calibration) is None:
         notes.append("the judge is not calibrated against human preferences (eval.judge.preferences)")

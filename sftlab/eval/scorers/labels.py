@@ -16,6 +16,7 @@ from sftlab.results import Estimate, ItemCounts
 class Labels(Exact):
     """Accuracy, with macro-F1 as a second metric. An answer that is not a label of the test set is none."""
 
+    mute_is_wrong = True
     view = replace(
         Accuracy.view,
         metrics={"accuracy": "accuracy", "macro_f1": "macro-F1"},

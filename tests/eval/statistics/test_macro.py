@@ -38,8 +38,8 @@ def test_one_group_shows_nothing_and_no_error_leaves_doubt() -> None:
     ],
 )
 def test_the_intervals_cover_the_truth(shares: list[float], accuracies: list[float], n: int, of_each: int) -> None:
-    """In at least 90 % of 80 test sets (sampling error 2.4 points); two models that answer rows of one group alike."""
-    draw, labels, trials = np.random.default_rng(0), len(shares), 80
+    """In at least 87 % of 40 test sets (sampling error 3.4 points); two models that answer rows of one group alike."""
+    draw, labels, trials = np.random.default_rng(0), len(shares), 40
     rates = np.array(accuracies), np.array(accuracies) - 0.1
 
     def rows(count: int) -> tuple[list[int], list[list[int]], list[str]]:
@@ -53,7 +53,7 @@ def test_the_intervals_cover_the_truth(shares: list[float], accuracies: list[flo
     def labelled(targets: list[int], answers: list[int]) -> Labelled:
         return Labelled([str(target) for target in targets], [[str(answer) for answer in answers]])
 
-    targets, answers, _ = rows(100_000)
+    targets, answers, _ = rows(40_000)
     truth = [macro_f1(labelled(targets, side), ["g"] * len(targets), 0.05).value for side in answers]
     covered = np.zeros(2)
     for _ in range(trials):
@@ -63,4 +63,4 @@ def test_the_intervals_cover_the_truth(shares: list[float], accuracies: list[flo
             [(macro_f1(b, groups, 0.05), truth[1]), (macro_f1_difference(a, b, groups, 0.05), truth[1] - truth[0])]
         ):
             covered[place] += estimate.interval[0] <= value <= estimate.interval[1]
-    assert (covered / trials >= 0.9).all(), covered / trials
+    assert (covered / trials >= 0.87).all(), covered / trials

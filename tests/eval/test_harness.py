@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import compose, problem, write_model
+from omegaconf import OmegaConf
+
+from sftlab.config import Config
+from sftlab.eval import harness
+from sftlab.eval.contenders import Contender
+from sftlab.model import base as models
+from sftlab.report import tables
+from sftlab.runtime.processes import Child
+from sftlab.runtime.store import Store
+
+TASK = """
+task: counting
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{options}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: acc
+"""
+
+
+def counting(folder: Path) -> Path:
+    """A local folder with a task of 24 questions."""
+    (folder / "tasks").mkdir()
+    rows = [{"question": f"After {n} comes", "options": [f" {n + 1}", " a cat"], "answer": n % 2} for n in range(24)]
+    file = folder / "counting.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "tasks" / "counting.yaml").write_text(TASK.format(file=file), "utf-8")
+    return folder / "tasks"
+
+
+def unchecked(folder: Path, *overrides: str) -> Config:
+    settings = ["model=tiny_random", f"store={folder / 'store'}", "eval.engine=transformers", "eval.dtype=float32"]
+    return Config.model_validate(OmegaConf.to_container(compose(*settings, *overrides), resolve=True))
+
+
+def test_a_task_is_a_guard_beside_those_with_rows(tmp_path: Path) -> None:
+    cfg = unchecked(tmp_path, "+eval.guards.arc=lm_eval:arc_easy", "+dataset@eval.guards.basics=guard_basics")
+    assert (cfg.eval.guard_tasks, list(cfg.eval.guards)) == ({"arc": "lm_eval:arc_easy"}, ["basics"])
+    assert Config.model_validate(cfg.model_dump()) == cfg
+    message = problem(["model=tiny_random", "+eval.guards.arc=lm_eval:nowhere/arc"])
+    assert message is not None
+    assert "eval.guards.arc=lm_eval:nowhere/arc: no such folder of tasks" in message
+    if find_spec("lm_eval") is None:
+        assert (
+            "eval.guards.arc=lm_eval:nowhere/arc: needs the package lm-eval; pip install 'sftlab[lm-eval]'" in message
+        )
+
+
+def test_models_are_compared_question_by_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = counting(tmp_path)
+    cfg = unchecked(tmp_path, f"+eval.guards.counting=lm_eval:{folder}/counting")
+    base = models.resolve(
+        cfg.model.model_copy(update={"name_or_path": str(write_model(tmp_path / "model"))}), Store(cfg.store), 0
+    )
+    both = {side: Contender(harness.Model(base.path, side, False), base) for side in ("baseline", "finetuned")}
+    asked: list[str] = []
+
+    def evaluate(module: str, tasks: list[Child], **_: Any) -> None:
+        (child,) = tasks
+        task: Any = child.task
+        asked.append(task.name)
+        forgets = len(asked) > 1
+        rows = [{"id": f"counting/{n}", "value": float(not forgets or n < 5)} for n in range(24)]
+        (child.folder / harness.SAMPLES).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        (child.folder / harness.METRIC).write_text('{"metric": "acc"}', "utf-8")
+
+    monkeypatch.setattr(harness, "children", evaluate)
+    guard, _ = harness.judge(cfg, Store(cfg.store), "counting", both)
+    assert (guard.evaluation.finetuned.n, guard.evaluation.finetuned.correct) == (24, 5)
+    assert tables.guard_result(guard) == "worse"
+    again, _ = harness.judge(cfg, Store(cfg.store), "counting", both)
+    assert again == guard
+    assert asked == ["counting", "counting"]  # the second time, both are in the store
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed (locks/lm-eval.lock)")
+def test_the_harness_evaluates_a_task_of_a_local_folder(tmp_path: Path, config: Callable[..., Any]) -> None:
+    folder = counting(tmp_path)
+    settings = ["model=tiny_random", f"store={tmp_path / 'store'}", "eval.engine=transformers", "eval.dtype=float32"]
+    cfg = config(*settings, f"+eval.guards.counting=lm_eval:{folder}/counting")
+    base = models.resolve(cfg.model, Store(cfg.store), 0)
+    guard, stages = harness.judge(
+        cfg, Store(cfg.store), "counting", dict.fromkeys(("baseline", "finetuned"), Contender.of(base))
+    )
+    assert guard.evaluation.finetuned.n == 24
+    assert guard.evaluation.finetuned.metric == "acc"
+    assert 0 < (guard.evaluation.finetuned.correct or 0) < 24
+    assert stages["finetuned"].cached
