@@ -1,6 +1,7 @@
 """The command line: Hydra composes a config and runs its jobs, signals and errors become exit codes.
 
-Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).
+Exit codes: 0 success, 1 failure, 2 bad input, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM). With eval.gate=true 3
+means to keep the base model, and 4 that nothing is decided.
 """
 
 from __future__ import annotations

@@ -215,7 +215,7 @@ def decision(evaluation: Evaluation) -> str | None:
         held = f"better on {names[first.name]}"
         held += f", and no worse on {' and '.join(names[one.name] for one in others)}" if others else ""
         lost = ", or loses a margin on a guard," if others else ""
-        reason = f"{held} (a model that is not better{lost} ships with a probability of at most {risk})"
+        reason = f"{held}; a model that is not better{lost} ships with a probability of at most {risk}"
     elif made.outcome == "keep_base":
         each = [
             f"{'no gain' if one is first else 'a loss above the margin'} on {names[one.name]} "
@@ -223,9 +223,7 @@ def decision(evaluation: Evaluation) -> str | None:
             for one in made.conditions
             if one.outcome == "fails"
         ]
-        reason = (
-            f"{', '.join(each)} (a model that meets all conditions is refused with a probability of at most {risk})"
-        )
+        reason = f"{', '.join(each)}; a model that meets all conditions is refused with a probability of at most {risk}"
     else:
         reason = "; ".join(_open(one, names[one.name]) for one in made.conditions if one.outcome == "undecided")
     return "; ".join([f"{made.outcome}: {reason}", *made.notes])

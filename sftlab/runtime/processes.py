@@ -277,11 +277,11 @@ def leave_out(*libraries: str) -> None:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's own mark of a missing module
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, even by SIGKILL (Linux only)."""
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends, even by SIGKILL (Linux only)."""
     pr_set_pdeathsig = 1
     try:
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, number)
     except (AttributeError, OSError):
         return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import time
 from contextlib import closing
 from datetime import datetime
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sftlab.errors import StageError
 from sftlab.model.base import Base
-from sftlab.runtime.processes import serve
+from sftlab.runtime.processes import die_with_parent, serve
 
 HOST = "127.0.0.1"
 TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
@@ -48,6 +49,7 @@ def run(folder: Path, task: ServeTask) -> None:
     Raises:
         StageError: the server ended by itself.
     """
+    die_with_parent(signal.SIGTERM)  # at which vLLM ends its own processes, which SIGKILL would leave behind
     while task.after is not None and not is_ready(task.after):
         time.sleep(0.5)
     template = chat_template(str(task.base.tokenizer().chat_template), task.system_prompt, task.base.template_time)

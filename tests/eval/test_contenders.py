@@ -98,9 +98,9 @@ def settings_of(model: Path, *overrides: str) -> Any:
 def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any, tmp_path: Path) -> None:
     store, both = pair
     base = both["baseline"].base
-    more = ["+eval.contenders.polite.system=Please.", "+eval.contenders.many.shots=30", "+eval.contenders.none=null"]
-    cfg = settings_of(base.path, *more, "eval.max_tokens=1500")
-    test = EvalSet([row(number) for number in range(100, 104)], "key", TRAIN)
+    more = ["+eval.contenders.polite.system=Please.", "+eval.contenders.many.shots=12", "+eval.contenders.none=null"]
+    cfg = settings_of(base.path, *more, "eval.max_tokens=1800")
+    test = EvalSet([row(number) for number in range(100, 102)], "key", TRAIN)
     found, records = definitions.defined(cfg, store, both, test)
     assert list(found) == [record.name for record in records] == ["few_shot", "polite", "many"]
     assert records[0].shots == [one.id for one in list(drawn(TRAIN, cfg.dataset.seed))[:5]]
@@ -109,9 +109,9 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
     written = {name: contenders.prompts(cfg, one.base, one.asked or test) for name, one in found.items()}
     assert written["few_shot"].rows[0].text.count("Question") == 6
     assert written["polite"].rows[0].text.count("Please.") == 1
-    # The context is too short for 30 examples: there are as many as fit.
+    # The context is too short for 12 examples: there are as many as fit.
     context = json.loads((base.path / "config.json").read_text("utf-8"))["max_position_embeddings"]
-    assert 5 <= len(records[2].shots) < 30
+    assert 5 <= len(records[2].shots) < 12
     assert written["many"].longest + cfg.eval.max_tokens <= context
     # The same questions and examples have the same key in another dataset.
     other, _ = definitions.defined(cfg, store, both, replace(test, key="other"))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import compose, problem, write_model, write_rows
+from test_cli import quick
 
 from sftlab.config import RunsConfig
 from sftlab.dataset import basics
@@ -18,10 +19,11 @@ from sftlab.eval.contenders import Contender, EvalSet
 from sftlab.eval.statistics import Limits, compare
 from sftlab.model import base as models
 from sftlab.records import Example, Generation, single_turn
-from sftlab.report import page, runs, tables
+from sftlab.report import page, publish, runs, tables
 from sftlab.report.card import card
 from sftlab.results import Comparison, Evaluation, Guard, ModelResult, RunRecord
 from sftlab.runtime import listing
+from sftlab.runtime.run import Run
 from sftlab.runtime.store import Store
 from sftlab.validation.validate import validate
 
@@ -298,3 +300,36 @@ def test_guards_with_the_same_token_limit_share_a_start_of_the_engine(tmp_path: 
     assert [guard.name for guard in found.guards] == ["sums", "more", "basics"]
     # Of each model: the test set with all guards; what follows finds them in the store, two guards together, one alone.
     assert sorted(starts) == [1, 1, 2, 2, 4, 4]
+
+
+@pytest.mark.parametrize(("counts", "pushed"), [((60, 10, 250), 1), ((20, 18, 250), 0), ((10, 60, 250), 0)])
+def test_with_the_gate_only_a_model_that_ships_is_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int, int], pushed: int
+) -> None:
+    calls: list[Path] = []
+    monkeypatch.setattr(publish, "push", lambda folder, *_, **__: calls.append(folder))
+    cfg = mounted(tmp_path, "eval.gate=true", "hub.push=true", "hub.repo_id=owner/name")
+    run = Run.start(tmp_path, name="demo", mode="all", seed=0, command="")
+    run.update(evaluation=evaluation(comparison(*counts, Limits(margin=0.05))))
+    publish.publish(run, cfg)
+    assert len(calls) == pushed
+    assert (tmp_path / "model_card.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "gate", "code"), [(40, 10, True, 0), (10, 40, True, 3), (10, 9, True, 4), (10, 40, False, 0)]
+)
+def test_the_gate_decides_the_exit_code_of_the_command(
+    tmp_path: Path, gained: int, lost: int, gate: bool, code: int
+) -> None:
+    answers = {"base": [False] * gained + [True] * lost, "tuned": [True] * gained + [False] * lost}
+    for name, right in answers.items():
+        rows = [
+            {"id": f"q{n}", "completion": "yes" if one else "no", "target": "yes"}
+            for n, one in enumerate([*right, *[True] * 60])
+        ]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    settings = ["mode=compare", "eval.task=exact", "eval.predictions=[base.jsonl,tuned.jsonl]", "hydra.run.dir=run"]
+    done = quick(tmp_path, *settings, f"eval.gate={str(gate).lower()}")
+    assert done.returncode == code, done.stderr
+    assert "Decision: " in done.stdout

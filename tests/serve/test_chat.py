@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
+import os
+import pty
+import select
+import signal
 import socket
+import subprocess
+import sys
+import termios
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
+from conftest import interruptible
 from rich.console import Console
 
 from sftlab.errors import ConfigError, StageError
@@ -120,3 +130,49 @@ def test_answers_grow_and_stop_with_the_caller() -> None:
     shown = asyncio.run(first())
     assert set(shown) == set(ended) == set(MODELS)
     assert all(text.startswith("0 ") and "999" not in text for text in shown.values())
+
+
+TERMINAL = """
+import sys
+from rich.console import Console
+from sftlab.serve.chat import converse, typed
+
+async def stream(model, turns):
+    yield f"{model} answers {turns[-1]['content']}"
+
+converse(typed(), ("baseline", "finetuned"), stream, Console())
+print("ended")
+"""
+
+
+@pytest.mark.parametrize(("key", "code"), [(b"\x04", 0), (b"\x03", -signal.SIGINT)], ids=["ctrl-d", "ctrl-c"])
+def test_in_a_terminal_ctrl_d_ends_and_ctrl_c_interrupts(key: bytes, code: int) -> None:
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINAL], stdin=child, stdout=child, stderr=child, start_new_session=True,
+        preexec_fn=terminal, env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(child)
+    out, end = b"", time.monotonic() + 30
+
+    def until(text: bytes, times: int = 1) -> None:
+        nonlocal out
+        while out.count(text) < times:
+            assert time.monotonic() < end, out
+            if select.select([parent], [], [], 1)[0]:
+                out += os.read(parent, 4096)
+
+    until(b"> ")
+    os.write(parent, b"Why?\n")
+    until(b"> ", times=2)
+    assert b"baseline answers Why?" in out
+    assert b"finetuned answers Why?" in out
+    os.write(parent, key)
+    assert process.wait(timeout=30) == code
+    os.close(parent)
+
+
+def terminal() -> None:
+    """Make the pseudo-terminal the controlling one, so that Ctrl-C sends a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    interruptible()
