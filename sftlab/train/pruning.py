@@ -121,7 +121,7 @@ class Peers(BaseModel):
                 peers += [min(reached, key=lambda one: one.loss)] if reached else []
         if not peers:
             return None
-        middle = sorted(peers, key=lambda one: one.loss)[len(peers) // 2]
+        middle = sorted(peers, key=lambda one: one.loss)[(len(peers) - 1) // 2]  # of two the better one
         if not gains(best.rows, middle.rows):
             return None
         return Pruned(

@@ -46,7 +46,7 @@ def test_the_first_job_has_no_peers_and_a_worse_one_is_stopped_after_its_grace(t
     assert trained(peer(tmp_path, 2), [2.4, 2.3], noise=0.1) == [2]
     reason = str(peer(tmp_path, 2).verdict())
     assert "pruned at step 2 of 8: its validation loss 2.3" in reason
-    assert "of job 1, in the middle of 2 peers at epoch 0.5" in reason
+    assert "of job 0, in the middle of 2 peers at epoch 0.5" in reason
 
 
 def test_a_difference_within_the_noise_stops_no_job(tmp_path: Path) -> None:
