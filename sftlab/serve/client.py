@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -22,6 +23,8 @@ def streaming(urls: Mapping[str, str]) -> Stream:
 
     It raises a RefusedError if the server refuses the request, and a StageError if the server cannot be reached.
     """
+    for name in ("httpx", "httpx2", "openai"):  # they log each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
     async def stream(model: str, turns: Sequence[Message]) -> AsyncIterator[str]:
