@@ -63,6 +63,7 @@ def run(folder: Path, task: HarnessTask) -> None:
     if task.engine == "vllm":
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, round(task.kv_cache_gib))))
+        _name_vllm()
         on_cpu = {"enforce_eager": True} if task.device == "cpu" else {}
         share = {} if on_cpu else {"gpu_memory_utilization": task.gpu_memory_utilization}
         arguments |= {"tensor_parallel_size": task.tensor_parallel_size, "seed": task.seed, **share, **on_cpu}
@@ -94,6 +95,23 @@ def run(folder: Path, task: HarnessTask) -> None:
                     raise StageError(f"lm_eval:{task.name}: {reason}; use another task as a guard")
                 out.write(json.dumps({"id": f"{name}/{sample['doc_id']}", "value": float(value)}) + "\n")
     write_json(folder / METRIC, {"metric": ", ".join(sorted(metrics))})
+
+
+def _name_vllm() -> None:
+    """Let the harness read vLLM's version where the package is vllm-cpu."""
+    from importlib import metadata
+
+    version = metadata.version
+
+    def of(distribution_name: str) -> str:
+        try:
+            return version(distribution_name)
+        except metadata.PackageNotFoundError:
+            if distribution_name != "vllm":
+                raise
+            return f"{version('vllm-cpu')}+cpu"  # by which vLLM recognises its platform
+
+    metadata.version = of
 
 
 if __name__ == "__main__":
