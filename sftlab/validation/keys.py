@@ -169,9 +169,10 @@ def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
         return Problem(key, shown(value), details["ctx"]["message"], details["ctx"]["remedy"])
     if kind == "string_pattern_mismatch":
         message = f"should be {FORMS.get(key) or FORMS[location[-1]]}"
-        value = None if "@" in str(value) else value  # there may be a password before it
+        if "@" in str(value):  # there may be a password before it
+            return Problem(key, None, message, _remedy(key, kind, value))
     message = "should be true or false" if kind == "bool_type" else message
-    return Problem(key, None if value is None else shown(value), message, _remedy(key, kind, value))
+    return Problem(key, shown(value), message, _remedy(key, kind, value))
 
 
 def _remedy(key: str, kind: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -315,6 +316,7 @@ def test_the_page_in_a_browser(serving: Serving, tmp_path: Path) -> None:
                 window.wait("document.body.innerText.includes('context length')")
         finally:
             done.set()
+    gc.collect()  # Gradio leaves event loops open, which would be reported after the last test
 
 
 @pytest.mark.smoke
