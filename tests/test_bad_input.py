@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_model
+from conftest import problem, write_model
 from test_cli import refused, sftlab
 
 from sftlab.config import ModelConfig
@@ -92,6 +92,22 @@ def test_a_secret_in_a_command_is_refused_and_not_repeated(
     message = refused(tmp_path, *(argument.format(secret=SECRETS[name]) for argument in arguments))
     assert "HF_TOKEN or WANDB_API_KEY" in message
     assert not any(secret in message for secret in SECRETS.values()), message
+
+
+@pytest.mark.parametrize("value", ["sk-abc123", "abc123"])
+@pytest.mark.parametrize(
+    "setting", ["eval.judge.api_key_env={}", "+eval.contenders.big={{url: 'http://h/v1', model: m, api_key_env: {}}}"]
+)
+def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(setting: str, value: str) -> None:
+    judge = ["eval.task=judge", "eval.judge.url=http://h/v1", "eval.judge.model=m"]
+    message = str(problem(["model=tiny_random", *judge, setting.format(value)]))
+    assert "api_key_env: " in message
+    assert "abc123" not in message
+
+
+def test_a_key_of_the_judge_is_refused_with_the_key_to_set() -> None:
+    remedy = "set eval.judge.api_key_env to the name of an environment variable"
+    assert remedy in str(problem(["+eval.judge.api_key=abc"]))
 
 
 def test_an_error_repeats_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,8 +89,8 @@ def _weights(cfg: Config, store: Store, pair: Mapping[str, Contender], definitio
     if definition.weights == "adapter":
         of = _with_adapter(cfg, pair, definition)
     elif definition.name_or_path is not None:
-        changes = {"name_or_path": definition.name_or_path, "revision": definition.revision}
-        of = Contender.of(models.resolve(cfg.model.model_copy(update=changes), store, cfg.seed))
+        named = models.another(cfg.model, definition.name_or_path, definition.revision)
+        of = Contender.of(models.resolve(named, store, cfg.seed))
     else:
         of = replace(pair["baseline" if definition.weights == "base" else "finetuned"], adapter=None)
     if definition.quantization is None:

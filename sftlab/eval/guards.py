@@ -46,6 +46,7 @@ def settings(cfg: Config, name: str) -> Config:
     changes = {
         "dataset": data,
         "guards": {},
+        "chain": [],
         "task": own.task or "auto",
         "pattern": own.pattern or cfg.eval.pattern,
         "reading": own.reading or (READ if own.task in (None, "choice") else "strict"),

@@ -51,7 +51,8 @@ def run(folder: Path, task: HarnessTask) -> None:
     """Evaluate the task, and write the value of its first metric for each question.
 
     Raises:
-        StageError: the harness has no such task, or the metric has no value between 0 and 1 for each question.
+        StageError: the harness has no such task, the metric has no value between 0 and 1 for each question, or
+            lower values of it are better.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -86,6 +87,9 @@ def run(folder: Path, task: HarnessTask) -> None:
         for name, samples in sorted(results["samples"].items()):
             metric = str(results["configs"][name]["metric_list"][0]["metric"])
             metrics.add(metric)
+            if results["higher_is_better"][name].get(metric) is False:
+                reason = f"lower values of its metric {metric} are better, and a guard needs the opposite"
+                raise StageError(f"lm_eval:{task.name}: {reason}; use another task as a guard")
             for sample in samples:
                 if sample["filter"] != samples[0]["filter"]:  # the same answers, extracted in another way
                     continue

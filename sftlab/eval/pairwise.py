@@ -136,10 +136,11 @@ class Pairwise:
         cfg, machine = self.cfg, instance.find(self.cfg.instance)
         if settings.dtype == "auto":  # in mode=compare no format is measured
             settings = settings.model_copy(update={"dtype": "float32" if machine.device == "cpu" else "bfloat16"})
-        changes = {"name_or_path": self.judge.name_or_path, "revision": self.judge.revision, "chat_template": None}
-        base = models.resolve(cfg.model.model_copy(update=changes), store, cfg.seed)
+        assert self.judge.name_or_path is not None
+        judge = models.another(cfg.model, self.judge.name_or_path, self.judge.revision)
+        base = models.resolve(judge, store, cfg.seed)
         evaluate.check_engine(base, settings)
-        prompts = tokenize_prompts(rows, base, key, settings)
+        prompts = tokenize_prompts(rows, base, key, settings, of_judge=True)
         model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
         return evaluate.make(store, model, prompts, settings, machine, cfg.seed)
 

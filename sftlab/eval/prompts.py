@@ -47,7 +47,9 @@ class Prompts:
         return max(len(prompt.token_ids) for prompt in self.rows)
 
 
-def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, cfg: EvalConfig) -> Prompts:
+def tokenize_prompts(
+    examples: Sequence[Example], base: Base, dataset_key: str, cfg: EvalConfig, *, of_judge: bool = False
+) -> Prompts:
     """Tokenise the prompts of a test set with the code that tokenises training rows.
 
     The result depends on the tokenizer and the test set only: models with the same ``base.identity`` can share it.
@@ -91,22 +93,21 @@ def tokenize_prompts(examples: Sequence[Example], base: Base, dataset_key: str, 
         "libraries": versions("transformers", "tokenizers", "jinja2"),
     }
     prompts = Prompts(rows, key, stop_tokens(base.path, tokenizer, [end for end in ends if end is not None]))
-    _check_length(prompts.longest, base.path, cfg)
+    _check_length(prompts.longest, base.path, cfg, of_judge=of_judge)
     return prompts
 
 
-def _check_length(longest: int, model: Path, cfg: EvalConfig) -> None:
+def _check_length(longest: int, model: Path, cfg: EvalConfig, *, of_judge: bool) -> None:
     length = context_length(model)
-    if longest + cfg.max_tokens > length:
-        left = length - longest
-        raise ConfigError(
-            Problem(
-                "eval.max_tokens",
-                shown(cfg.max_tokens),
-                f"the longest prompt has {longest} tokens, and the model's context is {length} tokens",
-                f"set eval.max_tokens={left} or less" if left > 0 else "leave out long rows with dataset.keep",
-            )
-        )
+    left = length - longest
+    if cfg.max_tokens <= left:
+        return
+    key, otherwise = "eval.max_tokens", "leave out long rows with dataset.keep"
+    if of_judge:
+        key, otherwise = "eval.judge.max_tokens", "set eval.judge.name_or_path to a model with a longer context"
+    message = f"the longest prompt has {longest} tokens, and the model's context is {length} tokens"
+    remedy = f"set {key}={left} or less" if left > 0 else otherwise
+    raise ConfigError(Problem(key, shown(cfg.max_tokens), message, remedy))
 
 
 def context_length(model: Path) -> int:

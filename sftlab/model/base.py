@@ -97,6 +97,12 @@ class Base:
         return tokenizer
 
 
+def another(cfg: ModelConfig, name: str, revision: str | None) -> ModelConfig:
+    """The settings of another model. The chat template and the trust in code of the base model do not apply to it."""
+    changes = {"name_or_path": name, "revision": revision, "chat_template": None, "trust_remote_code": False}
+    return cfg.model_copy(update=changes)
+
+
 def resolve(cfg: ModelConfig, store: Store, seed: int, *, keep_time: bool = True) -> Base:
     """Return the configured model, after downloading or creating it if necessary.
 

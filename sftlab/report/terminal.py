@@ -124,19 +124,14 @@ def evaluation(judged: Evaluation, mode: str, seed: int, replication: Replicatio
             say(f"With forced choices where no answer was extracted: {compared.forced.verdict}")
         if of := tables.parts(judged):
             say(of)
-    if judged.contenders:
-        if any(one.result is not None for one in judged.contenders):
-            say(
-                _printed(
-                    f"All contenders on the same questions; difference: {judged.labels['finetuned']} minus the model",
-                    contenders.table(judged),
-                )
-            )
-        if (steps := contenders.chain(judged)) is not None:
-            say(_printed("Deployment chain: what each step may not lose", steps))
-        for sentence in [*contenders.described(judged), contenders.prompting(judged), contenders.deployed(judged)]:
-            if sentence is not None:
-                say(sentence)
+    if any(one.result is not None for one in judged.contenders):
+        title = f"All contenders on the same questions; difference: {judged.labels['finetuned']} minus the model"
+        say(_printed(title, contenders.table(judged)))
+    if (steps := contenders.chain(judged)) is not None:
+        say(_printed("Deployment chain: what each step may not lose", steps))
+    for sentence in [*contenders.described(judged), contenders.prompting(judged), contenders.deployed(judged)]:
+        if sentence is not None:
+            say(sentence)
     for _, name, result in tables.models(judged):
         if result.knowledge is not None and result.knowledge.forced and judged.constant is not None:
             always = f"always {judged.constant.answer} is right in {judged.constant.correct} of {result.n}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -11,6 +10,7 @@ from sftlab.dataset.template_errors import template_problems
 from sftlab.errors import Problem, shown
 from sftlab.instance import machine
 from sftlab.results import LABELS
+from sftlab.validation.keys import key_problem
 
 
 def contender_problems(cfg: Config) -> Iterator[Problem]:
@@ -84,8 +84,7 @@ def _endpoint(key: str, one: ContenderConfig) -> Iterator[Problem]:
     if one.name_or_path is not None:
         message = "has no effect with url: an endpoint has weights of its own"
         yield Problem(f"{key}.name_or_path", shown(one.name_or_path), message, "leave one of them out")
-    if one.api_key_env is not None and not os.environ.get(one.api_key_env):
-        message = "there is no such variable in the environment, or it is empty"
-        yield Problem(f"{key}.api_key_env", one.api_key_env, message, f"export {one.api_key_env}=…")
+    if (unset := key_problem(f"{key}.api_key_env", one.api_key_env)) is not None:
+        yield unset
     if find_spec("openai") is None:
         yield Problem(f"{key}.url", shown(one.url), "needs the package openai", "pip install 'sftlab[endpoint]'")

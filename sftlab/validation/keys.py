@@ -27,6 +27,8 @@ GUARD = re.compile(r"eval\.guards\.[^.]+")
 SCORING = re.compile(r"eval\.guards\.[^.]+\.scoring")
 CONTENDER = re.compile(r"eval\.contenders\.[^.]+")
 
+ENDPOINT = re.compile(r"eval\.(judge|contenders\.[^.]+)\.")
+
 # Keys whose values would be readable for everybody in job.json and .hydra/.
 SECRET = re.compile(
     r"(^|[._])(hf|hub|access|auth|wandb|api)_?(token|key)$|(^|\.)token$|password|secret|credential"
@@ -91,9 +93,17 @@ def invalid_name(value: str) -> Problem:
 def secret(key: str) -> Problem:
     """Return the problem of a key whose value is secret. The value is left out."""
     remedy = "leave it out, and set HF_TOKEN or WANDB_API_KEY in the environment"
-    if CONTENDER.match(key):
-        remedy = "set api_key_env to the name of an environment variable with the key"
+    if ENDPOINT.match(key):
+        remedy = f"set {key.rpartition('.')[0]}.api_key_env to the name of an environment variable with the key"
     return Problem(key, None, "secrets are not allowed in the configuration, which is written to files", remedy)
+
+
+def key_problem(key: str, variable: str | None) -> Problem | None:
+    """Return the problem of an environment variable that is not set. Its name is left out: it may be a secret."""
+    if variable is None or os.environ.get(variable):
+        return None
+    message = "names an environment variable that is not set or empty"
+    return Problem(key, None, message, "export it, or write the name of another one")
 
 
 def secrets(values: Mapping[Any, Any]) -> Iterator[Problem]:
@@ -172,6 +182,8 @@ def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
         if "@" in str(value):  # there may be a password before it
             return Problem(key, None, message, _remedy(key, kind, value))
     message = "should be true or false" if kind == "bool_type" else message
+    if location[-1] == "api_key_env":  # the value may be the key itself
+        return Problem(key, None, message, "write its name, and not the key itself")
     return Problem(key, shown(value), message, _remedy(key, kind, value))
 
 

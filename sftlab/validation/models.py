@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from sftlab.config import Config
+from sftlab.config import Config, ModelConfig
 from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.model import gguf, hub, random
+from sftlab.model.base import another
 from sftlab.model.variants import ADAPTER
 from sftlab.runtime.modes import MODES
 from sftlab.validation.files import is_local
@@ -23,15 +24,16 @@ OBJECTS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 
 def model_problems(cfg: Config) -> Iterator[Problem]:
     """Yield the problems of the base model, of the model to evaluate and of the chat template."""
-    yield from _model(cfg, "model.name_or_path", cfg.model.name_or_path, cfg.model.revision)
+    yield from _model(cfg.model, "model.name_or_path")
     if cfg.eval.name_or_path is not None:
-        yield from _model(cfg, "eval.name_or_path", cfg.eval.name_or_path, None)
+        evaluated = cfg.model.model_copy(update={"name_or_path": cfg.eval.name_or_path, "revision": None})
+        yield from _model(evaluated, "eval.name_or_path")
     for name, one in (cfg.eval.contenders or {}).items():
         if one is None or one.name_or_path is None or not MODES[cfg.mode].evaluates:
             continue
         key = f"eval.contenders.{name}.name_or_path"
         if one.weights != "adapter":
-            yield from _model(cfg, key, one.name_or_path, one.revision)
+            yield from _model(another(cfg.model, one.name_or_path, one.revision), key)
         elif not (Path(one.name_or_path) / ADAPTER).is_file():
             message = f"has no {ADAPTER} (seen from {Path.cwd()})"
             yield Problem(key, shown(one.name_or_path), message, "name the folder of an adapter on this machine")
@@ -49,7 +51,15 @@ def model_problems(cfg: Config) -> Iterator[Problem]:
             yield Problem("model.template_time", shown(time), "is not an ISO time", remedy)
 
 
-def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[Problem]:
+def judge_problems(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of a judge on this machine."""
+    judge, mode = cfg.eval.judge, MODES[cfg.mode]
+    if judge.name_or_path is not None and (mode.reads_data or mode.works_on == "eval.predictions"):
+        yield from _model(another(cfg.model, judge.name_or_path, judge.revision), "eval.judge.name_or_path")
+
+
+def _model(settings: ModelConfig, key: str) -> Iterator[Problem]:
+    name = settings.name_or_path
     kind, _, rest = name.partition(":")
     try:
         if kind == "random":
@@ -59,17 +69,18 @@ def _model(cfg: Config, key: str, name: str, revision: str | None) -> Iterator[P
         elif kind == "wheel":
             gguf.wheel_file(name)
         elif not is_local(name):
-            hub.check_model(name, revision, key)
-        elif problem := _folder_problem(cfg, key, name):
+            hub.check_model(name, settings.revision, key)
+        elif problem := _folder_problem(settings, key):
             yield problem
-        elif cfg.model.chat_template is None:
+        elif settings.chat_template is None:
             yield from _own_template(key, name)
     except ConfigError as error:
         yield from with_keys(error, key, "model.revision")
 
 
-def _folder_problem(cfg: Config, key: str, name: str) -> Problem | None:
+def _folder_problem(settings: ModelConfig, key: str) -> Problem | None:
     """Return what a model's folder lacks, or the first file that is damaged; None if it is complete."""
+    name = settings.name_or_path
     folder, value = Path(name), shown(name)
     if not folder.is_dir():
         return Problem(key, value, f"no such folder (seen from {Path.cwd()})", "check the path")
@@ -78,7 +89,7 @@ def _folder_problem(cfg: Config, key: str, name: str) -> Problem | None:
             remedy = "name its base model, or merge it into that"
             return Problem(key, value, "has no config.json: it is an adapter and not a model", remedy)
         return Problem(key, value, "has no config.json", "name the folder of a saved model")
-    custom = cfg.model.trust_remote_code and any(folder.glob("*.py"))  # such a tokenizer may read other files
+    custom = settings.trust_remote_code and any(folder.glob("*.py"))  # such a tokenizer may read other files
     if not custom and not any((folder / file).is_file() for file in TOKENIZERS):
         remedy = f"save it there with tokenizer.save_pretrained({name!r})"
         return Problem(key, value, "has no tokenizer", remedy, ("model.trust_remote_code",))
@@ -139,13 +150,10 @@ def _own_template(key: str, name: str) -> Iterator[Problem]:
     if (file := folder / "chat_template.jinja").is_file():
         yield from _template_problems(key, name, file)
     elif not _has_chat_template(folder):
-        yield Problem(
-            key,
-            shown(name),
-            "its tokenizer has no chat template (it may be a pretrained model that was not tuned for chat)",
-            "set model.chat_template to a Jinja file",
-            ("model.chat_template",),
-        )
+        message = "its tokenizer has no chat template (it may be a pretrained model that was not tuned for chat)"
+        replaced = key in ("model.name_or_path", "eval.name_or_path")  # model.chat_template is not for other models
+        remedy = "set model.chat_template to a Jinja file" if replaced else "name a model whose tokenizer has one"
+        yield Problem(key, shown(name), message, remedy, ("model.chat_template",) if replaced else ())
 
 
 def _has_chat_template(folder: Path) -> bool:

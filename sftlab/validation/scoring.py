@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +12,8 @@ from sftlab.errors import ConfigError, Problem, shown, with_keys
 from sftlab.eval import own_code
 from sftlab.eval.extract import probe
 from sftlab.eval.pairwise import preferences
+from sftlab.validation.keys import key_problem
+from sftlab.validation.models import judge_problems
 
 
 def scoring_problems(cfg: Config) -> Iterator[Problem]:
@@ -45,9 +46,10 @@ def _judge(cfg: Config) -> Iterator[Problem]:
         yield Problem(
             "eval.judge.url", shown(judge.url), "needs the package openai", "pip install 'sftlab[endpoint]'", keys
         )
-    if judge.api_key_env is not None and not os.environ.get(judge.api_key_env):
-        message = "there is no such variable in the environment, or it is empty"
-        yield Problem("eval.judge.api_key_env", judge.api_key_env, message, f"export {judge.api_key_env}=…", keys)
+    for problem in judge_problems(cfg):
+        yield replace(problem, keys=(*problem.keys, *keys))
+    if (unset := key_problem("eval.judge.api_key_env", judge.api_key_env)) is not None:
+        yield replace(unset, keys=keys)
     for name in ("system", "user"):
         variables = ["question", "reference", "first", "second"]
         for problem in template_problems(f"eval.judge.{name}", getattr(judge, name), variables, noun="variable"):

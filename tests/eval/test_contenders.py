@@ -24,6 +24,7 @@ from sftlab.eval.statistics import holm
 from sftlab.model import base as models
 from sftlab.records import Example, Prediction, single_turn
 from sftlab.report import contenders as shown
+from sftlab.report import terminal
 from sftlab.results import Contender as Record
 from sftlab.runtime.store import Store
 
@@ -117,6 +118,20 @@ def test_a_definition_gives_prompts_that_fit_and_records_its_examples(pair: Any,
     other, _ = definitions.defined(cfg, store, both, replace(test, key="other"))
     assert other["few_shot"].asked is not None
     assert other["few_shot"].asked.key == found["few_shot"].asked.key  # type: ignore[union-attr]
+
+
+def test_template_and_trust_of_the_base_model_are_not_for_another_model(pair: Any, tmp_path: Path) -> None:
+    store, both = pair
+    (tmp_path / "own.jinja").write_text("{{ messages }}", "utf-8")
+    path = both["baseline"].base.path
+    cfg = settings_of(
+        path, f"+eval.contenders.other.name_or_path={path}", "eval.contenders.few_shot=null",
+        f"model.chat_template={tmp_path / 'own.jinja'}", "model.trust_remote_code=true",
+    )  # fmt: skip
+    found, _ = definitions.defined(cfg, store, both, EvalSet([row(100)], "key"))
+    other = found["other"]
+    assert isinstance(other, Contender)
+    assert (other.base.chat_template, other.model.trust_remote_code) == (None, False)
 
 
 def test_a_contender_without_training_rows_is_left_out_with_the_reason(pair: Any) -> None:
@@ -260,7 +275,7 @@ def test_the_best_prompt_says_whether_one_would_have_been_enough(
     ],
 )
 def test_each_model_of_a_chain_may_not_lose_more_than_the_margin(
-    tmp_path: Path, config: Make, rights: tuple[int, int, int], results: list[str], said: str
+    tmp_path: Path, config: Make, capsys: Any, rights: tuple[int, int, int], results: list[str], said: str
 ) -> None:
     runs = dict(zip(("finetuned", "few_shot", "polite"), (predictions(right, 500) for right in rights), strict=True))
     records = [Record(name=name, about=name, prompting=False) for name in ("few_shot", "polite")]
@@ -274,6 +289,11 @@ def test_each_model_of_a_chain_may_not_lose_more_than_the_margin(
     ]  # fmt: skip
     assert [row[-1].partition(" (")[0] for row in table.rows] == results
     assert said in str(shown.deployed(evaluation))
+    alone = evaluation.model_copy(update={"contenders": []})
+    terminal.evaluation(alone, "evaluate", 0)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Deployment chain: what each step may not lose" in printed
+    assert said in printed
     # Their losses are tested, not the gain of the fine-tuned model over them.
     assert [one.comparison for one in evaluation.contenders] == [None, None]
     assert all(one.result is not None for one in evaluation.contenders)

@@ -98,9 +98,11 @@ def test_a_guard_has_its_own_scoring(tmp_path: Path) -> None:
         "eval.guards.sums.scoring.max_tokens=7",
         "eval.guards.sums.scoring.max_rows=9",
         "eval.guards.sums.scoring.group_by=kind",
+        "eval.chain=[baseline,finetuned]",
     )
     own, test = guards.read(cfg, Store(cfg.store), "sums")
     assert (own.eval.task, own.eval.max_tokens, own.eval.extract) == ("number", 7, None)
+    assert own.eval.chain == []  # its models answer the test set only
     assert (own.eval.smallest_gain, own.eval.margin, own.eval.reading) == (0, 0.05, "strict")
     assert (len(test.examples), {row.subgroup for row in test.examples}) == (9, {"even"})
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from conftest import compose, problem, write_model
 from omegaconf import OmegaConf
 
 from sftlab.config import Config
-from sftlab.eval import harness
+from sftlab.errors import StageError
+from sftlab.eval import harness, harness_worker
 from sftlab.eval.contenders import Contender
 from sftlab.model import base as models
 from sftlab.report import tables
@@ -85,6 +88,31 @@ def test_models_are_compared_question_by_question(tmp_path: Path, monkeypatch: p
     again, _ = harness.judge(cfg, Store(cfg.store), "counting", both)
     assert again == guard
     assert asked == ["counting", "counting"]  # the second time, both are in the store
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_task_whose_lower_values_are_better_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher_is_better: bool
+) -> None:
+    results = {
+        "configs": {"t": {"metric_list": [{"metric": "wer"}]}},
+        "higher_is_better": {"t": {"wer": higher_is_better}},
+        "samples": {"t": [{"filter": "none", "doc_id": 0, "wer": 0.5}]},
+    }
+    fake = SimpleNamespace(simple_evaluate=lambda **_: results)
+    manager = SimpleNamespace(TaskManager=lambda include_path: SimpleNamespace(all_tasks=["t"]))
+    monkeypatch.setitem(sys.modules, "lm_eval", fake)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", manager)
+    task = harness_worker.HarnessTask(
+        name="t", include=None, engine="transformers", model="m", trust_remote_code=False, device="cpu",
+        dtype="float32", batch_size=1, tensor_parallel_size=1, gpu_memory_utilization=0.5, kv_cache_gib=1, seed=0,
+    )  # fmt: skip
+    if higher_is_better:
+        harness_worker.run(tmp_path, task)
+        assert json.loads((tmp_path / harness.SAMPLES).read_text("utf-8")) == {"id": "t/0", "value": 0.5}
+    else:
+        with pytest.raises(StageError, match=r"lm_eval:t: lower values of its metric wer are better.*another task"):
+            harness_worker.run(tmp_path, task)
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed (locks/lm-eval.lock)")

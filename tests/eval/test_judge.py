@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import compose, problem, write_rows
+from conftest import compose, problem, write_model, write_rows
 from test_cli import whole
 from test_score_tasks import page
 
 from sftlab.config import Config
+from sftlab.errors import ConfigError
 from sftlab.eval.decision import decide
-from sftlab.eval.pairwise import pairwise_of
+from sftlab.eval.pairwise import Pair, pairwise_of
 from sftlab.eval.predictions import load_pair
 from sftlab.eval.statistics import at_equal_length, kappa
 from sftlab.records import Prediction
@@ -240,6 +241,29 @@ def test_bad_settings_of_a_judge_are_refused(tmp_path: Path) -> None:
     assert "there is no variable 'answer'" in str(problem([*whole, "eval.judge.system='{{ answer }}'"]))
     assert "is not a preference" in str(problem([*whole, f"eval.judge.preferences={tmp_path / 'people.jsonl'}"]))
     assert "set it to true" in str(problem([*whole, "eval.baseline=false"]))
+
+
+def test_a_prompt_that_is_too_long_for_the_judge_names_its_keys(tmp_path: Path) -> None:
+    folder, engine = write_model(tmp_path / "judge"), ["eval.engine=transformers", "instance=cpu"]
+    cfg = configured(tmp_path, *engine, f"eval.judge.name_or_path={folder}", "eval.judge.max_tokens=99999")
+    judge = pairwise_of(cfg)
+    assert judge is not None
+    with pytest.raises(ConfigError, match=r"^eval\.judge\.max_tokens=99999: .*; set eval\.judge\.max_tokens=\d+ or"):
+        judge.decide([Pair("q", "", "a", "b")])
+    with pytest.raises(ConfigError, match=r"; set eval\.judge\.name_or_path to a model with a longer context"):
+        judge.decide([Pair("q", "", "a " * 9999, "b")])
+
+
+def test_the_judge_on_this_machine_is_checked_before_anything_runs(tmp_path: Path) -> None:
+    common = ["model=tiny_random", "eval.task=judge", f"eval.judge.name_or_path={tmp_path / 'none'}/"]
+    assert "eval.judge.name_or_path" in str(problem(common))
+    assert "no such folder" in str(problem(common))
+    # The chat template of the base model is not for the judge.
+    bare = write_model(tmp_path / "bare", template=None)
+    (tmp_path / "own.jinja").write_text("{{ messages }}", "utf-8")
+    own = [*common[:2], f"model.chat_template={tmp_path / 'own.jinja'}", f"eval.judge.name_or_path={bare}"]
+    assert "its tokenizer has no chat template" in str(problem(own))
+    assert "name a model whose tokenizer has one" in str(problem(own))
 
 
 def test_kappa_by_hand_and_the_coverage_of_its_interval() -> None:

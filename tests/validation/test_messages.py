@@ -377,6 +377,8 @@ CONTENDERS = [
             "+eval.contenders.mine={url: 'https://host/v1', model: m, api_key_env: NOT_THERE}",
             "+eval.contenders.mine={url: 'https://host/v1', model: m, name_or_path: 'random:llama'}",
             "+eval.contenders.mine.api_key=abc",
+            "+eval.judge.api_key=abc",
+            "eval.judge.api_key_env=sk-abc",
             "eval.price={input: 1}",
             "eval.chain=[adapter,finetuned]",
             "eval.chain=[finetuned]",
@@ -384,6 +386,7 @@ CONTENDERS = [
             "+eval.contenders.mine={weights: adapter, name_or_path: nowhere}",
         )
     ),
+    tiny("eval.task=judge", "eval.judge.name_or_path=nowhere/"),
 ]
 
 LIGHT = [*KEYS, *TYPES, *COMBINATIONS, *TRAINING, *DATA, *MODELS, *PREDICTIONS, *CONTENDERS]
