@@ -94,14 +94,14 @@ def test_a_secret_in_a_command_is_refused_and_not_repeated(
     assert not any(secret in message for secret in SECRETS.values()), message
 
 
-@pytest.mark.parametrize("value", ["sk-abc123", "abc123"])
+@pytest.mark.parametrize("value", ["sk-abc123", "abc123", "sk=abc123", "a,abc123"])
 @pytest.mark.parametrize(
     "setting", ["eval.judge.api_key_env={}", "+eval.contenders.big={{url: 'http://h/v1', model: m, api_key_env: {}}}"]
 )
 def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(setting: str, value: str) -> None:
     judge = ["eval.task=judge", "eval.judge.url=http://h/v1", "eval.judge.model=m"]
     message = str(problem(["model=tiny_random", *judge, setting.format(value)]))
-    assert "api_key_env: " in message
+    assert "api_key_env" in message
     assert "abc123" not in message
 
 

@@ -65,11 +65,14 @@ class _Diagnosis:
 
     def check_argument(self, argument: str, read: Override | None, *, sweep: bool) -> None:
         """Check one argument; ``read`` is the override as Hydra parses it, None if it cannot."""
-        from sftlab.validation.keys import SECRET, secret
+        from sftlab.validation.keys import SECRET, pasted, secret
 
         key = argument.partition("=")[0].lstrip("+~")
         if SECRET.search(key):
             self.problems.append(secret(key))
+            return
+        if (key_itself := pasted(argument)) is not None:
+            self.problems.append(key_itself)
             return
         problem, intended = (
             _unreadable(argument, sweep=sweep) if read is None else _unfit(argument, read, self.composer, sweep=sweep)

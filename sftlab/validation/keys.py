@@ -27,6 +27,8 @@ GUARD = re.compile(r"eval\.guards\.[^.]+")
 SCORING = re.compile(r"eval\.guards\.[^.]+\.scoring")
 CONTENDER = re.compile(r"eval\.contenders\.[^.]+")
 
+API_KEY_ENV = re.compile(r"\bapi_key_env\s*[=:]\s*(.*?)\s*(?:,\s*\w+\s*:|\}|$)")  # also in a dictionary
+VARIABLE = re.compile(r"['\"]?(\w*|\$\{[\w.:]+\})['\"]?")  # or an interpolation
 ENDPOINT = re.compile(r"eval\.(judge|contenders\.[^.]+)\.")
 
 # Keys whose values would be readable for everybody in job.json and .hydra/.
@@ -96,6 +98,19 @@ def secret(key: str) -> Problem:
     if ENDPOINT.match(key):
         remedy = f"set {key.rpartition('.')[0]}.api_key_env to the name of an environment variable with the key"
     return Problem(key, None, "secrets are not allowed in the configuration, which is written to files", remedy)
+
+
+def pasted(argument: str) -> Problem | None:
+    """Return the problem of an override that gives a key where the name of its variable is expected."""
+    given = API_KEY_ENV.search(argument)
+    if given is None or VARIABLE.fullmatch(given[1]):
+        return None
+    key, message = argument.lstrip("+~").partition("=")[0], f"should be {FORMS['api_key_env']}"
+    return _not_a_name(key, message if key.endswith("api_key_env") else f"api_key_env {message}")
+
+
+def _not_a_name(key: str, message: str) -> Problem:
+    return Problem(key, None, message, "write its name, and not the key itself")
 
 
 def key_problem(key: str, variable: str | None) -> Problem | None:
@@ -183,7 +198,7 @@ def _type_problem(details: Mapping[str, Any], message: str) -> Problem:
             return Problem(key, None, message, _remedy(key, kind, value))
     message = "should be true or false" if kind == "bool_type" else message
     if location[-1] == "api_key_env":  # the value may be the key itself
-        return Problem(key, None, message, "write its name, and not the key itself")
+        return _not_a_name(key, message)
     return Problem(key, shown(value), message, _remedy(key, kind, value))
 
 
