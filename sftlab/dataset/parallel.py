@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +14,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 from sftlab.errors import StageError
+from sftlab.runtime.processes import die_with_parent
 
 C = TypeVar("C")
 R = TypeVar("R")
@@ -42,7 +44,7 @@ def _parallel(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
     processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pending = deque[Future[R]]()
     # A forked process could hang on a lock that a thread of this one holds.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(function,))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(function, os.getpid()))
     try:
         for chunk in chunks:
             pending.append(pool.submit(_work, chunk))
@@ -59,9 +61,12 @@ def _parallel(function: Callable[[C], R], chunks: Iterable[C]) -> Iterator[R]:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
+def _begin(function: Callable[[Any], Any], parent: int) -> None:
     global _apply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends the workers
+    die_with_parent()  # otherwise it waits for ever for work from a parent that was killed
+    if os.getppid() != parent:
+        sys.exit(1)
     _apply = function
 
 

@@ -27,7 +27,7 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class UnreachableError(StageError):
-    """An endpoint that refuses a request, or does not answer after all retries."""
+    """An endpoint that refuses a request, does not answer after all retries, or answers without a completion."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def make(
     """Take the answers from the store, or ask for those that it lacks. Answers of a run that was killed are reused.
 
     Raises:
-        UnreachableError: the endpoint refuses a request, or does not answer.
+        UnreachableError: the endpoint refuses a request, does not answer, or answers without a completion.
     """
     prompts = Prompts([Prompt(row.id, written(row), [], row.choices) for row in rows], {})
 
@@ -112,7 +112,7 @@ async def _ask(
     seed: int,
 ) -> None:
     """Ask the questions, several at a time, and append each answer to the stage's folder when it arrives."""
-    from openai import APIConnectionError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
+    from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
     from tqdm import tqdm
 
     for name in ("httpx", "openai"):
@@ -148,6 +148,8 @@ async def _ask(
                 if isinstance(error, APIConnectionError):
                     tried = f"{endpoint.retries + 1} tries of at most {endpoint.timeout_s:g} s"
                     raise _unreachable(endpoint, key, f"does not answer ({tried}): {error}") from error
+                if isinstance(error, APIError):
+                    raise _unreachable(endpoint, key, f"answers with an error: {error}") from error
                 raise error from errors
 
 
@@ -155,24 +157,23 @@ async def _answer(
     client: Any, endpoint: Endpoint, row: Example, repeat: int, place: int, cfg: EvalConfig, seed: int
 ) -> Answer:
     tools = {"tools": row.tools} if row.tools else {}
-    reply = await client.chat.completions.create(
-        model=endpoint.model,
-        messages=cast(Any, list(row.prompt)),
-        max_tokens=cfg.max_tokens,
-        temperature=cfg.temperature,
-        seed=seed + repeat,
-        **tools,
-    )
-    choice, usage = reply.choices[0], reply.usage
-    reason = choice.finish_reason if choice.finish_reason in ("stop", "length") else "unknown"
-    return Answer(
-        repeat,
-        place,
-        choice.message.content or "",
-        reason,
-        usage.completion_tokens if usage is not None else 0,
-        prompt_tokens=usage.prompt_tokens if usage is not None else None,
-    )
+    try:
+        reply = await client.chat.completions.create(
+            model=endpoint.model,
+            messages=cast(Any, list(row.prompt)),
+            max_tokens=cfg.max_tokens,
+            temperature=cfg.temperature,
+            seed=seed + repeat,
+            **tools,
+        )
+        choice = reply.choices[0]
+        text, reason = choice.message.content or "", choice.finish_reason
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a page, or JSON without a completion
+        message = f"{endpoint.model} at {endpoint.url} answers without a completion; check the URL (…/v1)"
+        raise UnreachableError(message) from error
+    reason = reason if reason in ("stop", "length") else "unknown"
+    asked, written = (getattr(reply.usage, f"{of}_tokens", None) for of in ("prompt", "completion"))
+    return Answer(repeat, place, text, reason, written or 0, prompt_tokens=asked)
 
 
 def _unreachable(endpoint: Endpoint, key: str, reason: str) -> UnreachableError:

@@ -56,23 +56,25 @@ def load_others(
     Raises:
         ConfigError: see ``load_pair``.
     """
-    second, files = Path(cfg.predictions[1]), list(map(Path, cfg.predictions[2:]))
+    first, second, *files = map(Path, cfg.predictions)
     runs: dict[str, list[list[Prediction]]] = {}
     records = []
     for number, path in enumerate(files):
         label = cfg.labels[number + 2] if len(cfg.labels) > 2 else _STAMP.sub("", path.stem)
         name = re.sub(r"[^\w-]+", "_", label)
         name = name if name not in (*runs, *LABELS) else f"{name}-{number + 3}"
-        repeats = [{row.id: row for row in rows} for rows in load_pair(path, second, cfg)[0]]
+        repeats = [{row.id: row for row in rows} for rows in load_pair(path, second, cfg, first)[0]]
         runs[name] = [[by_id[row.id] for row in order] for by_id in repeats]
         records.append(Contender(name=name, about=label, prompting=False))
     return runs, records
 
 
-def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
+def load_pair(
+    a: Path, b: Path, cfg: EvalConfig, also: Path | None = None
+) -> tuple[list[list[Prediction]], list[list[Prediction]]]:
     """Load the predictions of both files, paired by id in the order of file ``a``, and extract their answers anew.
 
-    Options and groups that only one of the files has are used for both.
+    Options, groups and contexts that only one of the files has, or the file ``also``, are used for both.
 
     Returns:
         For each file a list of predictions per answer that it has to every question.
@@ -84,6 +86,8 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]]
     left, right = _read(a, cfg, problems), _read(b, cfg, problems)
     if problems:
         raise ConfigError(*problems)
+    if also is not None:
+        right = _filled(right, _read(also, cfg, problems))
     pairs = _pairs(a, left, b, right, cfg)
     letters = _letters(a, pairs) if score.lettered else ""
     examples, nothing = [], single_turn("", "", "")
@@ -145,6 +149,21 @@ def load_pair(a: Path, b: Path, cfg: EvalConfig) -> tuple[list[list[Prediction]]
             )
         )
     return predictions[0], predictions[1]
+
+
+def _filled(rows: dict[str, Row], others: dict[str, Row]) -> dict[str, Row]:
+    """Rows with the options, group, subgroup and context that the same questions have in another file."""
+    return {
+        name: replace(
+            row,
+            options=other.options | row.options,
+            group=row.group or other.group,
+            subgroup=row.subgroup or other.subgroup,
+            context=row.context or other.context,
+        )
+        for name, row in rows.items()
+        if (other := others.get(name, row))
+    }
 
 
 def _predictions(path: Path, rows: list[Row], examples: list[Example], score: Scorer) -> list[list[Prediction]]:

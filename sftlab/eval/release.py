@@ -94,8 +94,11 @@ def exit_code(record: RunRecord) -> int:
     """The exit code of a run with eval.gate=true.
 
     Of several evaluated models, 0 if one of them ships, and 3 if none may. If the untrained model is selected, the base
-    model is kept.
+    model is kept. A run without a result decides nothing and has 0: in a training on several machines, only the first
+    one evaluates.
     """
+    if not (record.evaluation or record.evaluations or record.skipped):
+        return 0
     evaluations = [row.evaluation for row in record.evaluations] or [record.evaluation]
     outcomes = {one.decision.outcome for one in evaluations if one is not None and one.decision is not None}
     if not outcomes:

@@ -158,8 +158,11 @@ def informative(rows: Rows) -> bool:
 
 
 def value(cell: object) -> object:
-    """A value as it is compared: sums in another order differ in their last digits, and 1 equals 1.0."""
-    return float(f"{cell:.9g}") if isinstance(cell, int | float) else cell
+    """A value as it is compared: sums in another order differ in their last digits, and 1 equals 1.0.
+
+    Floats are rounded to 9 digits, and to 12 from 1e9 on, where 9 would round whole numbers. Integers are not rounded.
+    """
+    return float(f"{cell:.9g}" if abs(cell) < 1e9 else f"{cell:.12g}") if isinstance(cell, float) else cell
 
 
 def same(answer: Rows, target: Rows, *, ordered: bool) -> bool:

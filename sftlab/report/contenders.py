@@ -105,11 +105,12 @@ def described(evaluation: Evaluation) -> list[str]:
 
 
 def prompting(evaluation: Evaluation) -> str | None:
-    """Whether a prompt would have been enough, in one sentence; None if no prompt was tried.
+    """Whether a prompt would have been enough, in one sentence; None if no prompt was compared.
 
-    Of several prompts the one with the best result is compared.
+    Of several prompts the one with the best result is compared. Those in eval.chain have no verdict.
     """
-    tried = [(one.result.value, one) for one in evaluation.contenders if one.prompting and one.result is not None]
+    compared = [one for one in evaluation.contenders if one.prompting and one.verdict is not None]
+    tried = [(one.result.value, one) for one in compared if one.result is not None]
     if not tried:
         return None
     best = max(tried, key=lambda pair: pair[0])[1]

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -144,6 +145,27 @@ def test_a_killed_process_is_reported_with_a_remedy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=120)
     assert "StageError: a process that reads or tokenises rows was killed" in done.stderr
     assert done.returncode == 1
+
+
+ORPHANS = """
+import os, signal
+from sftlab.dataset import parallel
+def process(number):
+    return os.getpid()
+if __name__ == "__main__":
+    for pid in parallel.in_order(process, range(40)):
+        if pid != os.getpid():
+            print(pid, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text(ORPHANS, "utf-8")
+    # The output ends when the last process that holds it has ended: before the timeout, if none is left.
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout.strip().isdecimal()
 
 
 def test_examples_are_written_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

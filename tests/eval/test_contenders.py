@@ -277,6 +277,8 @@ def test_each_model_of_a_chain_may_not_lose_more_than_the_margin(
     # Their losses are tested, not the gain of the fine-tuned model over them.
     assert [one.comparison for one in evaluation.contenders] == [None, None]
     assert all(one.result is not None for one in evaluation.contenders)
+    prompts = [one.model_copy(update={"prompting": True}) for one in evaluation.contenders]
+    assert shown.prompting(evaluation.model_copy(update={"contenders": prompts})) is None
 
 
 def test_a_chain_with_a_model_that_was_left_out_is_not_passed(tmp_path: Path, config: Make) -> None:

@@ -35,6 +35,7 @@ class Host:
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str] = set()
         self.status: Callable[[str], int] = lambda question: 200
+        self.body: bytes | None = None
         self.lock, self.now, self.most = threading.Lock(), 0, 0
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
@@ -54,10 +55,11 @@ class Host:
             "usage": {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25},
         }  # fmt: skip
         text = json.dumps(reply if status == 200 else {"error": {"message": f"no, {KEY}"}}).encode()
+        text = text if self.body is None else self.body
         with self.lock:
             self.now -= 1
         handler.send_response(status)
-        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Type", "text/html" if text.startswith(b"<html>") else "application/json")
         handler.send_header("Content-Length", str(len(text)))
         handler.end_headers()
         handler.wfile.write(text)
@@ -141,6 +143,18 @@ def test_a_busy_endpoint_is_asked_again_and_one_that_refuses_loses_no_answer(
 def test_an_endpoint_that_does_not_answer_is_left_out_with_the_reason(tmp_path: Path) -> None:
     place = Endpoint("http://127.0.0.1:9/v1", "big", None, 2, 0.5, 0)
     with pytest.raises(UnreachableError, match=r"does not answer \(1 tries of at most 0\.5 s\)"):
+        make(Store(tmp_path / "store"), place)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>Hi", b"<p>Hi", b"{}", b"[]", b'{"choices": null}', b'{"choices": []}', b'{"choices": [{}]}']
+)
+def test_an_endpoint_without_a_completion_is_left_out_with_the_reason(
+    tmp_path: Path, host: tuple[Host, Endpoint], body: bytes
+) -> None:
+    state, place = host
+    state.body = body
+    with pytest.raises(UnreachableError, match=r"answers without a completion; check the URL"):
         make(Store(tmp_path / "store"), place)
 
 

@@ -13,7 +13,7 @@ import pytest
 from sftlab.config import EvalConfig
 from sftlab.errors import ConfigError
 from sftlab.eval.decision import decide, unjudgeable
-from sftlab.eval.predictions import load_pair
+from sftlab.eval.predictions import load_others, load_pair
 from sftlab.eval.scorers import scorer
 from sftlab.records import Prediction
 from sftlab.report import terminal
@@ -209,6 +209,17 @@ def test_options_and_group_of_either_file_are_used_for_both(tmp_path: Path, more
     sides[side] = [bare | more | {"group": 7}]
     made = load(tmp_path, sides[0], sides[1])
     assert [(rows[0].readings["lenient"], rows[0].group) for rows in made] == [("B", "7")] * 2
+
+
+def test_a_third_file_has_the_options_group_subgroup_and_context_of_the_first(tmp_path: Path) -> None:
+    bare = {"id": 1, "completion": "The answer is rickets.", "target": "B"}
+    more = {"options": ["Scurvy", "Rickets"], "group": 7, "subgroup": "rare", "context": "C"}
+    paths = [write(tmp_path / f"{n}.jsonl", [bare | more if n == 0 else bare]) for n in range(3)]
+    cfg = CHOICE.model_copy(update={"predictions": list(map(str, paths)), "group_by": "subgroup", "labels": []})
+    (first, *_), _ = load_pair(paths[0], paths[1], cfg)
+    runs, _ = load_others(cfg, first)
+    (third,) = runs["2"][0]
+    assert (third.readings["lenient"], third.group, third.subgroup) == ("B", "7", "rare")
 
 
 @pytest.mark.parametrize("choices", ["ABC", ["A", "B", "C"]])

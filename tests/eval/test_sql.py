@@ -37,6 +37,9 @@ def outcome(target: str, answer: str, setup: str = TABLES, **limits: float) -> s
         ("SELECT name, n FROM t", "SELECT n, name FROM t", "different"),
         ("SELECT AVG(n) FROM t", "SELECT SUM(n) * 1.0 / COUNT(*) FROM t", "equal"),
         ("SELECT 1", "SELECT 1.0", "equal"),
+        ("SELECT 1234567891", "SELECT 1234567891.0", "equal"),
+        ("SELECT 1234567890", "SELECT 1234567891", "different"),
+        ("SELECT 1e20 / 3", "SELECT 1e20 / 3 + 100000", "equal"),
         ("SELECT n FROM t", "SELECT m FROM t", "failed"),
         ("SELECT n FROM t", "", "failed"),
         ("SELECT n FROM t WHERE n > 9", "SELECT name FROM t WHERE n > 99", "unknown"),  # nearly every query is empty
