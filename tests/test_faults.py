@@ -217,7 +217,7 @@ def test_a_pruned_sweep_survives_kills(tmp_path: Path) -> None:
     expected = pruned_sweep(tmp_path / "undisturbed")
     assert [job["status"] for job in expected["jobs"]] == ["success", "pruned", "success"]
     assert (expected["jobs"][1]["pruned"]["step"], expected["jobs"][1]["pruned"]["planned_steps"]) == (4, 8)
-    assert "1 of 3 jobs were pruned because their peers are better: 20 of 24 optimizer steps" in out
+    assert "1 of 3 jobs were pruned because their peers are better, after 4 of their 8 optimizer steps" in out
     points: list[tuple[int, signal.Signals, Callable[[], bool]]] = [
         # In the second job: before its first checkpoint, and in the validation at which it is pruned.
         (-1, signal.SIGKILL, lambda: any(store.glob("train/*/receipt.json")) and any(store.glob("train/*.partial"))),

@@ -155,7 +155,6 @@ def run(
                 base=finished.base,
                 merged=finished.merged,
                 system_prompt=system_prompt,
-                max_tokens=finished.generation.max_tokens,
                 temperature=finished.generation.temperature,
                 after=planned[place - 1].port if place else None,
             )
