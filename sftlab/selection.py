@@ -96,24 +96,28 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
 def _selection(ranked: Sequence[Job], done: Sequence[Job]) -> Decision:
     """Rank the checkpoints of jobs that can be ranked together, by the loss or by scores of their answers."""
     order, metric, count = _ranking(ranked)
-    chosen = order.selection.chosen
-    winner = next(job for job in done if job.number == chosen.job)
-    cfg = winner.settings()
-    store = Store(cfg.store)
-    base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in another process
+    winner, cfg, base = _winner(order, done)
     if cfg.select.average is not None:
-        averaged = average.make(store, order.selection.ties, winner, base, instance.find(cfg.instance))
+        averaged = average.make(Store(cfg.store), order.selection.ties, winner, base, instance.find(cfg.instance))
         if averaged is not None:
             winner.candidates = [*winner.candidates, averaged]
-            winner.stages = {**winner.stages, "average": str(Path(averaged.checkpoint).parent)}
             order, metric, count = _ranking(ranked)
-            chosen = order.selection.chosen
+            winner, cfg, base = _winner(order, done)  # with the average another recipe may be the best
+            winner.stages = {**winner.stages, "average": str(Path(averaged.checkpoint).parent)}
+    chosen = order.selection.chosen
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     sources = tokenize.validation_sources(Path(winner.stages["tokens"]))
     record = select.record(order.selection, metric, unranked, sources, order.recipes, count)
     is_untrained = chosen.step == 0 or variants.equals_base(Path(chosen.checkpoint), base.path)
     untrained = select.untrained(cfg.select.tie, chosen.step) if is_untrained else None
     return Decision(record, order.selection, winner, cfg, base, untrained)
+
+
+def _winner(order: recipes.Ranking, done: Sequence[Job]) -> tuple[Job, Config, Base]:
+    """The job of the selected checkpoint, with its settings and base model."""
+    winner = next(job for job in done if job.number == order.selection.chosen.job)
+    cfg = winner.settings()
+    return winner, cfg, models.resolve(cfg.model, Store(cfg.store), cfg.seed)  # the job may be of another process
 
 
 def _ranking(ranked: Sequence[Job]) -> tuple[recipes.Ranking, str, int | None]:

@@ -69,6 +69,15 @@ def test_what_vllm_cannot_add_is_served_merged_by_a_second_engine(tmp_path: Path
     assert planned[1].arguments[0] == str(tmp_path / "outputs" / "store" / "merged" / "key")
 
 
+def test_the_adapter_of_a_model_that_reads_images_is_not_added(tmp_path: Path) -> None:
+    run = found(tmp_path)
+    assert run.adapter is not None
+    assert finished.lora_rank(run.adapter, run.base.path) == 16
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "config.json").write_text('{"vision_config": {}}', "utf-8")
+    assert finished.lora_rank(run.adapter, tmp_path / "vision") is None
+
+
 def test_a_rank_is_rounded_up_to_one_of_vllm(tmp_path: Path) -> None:
     (one,) = server.servers(found(tmp_path, r=24), 8000, adapter=True)
     assert one.arguments[one.arguments.index("--max-lora-rank") + 1] == "32"
