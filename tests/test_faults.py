@@ -22,7 +22,9 @@ SWEEP = [
     *("dataset.split={train: 384, validation: 48, test: 200}", "train.per_device_train_batch_size=4"),
 ]
 # What two runs of the same sweep never share: their id, the clock, and what is measured by it or by the memory.
-MEASURED = re.compile(r"id|started|finished|times|measured|.*seconds|tokens_per_second.*|mfu|peak_memory_gib")
+MEASURED = re.compile(
+    r"id|started|finished|times|measured|.*seconds|seconds_per_.*|tokens_per_second.*|mfu|peak_memory_gib"
+)
 
 
 def start(folder: Path, sweep_dir: str) -> Started:
