@@ -70,7 +70,7 @@ def run_job(cfg: Config, job: Job, folder: Path) -> None:
     try:
         trained = train.make(store, tokens, base, cfg.peft, cfg.train, machine, cfg.seed, variables, peers)
     except PrunedError:
-        job.pruned = None if peers is None else peers.verdict()
+        job.pruned = None if peers is None else peers.decision()
         raise
     except OutOfMemoryError as error:
         raise advised(

@@ -13,7 +13,7 @@ from sftlab.dataset import tokenize
 from sftlab.errors import StageError
 from sftlab.eval import contenders, guards, replication
 from sftlab.eval import stage as evaluate
-from sftlab.eval.checkpoints import validation_scores
+from sftlab.eval.checkpoints import Scores, validation_scores
 from sftlab.eval.contenders import Contender
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
@@ -32,7 +32,8 @@ from sftlab.train import average, learning_curve, pruning, ranking, recipes, sel
 class Decision:
     """The selection, for the record and with the losses of all rows; the job that it is from, and its base model.
 
-    ``untrained`` is why nothing is merged, if the selected checkpoint has the weights of the base model.
+    ``untrained`` is why nothing is merged, if the selected checkpoint has the weights of the base model. ``scores`` are
+    those that rank the checkpoints; None if the loss does.
     """
 
     record: results.Selection
@@ -41,6 +42,7 @@ class Decision:
     cfg: Config
     base: Base
     untrained: str | None
+    scores: Scores | None
 
 
 def decide(run: Run, jobs: Sequence[Job]) -> None:
@@ -69,7 +71,7 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
     )
     link(run.folder / "best", None if decision.untrained else Path(selection.checkpoint))
     terminal.ranking(decision.selected, jobs, selection)
-    curve = learning_curve.of(ranked, selection)
+    curve = learning_curve.of(ranked, selection, decision.scores)
     if curve is not None:
         run.update(curve=curve)
         terminal.learning_curve(curve)
@@ -95,36 +97,39 @@ def decide(run: Run, jobs: Sequence[Job]) -> None:
 
 def _selection(ranked: Sequence[Job], done: Sequence[Job]) -> Decision:
     """Rank the checkpoints of jobs that can be ranked together, by the loss or by scores of their answers."""
-    order, metric, count = _ranking(ranked)
-    chosen = order.selection.chosen
-    winner = next(job for job in done if job.number == chosen.job)
-    cfg = winner.settings()
-    store = Store(cfg.store)
-    base = models.resolve(cfg.model, store, cfg.seed)  # again: the job may have run in another process
+    order, scores = _ranking(ranked)
+    winner, cfg, base = _winner(order, done)
     if cfg.select.average is not None:
-        averaged = average.make(store, order.selection.ties, winner, base, instance.find(cfg.instance))
+        averaged = average.make(Store(cfg.store), order.selection.ties, winner, base, instance.find(cfg.instance))
         if averaged is not None:
             winner.candidates = [*winner.candidates, averaged]
+            order, scores = _ranking(ranked)
+            winner, cfg, base = _winner(order, done)  # with the average another recipe may be the best
             winner.stages = {**winner.stages, "average": str(Path(averaged.checkpoint).parent)}
-            order, metric, count = _ranking(ranked)
-            chosen = order.selection.chosen
+    chosen = order.selection.chosen
     unranked = [candidate for job in done if job not in ranked for candidate in job.candidates]
     sources = tokenize.validation_sources(Path(winner.stages["tokens"]))
+    metric, count = ("eval_loss", None) if scores is None else (scores.metric, len(scores.groups))
     record = select.record(order.selection, metric, unranked, sources, order.recipes, count)
     is_untrained = chosen.step == 0 or variants.equals_base(Path(chosen.checkpoint), base.path)
     untrained = select.untrained(cfg.select.tie, chosen.step) if is_untrained else None
-    return Decision(record, order.selection, winner, cfg, base, untrained)
+    return Decision(record, order.selection, winner, cfg, base, untrained, scores)
 
 
-def _ranking(ranked: Sequence[Job]) -> tuple[recipes.Ranking, str, int | None]:
-    """Rank the checkpoints of jobs; with the name of what ranks them, and the number of rows that were answered."""
+def _winner(order: recipes.Ranking, done: Sequence[Job]) -> tuple[Job, Config, Base]:
+    """The job of the selected checkpoint, with its settings and base model."""
+    winner = next(job for job in done if job.number == order.selection.chosen.job)
+    cfg = winner.settings()
+    return winner, cfg, models.resolve(cfg.model, Store(cfg.store), cfg.seed)  # the job may be of another process
+
+
+def _ranking(ranked: Sequence[Job]) -> tuple[recipes.Ranking, Scores | None]:
+    """Rank the checkpoints of jobs; with the scores that rank them, or None if the loss does."""
     settings = ranked[0].settings().select
-    rows, groups = None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))
-    metric, count = "eval_loss", None
     if settings.metric == "score":
         scores = validation_scores(ranked)
-        rows, groups, metric, count = scores.rows, scores.groups, scores.metric, len(scores.groups)
-    return recipes.rank(ranked, settings.tie, rows, groups), metric, count
+        return recipes.rank(ranked, settings.tie, scores.rows, scores.groups), scores
+    return recipes.rank(ranked, settings.tie, None, tokenize.validation_groups(Path(ranked[0].stages["tokens"]))), None
 
 
 def _evaluate(run: Run, decision: Decision, done: Sequence[Job]) -> None:

@@ -229,7 +229,7 @@ def chat_with_run(cfg: Config, *, dry_run: bool) -> None:
     log.info("chat: starting %s", run.folder)
     with server.background(run, planned, cfg):
         urls = {name: one.url for one in planned for name in one.names}
-        chat.converse(chat.typed(), list(urls), streaming(urls), Console())
+        chat.converse(chat.typed(), list(urls), streaming(urls, run.generation.max_tokens), Console())
 
 
 def show_page(cfg: Config, *, dry_run: bool) -> None:
@@ -251,7 +251,7 @@ def show_page(cfg: Config, *, dry_run: bool) -> None:
         urls = {name: one.url for one in planned for name in one.names}
         chat_page.show(
             list(urls),
-            streaming(urls),
+            streaming(urls, run.generation.max_tokens),
             title=f"{run.record.experiment}: {run.base.name}",
             examples=[row.question for row in run.split("test")],
             port=cfg.serve.page_port,

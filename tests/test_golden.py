@@ -73,7 +73,7 @@ def same_result(before: ModelResult | None, after: ModelResult | None) -> None:
     assert before is not None
     assert after is not None
     exact = {"value", "interval", "scores", "readings"}
-    added = {"answers", "groups", "knowledge"}
+    added = {"answers", "groups", "knowledge", "cost"}
     assert after.model_dump(exclude=exact | added) == before.model_dump(exclude=exact | added)
     assert {name: after.readings[name] for name in before.readings} == before.readings  # there may be more by now
     assert after.value == pytest.approx(before.value, abs=EXACT)

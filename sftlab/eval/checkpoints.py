@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftlab.config import Config, Lora, Qlora
+from sftlab.config import Config
 from sftlab.dataset import stage as dataset
 from sftlab.eval import stage as evaluate
 from sftlab.eval.pairwise import pairwise_of
@@ -20,14 +20,12 @@ from sftlab.instance.machine import Machine
 from sftlab.model import base as models
 from sftlab.model import merge, variants
 from sftlab.model.base import Base
+from sftlab.model.finished import lora_rank
 from sftlab.records import Example
 from sftlab.runtime.job import Job
 from sftlab.runtime.store import Store, key_of
 
 log = logging.getLogger(__name__)
-
-RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""Ranks that vLLM can reserve for adapters."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,8 @@ def _scored(group: _Group) -> dict[tuple[int, str], list[float]]:
     settings = cfg.eval.model_copy(update={"forced": False, "logprobs": False, "repeats": 1, "max_rows": limit})
     data = dataset.make(store, cfg.dataset)
     prompts = tokenize_prompts(group.examples, base, f"{data.stage.key}/validation", settings)
-    rank = _lora_rank([job.settings() for job in group.jobs], machine)
     places = [(job.number, Path(candidate.checkpoint)) for job in group.jobs for candidate in job.candidates]
+    rank = _lora_rank([checkpoint for _, checkpoint in places], cfg.eval.engine, base, machine)
     first: dict[str, Request] = {}
     chosen = []
     for _, checkpoint in places:
@@ -132,16 +130,17 @@ def _request(checkpoint: Path, store: Store, base: Base, prompts: Prompts, *, be
     return Request(f"{merged}-adapter" if beside else merged, prompts, checkpoint)
 
 
-def _lora_rank(settings: Sequence[Config], machine: Machine) -> int | None:
+def _lora_rank(checkpoints: Sequence[Path], engine: str, base: Base, machine: Machine) -> int | None:
     """The rank with which vLLM computes all adapters beside the base model; None if it cannot, or merging is faster.
 
-    On the CPU vLLM copies the adapter for every token, which takes longer than merging it once
-    (docs/selection.md has the figures).
+    It is read from the adapters: an average has the ranks of all its members together. On the CPU vLLM copies the
+    adapter for every token, which takes longer than merging it once (docs/selection.md has the figures).
     """
-    ranks = []
-    for cfg in settings:
-        peft = cfg.peft
-        if not isinstance(peft, Lora | Qlora) or peft.use_dora or cfg.eval.engine != "vllm" or machine.device == "cpu":
-            return None
-        ranks.append(peft.r)
-    return next((rank for rank in RANKS if rank >= max(ranks)), None)
+    if engine != "vllm" or machine.device == "cpu":
+        return None
+    adapters = [path for path in checkpoints if (path / variants.ADAPTER).is_file()]
+    known = [rank for path in adapters if (rank := lora_rank(path, base.path)) is not None]
+    whole = (path for path in checkpoints if path not in adapters)
+    if not known or len(known) < len(adapters) or not all(variants.equals_base(path, base.path) for path in whole):
+        return None
+    return max(known)

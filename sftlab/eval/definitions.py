@@ -16,7 +16,6 @@ from sftlab.config import Config, ContenderConfig
 from sftlab.dataset.prompt import prompt_tokens
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval import contenders
-from sftlab.eval.checkpoints import RANKS
 from sftlab.eval.contenders import Contender, EvalSet, Remote
 from sftlab.eval.endpoint import Endpoint
 from sftlab.eval.prompts import context_length
@@ -24,6 +23,7 @@ from sftlab.eval.shots import drawn, fitting, reworded, with_shots
 from sftlab.model import base as models
 from sftlab.model import variants
 from sftlab.model.base import Base
+from sftlab.model.finished import lora_rank
 from sftlab.records import Example, single_turn
 from sftlab.runtime.store import Store, key_of, versions
 
@@ -106,13 +106,14 @@ def _with_adapter(cfg: Config, pair: Mapping[str, Contender], definition: Conten
     if folder is None or not (folder / variants.ADAPTER).is_file():
         reason = "the fine-tuned model has no adapter: all of its weights were trained"
         raise ConfigError(Problem("eval.contenders", None, reason))
-    values = json.loads((folder / variants.ADAPTER).read_text("utf-8"))
-    rank = max([values["r"], *(values.get("rank_pattern") or {}).values()])
-    reserved = next((known for known in RANKS if known >= rank), None)
-    special = values.get("use_dora") or values.get("modules_to_save")
-    if cfg.eval.engine == "vllm" and (special or reserved is None):
-        reason = "vLLM cannot compute this adapter beside the weights (DoRA, modules_to_save, or a rank above 512)"
+    reserved = lora_rank(folder, pair["baseline"].base.path)
+    if reserved is None and cfg.eval.engine == "vllm":
+        reason = (
+            "vLLM cannot compute this adapter beside the weights (DoRA, modules_to_save, a rank above 512, or a base "
+            "model that also reads images)"
+        )
         raise ConfigError(Problem("eval.contenders", None, reason))
+    rank = json.loads((folder / variants.ADAPTER).read_text("utf-8"))["r"]
     return replace(pair["baseline"], adapter=folder, lora_rank=reserved or rank)
 
 

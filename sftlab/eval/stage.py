@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -167,36 +167,27 @@ def make_each(
     # Two runs that build the same stages lock them in the same order, so that neither waits for the other one.
     order = sorted(dict(zip(names, range(len(requests)), strict=True)).items())
     asked, stages, worked = dict[str, Asked](), dict[str, Stage](), dict[Path, float]()
-
-    def lock_from(place: int) -> None:
-        """Lock the stages from this place on, then generate for all of them."""
-        if place == len(order):
-            if waiting := [one for one in asked.values() if one.questions]:
-                worked.update(generate(waiting, model, cfg, machine, seed, lora_rank))
-            return
-        name, number = order[place]
-        request = requests[number]
-
-        def build(folder: Path) -> None:
-            answers = _of_other_repeats(store, keys[number]) | completed(folder)
-            retain(folder, answers.values())
-            questions = _questions(request.prompts, request.cfg or cfg, seed, answers)
-            asked[name] = Asked(folder, request.prompts, questions, request.checkpoint, request.cfg)
-            lock_from(place + 1)
-            finish(folder, request.prompts, request.cfg or cfg)
-
-        stages[name] = store.stage("generations", keys[number], build, resumable=True)
-        if stages[name].cached:
-            lock_from(place + 1)
-
     begin = time.monotonic()
-    lock_from(0)
+    with ExitStack() as locks:  # they are released, and the stages get their final names, after all are generated
+        for name, number in order:
+            one = requests[number]
+            stage = stages[name] = locks.enter_context(store.building("generations", keys[number], resumable=True))
+            if stage.cached:
+                continue
+            answers = _of_other_repeats(store, keys[number]) | completed(stage.partial)
+            retain(stage.partial, answers.values())
+            questions = _questions(one.prompts, one.cfg or cfg, seed, answers)
+            asked[name] = Asked(stage.partial, one.prompts, questions, one.checkpoint, one.cfg)
+        if waiting := [each for each in asked.values() if each.questions]:
+            worked.update(generate(waiting, model, cfg, machine, seed, lora_rank))
+        for each in asked.values():
+            finish(each.folder, each.prompts, each.cfg or cfg)
     elapsed = time.monotonic() - begin
     for stage in stages.values():
         with suppress(OSError):  # the store may be read-only
             clear(stage.path)
             (stage.path / FINISHED).unlink(missing_ok=True)
-    seconds = {name: worked.get(one.folder, 0.0) for name, one in asked.items()}
+    seconds = {name: worked.get(each.folder, 0.0) for name, each in asked.items()}
     if first := next((name for name in names if name in seconds), None):
         seconds[first] = elapsed - sum(own for name, own in seconds.items() if name != first)
     return [Generated(stages[name], seconds.get(name, 0.0)) for name in names]

@@ -138,6 +138,15 @@ def check_sweep(sweep: Sweep, config: DictConfig, mode: Mode) -> list[PurePath]:
             )
         )
     _check_sweeper(sweep, config.hydra.sweeper)
+    if mode.trains and sweep.first.sweep.prune is not None and "seed" in sweep.varied:
+        raise ConfigError(
+            Problem(
+                "sweep.prune",
+                str(sweep.first.sweep.prune),
+                "would stop the worse seeds of a recipe, and its mean over seeds would be too good",
+                "sweep with one seed, or set sweep.prune=null",
+            )
+        )
     refused = _refused(sweep, mode)
     if refused:
         raise ConfigError(_refusal(sweep, config, mode, refused))

@@ -13,7 +13,7 @@ from sftlab.config import Config, ModelConfig
 from sftlab.dataset.arrow_examples import Examples
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.model import base as models
-from sftlab.model.base import Base
+from sftlab.model.base import Base, reads_images
 from sftlab.records import Example, text_of_turn
 from sftlab.results import RunRecord
 from sftlab.runtime import listing
@@ -24,6 +24,7 @@ from sftlab.runtime.store import Store
 log = logging.getLogger(__name__)
 
 AGAIN = "run its command again; completed stages are reused"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's max_lora_rank
 MERGED, BEST = "merged", "best"  # links in the folder of a run
 
 
@@ -149,13 +150,16 @@ def _not_merged(folder: Path, record: RunRecord) -> tuple[str, str] | None:
     return "its merged model was deleted", AGAIN
 
 
-def lora_rank(adapter: Path) -> int | None:
-    """Return the rank of an adapter that vLLM can add to its base model; None if vLLM cannot.
+def lora_rank(adapter: Path, base: Path) -> int | None:
+    """Return the rank that vLLM reserves to add an adapter to its base model; None if vLLM cannot add it.
 
-    vLLM adds low-rank matrices only: not the magnitudes of DoRA, trained biases or whole trained modules.
+    vLLM adds low-rank matrices only: not the magnitudes of DoRA, trained biases or whole trained modules. It names the
+    layers of a model that also reads images differently.
     """
     values = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     beyond = ("use_dora", "modules_to_save", "lora_bias", "rank_pattern", "alpha_pattern", "trainable_token_indices")
     if values.get("peft_type") != "LORA" or values.get("bias", "none") != "none" or any(map(values.get, beyond)):
         return None
-    return int(values["r"])
+    if reads_images(base):
+        return None
+    return next((rank for rank in RANKS if rank >= values["r"]), None)

@@ -123,16 +123,14 @@ def disagreement(selection: Selection) -> str | None:
 
 
 def pruning(jobs: Sequence[JobRecord]) -> str | None:
-    """How many jobs of a sweep were pruned, and the steps that this saved; None without."""
+    """How many jobs of a sweep were pruned, and after which share of their steps; None without."""
     pruned = [job.pruned for job in jobs if job.pruned is not None]
     if not pruned:
         return None
-    whole = [job.receipt for job in jobs if job.receipt is not None]
-    planned = sum(one.planned_steps for one in pruned) + sum(one.planned_steps or 0 for one in whole)
-    trained = sum(one.step for one in pruned) + sum(one.optimizer_steps for one in whole)
+    steps, planned = sum(one.step for one in pruned), sum(one.planned_steps for one in pruned)
     return (
-        f"{len(pruned)} of {plural(len(jobs), 'job')} were pruned because their peers are better: {trained:,} of "
-        f"{planned:,} optimizer steps were trained ({percent(trained / planned)})"
+        f"{len(pruned)} of {plural(len(jobs), 'job')} were pruned because their peers are better, after {steps:,} of "
+        f"their {planned:,} optimizer steps ({percent(steps / planned)})"
     )
 
 

@@ -22,7 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class Stage:
     path: Path
     cached: bool
     seconds: float
+
+    @property
+    def partial(self) -> Path:
+        """The folder in which it is built."""
+        return self.path.with_name(f"{self.path.name}.partial")
 
 
 class Store:
@@ -74,21 +79,39 @@ class Store:
     ) -> Stage:
         """Return the finished stage with these inputs. If it does not exist, ``build`` builds it in a folder.
 
-        If another process builds the same stage, wait for it. The folder of a killed build is deleted, unless the
-        stage is ``resumable``: then ``build`` gets it unchanged.
-
         Raises:
             StageError: the disk is full or the store cannot be written.
             Exception: any error of ``build``; the stage does not exist then, and a later call builds it.
         """
+        with self.building(name, inputs, resumable=resumable) as stage:
+            if stage.cached:
+                return stage
+            start = time.monotonic()
+            build(stage.partial)
+        return replace(stage, seconds=time.monotonic() - start)
+
+    @contextmanager
+    def building(self, name: str, inputs: Mapping[str, Any], *, resumable: bool = False) -> Iterator[Stage]:
+        """Yield the finished stage with these inputs; if it is not ``cached``, the block builds it in ``partial``.
+
+        If another process builds the same stage, wait for it. The folder of a killed build is deleted, unless the
+        stage is ``resumable``: then the block gets it unchanged.
+
+        Raises:
+            StageError: the disk is full or the store cannot be written.
+            Exception: any error of the block; the stage does not exist then, and a later call builds it.
+        """
         final = self.path(name, inputs)
         use(self.root, final.name)  # before the manifest is read: see ``withdraw``
         if _manifest(final) is not None:
-            return self._found(name, final)
-        partial = final.with_name(final.name + ".partial")
+            yield self._found(name, final)
+            return
+        new = Stage(name, final.name, final, cached=False, seconds=0.0)
+        partial = new.partial
         with self.lock(name, final.name):
             if _manifest(final) is not None:  # another process built it meanwhile
-                return self._found(name, final)
+                yield self._found(name, final)
+                return
             try:
                 if final.exists():  # without a manifest: a disk that lost its last writes
                     shutil.rmtree(final)
@@ -96,7 +119,7 @@ class Store:
                     shutil.rmtree(partial)
                 partial.mkdir(exist_ok=True)
                 start = time.monotonic()
-                build(partial)
+                yield new
                 seconds = time.monotonic() - start
                 manifest = {"stage": name, "key": final.name, "seconds": round(seconds, 1), "inputs": inputs}
                 sync(partial)
@@ -111,7 +134,6 @@ class Store:
                         "space, or set store= to a folder on another disk. Completed stages are reused"
                     ) from error
                 raise
-        return Stage(name, final.name, final, cached=False, seconds=seconds)
 
     def remove(self, stage: Stage) -> bool:
         """Delete a finished stage. Return False if other processes use it or have deleted it."""
@@ -191,13 +213,14 @@ class ScratchStore(Store):
         super().__init__(root)
         self.other = other
 
-    def stage(
-        self, name: str, inputs: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
-    ) -> Stage:
-        """Return the finished stage of either store, or build it here."""
+    @contextmanager
+    def building(self, name: str, inputs: Mapping[str, Any], *, resumable: bool = False) -> Iterator[Stage]:
+        """Yield the finished stage of either store, or else one to build here."""
         if self.other.has(name, inputs):
-            return Stage(name, key_of(inputs), self.other.path(name, inputs), cached=True, seconds=0.0)
-        return super().stage(name, inputs, build, resumable=resumable)
+            yield Stage(name, key_of(inputs), self.other.path(name, inputs), cached=True, seconds=0.0)
+            return
+        with super().building(name, inputs, resumable=resumable) as stage:
+            yield stage
 
 
 class _Use:

@@ -18,8 +18,8 @@ class RefusedError(StageError):
     """A request that the server refuses, such as one with a prompt longer than the context."""
 
 
-def streaming(urls: Mapping[str, str]) -> Stream:
-    """Return a function that asks the servers at ``urls``, by name of the model.
+def streaming(urls: Mapping[str, str], max_tokens: int) -> Stream:
+    """Return a function that asks the servers at ``urls``, by name of the model, for at most ``max_tokens`` tokens.
 
     It raises a RefusedError if the server refuses the request, and a StageError if the server cannot be reached.
     """
@@ -33,7 +33,9 @@ def streaming(urls: Mapping[str, str]) -> Stream:
         async with AsyncOpenAI(base_url=urls[model], api_key="none", max_retries=0, http_client=http) as client:
             try:
                 messages = cast(Any, list(turns))
-                answer = await client.chat.completions.create(model=model, messages=messages, stream=True)
+                answer = await client.chat.completions.create(
+                    model=model, messages=messages, max_tokens=max_tokens, stream=True
+                )
                 async for part in answer:
                     if part.choices and (text := part.choices[0].delta.content):
                         yield text

@@ -22,7 +22,6 @@ from sftlab.runtime.processes import Child, children
 from sftlab.serve.worker import HOST, ServeTask, is_ready
 
 BASELINE, FINETUNED = "baseline", "finetuned"  # names of the models, as in the folder predictions/
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of vLLM's --max-lora-rank
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,9 @@ def servers(finished: Finished, port: int, *, adapter: bool) -> list[Server]:
     The second one has the next port. With ``adapter=False`` the merged model is always served.
     """
     base, merged = str(finished.base.path.resolve()), str(finished.merged)
-    rank = None
-    if adapter and finished.adapter is not None and not reads_images(finished.base.path):
-        rank = lora_rank(finished.adapter)  # of a model that also reads images vLLM names the layers differently
-    largest = next((allowed for allowed in RANKS if rank is not None and allowed >= rank), None)
-    if largest is not None:
-        lora = ("--enable-lora", "--max-lora-rank", str(largest))
+    rank = lora_rank(finished.adapter, finished.base.path) if adapter and finished.adapter is not None else None
+    if rank is not None:
+        lora = ("--enable-lora", "--max-lora-rank", str(rank))
         modules = ("--lora-modules", f"{FINETUNED}={finished.adapter}")
         return [Server(port, (BASELINE, FINETUNED), (base, "--served-model-name", BASELINE, *lora, *modules))]
     models = {BASELINE: base, FINETUNED: merged}
@@ -159,7 +155,6 @@ def run(
                 base=finished.base,
                 merged=finished.merged,
                 system_prompt=system_prompt,
-                max_tokens=finished.generation.max_tokens,
                 temperature=finished.generation.temperature,
                 after=planned[place - 1].port if place else None,
             )

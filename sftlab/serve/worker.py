@@ -35,8 +35,6 @@ class ServeTask(BaseModel):
     """Folder of the merged model, which lists the tokens that end an answer."""
     system_prompt: str | None
     """System prompt of conversations that have none; None: as the template does."""
-    max_tokens: int
-    """Token limit of an answer unless the request has another."""
     temperature: float
     """Sampling temperature unless the request has another."""
     after: int | None
@@ -55,7 +53,8 @@ def run(folder: Path, task: ServeTask) -> None:
     template = chat_template(str(task.base.tokenizer().chat_template), task.system_prompt, task.base.template_time)
     (folder / TEMPLATE).write_text(template, "utf-8")
     ends = json.loads((task.merged / GENERATION).read_text("utf-8"))["eos_token_id"]
-    settings = {"eos_token_id": ends, "max_new_tokens": task.max_tokens, "temperature": task.temperature}
+    # Not max_new_tokens: vLLM would refuse to generate more, whatever the request.
+    settings = {"eos_token_id": ends, "temperature": task.temperature}
     (folder / GENERATION).write_text(json.dumps(settings), "utf-8")
     files = ["--chat-template", str(folder / TEMPLATE), "--generation-config", str(folder)]
     _serve([*task.arguments, *files])

@@ -9,12 +9,13 @@ from pathlib import Path
 from sftlab.results import Scalar
 from sftlab.tracking.base import Place, Result
 
+SERVER = "MLFLOW_TRACKING_URI"
 TAG = "sftlab.run"  # MLflow gives its runs ids of its own
 
 
 def address(outputs: Path) -> str:
     """The URI of the server, or of the database in the folder of all runs."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs}/mlflow.db"
+    return os.environ.get(SERVER) or f"sqlite:///{outputs}/mlflow.db"
 
 
 class MLflow:
@@ -28,7 +29,7 @@ class MLflow:
         self._client = MlflowClient(tracking_uri=address(place.outputs))
         experiment = self._client.get_experiment_by_name(place.project)
         if experiment is None:
-            is_local = "MLFLOW_TRACKING_URI" not in os.environ
+            is_local = not os.environ.get(SERVER)
             artifacts = (place.outputs / "mlartifacts").as_uri() if is_local else None
             try:
                 number = self._client.create_experiment(place.project, artifact_location=artifacts)

@@ -54,10 +54,13 @@ def announce(cfg: Config, folder: Path) -> None:
         case "tensorboard":
             log.info("tensorboard: `tensorboard --logdir %s` shows the curves", cfg.runs.outputs)
         case "mlflow":
-            from sftlab.tracking.mlflow import address
+            from sftlab.tracking.mlflow import SERVER, address
 
-            uri = address(Path(cfg.runs.outputs).resolve())
-            log.info("mlflow: `uvx mlflow ui --backend-store-uri %s` shows the curves", uri)
+            if os.environ.get(SERVER):  # its value may contain a password
+                log.info("mlflow: the server of %s shows the curves", SERVER)
+            else:
+                uri = address(Path(cfg.runs.outputs).resolve())
+                log.info("mlflow: `uvx mlflow ui --backend-store-uri %s` shows the curves", uri)
 
 
 def missing(cfg: TrackingConfig) -> Problem | None:

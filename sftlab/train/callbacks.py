@@ -325,13 +325,12 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
             with self._warning():
                 self.tracker.log(state.global_step, named(logs))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """End the tracker, which the results start again."""
+    def close(self) -> None:
+        """End the tracker, also of a training that failed; the results start it again."""
         if self.tracker is not None:
             with self._warning():
                 self.tracker.close()
+            self.tracker = None
 
     @contextmanager
     def _warning(self) -> Iterator[None]:

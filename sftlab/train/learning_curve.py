@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
+from sftlab.dataset import tokenize
 from sftlab.dataset.tokenize import COUNTS
+from sftlab.eval.checkpoints import Scores
 from sftlab.eval.statistics import mean_interval
 from sftlab.eval.statistics.curve import power_law
 from sftlab.records import Candidate
@@ -16,10 +18,11 @@ from sftlab.runtime.job import Job
 from sftlab.train.checkpoints import ROWS
 
 
-def of(jobs: Sequence[Job], selection: Selection) -> Curve | None:
+def of(jobs: Sequence[Job], selection: Selection, scores: Scores | None = None) -> Curve | None:
     """The curve of jobs that are ranked together; None unless they differ in ``train.data_share`` and nothing else.
 
-    Of each job the best checkpoint counts, by what the selection ranks by. Seeds may differ too.
+    Of each job the best checkpoint counts, by what the selection ranks by; a job with the untrained model only is left
+    out. Seeds may differ too. ``scores`` are those that rank the checkpoints; None if the loss does.
     """
     settings = [job.settings() for job in jobs]
     shares = {cfg.train.data_share for cfg in settings}
@@ -31,50 +34,74 @@ def of(jobs: Sequence[Job], selection: Selection) -> Curve | None:
     by_job: dict[int, list[Candidate]] = {}
     for row in selection.candidates:
         by_job.setdefault(row.job, []).append(row)
+    intervals = {} if scores is None else _score_intervals(jobs, scores, alpha)
     points = []
     for job, cfg in zip(jobs, settings, strict=True):
         trained = [row for row in by_job[job.number] if row.step and not row.average_of]
+        if not trained:
+            continue
         best = min(trained, key=lambda row: (-(row.score or 0), row.eval_loss))
         counts = TokenCounts.model_validate_json((Path(job.stages["tokens"]) / COUNTS).read_bytes())
-        points.append(_point(job.number, cfg.train.data_share, counts.train.rows, best, selection.scored_rows, alpha))
+        groups = tokenize.validation_groups(Path(job.stages["tokens"]))
+        interval = intervals.get((job.number, best.checkpoint))
+        points.append(_point(cfg.train.data_share, counts.train.rows, best, groups, interval, alpha))
+    if len({point.share for point in points}) < 2:
+        return None
     points.sort(key=lambda point: (point.rows, point.job))
     rows, losses = [point.rows for point in points], [point.eval_loss for point in points]
-    scores = [point.score for point in points if point.score is not None]
+    means = [point.score for point in points if point.score is not None]
     return Curve(
         metric=selection.metric,
         level=1 - alpha,
         points=points,
         loss=_predicted(rows, losses, alpha, 0.0),
-        score=_score(rows, scores, selection.scored_rows, alpha) if len(scores) == len(rows) else None,
+        score=_score(rows, means, selection.scored_rows, alpha) if len(means) == len(rows) else None,
     )
 
 
-def _point(job: int, share: float, rows: int, best: Candidate, scored: int | None, alpha: float) -> CurvePoint:
+def _score_intervals(jobs: Sequence[Job], scores: Scores, alpha: float) -> dict[tuple[int, str], tuple[float, float]]:
+    """The interval of the mean score of each checkpoint, by job and folder."""
+    places = [(job.number, candidate.checkpoint) for job in jobs for candidate in job.candidates]
+    return {
+        place: mean_interval(rows, scores.groups, alpha=alpha) for place, rows in zip(places, scores.rows, strict=True)
+    }
+
+
+def _point(
+    share: float,
+    rows: int,
+    best: Candidate,
+    groups: Sequence[str | None],
+    interval: tuple[float, float] | None,
+    alpha: float,
+) -> CurvePoint:
     losses = json.loads((Path(best.checkpoint) / ROWS).read_text("utf-8"))
-    interval = None
-    if best.score is not None and scored:
-        right = round(best.score * scored)
-        interval = mean_interval([1.0] * right + [0.0] * (scored - right), None, alpha=alpha)
     return CurvePoint(
-        job=job,
+        job=best.job,
         share=share,
         rows=rows,
         eval_loss=best.eval_loss,
-        loss_interval=_loss_interval(losses, best.eval_loss, alpha),
+        loss_interval=_loss_interval(losses, groups, best.eval_loss, alpha),
         score=best.score,
         score_interval=interval,
     )
 
 
-def _loss_interval(rows: Sequence[Sequence[float]], loss: float, alpha: float) -> tuple[float, float] | None:
-    """The interval of a loss per token, a ratio of sums over rows, by Student's t."""
+def _loss_interval(
+    rows: Sequence[Sequence[float]], groups: Sequence[str | None], loss: float, alpha: float
+) -> tuple[float, float] | None:
+    """The interval of a loss per token, a ratio of sums over groups of rows, by Student's t."""
     from scipy.stats import t
 
-    used = [(nats, tokens) for nats, tokens in rows if tokens]
-    count, tokens = len(used), sum(tokens for _, tokens in used)
+    residuals: dict[str | int, float] = {}
+    for place, ((nats, own), group) in enumerate(zip(rows, groups, strict=True)):
+        if own:
+            key = place if group is None else group
+            residuals[key] = residuals.get(key, 0.0) + nats - loss * own
+    count, tokens = len(residuals), sum(own for _, own in rows)
     if count < 2:
         return None
-    squares = sum((nats - loss * own) ** 2 for nats, own in used)
+    squares = sum(value**2 for value in residuals.values())
     half = float(t.isf(alpha / 2, count - 1)) * sqrt(squares * count / (count - 1)) / tokens
     return max(0.0, loss - half), loss + half
 

@@ -99,13 +99,28 @@ class Peers(BaseModel):
         reasons: list[str | None] = [None]
         if is_first:
             self.publish(step, epoch, planned_steps, rows)
-            pruned = self.verdict()
+            pruned = self.decide()
             reasons = [None if pruned is None else str(pruned)]
         if ranks > 1:
             from accelerate.utils import broadcast_object_list
 
             broadcast_object_list(reasons)
         return reasons[0]
+
+    def decide(self) -> Pruned | None:
+        """The verdict, which is written for the process that records the job: peers may publish more meanwhile."""
+        pruned = self.verdict()
+        if pruned is not None:
+            write_json(self._decision, pruned.model_dump())
+        return pruned
+
+    def decision(self) -> Pruned:
+        """Why this job was stopped, as its training has decided."""
+        return Pruned.model_validate_json(self._decision.read_bytes())
+
+    @property
+    def _decision(self) -> Path:
+        return self.folder / self.comparable / str(self.job) / "pruned.json"
 
     def verdict(self) -> Pruned | None:
         """Why this job is stopped at its last validation; None if it continues."""

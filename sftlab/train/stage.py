@@ -187,7 +187,7 @@ def _stop_if_worse(folder: Path, task: TrainTask) -> None:
         return
     planned = timeline(task.counts, task.train, task.machine)
     task.peers.publish_checkpoints(folder, None if planned is None else planned.total)
-    if pruned := task.peers.verdict():
+    if pruned := task.peers.decide():
         raise PrunedError(str(pruned))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,12 @@ def run(folder: Path, task: TrainTask) -> None:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(Progress())
+    seconds, tracking = 0.0, ExitStack()
     if task.tracker == "wandb":
         trainer.add_callback(Curves())
     elif task.tracker is not None and is_first:
-        trainer.add_callback(Tracking(task.tracker, _settings(task)))
-    seconds = 0.0
-    with suppress(DivergedError):  # recorded as diverged_at_step
+        trainer.add_callback(tracking.enter_context(closing(Tracking(task.tracker, _settings(task)))))
+    with tracking, suppress(DivergedError):  # recorded as diverged_at_step
         output = trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
         seconds = output.metrics["train_runtime"]
     steps = trainer.state.global_step - first_step

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +20,10 @@ from sftlab.errors import StageError
 from sftlab.eval import launch
 from sftlab.eval import stage as evaluate
 from sftlab.eval.answers import FINISHED, Question
+from sftlab.eval.checkpoints import _lora_rank
 from sftlab.eval.stage import Model, Request
 from sftlab.eval.worker import GenerateTask
+from sftlab.model.base import Base
 from sftlab.model.variants import content, equals_base, save_merged
 from sftlab.runtime.processes import Child
 from sftlab.runtime.store import Store
@@ -94,6 +98,43 @@ def test_several_engines_share_the_checkpoints(tmp_path: Path, config: Make, bas
         Store(tmp_path / "store"), base, checkpoints(tmp_path, 5), settings(config, "eval.forced=false"), machine, 0
     )
     assert sorted(map(len, engines.loaded)) == [2, 3]
+
+
+def test_any_number_of_checkpoints_is_locked_and_finished(
+    tmp_path: Path, config: Make, base: Model, engines: Engines
+) -> None:
+    store, count = Store(tmp_path / "store"), 60
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 150)
+    try:
+        made = evaluate.make_each(
+            store, base, checkpoints(tmp_path, count), settings(config, "eval.forced=false"), CPU, 0
+        )
+    finally:
+        sys.setrecursionlimit(limit)
+    assert [stage.rows()[3].completion for stage in made] == [f"checkpoint-{number} 3" for number in range(count)]
+    assert not [*tmp_path.glob("store/generations/*.partial")]
+
+
+@pytest.mark.parametrize(("device", "config_json", "rank"), [("cuda", "{}", 32), ("cpu", "{}", None),
+                                                             ("cuda", '{"vision_config": {}}', None)])  # fmt: skip
+def test_the_reserved_rank_is_that_of_the_largest_adapter(
+    tmp_path: Path, device: str, config_json: str, rank: int | None
+) -> None:
+    """An average has the ranks of its members together."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(config_json, "utf-8")
+    folders = [tmp_path / "checkpoint-0", adapter(tmp_path / "one", 1.0), adapter(tmp_path / "average", 1.0)]
+    folders[0].mkdir()
+    for folder, own in zip(folders[1:], (8, 24), strict=True):
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": own}), "utf-8")
+    machine = replace(CPU, device=device)
+    of = Base("base", tmp_path / "base", "identity", False, None)
+    assert _lora_rank(folders, "vllm", of, machine) == rank
+    (folders[2] / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 8, "use_dora": True}), "utf-8"
+    )
+    assert _lora_rank(folders, "vllm", of, machine) is None
 
 
 def test_answers_survive_a_kill(tmp_path: Path, config: Make, base: Model, engines: Engines) -> None:

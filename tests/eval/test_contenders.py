@@ -327,7 +327,7 @@ def test_weights_of_a_definition_are_an_adapter_or_quantised(pair: Any, tmp_path
     beside, small = found["adapter"], found["small"]
     assert isinstance(beside, Contender)
     assert isinstance(small, Contender)
-    assert (beside.model, beside.lora_rank) == (both["baseline"].model, 32)
+    assert (beside.model, beside.lora_rank) == (both["baseline"].model, 12)
     assert beside.request(written).checkpoint == adapter
     assert small.model.quantization == "nf4"
     assert small.request(written).checkpoint is None

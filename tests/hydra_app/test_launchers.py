@@ -179,7 +179,7 @@ def wait(condition: Any, process: subprocess.Popen[str], seconds: float = 600) -
 
 
 def workers(folder: Path, module: str) -> list[int]:
-    """The processes that run this module for a stage below a folder."""
+    """The processes that run this module for a stage below a folder, whose name no other test may use."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -326,17 +326,17 @@ def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
 @pytest.mark.smoke
 def test_ctrl_c_ends_the_workers_too(place: Path) -> None:
     process = subprocess.Popen(
-        command("-m", *TINY, "hydra/launcher=joblib", "instance=cpu", "store=interrupted_store",
+        command("-m", *TINY, "hydra/launcher=joblib", "instance=cpu", "store=interrupted_workers_store",
                 "train.num_train_epochs=50,60", "hydra.sweep.dir=interrupted"),
         cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=interruptible,
     )  # fmt: skip
-    wait(lambda: workers(Path("interrupted_store"), "sftlab.train.worker"), process)
+    wait(lambda: workers(Path("interrupted_workers_store"), "sftlab.train.worker"), process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 130, err
     assert "sftlab: interrupted" in err
-    assert workers(Path("interrupted_store"), "sftlab.train.worker") == []
+    assert workers(Path("interrupted_workers_store"), "sftlab.train.worker") == []
     assert read(place / "interrupted" / "run.json")["status"] == "failed"
 
 

@@ -69,6 +69,15 @@ def test_what_vllm_cannot_add_is_served_merged_by_a_second_engine(tmp_path: Path
     assert planned[1].arguments[0] == str(tmp_path / "outputs" / "store" / "merged" / "key")
 
 
+def test_the_adapter_of_a_model_that_reads_images_is_not_added(tmp_path: Path) -> None:
+    run = found(tmp_path)
+    assert run.adapter is not None
+    assert finished.lora_rank(run.adapter, run.base.path) == 16
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "config.json").write_text('{"vision_config": {}}', "utf-8")
+    assert finished.lora_rank(run.adapter, tmp_path / "vision") is None
+
+
 def test_a_rank_is_rounded_up_to_one_of_vllm(tmp_path: Path) -> None:
     (one,) = server.servers(found(tmp_path, r=24), 8000, adapter=True)
     assert one.arguments[one.arguments.index("--max-lora-rank") + 1] == "32"
@@ -163,7 +172,13 @@ class Serving:
     def ask(self, model: str, example: Example, **options: Any) -> Any:
         """Ask without the system prompt, which is the server's default."""
         turns = [turn for turn in example.prompt if turn["role"] != "system"]
+        options = {"max_tokens": self.max_tokens, **options}
         return self.client().chat.completions.create(model=model, messages=turns, **options)
+
+    @property
+    def max_tokens(self) -> int:
+        """That of the run."""
+        return int(json.loads((self.folder / "run" / "job.json").read_text("utf-8"))["config"]["eval"]["max_tokens"])
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +222,11 @@ def test_settings_of_a_request_take_precedence(serving: Serving) -> None:
     answer = serving.ask("finetuned", example, max_tokens=1)
     assert (answer.usage.completion_tokens, answer.choices[0].finish_reason) == (1, "length")
     assert serving.ask("finetuned", example).usage.completion_tokens > 1
+    more = serving.max_tokens + 8
+    answer = serving.ask("finetuned", example, max_tokens=more, extra_body={"ignore_eos": True})
+    assert answer.usage.completion_tokens == more
     own = [{"role": "system", "content": "Other."}, *(turn for turn in example.prompt if turn["role"] != "system")]
-    other = serving.client().chat.completions.create(model="finetuned", messages=own)
+    other = serving.client().chat.completions.create(model="finetuned", messages=own, max_tokens=9)
     assert other.usage.prompt_tokens != serving.ask("finetuned", example).usage.prompt_tokens
 
 
@@ -251,13 +269,13 @@ def test_a_conversation_in_the_terminal(serving: Serving) -> None:
         chat.converse(iter(lines), models, stream, Console(file=out, width=100))
         return out.getvalue()
 
-    stream = streaming(dict.fromkeys(models, serving.url))
+    stream = streaming(dict.fromkeys(models, serving.url), serving.max_tokens)
     out = talk(stream, first.question, "/reset", second.question, "word " * 5000, "Hello")
     assert f"finetuned: {answer.rstrip(UNFINISHED)}\n" in out
     assert "context length" in out
     assert len(re.findall("^(?:baseline|finetuned): ", out, re.MULTILINE)) == 7  # with one refusal
     with pytest.raises(StageError, match="does not answer"):
-        talk(streaming(dict.fromkeys(models, "http://127.0.0.1:9/v1")), "Hello")
+        talk(streaming(dict.fromkeys(models, "http://127.0.0.1:9/v1"), 9), "Hello")
 
 
 @pytest.mark.smoke
@@ -288,7 +306,8 @@ def test_the_page_in_a_browser(serving: Serving, tmp_path: Path) -> None:
     ready, done, port = Event(), Event(), server.free_port()
     models = ("baseline", "finetuned")
     shown = partial(
-        page.show, models, streaming(dict.fromkeys(models, serving.url)), title="a <b>run</b>", port=port,
+        page.show, models, streaming(dict.fromkeys(models, serving.url), serving.max_tokens),
+        title="a <b>run</b>", port=port,
         examples=[example.question, other.question], when_ready=ready.set, until=done.is_set,
     )  # fmt: skip
     answers = "document.querySelectorAll('.message.bot').length"

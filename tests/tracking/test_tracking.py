@@ -6,8 +6,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,8 @@ from conftest import composed, problem
 from test_cli import Started, started, whole
 
 from sftlab.config import TrackingConfig
+from sftlab.errors import PrunedError
+from sftlab.results import Scalar
 from sftlab.runtime.job import Job
 from sftlab.tracking import tracker
 from sftlab.tracking import wandb as tracking
@@ -77,6 +79,44 @@ def test_none_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     tracker.announce(cfg, tmp_path)
     tracker.log_result({}, Result({}, [], [], tmp_path / "loss.png", []))
     assert caplog.messages == []
+
+
+def test_the_address_of_a_server_is_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@example.org")
+    tracker.announce(job(tmp_path, "mlflow")[0], tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    tracker.announce(job(tmp_path, "mlflow")[0], tmp_path)
+    server, local = caplog.messages
+    assert "secret" not in server
+    assert "MLFLOW_TRACKING_URI" in server
+    assert f"--backend-store-uri sqlite:///{tmp_path}/outputs/mlflow.db" in local
+
+
+class Recorder:
+    """A tracker that counts how often it is closed."""
+
+    closed = 0
+
+    def settings(self, values: Mapping[str, Scalar]) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_training_that_fails_ends_its_tracker_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sftlab.train.callbacks import Tracking
+
+    recorder = Recorder()
+    monkeypatch.setattr(tracker, "start", lambda: recorder)
+    tracking = Tracking("mlflow", {})
+    with pytest.raises(PrunedError), closing(tracking):
+        raise PrunedError("worse")
+    tracking.close()
+    assert recorder.closed == 1
 
 
 # ------------------------------------------------------------------- other trackers

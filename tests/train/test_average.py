@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sftlab import selection
+from sftlab.config import Config
 from sftlab.model.averages import average
+from sftlab.model.base import Base
+from sftlab.records import Candidate
+from sftlab.runtime.job import Job
 
 
 def adapter(folder: Path, *, rslora: bool) -> Path:
@@ -42,6 +48,33 @@ def test_the_average_of_adapters_is_exact(tmp_path: Path, rslora: bool) -> None:
         [one["q.lora_A.weight"] for one in factors]
     ).mean(0)
     assert not torch.allclose(4 * naive, expected, atol=0.1)
+
+
+def test_the_winner_may_be_another_job_than_the_one_whose_checkpoints_were_averaged(
+    config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The average has the lowest loss; only job 1 is tied with it, and is earlier."""
+
+    def candidate(job: int, epoch: int, losses: tuple[float, float]) -> Candidate:
+        folder = tmp_path / f"{job}" / f"checkpoint-{epoch}"
+        folder.mkdir(parents=True)
+        (folder / "rows.json").write_text(json.dumps([[loss, 1] for loss in losses * 20]), "utf-8")
+        return Candidate(sum(losses) / 2, epoch, epoch, str(folder), job, [], None, 1.0)
+
+    (tmp_path / "groups.json").write_text(json.dumps([None] * 40), "utf-8")
+    jobs = []
+    for number, one in enumerate((candidate(0, 1, (1.1, 1.3)), candidate(1, 2, (0.1, 2.1)))):
+        cfg = config(f"train.learning_rate=1e-{3 + number}", "select.tie=earliest", "select.average=ties")
+        values = {"number": number, "overrides": [], "config": cfg.model_dump(), "stages": {"tokens": str(tmp_path)}}
+        jobs.append(Job.model_validate({**values, "candidates": [one]}))
+    averaged = candidate(0, 3, (1.0, 1.0))
+    monkeypatch.setattr(selection.average, "make", lambda *_: averaged)
+    monkeypatch.setattr(selection.models, "resolve", lambda cfg, *_: Base("m", tmp_path, "key", False, None))
+    monkeypatch.setattr(selection.variants, "equals_base", lambda *_: False)
+    decision = selection._selection(jobs, jobs)
+    assert (decision.record.job, decision.winner.number) == (1, 1)
+    assert decision.cfg.train.learning_rate == 1e-4
+    assert decision.winner.stages["average"] == str(Path(averaged.checkpoint).parent)
 
 
 def test_all_weights_are_averaged(tmp_path: Path) -> None:

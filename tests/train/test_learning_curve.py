@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sftlab.config import Config
+from sftlab.eval.checkpoints import Scores
 from sftlab.records import Candidate
 from sftlab.report import figures, sweeps
 from sftlab.results import SplitCounts, TokenCounts
@@ -27,6 +29,7 @@ def sweep(config: Compose, folder: Path, *jobs: tuple[str, ...]) -> list[Job]:
         tokens = folder / f"tokens-{number}"
         tokens.mkdir()
         record = TokenCounts(train=counts, validation=counts, prompt_bos=1, turn_ends=[])
+        (tokens / "groups.json").write_text(json.dumps([None] * 10), "utf-8")
         (tokens / "counts.json").write_text(record.model_dump_json(), "utf-8")
         candidates = []
         for step, excess in ((1, 0.5), (2, 0.0)):
@@ -61,6 +64,37 @@ def test_the_curve_has_a_point_per_training_and_predicts_twice_the_rows(config: 
     assert "Twice the rows (2,000) would give eval loss 1.8" in sweeps.predictions(curve)[0]
     figures.learning_curve(tmp_path / "curve.png", curve)
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_intervals_are_those_of_the_scores_and_groups_of_the_rows(config: Compose, tmp_path: Path) -> None:
+    def widths(name: str, scores: list[float], groups: list[str | None]) -> tuple[float, float]:
+        (tmp_path / name).mkdir()
+        jobs = sweep(config, tmp_path / name, ("train.data_share=0.5",), ("train.data_share=1.0",))
+        for job in jobs:
+            (Path(job.stages["tokens"]) / "groups.json").write_text(json.dumps(groups), "utf-8")
+        made = Scores([scores] * 4, groups, "rouge")
+        record = select.record(rank(jobs, "lowest", made.rows).selection, "rouge", [], scored_rows=10)
+        curve = learning_curve.of(jobs, record, made)
+        assert curve is not None
+        point = curve.points[0]
+        assert point.loss_interval is not None
+        assert point.score_interval is not None
+        return point.loss_interval[1] - point.loss_interval[0], point.score_interval[1] - point.score_interval[0]
+
+    binary, alone = [0.0] * 5 + [1.0] * 5, [None] * 10
+    loss, score = widths("rows", binary, [*alone])
+    assert widths("graded", [0.45] * 5 + [0.55] * 5, [*alone])[1] < score
+    by_group = widths("groups", binary, [f"{place // 2}" for place in range(10)])
+    assert by_group[0] > loss
+    assert by_group[1] > score
+
+
+def test_a_training_with_the_untrained_model_only_is_left_out(config: Compose, tmp_path: Path) -> None:
+    jobs = sweep(config, tmp_path, *((f"train.data_share={share}",) for share in SHARES))
+    jobs[0].candidates = [replace(jobs[0].candidates[0], step=0)]
+    curve = learning_curve.of(jobs, select.record(rank(jobs, "lowest").selection, "eval_loss", []))
+    assert curve is not None
+    assert [point.job for point in curve.points] == [1, 2, 3]
 
 
 def test_other_sweeps_have_no_curve(config: Compose, tmp_path: Path) -> None:

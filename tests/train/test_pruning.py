@@ -49,6 +49,17 @@ def test_the_first_job_has_no_peers_and_a_worse_one_is_stopped_after_its_grace(t
     assert "of job 0, in the middle of 2 peers at epoch 0.5" in reason
 
 
+def test_the_decision_of_the_training_is_recorded_whatever_peers_publish_later(tmp_path: Path) -> None:
+    rows = [[2.0, 1.0]] * 40
+    trained(peer(tmp_path, 0), FALLS)
+    one = peer(tmp_path, 1)
+    reason = one.observe(4, 1.0, 8, rows, 1, is_first=True)
+    for job in (2, 3):  # as bad as the job itself
+        peer(tmp_path, job).publish(4, 1.0, 8, rows)
+    assert one.verdict() is None
+    assert reason == str(peer(tmp_path, 1).decision())
+
+
 def test_a_difference_within_the_noise_stops_no_job(tmp_path: Path) -> None:
     trained(peer(tmp_path, 0), FALLS, noise=1.0)
     assert trained(peer(tmp_path, 1), [loss + 0.02 for loss in FALLS], noise=1.0) == []

@@ -112,6 +112,7 @@ KEYS = [
     Case(["hydra.run.dir=a"], "a file", text("a", "x")),
     Case(["--config-dir=nope"]),
     Case(["-m", "seed=1,2", "hydra.sweep.dir=out/a,b"]),
+    Case(["-m", *TINY, "seed=1,2", "sweep.prune=median"]),
     Case(["-m", "mode=evaluate", "eval.name_or_path=random:llama", "train.learning_rate=1,2"]),
     Case(["+hydra.callbacks.other._target_=os.getcwd"]),
     Case(["hydra.launcher._target_=os.getcwd"]),
