@@ -82,6 +82,22 @@ def test_the_interval_of_a_gain_in_knowledge_covers_it(
     assert estimates / runs == pytest.approx(second - first, abs=0.04)
 
 
+@pytest.mark.parametrize(("groups", "size"), [(1, 40), (2, 20), (5, 10)])
+def test_few_groups_that_are_known_as_a_whole_show_no_gain(groups: int, size: int) -> None:
+    draw = random.Random(3)
+    claims, runs = 0, 60
+    for _ in range(runs):
+        right, sides = targets(draw, groups * size, EVEN), []
+        for _ in "ab":
+            knows = [float(draw.random() < 0.5) for _ in range(groups)]
+            parts = [model(draw, right[g * size : (g + 1) * size], knows[g], EVEN, 0) for g in range(groups)]
+            rows = [replace(one, group=str(g)) for g, part in enumerate(parts) for one in part]
+            sides.append([replace(one, id=str(number)) for number, one in enumerate(rows)])
+        parts_of = split([sides[0]], [sides[1]], 0.05)
+        claims += parts_of is not None and parts_of.outcome != "inconclusive"
+    assert claims / runs <= 0.05
+
+
 def test_a_model_that_always_answers_c_knows_nothing() -> None:
     """However often C is right, stated or forced, and also if a few letters differ."""
     draw = random.Random(2)
