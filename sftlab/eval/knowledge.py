@@ -241,8 +241,8 @@ def _mean(values: NDArray[np.float64], rows: Sequence[Prediction], alpha: float)
     """Mean of the questions' values with its confidence interval, from whole groups of rows, and p of a mean of 0.
 
     One question more with +1 and one with −1 are counted, as Bonett and Price (2012) do for paired differences of
-    proportions: without them, an interval from few changes is too narrow, and one from none has no width. If rows have
-    groups, these are two groups of average size, so that a mean over few groups shows nothing.
+    proportions: without them, an interval from few changes is too narrow, and one from none has no width. They add no
+    degrees of freedom to those of groups, and a mean over one group shows nothing.
     """
     import numpy as np
     from scipy.stats import t
@@ -250,10 +250,11 @@ def _mean(values: NDArray[np.float64], rows: Sequence[Prediction], alpha: float)
     numbers: dict[object, int] = {}
     names = [number if row.group is None else row.group for number, row in enumerate(rows)]
     of_row = [numbers.setdefault(name, len(numbers)) for name in names]
-    added = len(rows) / len(numbers)
-    sums = np.append(np.bincount(of_row, weights=values), [added, -added])
-    sizes = np.append(np.bincount(of_row), [added, added])
-    count, total = len(sums), sizes.sum()
+    sums = np.append(np.bincount(of_row, weights=values), [1.0, -1.0])
+    sizes = np.append(np.bincount(of_row), [1.0, 1.0])
+    count, total = len(sums) if len(numbers) == len(rows) else len(numbers), sizes.sum()
+    if count == 1:
+        return Part(value=float(values.mean()) + 0.0, interval=(-1.0, 1.0)), 1.0
     mean = float(sums.sum() / total)
     error = math.sqrt(count / (count - 1) * float(((sums - mean * sizes) ** 2).sum()) / total**2)
     reach = float(t.ppf(1 - alpha / 2, count - 1)) * error
