@@ -318,7 +318,18 @@ class PriceConfig(Section):
     output: Annotated[float, Field(ge=0)]
 
 
-class ContenderConfig(Section):
+class EndpointConfig(Section):
+    """An OpenAI-compatible endpoint: its URL, the model behind it, and how requests are sent."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
+    model: Name | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
+    concurrency: PositiveInt = 8
+    timeout_s: PositiveFloat = 120.0
+    retries: Count = 5
+
+
+class ContenderConfig(EndpointConfig):
     """A model beside the base and the fine-tuned model: whose weights, and what stands in its prompt."""
 
     name_or_path: Location | None = None
@@ -328,26 +339,14 @@ class ContenderConfig(Section):
     shots: Count = 0
     system: str | None = None
     user: str | None = None
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
-    model: Name | None = None
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
-    concurrency: PositiveInt = 8
-    timeout_s: PositiveFloat = 120.0
-    retries: Count = 5
     price: PriceConfig | None = None
 
 
-class JudgeConfig(Section):
+class JudgeConfig(EndpointConfig):
     """The judge of eval.task=judge and its prompt: a model on this machine, or behind an OpenAI-compatible endpoint."""
 
     name_or_path: Location | None = None
     revision: str | None = None
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
-    model: Name | None = None
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = None
-    concurrency: PositiveInt = 8
-    timeout_s: PositiveFloat = 120.0
-    retries: Count = 5
     system: str = ""
     user: str = ""
     pattern: str = r"\[\[(A|B|tie)\]\]"

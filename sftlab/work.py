@@ -199,7 +199,7 @@ def serve_run(cfg: Config, *, dry_run: bool) -> None:
     """``mode=serve``: serve the base model and the fine-tuned model of a run until Ctrl-C.
 
     Raises:
-        ConfigError: there is no such run, it has no merged model, or a port is in use.
+        ConfigError: the run or its merged model is missing, or a port is in use.
     """
     run = finished.find(cfg)
     evaluate.check_engine(run.base, cfg.eval)
@@ -236,7 +236,7 @@ def show_page(cfg: Config, *, dry_run: bool) -> None:
     """``mode=page``: ask the base model and the fine-tuned model of a run in the browser, until Ctrl-C.
 
     Raises:
-        ConfigError: there is no such run, it has no merged model, or Gradio is not installed.
+        ConfigError: the run or its merged model is missing, or Gradio is not installed.
     """
     run = finished.find(cfg)
     evaluate.check_engine(run.base, cfg.eval)

@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,24 @@ def test_sigterm_while_validating_saves_first_and_validates_after_resuming(ranks
     assert found == expected
 
 
+Point = tuple[int, signal.Signals, Callable[[], bool]]
+"""What is added to a signal in the exit code (or its sign), the signal, and whether the time for it has come."""
+
+
+def kill_at(points: Sequence[Point], folder: Path, *settings: str) -> None:
+    """Run a command once per point, and send it the signal there."""
+    for sign, by, reached in points:
+        process = started(folder, *settings)
+        deadline = time.monotonic() + 900
+        while not reached():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, ended(process)
+            time.sleep(0.005)
+        os.killpg(process.pid, by)
+        out = ended(process)
+        assert process.returncode == (sign * by if sign < 0 else sign + by), out
+
+
 STOPS_EARLY = [
     *LONG_VALIDATION[:7],  # 32 training rows in batches of 8: four steps per epoch
     *("train.num_train_epochs=5", "train.logging_steps=2", "peft.lora_dropout=0.1", "train.max_length=768"),
@@ -156,20 +174,11 @@ def test_early_stopping_within_an_epoch_survives_kills(tmp_path: Path) -> None:
     assert "Training stopped early at step 9 of 20: 3 validations without a gain" in out
     assert "11 steps" in out
     assert "step 0, the untrained model, is selected" in out.replace("Step", "step")
-    points: list[tuple[int, signal.Signals, Callable[[], bool]]] = [
+    points: list[Point] = [
         (-1, signal.SIGKILL, lambda: any(store.glob("train/*.partial/checkpoint-3/checkpoint.json"))),
         (128, signal.SIGTERM, lambda: validating(store, 9)),  # the validation that ends the training
     ]
-    for sign, by, reached in points:
-        process = started(folder, *STOPS_EARLY)
-        deadline = time.monotonic() + 900
-        while not reached():
-            assert time.monotonic() < deadline
-            assert process.poll() is None, ended(process)
-            time.sleep(0.005)
-        os.killpg(process.pid, by)
-        out = ended(process)
-        assert process.returncode == (sign * by if sign < 0 else sign + by), out
+    kill_at(points, folder, *STOPS_EARLY)
     out = finish(started(folder, *STOPS_EARLY))
     assert "resumes from checkpoint-9" in out
     found, expected = validated(folder), validated(tmp_path / "undisturbed")
@@ -220,21 +229,12 @@ def test_a_pruned_sweep_survives_kills(tmp_path: Path) -> None:
     assert [job["status"] for job in expected["jobs"]] == ["success", "pruned", "success"]
     assert (expected["jobs"][1]["pruned"]["step"], expected["jobs"][1]["pruned"]["planned_steps"]) == (4, 8)
     assert "1 of 3 jobs were pruned because their peers are better, after 4 of their 8 optimizer steps" in out
-    points: list[tuple[int, signal.Signals, Callable[[], bool]]] = [
+    points: list[Point] = [
         # In the second job: before its first checkpoint, and in the validation at which it is pruned.
         (-1, signal.SIGKILL, lambda: any(store.glob("train/*/receipt.json")) and any(store.glob("train/*.partial"))),
         (128, signal.SIGTERM, lambda: any(store.glob("train/*/receipt.json")) and validating(store, 4)),
     ]
-    for sign, by, reached in points:
-        process = started(folder, *PRUNED)
-        deadline = time.monotonic() + 900
-        while not reached():
-            assert time.monotonic() < deadline
-            assert process.poll() is None, ended(process)
-            time.sleep(0.005)
-        os.killpg(process.pid, by)
-        out = ended(process)
-        assert process.returncode == (sign * by if sign < 0 else sign + by), out
+    kill_at(points, folder, *PRUNED)
     finish(started(folder, *PRUNED))
     assert pruned_sweep(folder) == expected
     again = finish(started(folder, *PRUNED))  # stops the pruned job again, without training

@@ -81,7 +81,7 @@ def _weights(cfg: Config, store: Store, pair: Mapping[str, Contender], definitio
     """The model of a definition; None before the training if it is not the base model's, or without eval.baseline.
 
     Raises:
-        ConfigError: There is no adapter, or the engine cannot compute it beside the weights.
+        ConfigError: The adapter is missing, or the engine cannot compute it beside the weights.
     """
     trained = definition.weights != "base" or definition.name_or_path is not None
     if (trained and "finetuned" not in pair) or not (trained or cfg.eval.baseline):

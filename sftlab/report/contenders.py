@@ -75,7 +75,7 @@ def chain(evaluation: Evaluation) -> Table | None:
 
 
 def deployed(evaluation: Evaluation) -> str | None:
-    """Whether every step of the chain is no worse, in one sentence; None without a chain."""
+    """Report in one sentence whether the chain passes at every step; None without a chain."""
     if not evaluation.chain:
         return None
     results = [DASH if step.comparison is None else loss_result(step.comparison) for step in evaluation.chain]

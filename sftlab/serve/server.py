@@ -169,7 +169,7 @@ class _StoppedError(Exception):
 
 def _environment(devices: Mapping[str, str], machine: Machine, cfg: Config) -> dict[str, str]:
     """The environment of a server, which variables of the user override."""
-    variables = {"TORCH_LOGS": "-torch._library.triton"}  # which reports on the CPU that there is no Triton
+    variables = {"TORCH_LOGS": "-torch._library.triton"}  # it warns on the CPU that Triton is missing
     if machine.device == "cpu":
         variables["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(cfg.eval.kv_cache_gib)))
     return {**{name: value for name, value in variables.items() if name not in os.environ}, **devices}

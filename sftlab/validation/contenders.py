@@ -67,7 +67,7 @@ def chain_problems(cfg: Config) -> Iterator[Problem]:
     known = [*LABELS, *(name for name, one in (cfg.eval.contenders or {}).items() if one is not None)]
     for name in dict.fromkeys(name for name in chain if name not in known):
         remedy = f"there are {', '.join(known)}; others are defined in eval.contenders"
-        yield Problem("eval.chain", value, f"there is no model {name!r}", remedy)
+        yield Problem("eval.chain", value, f"no model has the name {name!r}", remedy)
     if chain and cfg.eval.task == "judge":
         message = "the judge compares answers with those of the fine-tuned model only"
         yield Problem("eval.chain", value, message, "set it to [], or set another eval.task", ("eval.task",))

@@ -129,7 +129,10 @@ def test_the_answer_may_be_read_out_of_a_text_by_the_config() -> None:
     rows = read(cfg, ("9 + 9 is\n#### 18", "18"), ("18", "so\n#### 18"), ("17", "18"))
     assert [row.correct for row in rows] == [True, True, False]
     lost = EXACT.model_copy(update={"extract": "{{ text | search('#### *(.+)') }}"})
-    with pytest.raises(ConfigError, match=r"makes nothing of it; test row 'q' has target 'none'; change"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the target after eval\.extract=.*: test row 'q' has target 'none'; fix",
+    ):
         scorer(lost).check([Example("q", single_turn("", "", ""), "none")])
 
 

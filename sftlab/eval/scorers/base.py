@@ -61,6 +61,10 @@ class Scorer(ABC):
     """Whether the context of a row (dataset.context) is used to score it."""
     context_is_optional: ClassVar[bool] = False
     """Whether rows without a context can be scored, too."""
+    unreadable: ClassVar[str] = "nothing is left to compare of the target"
+    """The message about a target of which nothing can be compared."""
+    otherwise: ClassVar[str] = ""
+    """What its remedy adds to fixing the row."""
 
     def __init__(self, cfg: EvalConfig) -> None:
         self.cfg = cfg
@@ -171,13 +175,12 @@ class Scorer(ABC):
         """Yield problems with targets that no answer can equal; ``name`` names a row in a message."""
         targets = [(row, target) for row in examples for target in row.accepted]
         if empty := [(row, target) for row, target in targets if not self.compared(answered(target))]:
-            cfg = self.cfg
-            by = "" if cfg.extract is None else f" eval.extract={cfg.extract!r} makes nothing of it;"
+            by = "" if self.cfg.extract is None else f" after eval.extract={self.cfg.extract!r}"
             yield Problem(
                 "eval.task",
-                cfg.task,
-                f"nothing is left to compare of the target:{by} {listed(empty, name)}",
-                f"change {'eval.extract or ' if by else ''}the row",
+                self.cfg.task,
+                f"{self.unreadable}{by}: {listed(empty, name)}",
+                f"fix the row{', or change eval.extract' if by else ''}{self.otherwise}",
             )
 
     def check_completions(self, examples: Sequence[Example], split: str = "train") -> str | None:

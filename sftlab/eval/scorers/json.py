@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 
-from sftlab.errors import Problem
 from sftlab.eval import fields
 from sftlab.eval.fields import Fields, fields_of
-from sftlab.eval.scorers.base import Runs, listed
+from sftlab.eval.scorers.base import Runs
 from sftlab.eval.scorers.scores import Scores
 from sftlab.eval.scorers.view import View
-from sftlab.model.reasoning import answered
 from sftlab.records import Example, Prediction
 from sftlab.results import ItemCounts
 
@@ -32,6 +30,8 @@ class Json(Scores):
         "is 0.01. Invalid JSON scores 0.",
     )
 
+    unreadable = "the target is not valid JSON"
+    otherwise = " (a template writes JSON by {{ column | tojson }}), or set eval.task=exact to compare texts"
     json_targets = True
     mute_is_wrong = True
 
@@ -76,16 +76,3 @@ class Json(Scores):
             name: ItemCounts(expected=expected[name], given=given[name], right=right[name])
             for name, _ in (expected + given).most_common()
         }
-
-    def unmatched(self, examples: Sequence[Example], name: Callable[[Example], str]) -> Iterator[Problem]:
-        """Yield the problem of targets that are not JSON."""
-        targets = [(row, target) for row in examples for target in row.accepted]
-        if lost := [(row, target) for row, target in targets if not self.compared(answered(target))]:
-            by = "" if self.cfg.extract is None else f" after eval.extract={self.cfg.extract!r}"
-            yield Problem(
-                "eval.task",
-                "json",
-                f"the target is not valid JSON{by}: {listed(lost, name)}",
-                f"fix the row{', or change eval.extract' if by else ''} (a template writes JSON by "
-                "{{ column | tojson }}), or set eval.task=exact to compare texts",
-            )

@@ -16,16 +16,16 @@ from sftlab.results import Comparison, ModelResult, SubgroupSide
 class Scores(Scorer):
     """The mean of a score per row. Gaffke's test compares two models.
 
-    A task that depends on nothing but the answer and the row overrides ``score``; the others override ``scored``.
+    A task that scores each answer by itself overrides ``score``; one that scores all answers together, ``scored``.
     """
 
     def right(self, answer: str, row: Example | Prediction) -> bool:
-        """Whether the answer equals a reference; it is judged by its score, not by this."""
+        """Whether the answer equals a reference."""
         return answer in self.references(row)
 
     def score(self, answer: str, row: Prediction) -> float:
-        """Score an answer between 0 and 1."""
-        raise NotImplementedError
+        """Score an answer between 0 and 1; unless a task overrides it, by whether it equals a reference."""
+        return float(self.right(answer, row))
 
     def scored(self, rows: list[Prediction]) -> list[Prediction]:
         """Return the predictions with their scores; a missing answer scores 0."""
