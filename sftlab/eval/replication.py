@@ -17,7 +17,7 @@ from sftlab.eval.scorers import scorer
 from sftlab.eval.scorers.base import Runs
 from sftlab.eval.statistics import MeanGain, averages, over_trainings
 from sftlab.eval.statistics.limits import Judged, Limits
-from sftlab.eval.statistics.verdict import points
+from sftlab.eval.statistics.verdict import points, stated
 from sftlab.instance import machine as instance
 from sftlab.model import base as models
 from sftlab.model import merge, variants
@@ -142,7 +142,7 @@ def worded(gain: MeanGain, alpha: float, smallest: float = 0.0, number: int | No
     interval = gain.interval(alpha)
     compared = Judged(gain.mean, interval, alpha, limits, p_value, lambda _: interval[0], count, gain.error)
     low, high = map(points, interval)
-    shown = "p < 0.0001" if gain.p_value() < 0.0001 else f"p = {gain.p_value():.2g}"
+    shown = stated(gain.p_value())
     if number is not None:
         shown += f", adjusted for earlier models {p_value(0):.2g}"
     better = sum(delta > 0 for delta in gain.deltas)

@@ -15,7 +15,19 @@ from sftlab.config import Config, DatasetConfig, Section
 from sftlab.eval import scorers
 from sftlab.report import contenders, details, tables
 from sftlab.report.caveats import caveats, one_draw
-from sftlab.report.text import DASH, count, decimals, early_stop, level, percent, points, probability, span, titled
+from sftlab.report.text import (
+    DASH,
+    count,
+    decimals,
+    early_stop,
+    level,
+    percent,
+    points,
+    probability,
+    span,
+    stated_p,
+    titled,
+)
 from sftlab.results import Record, RunRecord
 
 if TYPE_CHECKING:
@@ -168,6 +180,6 @@ def _template() -> Template:
 
     environment = Environment(undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True)
     environment.filters["markdown"] = Markdown  # the output of a macro, in which every value was escaped
-    own = (code, block, count, decimals, early_stop, level, percent, points, probability, span, titled)
+    own = (code, block, count, decimals, early_stop, level, percent, points, probability, span, stated_p, titled)
     environment.filters |= {function.__name__: function for function in own}
     return environment.from_string(Path(__file__).with_name("card.md.jinja").read_text("utf-8"))

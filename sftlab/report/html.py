@@ -18,6 +18,7 @@ FILTERS = (
     text.decimals,
     text.count,
     text.probability,
+    text.stated_p,
     text.level,
     text.seconds,
     text.date,

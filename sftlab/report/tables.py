@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sftlab.eval import scorers
 from sftlab.eval.statistics import FEW
-from sftlab.report.text import DASH, count, decimals, level, points, probability, span
+from sftlab.report.text import DASH, count, decimals, level, points, probability, span, stated_p
 from sftlab.results import (
     Comparison,
     Condition,
@@ -128,7 +128,7 @@ def parts(evaluation: Evaluation) -> str | None:
     if compared.split is None:
         return f"Not split into knowledge, guessing and form: {compared.unsplit}"
     by = compared.split
-    shown = "" if by.p_adjusted is None else f", adjusted p = {probability(by.p_adjusted)}"
+    shown = "" if by.p_adjusted is None else f", adjusted {stated_p(by.p_adjusted)}"
     shown += ", so no difference in knowledge is shown" if by.outcome == "inconclusive" else ""
     return (
         f"{points(compared.delta)} points = {points(by.knowledge.value)} knowledge ({level(by.level)} interval "
@@ -140,8 +140,7 @@ def loss(compared: Comparison) -> str | None:
     """Whether a loss is acceptable (eval.margin), in words; None without a margin, or if nothing is judged."""
     if (test := compared.noninferiority) is None or not compared.verdict.judged:
         return None
-    margin, p = points(test.margin).removeprefix("+"), probability(test.p_value)
-    by = f"one-sided p {p}" if p.startswith("<") else f"one-sided p = {p}"
+    margin, by = points(test.margin).removeprefix("+"), f"one-sided {stated_p(test.p_value)}"
     if test.outcome == "worse":
         return f"the loss exceeds the largest acceptable one of {margin} points (one-sided test, eval.margin)"
     if test.outcome == "no_worse":
@@ -219,7 +218,7 @@ def decision(evaluation: Evaluation) -> str | None:
     elif made.outcome == "keep_base":
         each = [
             f"{'no gain' if one is first else 'a loss above the margin'} on {names[one.name]} "
-            f"(adjusted p = {probability(one.p_fails_adjusted or 0)})"
+            f"(adjusted {stated_p(one.p_fails_adjusted or 0)})"
             for one in made.conditions
             if one.outcome == "fails"
         ]

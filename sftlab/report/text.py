@@ -51,6 +51,12 @@ def probability(value: float) -> str:
     return "< 0.0001" if value < 0.0001 else f"{value:.3g}"
 
 
+def stated_p(value: float) -> str:
+    """A p-value within a sentence: "p = 0.02"."""
+    shown = probability(value)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
 def level(value: float) -> str:
     """A confidence level, such as "95 %"."""
     return f"{100 * value:g} %"

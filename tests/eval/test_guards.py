@@ -262,7 +262,7 @@ def test_every_question_of_the_shipped_guard_has_a_right_answer(seed: int) -> No
 
 def test_page_card_and_list_show_guards_and_decision(tmp_path: Path) -> None:
     limits = Limits(margin=0.05)
-    better, loses = (comparison(*counts, limits) for counts in ((60, 10, 250), (5, 60, 250)))
+    better, loses = (comparison(*counts, limits) for counts in ((60, 10, 250), (2, 90, 250)))
     fields = {"id": "a", "status": "success", "experiment": "demo", "mode": "all", "command": "", "seed": 0}
     started = {"started": "2026-11-28T00:00:00+00:00"}
     places = {"good": evaluation(better), "bad": evaluation(better, loses)}
@@ -272,7 +272,8 @@ def test_page_card_and_list_show_guards_and_decision(tmp_path: Path) -> None:
         (tmp_path / "outputs" / name / "run.json").write_text(record.model_dump_json(), "utf-8")
         text = page.render(tmp_path, RunRecord.model_validate_json(record.model_dump_json()))
         assert ('<h2 id="guards-title">' in text) == (name == "bad")
-        assert ("Keep_base: a loss above the margin on guard guard 0" in text) == (name == "bad")
+        reason = "Keep_base: a loss above the margin on guard guard 0 (adjusted p &lt; 0.0001)"
+        assert (reason in text.replace("\N{NO-BREAK SPACE}", " ")) == (name == "bad")
     settings = RunsConfig.model_validate(
         {"outputs": "outputs", "sort": "started", "limit": None, "decision": "keep_base"}
         | dict.fromkeys(("name", "data", "model", "status", "verdict", "since"))

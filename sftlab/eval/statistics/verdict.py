@@ -54,7 +54,7 @@ def worded(judged: Judged, *, score: str, same: str, change: str, unchanged: str
     """Put the numbers of a comparison into one sentence, with its outcome."""
     delta, alpha, p_value, (low, high) = judged.delta, judged.alpha, judged.p_value(0), judged.interval
     span = f"{100 * (1 - alpha):g} % interval {points(low)} to {points(high)}"
-    p = "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
+    p = stated(p_value)
     if p_value < alpha <= float(f"{p_value:.2g}"):  # 0.0496 must not read as 0.05
         p = f"p = {p_value:.4g}"
 
@@ -72,6 +72,11 @@ def worded(judged: Judged, *, score: str, same: str, change: str, unchanged: str
         above = f", above {smallest}" if outcome == "better" and judged.limits.smallest_gain else ""
         reason = f"{score} ({numbers}, {p}){above}; {change}"
     return Verdict(outcome=outcome, reason=reason, notes=notes)
+
+
+def stated(p_value: float) -> str:
+    """A p-value with two digits, as in "p = 0.02"."""
+    return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
 
 
 def points(fraction: float) -> str:
