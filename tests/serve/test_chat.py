@@ -15,6 +15,7 @@ import sys
 import termios
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import pytest
 from conftest import interruptible
@@ -167,8 +168,12 @@ def test_in_a_terminal_ctrl_d_ends_and_ctrl_c_interrupts(key: bytes, code: int) 
     until(b"> ", times=2)
     assert b"baseline answers Why?" in out
     assert b"finetuned answers Why?" in out
-    os.write(parent, key)
-    assert process.wait(timeout=30) == code
+    while process.poll() is None:  # Python's prompt overlooks a key that arrives just before it waits: press it again
+        assert time.monotonic() < end, out
+        with suppress(OSError, subprocess.TimeoutExpired):
+            os.write(parent, key)
+            process.wait(timeout=1)
+    assert process.returncode == code
     os.close(parent)
 
 
