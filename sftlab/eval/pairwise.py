@@ -140,7 +140,7 @@ class Pairwise:
         judge = models.another(cfg.model, self.judge.name_or_path, self.judge.revision)
         base = models.resolve(judge, store, cfg.seed)
         evaluate.check_engine(base, settings)
-        prompts = tokenize_prompts(rows, base, key, settings, of_judge=True)
+        prompts = tokenize_prompts(rows, base, settings, of_judge=True)
         model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
         return evaluate.make(store, model, prompts, settings, machine, cfg.seed)
 
