@@ -53,7 +53,7 @@ def each(records: Sequence[Job]) -> None:
         base, data = models.resolve(cfg.model, store, cfg.seed), dataset.make(store, cfg.dataset)
         settings = cfg.eval.model_copy(update={"forced": False, "logprobs": False, "repeats": 1, "max_rows": None})
         examples = dataset.sample(data.split("validation"), None, cfg.dataset.seed)
-        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings)
+        prompts = tokenize_prompts(examples, base, settings)
         for candidate in job.candidates:
             merged = merge.make(store, Path(candidate.checkpoint), base, Path(job.stages["tokens"]), machine, cfg.merge)
             model = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)
