@@ -60,11 +60,10 @@ def each(records: Sequence[Job], count: int) -> None:
         cfg = job.settings()
         store, machine = Store(cfg.store), instance.find(cfg.instance)
         base, data = models.resolve(cfg.model, store, cfg.seed), dataset.make(store, cfg.dataset)
-        settings = cfg.eval.model_copy(
-            update={"forced": False, "logprobs": False, "repeats": 1, "max_rows": cfg.select.max_rows}
-        )
-        examples = dataset.sample(data.split("validation"), cfg.select.max_rows, cfg.dataset.seed)
-        prompts = tokenize_prompts(examples, base, f"{data.stage.key}/validation", settings)
+        limit = cfg.select.max_rows
+        settings = cfg.eval.model_copy(update={"forced": False, "logprobs": False, "repeats": 1, "max_rows": limit})
+        examples = dataset.sample(data.split("validation"), limit, cfg.dataset.seed)
+        prompts = tokenize_prompts(examples, base, settings)
         for candidate in spread(job.candidates, count):
             merged = merge.make(store, Path(candidate.checkpoint), base, Path(job.stages["tokens"]), machine, cfg.merge)
             model = evaluate.Model(merged.stage.path, merged.stage.key, base.trust_remote_code)

@@ -327,12 +327,17 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
             with self._warning():
                 self.tracker.log(state.global_step, named(logs))
 
-    def close(self) -> None:
-        """End the tracker, also of a training that failed; the results start it again."""
-        if self.tracker is not None:
-            with self._warning():
-                self.tracker.close()
-            self.tracker = None
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """End the tracker with how the training ended. The results start it again."""
+        if self.tracker is None:
+            return
+        stopped = isinstance(error, PrunedError | KeyboardInterrupt)
+        with self._warning():
+            self.tracker.close("finished" if error is None else "killed" if stopped else "failed")
+        self.tracker = None
 
     @contextmanager
     def _warning(self) -> Iterator[None]:
