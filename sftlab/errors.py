@@ -153,6 +153,10 @@ class PrunedError(StageError):
     """A job of a sweep was stopped because its peers are better (sweep.prune); not a failure."""
 
 
+class PausedError(StageError):
+    """A job of a sweep waits until its peers have trained as many of their steps (sweep.prune); not a failure."""
+
+
 def to_json(error: SftlabError) -> dict[str, object]:
     """Convert an error to JSON values, for a child process to report it to its parent."""
     problems = [asdict(problem) for problem in error.problems] if isinstance(error, ConfigError) else []
@@ -163,7 +167,7 @@ def from_json(values: Mapping[str, Any]) -> SftlabError:
     """Create the error that ``to_json`` converted; a StageError if its type is not one of this module."""
     if values["type"] == ConfigError.__name__ and values["problems"]:
         return ConfigError(*(Problem(**{**record, "keys": tuple(record["keys"])}) for record in values["problems"]))
-    kinds = {kind.__name__: kind for kind in (SftlabError, StageError, OutOfMemoryError, PrunedError)}
+    kinds = {kind.__name__: kind for kind in (SftlabError, StageError, OutOfMemoryError, PrunedError, PausedError)}
     return kinds.get(values["type"], StageError)(values["message"])
 
 
