@@ -76,7 +76,7 @@ def main() -> None:
         store, machine = Store(folder / "store"), instance.find(cfg.instance)
         base = models.resolve(cfg.model, store, cfg.seed)
         data = dataset.make(store, cfg.dataset)
-        prompts = tokenize_prompts(data.split("test"), base, data.stage.key, cfg.eval)
+        prompts = tokenize_prompts(data.split("test"), base, cfg.eval)
         model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
         settings = {
             "cpu": machine.device == "cpu",

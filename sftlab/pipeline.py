@@ -166,6 +166,7 @@ def compare_files(run: Run, cfg: Config) -> Path:
     baseline, finetuned = load_pair(first, second, cfg.eval)
     others, records = load_others(cfg.eval, baseline[0])
     runs, names = {"baseline": baseline, "finetuned": finetuned, **others}, labels(first, second, cfg.eval)
+    pairs = pairwise_of(cfg)
     evaluation = decision.decide(
         runs,
         names,
@@ -174,8 +175,10 @@ def compare_files(run: Run, cfg: Config) -> Path:
         both_mute=False,
         labels=names,
         contenders=records,
-        pairwise=pairwise_of(cfg),
+        pairwise=pairs,
     )
+    if pairs is not None:
+        run.update(stages=pairs.stages)
     sources = dict(zip([*LABELS, *others], map(str, (first, second, *more)), strict=True))
     run.update(evaluation=(evaluation := release.decided(evaluation)), sources=sources)
     terminal.evaluation(evaluation, cfg.mode, cfg.seed)

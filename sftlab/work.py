@@ -22,6 +22,7 @@ from sftlab.model import base as models
 from sftlab.model import finished
 from sftlab.report import figures, index, page, runs, terminal
 from sftlab.report.preview import preview
+from sftlab.report.publish import write_card
 from sftlab.results import PlanRow
 from sftlab.runtime import ledger, listing
 from sftlab.runtime.clean import clean
@@ -275,6 +276,9 @@ def export_run(cfg: Config, *, dry_run: bool) -> None:
         log.info("would export: %s as %s", run.folder, export.label(cfg.export))
         return
     result = export.export(run, cfg)
+    recorded = Run.read(run.folder)
+    page.write(recorded)
+    write_card(recorded, run.job.settings())
     terminal.exported(result, run.folder / "export" / export.label(cfg.export))
 
 

@@ -107,7 +107,8 @@ def validating(store: Path, step: int) -> bool:
     """Whether the training loss at the end of an epoch is logged, and its validation loss not yet."""
     for file in store.glob("train/*.partial/metrics.jsonl"):
         last = json.loads(file.read_text("utf-8").splitlines()[-1])
-        return bool(last["step"] == step and "loss" in last)
+        if last["step"] == step and "loss" in last:
+            return True
     return False
 
 
@@ -204,7 +205,7 @@ PRUNED = [
     ),
     *("train.per_device_train_batch_size=8", "train.per_device_eval_batch_size=1", "train.num_train_epochs=2"),
     *("train.eval_steps=2", "train.lr_scheduler_type=constant", "peft.lora_dropout=0.1", "train.max_length=768"),
-    *("train.learning_rate=1e-2,1e-9,5e-3", "sweep.prune=median", "sweep.prune_after=0.5", "hydra.sweep.dir=run"),
+    *("train.learning_rate=1e-2,1e-9,5e-3", "sweep.prune=halving", "sweep.prune_after=0.5", "hydra.sweep.dir=run"),
 ]
 
 
@@ -226,18 +227,18 @@ def test_a_pruned_sweep_survives_kills(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     out = finish(started(tmp_path / "undisturbed", *PRUNED))
     expected = pruned_sweep(tmp_path / "undisturbed")
-    assert [job["status"] for job in expected["jobs"]] == ["success", "pruned", "success"]
+    assert [job["status"] for job in expected["jobs"]] == ["pruned", "pruned", "success"]
     assert (expected["jobs"][1]["pruned"]["step"], expected["jobs"][1]["pruned"]["planned_steps"]) == (4, 8)
-    assert "1 of 3 jobs were pruned because their peers are better, after 4 of their 8 optimizer steps" in out
+    assert "2 of 3 jobs were pruned because their peers are better, after 8 of their 16 optimizer steps" in out
     points: list[Point] = [
-        # In the second job: before its first checkpoint, and in the validation at which it is pruned.
-        (-1, signal.SIGKILL, lambda: any(store.glob("train/*/receipt.json")) and any(store.glob("train/*.partial"))),
-        (128, signal.SIGTERM, lambda: any(store.glob("train/*/receipt.json")) and validating(store, 4)),
+        # In the validation of the second job at whose step the jobs wait.
+        (128, signal.SIGTERM, lambda: len([*store.glob("train/*.partial")]) == 2 and validating(store, 4)),
+        (-1, signal.SIGKILL, lambda: validating(store, 6)),  # in the second round
     ]
     kill_at(points, folder, *PRUNED)
     finish(started(folder, *PRUNED))
     assert pruned_sweep(folder) == expected
-    again = finish(started(folder, *PRUNED))  # stops the pruned job again, without training
+    again = finish(started(folder, *PRUNED))  # stops the pruned jobs again, without training
     assert "resumes" not in again
     assert pruned_sweep(folder) == expected
     assert len([*(store / ".peers").glob("*")]) == len(points)  # of the killed commands only

@@ -84,8 +84,7 @@ def _scored(group: _Group) -> dict[tuple[int, str], list[float]]:
     store, machine = Store(cfg.store), instance.find(cfg.instance)
     limit = cfg.select.max_rows
     settings = cfg.eval.model_copy(update={"forced": False, "logprobs": False, "repeats": 1, "max_rows": limit})
-    data = dataset.make(store, cfg.dataset)
-    prompts = tokenize_prompts(group.examples, base, f"{data.stage.key}/validation", settings)
+    prompts = tokenize_prompts(group.examples, base, settings)
     places = [(job.number, Path(candidate.checkpoint)) for job in group.jobs for candidate in job.candidates]
     rank = _lora_rank([checkpoint for _, checkpoint in places], cfg.eval.engine, base, machine)
     first: dict[str, Request] = {}

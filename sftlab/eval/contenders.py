@@ -102,7 +102,7 @@ def prompts(cfg: Config, base: Base, test: EvalSet) -> Prompts:
     """
     key = key_of({"rows": test.key, "model": base.identity, "eval": cfg.eval.model_dump()})
     if key not in _memory:
-        _memory[key] = tokenize_prompts(test.examples, base, test.key, cfg.eval)
+        _memory[key] = tokenize_prompts(test.examples, base, cfg.eval)
         for oldest in list(_memory)[:-REMEMBERED]:
             del _memory[oldest]
     return _memory[key]

@@ -17,7 +17,7 @@ from sftlab.config import ContenderConfig, EvalConfig
 from sftlab.errors import StageError
 from sftlab.eval.answers import FINISHED, SPEED, Answer, completed, retain
 from sftlab.eval.prompts import Prompt, Prompts
-from sftlab.eval.stage import Generated, finish
+from sftlab.eval.stage import Generated, finish, reusable
 from sftlab.records import Example, text_of_turn
 from sftlab.runtime.store import Store, write_json
 
@@ -55,13 +55,13 @@ class Endpoint:
 def inputs(endpoint: Endpoint, rows_key: str, cfg: EvalConfig, seed: int) -> Mapping[str, object]:
     """List what the answers depend on. A model that its host changes under the same name has the same key."""
     key = {
-        "version": 1,
+        "version": 2,
         "endpoint": endpoint.url,
         "model": endpoint.model,
         "prompts": rows_key,
         "max_tokens": cfg.max_tokens,
         "temperature": cfg.temperature,
-        "seed": seed,
+        "seed": seed if cfg.temperature else None,
     }
     return key if cfg.repeats == 1 else {**key, "repeats": cfg.repeats}
 
@@ -69,15 +69,18 @@ def inputs(endpoint: Endpoint, rows_key: str, cfg: EvalConfig, seed: int) -> Map
 def make(
     store: Store, endpoint: Endpoint, rows: Sequence[Example], rows_key: str, cfg: EvalConfig, seed: int
 ) -> Generated:
-    """Take the answers from the store, or ask for those that it lacks. Answers of a run that was killed are reused.
+    """Take the answers from the store, or ask for those that it lacks.
+
+    Answers of a run that was killed, and to the same prompts in other test sets, are reused.
 
     Raises:
         UnreachableError: the endpoint refuses a request, does not answer, or answers without a completion.
     """
     prompts = Prompts([Prompt(row.id, written(row), [], row.choices) for row in rows], {})
+    key = inputs(endpoint, rows_key, cfg, seed)
 
     def build(folder: Path) -> None:
-        answers = completed(folder)
+        answers = reusable(store, key, prompts) | completed(folder)
         retain(folder, answers.values())
         missing = [
             (repeat, place)
@@ -93,7 +96,7 @@ def make(
         write_json(folder / SPEED, {**speed, "generate_seconds": round(time.monotonic() - begin, 1)})
         finish(folder, prompts, cfg)
 
-    stage = store.stage("generations", inputs(endpoint, rows_key, cfg, seed), build, resumable=True)
+    stage = store.stage("generations", key, build, resumable=True)
     (stage.path / FINISHED).unlink(missing_ok=True)
     return Generated(stage, stage.seconds)
 

@@ -146,7 +146,8 @@ def judge(cfg: Config, store: Store, both: Mapping[str, Contender], test: EvalSe
             stages[f"{FOLDER}.{name}.{side}"] = str(one.stage.path)
             times[f"{FOLDER}.{name}.{side}"] = round(one.seconds, 1)
         sources = " + ".join(part.cfg.name_or_path for part in cfg.eval.guards[name].parts())
-        evaluation = _evaluation(own, of, rows, folder / FOLDER / name)
+        evaluation, of_judge = _evaluation(own, of, rows, folder / FOLDER / name)
+        stages |= {f"{FOLDER}.{name}.{stage}": path for stage, path in of_judge.items()}
         found.append(Guard(name=name, data=sources, evaluation=evaluation))
     for name in cfg.eval.guard_tasks:
         guard, of_task = harness.judge(cfg, store, name, both)
@@ -181,7 +182,10 @@ def _generate(
     return generated
 
 
-def _evaluation(cfg: Config, generated: Mapping[str, evaluate.Generated], test: EvalSet, folder: Path) -> Evaluation:
+def _evaluation(
+    cfg: Config, generated: Mapping[str, evaluate.Generated], test: EvalSet, folder: Path
+) -> tuple[Evaluation, dict[str, str]]:
+    """Compare the answers to a guard; with the stages of its judge, if it has one."""
     score = scorer(cfg.eval)
     runs = {
         side: [score.predictions(one.rows(repeat), test.examples) for repeat in range(cfg.eval.repeats)]
@@ -189,4 +193,5 @@ def _evaluation(cfg: Config, generated: Mapping[str, evaluate.Generated], test: 
     }
     folder.mkdir(parents=True, exist_ok=True)
     pairs = pairwise_of(cfg, test.examples)
-    return decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, pairwise=pairs)
+    evaluation = decision.decide(runs, NAMES, cfg.eval, folder, both_mute=True, pairwise=pairs)
+    return evaluation, {} if pairs is None else pairs.stages

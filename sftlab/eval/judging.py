@@ -87,6 +87,7 @@ def judge(
     evaluation = decision.decide(
         runs, NAMES, cfg.eval, folder, both_mute=True, contenders=records, costs=costs, pairwise=pairs
     )
+    stages |= pairs.stages if pairs is not None else {}
     models_of = {name: ledger.name_of(one.model.path, one.model.identity) for name, one in pair.items()}
     if models_of["finetuned"] != models_of["baseline"]:
         evaluation = reuse.counted(cfg, store.root, evaluation, test.examples, models_of["finetuned"])

@@ -1,6 +1,7 @@
 """Ask a judge which of two answers is better: a model on this machine, or behind an OpenAI-compatible endpoint.
 
-Every pair is judged in both orders. Judgements are a stage of the store: their key has the judge and the whole prompts.
+Every pair is judged in both orders. Judgements are stored under the judge and its whole prompts, and reused prompt by
+prompt: a further contender, or more questions, cost only the pairs that are new.
 """
 
 from __future__ import annotations
@@ -60,11 +61,20 @@ class Judgement:
 
 @dataclass
 class Pairwise:
-    """A judge, and its judgements so far. ``questions`` has the questions by id; those of other rows are cleaned."""
+    """A judge, and its judgements so far. ``questions`` has the questions by id; those of other rows are cleaned.
+
+    ``folders`` has the stages of the store with its judgements.
+    """
 
     cfg: Config
     questions: Mapping[str, str] = field(default_factory=dict)
     known: dict[Pair, Judgement] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """The folders of the judgements, by names for the record of a run."""
+        return {f"judge.{number}" if number > 1 else "judge": str(path) for number, path in enumerate(self.folders, 1)}
 
     @property
     def judge(self) -> JudgeConfig:
@@ -129,10 +139,11 @@ class Pairwise:
             at = endpoint.Endpoint(judge.url.rstrip("/"), judge.model, judge.api_key_env, *sent)
             generated = endpoint.make(store, at, rows, key, settings, cfg.seed)
         else:
-            generated = self._generated(store, rows, key, settings)
+            generated = self._generated(store, rows, settings)
+        self.folders.append(generated.stage.path)
         return [row.completion for row in generated.rows()]
 
-    def _generated(self, store: Store, rows: Sequence[Example], key: str, settings: EvalConfig) -> evaluate.Generated:
+    def _generated(self, store: Store, rows: Sequence[Example], settings: EvalConfig) -> evaluate.Generated:
         cfg, machine = self.cfg, instance.find(self.cfg.instance)
         if settings.dtype == "auto":  # in mode=compare no format is measured
             settings = settings.model_copy(update={"dtype": "float32" if machine.device == "cpu" else "bfloat16"})
@@ -140,7 +151,7 @@ class Pairwise:
         judge = models.another(cfg.model, self.judge.name_or_path, self.judge.revision)
         base = models.resolve(judge, store, cfg.seed)
         evaluate.check_engine(base, settings)
-        prompts = tokenize_prompts(rows, base, key, settings, of_judge=True)
+        prompts = tokenize_prompts(rows, base, settings, of_judge=True)
         model = evaluate.Model(base.path, base.identity, base.trust_remote_code)
         return evaluate.make(store, model, prompts, settings, machine, cfg.seed)
 

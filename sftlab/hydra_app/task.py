@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sftlab.errors import ConfigError, Problem, PrunedError, SftlabError, StageError, shown
+from sftlab.errors import ConfigError, PausedError, Problem, PrunedError, SftlabError, StageError, shown
 from sftlab.hydra_app.compose import without_hydra
 from sftlab.hydra_app.study import RUN_ID, Study
 from sftlab.runtime.console import drop_repeated_warnings
@@ -58,11 +58,15 @@ def run_task(study: Study, composed: DictConfig) -> float:
                 "set it to an empty folder",
             )
         )
+    if is_sweep and (ended := _ended(folder, record.run)):  # in an earlier round of sweep.prune
+        return _value(ended)
     try:
         _run(study, composed, record, folder)
         record.status = "success"
     except PrunedError as error:
         record.status, record.error = "pruned", str(error)
+        log.info("job %d: %s", record.number, error)
+    except PausedError as error:  # its status remains "running"
         log.info("job %d: %s", record.number, error)
     except SftlabError as error:
         record.status, record.error, record.exit_code = "failed", str(error), error.exit_code
@@ -71,6 +75,21 @@ def run_task(study: Study, composed: DictConfig) -> float:
         record.status, record.error, record.exit_code = "failed", f"{type(error).__name__}: {error}", 1
         log.exception("job %d failed with an unexpected error; please report it", record.number)
     record.write(folder)
+    return _value(record)
+
+
+def _ended(folder: Path, run: str | None) -> Job | None:
+    """The record of this job if the same run has ended it before."""
+    from sftlab.runtime.job import JOB, Job, owner
+
+    if run is None or owner(folder / JOB) != run:
+        return None
+    record = Job.read(folder / JOB)
+    return None if record.status == "running" else record
+
+
+def _value(record: Job) -> float:
+    """The lowest validation loss of a job; infinity without one."""
     if record.status == "success" and record.config["dry_run"]:
         return 0.0
     if record.pruned is not None:

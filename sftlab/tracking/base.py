@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sftlab.results import Scalar
+
+End = Literal["finished", "killed", "failed"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Tracker(Protocol):
     def result(self, result: Result) -> None:
         """Log table, figure and summary."""
 
-    def close(self) -> None:
-        """Write what is not written yet, and end."""
+    def close(self, end: End) -> None:
+        """Write what is not written yet, and end. A training that was pruned or interrupted was killed."""
 
 
 def named(values: Mapping[str, object]) -> dict[str, float]:

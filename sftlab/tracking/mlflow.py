@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sftlab.results import Scalar
-from sftlab.tracking.base import Place, Result
+from sftlab.tracking.base import End, Place, Result
 
 SERVER = "MLFLOW_TRACKING_URI"
 TAG = "sftlab.run"  # MLflow gives its runs ids of its own
@@ -66,6 +66,6 @@ class MLflow:
         if result.figure.is_file():
             self._client.log_artifact(self._run, str(result.figure))
 
-    def close(self) -> None:
-        """Mark the run as finished."""
-        self._client.set_terminated(self._run)
+    def close(self, end: End) -> None:
+        """Set the status of the run: FINISHED, KILLED or FAILED."""
+        self._client.set_terminated(self._run, end.upper())

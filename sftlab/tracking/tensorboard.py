@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sftlab.results import Scalar
-from sftlab.tracking.base import Place, Result
+from sftlab.tracking.base import End, Place, Result
 
 
 class TensorBoard:
@@ -37,6 +37,6 @@ class TensorBoard:
 
             self._writer.add_image("bias_variance", imread(result.figure)[:, :, :3], dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, end: End) -> None:
         """Write the rest of the events."""
         self._writer.close()

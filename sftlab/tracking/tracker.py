@@ -104,6 +104,6 @@ def log_result(variables: Mapping[str, str], result: Result) -> None:
         for row in result.history:
             tracker.log(int(row["step"] or 0), named(row))
         tracker.result(result)
-        tracker.close()
+        tracker.close("finished")
     except Exception as error:  # no failure of a tracker may end a run whose results are written
         log.warning("%s: the results could not be logged (%s)", name, first_line(error))

@@ -8,7 +8,7 @@ from io import StringIO
 from typing import Any
 
 from sftlab.results import Scalar
-from sftlab.tracking.base import Place, Result
+from sftlab.tracking.base import End, Place, Result
 
 
 class Trackio:
@@ -48,7 +48,7 @@ class Trackio:
             values["bias_variance"] = self._trackio.Image(str(result.figure))
         self._run.log(values)
 
-    def close(self) -> None:
+    def close(self, end: End) -> None:
         """Write what is not written yet."""
         with redirect_stdout(StringIO()):
             self._run.finish()

@@ -18,7 +18,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from transformers.integrations import WandbCallback
 from transformers.trainer_utils import SaveStrategy
 
-from sftlab.errors import PrunedError, Terminated
+from sftlab.errors import PausedError, PrunedError, Terminated
 from sftlab.results import EarlyStop, Scalar
 from sftlab.tracking import tracker, wandb
 from sftlab.tracking.base import Tracker, first_line, named
@@ -47,7 +47,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self, earlier_seconds: float, limit: int | None, patience: Patience | None, peers: Peers | None = None
     ) -> None:
         self.peers = peers
-        self.pruned: str | None = None
+        self.stop: PrunedError | PausedError | None = None
         self.start = time.monotonic() - earlier_seconds
         self.limit = limit
         self.patience = patience
@@ -76,6 +76,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         Raises:
             DivergedError: the loss is not finite.
             PrunedError: the peers of the job are better.
+            PausedError: the job waits for its peers.
         """
         if self.patience is not None and self.patience.exhausted:  # killed after the last checkpoint
             control.should_training_stop = True
@@ -93,8 +94,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             _folder(args, state).mkdir(exist_ok=True)
             self._mark(args, state)
             self._delete(args)
-        if self.pruned is not None:
-            raise PrunedError(self.pruned)
+        if self.stop is not None:
+            raise self.stop
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -149,7 +150,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if self.peers is not None and not control.should_training_stop:
             epoch, total = round(float(state.epoch or 0), 4), self.trainer.timeline.total
             rows, is_first = self.trainer.row_losses, state.is_world_process_zero
-            self.pruned = self.peers.observe(state.global_step, epoch, total, rows, args.world_size, is_first=is_first)
+            self.stop = self.peers.observe(state.global_step, epoch, total, rows, args.world_size, is_first=is_first)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Mark the checkpoint as complete: one without ``checkpoint.json`` was interrupted and is not used.
@@ -157,6 +158,7 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
         Raises:
             Terminated: SIGTERM was received, and the checkpoint to resume from is saved.
             PrunedError: the peers of the job are better.
+            PausedError: the job waits for its peers.
         """
         if state.is_world_process_zero:
             if self.patience is not None:
@@ -165,8 +167,8 @@ class CheckpointCallback(TrainerCallback):  # type: ignore[misc]
             self._delete(args)
         if self.terminating():
             raise Terminated
-        if self.pruned is not None:
-            raise PrunedError(self.pruned)
+        if self.stop is not None:
+            raise self.stop
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -325,12 +327,17 @@ class Tracking(TrainerCallback):  # type: ignore[misc]
             with self._warning():
                 self.tracker.log(state.global_step, named(logs))
 
-    def close(self) -> None:
-        """End the tracker, also of a training that failed; the results start it again."""
-        if self.tracker is not None:
-            with self._warning():
-                self.tracker.close()
-            self.tracker = None
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """End the tracker with how the training ended. The results start it again."""
+        if self.tracker is None:
+            return
+        stopped = isinstance(error, PrunedError | KeyboardInterrupt)
+        with self._warning():
+            self.tracker.close("finished" if error is None else "killed" if stopped else "failed")
+        self.tracker = None
 
     @contextmanager
     def _warning(self) -> Iterator[None]:

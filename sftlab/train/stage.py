@@ -15,7 +15,7 @@ from typing import Any
 
 from sftlab.config import NoPeft, PeftConfig, Qlora, TrainConfig
 from sftlab.dataset.tokenize import Tokenized
-from sftlab.errors import PrunedError, StageError
+from sftlab.errors import StageError
 from sftlab.instance import meeting
 from sftlab.instance.machine import Machine, optimizer_package
 from sftlab.model.base import Base
@@ -101,6 +101,7 @@ def make(
 
     Raises:
         PrunedError: the training was stopped because of its peers. The same command stops it again without training.
+        PausedError: the training waits for its peers.
         StageError: training failed, or diverged before its first checkpoint.
     """
     key = inputs(tokens.stage.key, base, peft, train, machine, seed)
@@ -182,13 +183,14 @@ def _stop_if_worse(folder: Path, task: TrainTask) -> None:
 
     Raises:
         PrunedError: the peers are better.
+        PausedError: the training has reached the end of the round.
     """
     if task.peers is None:
         return
     planned = timeline(task.counts, task.train, task.machine)
     task.peers.publish_checkpoints(folder, None if planned is None else planned.total)
-    if pruned := task.peers.decide():
-        raise PrunedError(str(pruned))
+    if stop := task.peers.check():
+        raise stop
 
 
 def _check_result(folder: Path, train: TrainConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def run(folder: Path, task: TrainTask) -> None:
     if task.tracker == "wandb":
         trainer.add_callback(Curves())
     elif task.tracker is not None and is_first:
-        trainer.add_callback(tracking.enter_context(closing(Tracking(task.tracker, _settings(task)))))
+        trainer.add_callback(tracking.enter_context(Tracking(task.tracker, _settings(task))))
     with tracking, suppress(DivergedError):  # recorded as diverged_at_step
         output = trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
         seconds = output.metrics["train_runtime"]

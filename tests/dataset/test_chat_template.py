@@ -334,7 +334,7 @@ def test_an_evaluation_warns_of_a_template_without_an_end(
     for template in (TEMPLATE, TEMPLATE.replace("</s>", "\n")):
         caplog.clear()
         base = Base("tiny", folder, "identity", False, template)
-        tokenize_prompts([example(choices="AB")], base, "key", cfg)
+        tokenize_prompts([example(choices="AB")], base, cfg)
         warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warned) == (template != TEMPLATE)
     assert "the template of tiny writes no special token after an assistant turn" in warned[0]
@@ -346,7 +346,7 @@ def test_stop_tokens_are_in_the_key_of_completions(folder: Path, config: Make) -
     keys = []
     for end in ("</s>", "<s></s>"):
         base = Base("tiny", folder, "identity", False, TEMPLATE.replace("</s>", end))
-        prompts = tokenize_prompts([example(choices="AB")], base, "key", cfg)
+        prompts = tokenize_prompts([example(choices="AB")], base, cfg)
         keys.append(evaluate.inputs(model, prompts, cfg, "cpu", 0))
     assert [key["stop_token_ids"] for key in keys] == [[1], [0, 1]]
 

@@ -434,7 +434,7 @@ def test_a_model_learns_every_turn_and_answers_the_last(tmp_path: Path, config: 
     first, _, last = trained.candidates(0, [])
     assert last.eval_loss < first.eval_loss
     merged = merge.make(store, Path(last.checkpoint), base, tokens.stage.path, machine, cfg.merge)
-    prompts = tokenize_prompts(rows[:4], base, "rows", cfg.eval)
+    prompts = tokenize_prompts(rows[:4], base, cfg.eval)
     model = evaluate.Model(merged.stage.path, merged.stage.key, False)
     found = evaluate.make(store, model, prompts, cfg.eval, machine, cfg.seed).rows()
     assert [row.prompt for row in found] == [tokenize(base.tokenizer(), row)[0].text for row in rows[:4]]

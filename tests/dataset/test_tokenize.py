@@ -60,7 +60,7 @@ def test_evaluation_has_the_prompts_that_training_masked(tmp_path: Path, base: B
     """Token for token, through both stages."""
     trained = read(made(tmp_path, base, 4096), "train")
     examples = data(tmp_path, vignettes(12)).split("train")
-    prompts = tokenize_prompts(examples, base, "key", config("model=tiny_random").eval)
+    prompts = tokenize_prompts(examples, base, config("model=tiny_random").eval)
     masked = [row["input_ids"][: row["labels"].count(tokenize.IGNORED)] for row in trained]
     assert [prompt.token_ids for prompt in prompts.rows] == masked
 

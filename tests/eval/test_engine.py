@@ -251,9 +251,9 @@ def test_letters_with_the_same_tokens_are_refused(tmp_path: Path, config: Any) -
     cfg = config("model=tiny_random", "eval.max_tokens=8")
     example = Example("r0", single_turn("", "which?", "a"), "a", choices="Aab")
     with pytest.raises(ConfigError, match=r"eval\.forced=true: .*'A' and 'a' the same tokens.*set eval\.forced=false"):
-        tokenize_prompts([example], base, "key", cfg.eval)
+        tokenize_prompts([example], base, cfg.eval)
     quiet = config("model=tiny_random", "eval.max_tokens=8", "eval.forced=false", "eval.logprobs=false")
-    assert tokenize_prompts([example], base, "key", quiet.eval).rows
+    assert tokenize_prompts([example], base, quiet.eval).rows
 
 
 def test_a_test_set_is_tokenized_once_for_the_same_model_and_settings(
@@ -264,19 +264,19 @@ def test_a_test_set_is_tokenized_once_for_the_same_model_and_settings(
     rows = [Example("r0", single_turn("", "which?", "(A)"), "A", choices="AB")]
     tokenized = []
 
-    def counted(examples: Any, base: Base, key: str, *given: Any) -> Any:
-        tokenized.append((base.identity, key))
-        return tokenize_prompts(examples, base, key, *given)
+    def counted(examples: Any, base: Base, *given: Any) -> Any:
+        tokenized.append(base.identity)
+        return tokenize_prompts(examples, base, *given)
 
     monkeypatch.setattr(contenders, "tokenize_prompts", counted)
     monkeypatch.setattr(contenders, "_memory", {})
     cfg = config("model=tiny_random", "eval.max_tokens=8")
     for _ in range(2):
         assert contenders.prompts(cfg, first, contenders.EvalSet(rows, "x")).rows[0].id == "r0"
-    assert tokenized == [("a", "x")]
+    assert tokenized == ["a"]
     contenders.prompts(cfg, other, contenders.EvalSet(rows, "x"))
     contenders.prompts(cfg, first, contenders.EvalSet(rows, "y"))
-    assert tokenized == [("a", "x"), ("b", "x"), ("a", "y")]
+    assert tokenized == ["a", "b", "a"]
     with pytest.raises(ConfigError, match=r"eval\.max_tokens"):
         contenders.prompts(config("model=tiny_random", "eval.max_tokens=4096"), first, contenders.EvalSet(rows, "y"))
 

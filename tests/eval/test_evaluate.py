@@ -295,6 +295,38 @@ def test_more_repeats_reuse_the_finished_ones(tmp_path: Path, config: Make, mode
     assert texts(two, 1) == texts(three, 1)
 
 
+def test_answers_are_reused_by_the_same_prompts_of_other_test_sets_and_by_other_seeds(
+    tmp_path: Path, config: Make, model: Model, engines: Engines
+) -> None:
+    store = Store(tmp_path / "store")
+    few, all_rows = (Prompts(PROMPTS.rows[:count], {"rows": str(count), "tokenizer": "t"}) for count in (3, 7))
+    evaluate.make(store, model, few, settings(config), CPU, 0)
+    engines.asked.clear()
+    generated = evaluate.make(store, model, all_rows, settings(config), CPU, 1)
+    assert engines.all() == [(0, number) for number in (3, 4, 5, 6)]
+    assert texts(generated) == [f"0.{number}: the answer is (A)" for number in range(7)]
+    engines.asked.clear()
+    evaluate.make(store, model, all_rows, settings(config), CPU, 2)
+    assert engines.asked == []
+    other = Prompts([replace(PROMPTS.rows[0], text="Another question")], {"rows": "x", "tokenizer": "t"})
+    for prompts in (other, replace(few, key={**few.key, "tokenizer": "u"})):
+        engines.asked.clear()
+        evaluate.make(store, model, prompts, settings(config), CPU, 0)
+        assert engines.all() == [(0, number) for number in range(len(prompts.rows))]
+    Generation.write(
+        generated.stage.path / "generations.jsonl", [Generation("q6", "Question 6", "", "stop", 5, "B", CHOSEN)]
+    )
+    for choices, count in (("AB", 0), ("ABC", 1)):  # letters are those of other options
+        engines.asked.clear()
+        more = Prompts([replace(PROMPTS.rows[6], choices=choices)], {"rows": choices, "tokenizer": "t"})
+        evaluate.make(store, model, more, settings(config), CPU, 0)
+        assert len(engines.all()) == count
+    engines.asked.clear()
+    evaluate.make(store, model, few, settings(config, "eval.temperature=1"), CPU, 0)
+    evaluate.make(store, model, few, settings(config, "eval.temperature=1"), CPU, 1)
+    assert engines.all() == sorted(2 * [(0, number) for number in range(3)])
+
+
 # — stall detection —
 
 
@@ -429,7 +461,7 @@ def real(config: Make, tmp_path: Path, *overrides: str) -> tuple[Any, ...]:
         Example(f"q{n}", single_turn("Answer the question.", f"{user}{'x' * n}", ""), "A", choices="ABC")
         for n in range(12)
     ]
-    prompts = tokenize_prompts(examples, base, "none", cfg.eval)
+    prompts = tokenize_prompts(examples, base, cfg.eval)
     return Model(base.path, base.identity, False), prompts, cfg.eval, instance.find(cfg.instance), 0
 
 

@@ -141,6 +141,23 @@ def test_several_models_are_compared_with_the_fine_tuned_one(tmp_path: Path) -> 
     assert (evaluation.finetuned.value, evaluation.comparison and evaluation.comparison.delta) == (1, 1)
 
 
+def test_only_new_pairs_are_asked(tmp_path: Path) -> None:
+    with judge(fair) as (url, asked):
+        compared(tmp_path, url, WORSE[:20], BETTER[:20])
+        assert len(asked) == 2 * 20
+        compared(tmp_path, url, WORSE, BETTER)  # more questions
+        assert len(asked) == 2 * 25
+        changed = ["good good good", *BETTER[1:]]
+        evaluation = compared(tmp_path, url, WORSE, changed)
+        assert len(asked) == 2 * 26
+        compared(tmp_path, url, WORSE, changed, "eval.judge.system='Compare.'", "seed=7")
+        assert len(asked) == 2 * (26 + 25)  # another prompt
+        compared(tmp_path, url, WORSE, changed, "seed=7")
+        assert len(asked) == 2 * (26 + 25)
+    assert evaluation.comparison is not None
+    assert evaluation.comparison.gained == 20
+
+
 def test_a_judge_that_prefers_a_position_decides_nothing(tmp_path: Path) -> None:
     with judge(lambda first, second: "[[A]]") as (url, _):
         evaluation = compared(tmp_path, url, WORSE, BETTER)

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +18,12 @@ from conftest import composed, problem
 from test_cli import Started, started, whole
 
 from sftlab.config import TrackingConfig
-from sftlab.errors import PrunedError
+from sftlab.errors import PrunedError, Terminated
 from sftlab.results import Scalar
 from sftlab.runtime.job import Job
 from sftlab.tracking import tracker
 from sftlab.tracking import wandb as tracking
-from sftlab.tracking.base import Result, named
+from sftlab.tracking.base import End, Result, named
 
 WANDB = TrackingConfig(backend="wandb", project="p", entity=None)
 
@@ -96,27 +96,33 @@ def test_the_address_of_a_server_is_not_logged(
 
 
 class Recorder:
-    """A tracker that counts how often it is closed."""
+    """A tracker that records how it ends."""
 
-    closed = 0
+    def __init__(self) -> None:
+        self.ends: list[End] = []
 
     def settings(self, values: Mapping[str, Scalar]) -> None:
         pass
 
-    def close(self) -> None:
-        self.closed += 1
+    def close(self, end: End) -> None:
+        self.ends.append(end)
 
 
-def test_a_training_that_fails_ends_its_tracker_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "end"),
+    [(PrunedError("worse"), "killed"), (Terminated(), "killed"), (ValueError("a bug"), "failed"), (None, "finished")],
+)
+def test_a_training_ends_its_tracker_once_with_its_own_end(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | None, end: End
+) -> None:
     from sftlab.train.callbacks import Tracking
 
     recorder = Recorder()
     monkeypatch.setattr(tracker, "start", lambda: recorder)
-    tracking = Tracking("mlflow", {})
-    with pytest.raises(PrunedError), closing(tracking):
-        raise PrunedError("worse")
-    tracking.close()
-    assert recorder.closed == 1
+    with suppress(PrunedError, Terminated, ValueError), Tracking("mlflow", {}):
+        if error is not None:
+            raise error
+    assert recorder.ends == [end]
 
 
 # ------------------------------------------------------------------- other trackers
@@ -152,11 +158,16 @@ def read_trackio(tmp_path: Path) -> tuple[set[str], set[float], bool]:
     return names, {row["step"] for row in rows if "eval/loss" in row}, {"result", "bias_variance"} <= names
 
 
-def read_mlflow(tmp_path: Path) -> tuple[set[str], set[float], bool]:
+def mlflow_run(tmp_path: Path) -> tuple[Any, Any]:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("sftlab").experiment_id])
+    return client, run
+
+
+def read_mlflow(tmp_path: Path) -> tuple[set[str], set[float], bool]:
+    client, run = mlflow_run(tmp_path)
     steps = {metric.step for metric in client.get_metric_history(run.info.run_id, "eval/loss")}
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     return set(run.data.metrics), steps, files == {"result.json", "loss.png"}
@@ -186,11 +197,14 @@ def installed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 @pytest.mark.filterwarnings("ignore")
 def test_curves_and_results_are_one_run_in_every_tracker(tmp_path: Path, installed: str) -> None:
     _, variables = job(tmp_path, installed)
-    for step in (1, 2):  # the second start continues a training that was killed
+    ends: list[tuple[int, End]] = [(1, "killed"), (2, "finished")]
+    for step, end in ends:  # the second start continues a training that was killed
         training = tracker.start(variables)
         training.settings({"train.learning_rate": 1e-4, "seed": 1})
         training.log(step, named({**ROW, "step": step}))
-        training.close()
+        training.close(end)
+        if installed == "mlflow":
+            assert mlflow_run(tmp_path)[1].info.status == end.upper()
     tracker.log_result(variables, result(tmp_path, []))
     names, steps, has_media = READERS[installed](tmp_path)
     assert names >= LOGGED | {"best_eval_loss"}

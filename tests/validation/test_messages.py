@@ -380,6 +380,7 @@ CONTENDERS = [
             "+eval.contenders.mine.api_key=abc",
             "+eval.judge.api_key=abc",
             "eval.judge.api_key_env=sk-abc",
+            "eval.judge.api_keyenv=sk-abc",
             "eval.price={input: 1}",
             "eval.chain=[adapter,finetuned]",
             "eval.chain=[finetuned]",
