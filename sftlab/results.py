@@ -1166,6 +1166,11 @@ class Export(Record):
     comparison: Comparison
     """The merged model and the exported one on the test set."""
 
+    @property
+    def name(self) -> str:
+        """The format, of a GGUF file with the type of its weights."""
+        return self.format if self.gguf is None else f"{self.format} {self.gguf}"
+
 
 # ------------------------------------------------------------------- run
 

@@ -22,6 +22,7 @@ from sftlab.model import base as models
 from sftlab.model import finished
 from sftlab.report import figures, index, page, runs, terminal
 from sftlab.report.preview import preview
+from sftlab.report.publish import write_card
 from sftlab.results import PlanRow
 from sftlab.runtime import ledger, listing
 from sftlab.runtime.clean import clean
@@ -265,9 +266,12 @@ def export_run(cfg: Config, *, dry_run: bool) -> None:
     """``mode=export``: write the merged model of a run in another format, and test that it is no worse.
 
     Raises:
-        ConfigError: there is no such run, or it has no merged model.
+        ConfigError: there is no such run, it has no merged model, or the machine cannot export in this format.
     """
     run = finished.find(cfg)
+    if reason := not_writable(run.folder):
+        remedy = "make it writable: the exported model and its answers are added to it"
+        raise ConfigError(Problem("run", shown(str(run.folder)), reason, remedy))
     if problems := list(formats.problems(cfg.export, instance.find(cfg.instance).device)):
         raise ConfigError(*problems)
     if dry_run:
@@ -275,6 +279,9 @@ def export_run(cfg: Config, *, dry_run: bool) -> None:
         log.info("would export: %s as %s", run.folder, export.label(cfg.export))
         return
     result = export.export(run, cfg)
+    recorded = Run.read(run.folder)
+    page.write(recorded)
+    write_card(recorded, run.job.settings())
     terminal.exported(result, run.folder / "export" / export.label(cfg.export))
 
 

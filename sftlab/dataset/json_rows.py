@@ -144,17 +144,29 @@ def _table(file: Path, value: Any, duplicates: Duplicates) -> Table:
                 "write a JSON array of rows, or one object per line (.jsonl)",
             )
         )
-    problems = [
-        Problem(
-            f"{file}, row {number}",
-            None,
-            f"is {short(json.dumps(row), 40)}, not an object of column → value",
-            "fix or delete it",
-        )
-        for number, row in enumerate(value, start=1)
-        if not isinstance(row, dict)
-    ]
+    problems = [_not_an_object(file, number, row) for number, row in enumerate(value, 1) if not isinstance(row, dict)]
     return Table([row if isinstance(row, dict) else None for row in value], problems)
+
+
+def rows_of_array(file: Path, text: str, first: int) -> Table:
+    """Read rows that are a part of an array, given as an array. ``first`` is the number of the first row."""
+    values, duplicates = _parse(text)
+    rows: list[Row | None] = []
+    problems: list[Problem] = []
+    for number, row in enumerate(values, first):
+        twice = next((key for part, key in duplicates if _contains(row, part)), None)
+        if twice is not None:
+            message = f"has the key {twice!r} twice in an object"
+            problems.append(Problem(f"{file}, row {number}", None, message, "fix the file"))
+        elif not isinstance(row, dict):
+            problems.append(_not_an_object(file, number, row))
+        rows.append(row if isinstance(row, dict) and twice is None else None)
+    return Table(rows, problems)
+
+
+def _not_an_object(file: Path, number: int, row: Any) -> Problem:
+    message = f"is {short(json.dumps(row), 40)}, not an object of column → value"
+    return Problem(f"{file}, row {number}", None, message, "fix or delete it")
 
 
 def _contains(value: Any, part: Object) -> bool:

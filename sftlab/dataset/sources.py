@@ -6,11 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sftlab.dataset.formats import SUFFIXES, Chunk, Parsed, read_file, stem, suffix_of
+from sftlab.dataset.content import SUFFIXES, stem, suffix_of
+from sftlab.dataset.formats import Chunk, FileRows
 from sftlab.dataset.wording import listing
 from sftlab.errors import ConfigError, Problem
 
@@ -53,24 +54,13 @@ Source = Mapping[str, Iterable[Chunk]]
 
 
 class Files:
-    """The rows of the files of a split. Those of a file that has to be parsed as a whole are read once."""
+    """The rows of the files of a split."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
-        self._parsed: dict[Path, list[Chunk]] = {}
+        self._files = [FileRows(file) for file in files]
 
     def __iter__(self) -> Iterator[Chunk]:
-        for file in self.files:
-            if file in self._parsed:
-                yield from self._parsed[file]
-                continue
-            chunks = list[Chunk]()
-            for chunk in read_file(file):
-                if isinstance(chunk, Parsed):
-                    chunks.append(chunk)
-                yield chunk
-            if chunks:
-                self._parsed[file] = chunks
+        return chain.from_iterable(self._files)
 
 
 def is_data(name: str) -> bool:
@@ -187,7 +177,7 @@ def _is_document(file: Path) -> bool:
     if suffix_of(file) is None:
         return not any(suffix.lower() in SUFFIXES for suffix in file.suffixes)
     try:
-        return sum(len(chunk.table().rows) for chunk in islice(read_file(file), 2)) < 2
+        return sum(len(chunk.table().rows) for chunk in islice(FileRows(file), 2)) < 2
     except (ConfigError, OSError):
         return True
 

@@ -92,7 +92,7 @@ def settings(run: Finished, cfg: Config) -> Config:
 
 
 def export(run: Finished, cfg: Config) -> Export:
-    """Export the merged model, test it, and add the result to the record of the run.
+    """Export the merged model, test it, and add model, answers and result to the run.
 
     Raises:
         StageError: the tool cannot write this model in this format.
@@ -131,20 +131,23 @@ def export(run: Finished, cfg: Config) -> Export:
         engine=own.eval.engine,
         comparison=decision.against(score, named, both_mute=False),
     )
-    _record(run, cfg.export, result, stage, answers)
     Prediction.write(run.folder / "predictions" / f"{label(cfg.export)}.jsonl", named[EXPORTED][0])
+    (run.folder / "export").mkdir(exist_ok=True)
+    link(run.folder / "export" / label(cfg.export), stage.path)
+    _record(run.folder, cfg.export, result, stage, answers)
     return result
 
 
-def _record(run: Finished, cfg: ExportConfig, result: Export, stage: Stage, answers: Stage) -> None:
-    """Add the result to ``run.json``, and link the exported model from the run's folder."""
-    record = Run.read(run.folder)
-    same = (result.format, result.gguf)
-    others = [one for one in record.record.exports if (one.format, one.gguf) != same]
-    added = {f"export.{label(cfg)}": str(stage.path), f"export.{label(cfg)}.answers": str(answers.path)}
-    record.update(exports=[*others, result], stages={**record.record.stages, **added})
-    (run.folder / "export").mkdir(exist_ok=True)
-    link(run.folder / "export" / label(cfg), stage.path)
+def _record(folder: Path, cfg: ExportConfig, result: Export, stage: Stage, answers: Stage) -> None:
+    """Add the result to ``run.json``. Another export of the run may do the same."""
+    from filelock import FileLock
+
+    with FileLock(folder / ".export.lock"):
+        run = Run.read(folder)
+        same = (result.format, result.gguf)
+        others = [one for one in run.record.exports if (one.format, one.gguf) != same]
+        added = {f"export.{label(cfg)}": str(stage.path), f"export.{label(cfg)}.answers": str(answers.path)}
+        run.update(exports=[*others, result], stages={**run.record.stages, **added})
 
 
 def _weights(folder: Path) -> int:

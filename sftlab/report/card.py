@@ -69,6 +69,7 @@ def card(run: RunRecord, cfg: Config) -> str:
         described=[] if evaluation is None else contenders.described(evaluation),
         chain=None if evaluation is None else contenders.chain(evaluation),
         deployed=None if evaluation is None else contenders.deployed(evaluation),
+        exports=tables.exports(run),
         prompting=None if evaluation is None else contenders.prompting(evaluation),
         parts=None if evaluation is None else tables.parts(evaluation),
         caveats=[one_draw(run.mode, run.seed)]

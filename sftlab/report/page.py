@@ -101,6 +101,7 @@ def render(folder: Path, run: RunRecord) -> str:
         described=contenders.described(evaluation) if evaluation is not None else [],
         chain=contenders.chain(evaluation) if evaluation is not None else None,
         deployed=contenders.deployed(evaluation) if evaluation is not None else None,
+        exports=tables.exports(run),
         prompting=contenders.prompting(evaluation) if evaluation is not None else None,
         questions=_browser(folder, evaluation, answers) if evaluation is not None else None,
         data_facts=facts.data_facts(run.receipt) if run.receipt is not None else [],

@@ -27,8 +27,7 @@ def publish(run: Run, cfg: Config) -> None:
     """Write the model card of an evaluated run, and push model and card to the hub if hub.push is true."""
     if run.record.evaluation is None:
         return
-    text = card(run.record, cfg)
-    (run.folder / "model_card.md").write_text(text, encoding="utf-8")
+    text = write_card(run, cfg)
     made = run.record.evaluation.decision
     if cfg.hub.push and cfg.eval.gate and (made is None or made.outcome != "ship"):
         log.warning("hub.push: nothing is pushed, because eval.gate=true and the decision is not to ship")
@@ -36,6 +35,13 @@ def publish(run: Run, cfg: Config) -> None:
         assert cfg.hub.repo_id is not None
         url = push(run.folder / "merged", cfg.hub.repo_id, private=cfg.hub.private, readme=text)
         log.info("hub: pushed to %s", url)
+
+
+def write_card(run: Run, cfg: Config) -> str:
+    """Write the model card of a run into its folder; ``cfg`` is of the job whose checkpoint was selected."""
+    text = card(run.record, cfg)
+    (run.folder / "model_card.md").write_text(text, encoding="utf-8")
+    return text
 
 
 def push(folder: Path, repo_id: str, *, private: bool, readme: str | None = None) -> str:

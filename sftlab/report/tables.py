@@ -15,6 +15,7 @@ from sftlab.results import (
     EvaluationRow,
     Guard,
     ModelResult,
+    RunRecord,
     SourceLoss,
     Subgroup,
     SubgroupSide,
@@ -248,6 +249,25 @@ def loss_result(compared: Comparison) -> str:
     if test.outcome != "inconclusive":
         return {"no_worse": "no worse", "worse": "worse"}[test.outcome]
     return "undecided" + (f" (about {needed(test.needed)} questions decide)" if test.needed is not None else "")
+
+
+def exports(run: RunRecord) -> Table | None:
+    """The merged model in other formats, and whether each may have lost more than the margin; None without exports."""
+    if not run.exports or run.evaluation is None:
+        return None
+    view = scorers.view(run.evaluation.task)
+    header = ["format", "size", "merged model", "answers by", f"{name_of_metric(run.evaluation)} before", "after"]
+    header += ["difference, points", "lost at most", "result"]
+    rows = []
+    for one in run.exports:
+        compared = one.comparison
+        test = compared.noninferiority
+        sizes = [f"{number / 2**20:,.0f} MiB" for number in (one.weight_bytes, one.merged_bytes)]
+        values = [view.number(compared.baseline), view.number(compared.finetuned)]
+        lost = DASH if test is None else points(max(-test.bound, 0)).removeprefix("+")
+        difference = f"{points(compared.delta)} ({span(compared.interval)})"
+        rows.append([one.name, *sizes, one.engine, *values, difference, lost, loss_result(compared)])
+    return Table(header, rows, ("format", "answers by", "result"))
 
 
 def needed(questions: int) -> str:

@@ -201,9 +201,8 @@ def _printed(title: str, table: tables.Table) -> Table:
 def exported(result: Export, place: Path) -> None:
     """Print the size of an exported model, and what its test says."""
     compared = result.comparison
-    name = result.format if result.gguf is None else f"{result.format} {result.gguf}"
     size, merged = (f"{number / 2**20:,.1f} MiB" for number in (result.weight_bytes, result.merged_bytes))
-    say(f"Export: {name}, {size} (merged model: {merged}), in {place}")
+    say(f"Export: {result.name}, {size} (merged model: {merged}), in {place}")
     say(
         f"On the {compared.n} test questions, by {result.engine}: merged model {compared.baseline:.4g}, exported model "
         f"{compared.finetuned:.4g} ({compared.metric})"

@@ -16,7 +16,7 @@ import yaml
 from conftest import Row, rendered, vignette, vignettes, write_rows
 from test_prompt import settings
 
-from sftlab.dataset import formats, sources
+from sftlab.dataset import content, formats, sources
 from sftlab.dataset import stage as dataset
 from sftlab.dataset.rows import Table
 from sftlab.errors import ConfigError
@@ -600,7 +600,7 @@ def test_as_many_rows_are_generated_as_keep_lets_through() -> None:
 
 def test_a_source_is_read_once_as_long_as_it_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr(dataset.sources, "read_file", lambda file: read.append(file) or formats.read_file(file))
+    monkeypatch.setattr(formats, "Content", lambda *args: read.append(args[0]) or content.Content(*args))
     cfg = settings(name_or_path=str(write_rows(tmp_path / "a.jsonl", vignettes(20))))
     store = Store(tmp_path / "store")
     splits = dataset.load(store, cfg, column="answer_idx")

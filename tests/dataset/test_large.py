@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
+import pickle
 import random
-import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import pytest
 from conftest import rendered, vignette, write_rows
 from test_prompt import settings
 
-from sftlab.dataset import arrow_examples, formats, parallel
+from sftlab.dataset import arrow_examples, content, csv_rows, formats, parallel
 from sftlab.dataset.arrow_examples import Examples, batch_of, open_file, reorder, text_of, write
 from sftlab.errors import ConfigError
 from sftlab.records import Example
@@ -28,7 +32,8 @@ ROWS = [vignette(number, question=f"Größe {number}?" * (number % 7)) for numbe
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "BLOCK", 1500)
+    monkeypatch.setattr(content, "BLOCK", 1500)
+    monkeypatch.setattr(csv_rows, "CHUNK", 3)
     monkeypatch.setattr(parallel, "FEW", 10**6)  # monkeypatching does not reach other processes
 
 
@@ -46,29 +51,138 @@ def arrow(path: Path, rows: list[dict[str, Any]], *, stream: bool) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow", "b.arrow"])
+def compressed(path: Path, data: bytes) -> None:
+    """Write data as the suffix of the file says."""
+    from pyarrow import CompressedOutputStream, OSFile
+
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(data))
+    elif path.suffix == ".zst":
+        with OSFile(str(path), "wb") as raw, CompressedOutputStream(raw, "zstd") as out:
+            out.write(data)
+    else:
+        path.write_bytes(data)
+
+
+def csv_of(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=";")
+    writer.writeheader()
+    writer.writerows({**row, "options": json.dumps(row["options"])} for row in rows)
+    return text.getvalue().encode("utf-8-sig")
+
+
+STREAMS = [
+    *("a.jsonl", "a.json", "a.jsonl.gz", "a.jsonl.zst", "array.json", "array.jsonl", "array.json.zst", "indented.json"),
+    *("a.csv", "a.csv.gz", "a.csv.zst", "a.parquet", "a.parquet.gz", "a.arrow", "a.arrow.zst", "b.arrow"),
+]
+
+
+@pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_has_the_rows_of_the_whole_file(tmp_path: Path, small_chunks: None, name: str) -> None:
     lines = write_rows(tmp_path / "whole.jsonl", ROWS)
     expected = read(lines)
     assert len(expected) == len(ROWS)
-    path = tmp_path / name
-    if name.endswith(".arrow"):
-        arrow(path, ROWS, stream=name[0] == "b")
-    elif name == "a.parquet":
+    path, kind = tmp_path / name, name.split(".")[1]
+    if kind == "arrow":
+        data = arrow(tmp_path / "whole.arrow", ROWS, stream=name[0] == "b").read_bytes()
+    elif kind == "parquet":
         from pyarrow import Table, parquet
 
-        parquet.write_table(Table.from_pylist(ROWS), path)
-    elif name.endswith(".gz"):
-        path.write_bytes(gzip.compress(lines.read_bytes()))
-    elif name.endswith(".zst"):
-        from pyarrow import CompressedOutputStream, OSFile
-
-        with OSFile(str(path), "wb") as raw, CompressedOutputStream(raw, "zstd") as out:
-            out.write(lines.read_bytes())
+        parquet.write_table(Table.from_pylist(ROWS), tmp_path / "whole.parquet")
+        data = (tmp_path / "whole.parquet").read_bytes()
+    elif kind == "csv":
+        data = csv_of(ROWS)
+    elif name[:2] == "a.":
+        data = lines.read_bytes()
     else:
-        shutil.copy(lines, path)
-    assert len([*formats.read_file(path)]) > 3 or name[0] == "b" or name in ("a.parquet", "a.arrow")
+        data = json.dumps(ROWS, indent=2 if name[0] == "i" else None, ensure_ascii=False).encode()
+    compressed(path, data)
+    chunks = [*formats.FileRows(path)]
+    assert len(chunks) > 3 or kind in ("parquet", "arrow")
+    assert all(pickle.loads(pickle.dumps(chunk)).table() == chunk.table() for chunk in chunks)  # for other processes
     assert read(path) == expected
+
+
+@pytest.mark.parametrize("name", ["a.csv", "array.json", "a.jsonl", "array.json.gz"])
+def test_a_pass_over_a_file_needs_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(content, "BLOCK", 2**14)
+    monkeypatch.setattr(csv_rows, "CHUNK", 20)
+    rows = [vignette(number, question="why? " * 100) for number in range(4000)]
+    data = csv_of(rows) if name == "a.csv" else json.dumps(rows).encode()
+    compressed(tmp_path / name, write_rows(tmp_path / "a", rows).read_bytes() if name == "a.jsonl" else data)
+    tracemalloc.start()
+    count = sum(len(chunk.table().rows) for chunk in formats.FileRows(tmp_path / name))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 4000
+    assert peak < len(data) / 5
+
+
+BROKEN: list[Callable[[str], str]] = [
+    lambda text: text.replace('"row-40",', '"row-40"'),
+    lambda text: text.replace('"row-40"', '"row-\\x"'),
+    lambda text: text.replace('"row-40"', "row-40"),
+    lambda text: text[:-3],
+    lambda text: text[:-300],
+    lambda text: f"\n{text[:-2]},\n",
+]
+
+
+@pytest.mark.parametrize("change", BROKEN)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_broken_array_is_refused_with_its_line(
+    tmp_path: Path, small_chunks: None, change: Callable[[str], str], indent: int | None
+) -> None:
+    text = change(json.dumps(ROWS, indent=indent))
+    (tmp_path / "a.json").write_text(text, "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "a.json")
+    with pytest.raises(json.JSONDecodeError) as expected:
+        json.loads(text)
+    assert f"a.json: is not JSON: {expected.value}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text + "\n{}", "line 593 has more after the array of rows; write a single array"),
+        (lambda text: text[:-2] + ",\n3]", "a.json, row 60: is 3, not an object"),
+        (lambda text: text[:-2] + ',\n{"a": 1, "a": 2}]', "a.json, row 60: has the key 'a' twice in an object"),
+        (lambda text: json.dumps([*"abc"] * 2000), "is not a list of objects"),
+    ],
+)
+def test_problems_of_an_array_name_the_row(
+    tmp_path: Path, small_chunks: None, change: Callable[[str], str], message: str
+) -> None:
+    (tmp_path / "a.json").write_text(change(json.dumps(ROWS, indent=2)), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "a.json")
+    assert message in str(caught.value)
+
+
+def test_problems_of_a_table_name_its_lines(tmp_path: Path, small_chunks: None) -> None:
+    lines = csv_of(ROWS).decode("utf-8").splitlines(keepends=True)
+    lines[41] = "a;b\n"
+    lines.insert(20, "\r\n")  # an empty line has a number, but it is not a row
+    lines[51] = lines[51].replace('"', "", 1)
+    (tmp_path / "a.csv").write_text("".join(lines), "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path / "a.csv")
+    assert "a.csv:43: has 2 cells, and the header has" in str(caught.value)
+    (tmp_path / "a.csv").write_bytes("".join(lines[:30]).encode() + b"\xff\n")
+    with pytest.raises(ConfigError, match=r"a\.csv:31: is not UTF-8 \(byte 0xff\)"):
+        read(tmp_path / "a.csv")
+
+
+def test_a_quote_that_is_not_closed_does_not_read_the_rest_as_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csv_rows, "CELL", 1000)
+    text = 'id,question\n1,a\n2,"b\n' + "3,c\n" * 1000
+    (tmp_path / "a.csv").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=r"a\.csv:3: cannot be read as CSV: a cell has more than 1,000 characters"):
+        read(tmp_path / "a.csv")
 
 
 def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:

@@ -223,6 +223,14 @@ def test_contenders_are_in_one_table() -> None:
     assert "## Contenders" not in written(RUN)
 
 
+def test_exports_are_listed() -> None:
+    export = {"format": "awq", "gguf": None, "folder": "/home/me/key", "weight_bytes": 1 << 30, "merged_bytes": 3 << 30,
+              "engine": "vllm", "comparison": RUN["evaluation"]["comparison"]}  # fmt: skip
+    text = body(written(RUN | {"exports": [export]}))
+    assert "| awq | 1,024 MiB | 3,072 MiB | vllm | " in text
+    assert "/home/me" not in text
+
+
 def test_the_command_can_be_given_again_and_tells_no_folders() -> None:
     text = written(RUN)
     assert "```sh\npython -m sftlab +experiment=medqa 'dataset.keep=a < b'\n```" in text

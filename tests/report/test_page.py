@@ -346,6 +346,41 @@ def rendered_without(folder: Path, run: dict[str, Any]) -> str:
     return render(folder, RunRecord.model_validate(values))
 
 
+def exported(run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The merged model as a GGUF file, and in 4 bits without a test of its loss."""
+    size = {"folder": "outputs/store/export/key", "weight_bytes": 150 << 20, "merged_bytes": 270 << 20}
+    compared = run["evaluation"]["comparison"]
+    loss = {
+        "margin": 0.05,
+        "p_value": 0.2,
+        "p_worse": 0.8,
+        "level": 0.95,
+        "bound": -0.081,
+        "outcome": "inconclusive",
+        "needed": 1234,
+    }
+    return [
+        {
+            "format": "gguf",
+            "gguf": "q8_0",
+            "engine": "vllm",
+            "comparison": {**compared, "noninferiority": loss},
+            **size,
+        },
+        {"format": "bnb4", "gguf": None, "engine": "transformers", "comparison": compared, **size},
+    ]
+
+
+def test_exports_have_a_table(tmp_path: Path) -> None:
+    run = write(tmp_path / "run")
+    assert "in other formats" not in read(tmp_path / "run").text
+    save(tmp_path / "run", {**run, "exports": exported(run)})
+    page = read(tmp_path / "run")
+    assert "gguf q8_0 150 MiB 270 MiB vllm" in page.text
+    assert " 8.1 undecided (about 1,300 questions decide) bnb4 150 MiB" in page.text
+    assert " – not judged" in page.text
+
+
 def test_everything(tmp_path: Path) -> None:
     run = write(tmp_path / "run")
     page = read(tmp_path / "run")
@@ -985,6 +1020,7 @@ def test_no_table_is_wider_than_a_phone(tmp_path: Path) -> None:
     sweep["jobs"][2] |= {"status": "failed", "error": "x" * 90}
     sweep["selection"]["metric"] = "accuracy"
     sweep["evaluation"]["subgroups"] = {**SUBGROUPS, "column": "y" * 60}
+    sweep["exports"] = exported(sweep)
     sweep["evaluation"]["labels"] = {"baseline": "x" * 60, "finetuned": "Llama-3.1-8B-Instruct/samples_medqa_4options"}
     save(tmp_path / "sweep", sweep)
     row = {"job": 0, "overrides": ["eval.max_tokens=64"], "status": "success", "model": "owner/" + "z" * 60}
@@ -1009,7 +1045,7 @@ def test_no_table_is_wider_than_a_phone(tmp_path: Path) -> None:
     )
     shown = browse(tmp_path, (tmp_path / "frames.html").as_uri())
     sizes = json.loads(shown[shown.rindex("<pre>") + 5 : shown.rindex("</pre>")])
-    assert [len(page["tables"]) for page in sizes] == [7, 9, 1, 5]
+    assert [len(page["tables"]) for page in sizes] == [7, 10, 1, 5]
     for page in sizes:
         assert page["page"] <= 390
         assert max(page["tables"]) <= 390 - 16
