@@ -12,14 +12,31 @@ from typing import Any
 # Names of environment variables whose values are secret.
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 LISTED = 20  # problems that the text of a ConfigError lists
+# Names of configuration keys that may hold a secret, also misspelt ones: api_keyenv, apikey, hubtoken; not max_tokens.
+_HIDDEN = r"(?:(?:(?<![a-z])|api|access|auth|private)_?key(?!s|word)|token(?!s|iz)|secret|passw|passphrase|credential)"
+_HIDDEN_KEY = re.compile(_HIDDEN, re.IGNORECASE)
+_HIDDEN_VALUE = re.compile(  # in an argument, or in a dictionary
+    rf"""((?<![\w.])(?!(?:key|token)[=:])[\w.+~@]*{_HIDDEN}\w*["']?)"""
+    r"""(?:(=)(?:"[^"]*"|'[^']*'|[^\s"'][^\s]*)|(:[ ]?)(?:"[^"]*"|'[^']*'|\[[^\]]*\]?|[^\s,}\])]+))""",
+    re.IGNORECASE,
+)
+_HIDDEN_WORD = re.compile("key|token|secret|passw|passphrase|credential", re.IGNORECASE)  # faster
+_QUOTES = "'\""
 _HF_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
-def redacted(text: str) -> str:
-    """Replace secrets in a text: values of secret environment variables by their names, hub tokens by ``hf_…``."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and value in text and SECRET_NAME.search(name):
-            text = text.replace(value, f"${name}")
+def environment_secrets() -> dict[str, str]:
+    """Return the secret environment variables whose values are long enough to be recognised in a text."""
+    return {name: value for name, value in os.environ.items() if len(value) >= 8 and SECRET_NAME.search(name)}
+
+
+def redacted(text: str, secrets: Mapping[str, str] | None = None) -> str:
+    """Replace secrets in a text: values of secret environment variables by their names, hub tokens by ``hf_…``.
+
+    ``secrets`` are those variables, for a caller with many texts.
+    """
+    for name, value in (environment_secrets() if secrets is None else secrets).items():
+        text = text.replace(value, f"${name}")
     return _HF_TOKEN.sub("hf_…", text)
 
 
@@ -63,13 +80,23 @@ class Problem:
         return any(name == key or name.startswith(f"{key}.") or key.startswith(f"{name}.") for name in own)
 
     def redacted(self) -> Problem:
-        """Return the problem without secrets."""
-        if redacted(str(self)) == str(self):
+        """Return the problem without secrets, and without the values of keys whose names are those of secrets."""
+        whole = str(self)
+        hides = _HIDDEN_WORD.search(whole)
+        if not hides and redacted(whole) == whole:
             return self
-        value = None if self.value is None else redacted(self.value)
-        return replace(
-            self, key=redacted(self.key), value=value, message=redacted(self.message), remedy=redacted(self.remedy)
-        )
+        value, hidden = self.value, None
+        if value is not None and _HIDDEN_KEY.search(self.key.rpartition(".")[2]):
+            hidden = re.compile(rf"(?<![\w.]){re.escape(value.strip(_QUOTES))}(?![\w.])")
+            value = None
+
+        def clean(text: str) -> str:
+            if hidden is not None:
+                text = hidden.sub("…", text)
+            return redacted(_HIDDEN_VALUE.sub(r"\1\2\3…", text) if hides else text)
+
+        value = None if value is None else clean(value)
+        return replace(self, key=clean(self.key), value=value, message=clean(self.message), remedy=clean(self.remedy))
 
 
 class SftlabError(Exception):

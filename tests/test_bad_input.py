@@ -105,6 +105,27 @@ def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(setting: str
     assert "abc123" not in message
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval.judge.api_keyenv={}"],
+        ["+eval.judge.apikey_env={}"],
+        ["eval.judge.apikey='{} and more'"],
+        ["+eval.contenders.big={{url: 'http://h/v1', model: m, api_keyenv: {}}}"],
+        ["+eval.contenders.apikey={}"],
+        ["eval.judge={{api_keyenv: {}"],
+        ["-m", "eval.judge.api_keyenv={},b"],
+        ["train.extra.hubtoken={}"],
+        ["+password={}"],
+        ["key={}"],
+        ["+dataset.sources={{apikeys: 1, apikey: [1, {}]}}"],
+    ],
+)
+def test_the_value_of_a_key_that_looks_like_a_secret_is_not_repeated(tmp_path: Path, arguments: list[str]) -> None:
+    message = refused(tmp_path, *(argument.format("abc123") for argument in arguments))
+    assert "abc123" not in message
+
+
 def test_a_key_of_the_judge_is_refused_with_the_key_to_set() -> None:
     remedy = "set eval.judge.api_key_env to the name of an environment variable"
     assert remedy in str(problem(["+eval.judge.api_key=abc"]))

