@@ -1,6 +1,6 @@
 # make demo   the main job on the embedded default: base and fine-tuned model, compared
 # make test   every test, real models included
-# make check  lint, types and fast tests
+# make check  lint, types and the tests that take less than a second
 # make docs   the site, in the folder site
 
 PYTHON ?= python3
@@ -18,7 +18,7 @@ demo: .venv/installed
 
 # Real models, three tests at a time: a thread more in each would only wait for the others.
 test: .venv/tested
-	scripts/check
+	scripts/check -m "not smoke and not gpu"
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest tests -m smoke -n 3 --dist loadscope --no-loadscope-reorder
 
 check: .venv/tested

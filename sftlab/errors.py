@@ -25,11 +25,18 @@ _QUOTES = "'\""
 _HF_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
-def redacted(text: str) -> str:
-    """Replace secrets in a text: values of secret environment variables by their names, hub tokens by ``hf_…``."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and value in text and SECRET_NAME.search(name):
-            text = text.replace(value, f"${name}")
+def environment_secrets() -> dict[str, str]:
+    """Return the secret environment variables whose values are long enough to be recognised in a text."""
+    return {name: value for name, value in os.environ.items() if len(value) >= 8 and SECRET_NAME.search(name)}
+
+
+def redacted(text: str, secrets: Mapping[str, str] | None = None) -> str:
+    """Replace secrets in a text: values of secret environment variables by their names, hub tokens by ``hf_…``.
+
+    ``secrets`` are those variables, for a caller with many texts.
+    """
+    for name, value in (environment_secrets() if secrets is None else secrets).items():
+        text = text.replace(value, f"${name}")
     return _HF_TOKEN.sub("hf_…", text)
 
 

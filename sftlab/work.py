@@ -266,9 +266,12 @@ def export_run(cfg: Config, *, dry_run: bool) -> None:
     """``mode=export``: write the merged model of a run in another format, and test that it is no worse.
 
     Raises:
-        ConfigError: there is no such run, or it has no merged model.
+        ConfigError: there is no such run, it has no merged model, or the machine cannot export in this format.
     """
     run = finished.find(cfg)
+    if reason := not_writable(run.folder):
+        remedy = "make it writable: the exported model and its answers are added to it"
+        raise ConfigError(Problem("run", shown(str(run.folder)), reason, remedy))
     if problems := list(formats.problems(cfg.export, instance.find(cfg.instance).device)):
         raise ConfigError(*problems)
     if dry_run:

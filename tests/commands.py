@@ -71,16 +71,20 @@ def parse_yaml_once() -> None:
 def compose_once() -> None:
     """Let Hydra read and merge the files of conf/ once for the same options, in this process and its forks.
 
-    Values of single keys are applied each time, and so are the files of any other folder.
+    Values of single keys are applied each time, and so are the files of any other folder. Each override is parsed once.
     """
     from hydra._internal import config_loader_impl as loader
-    from hydra._internal.config_repository import IConfigRepository
+    from hydra._internal.config_repository import ConfigRepository, IConfigRepository
     from hydra.core.default_element import ResultDefault
+    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
 
     create, merge = loader.create_defaults_list, loader.ConfigLoaderImpl._compose_config_from_defaults_list
+    read, parse = ConfigRepository.load_config, OverridesParser.parse_rule
     lists: dict[Any, Any] = {}
     merged: dict[Any, bytes] = {}
+    files: dict[str, bytes] = {}
+    overrides: dict[tuple[str, str], bytes] = {}
 
     def has_own_files(repo: IConfigRepository) -> bool:
         return any(source.scheme() == "file" and Path(source.path) != CONF for source in repo.get_sources())
@@ -110,6 +114,20 @@ def compose_once() -> None:
             merged[key] = pickle.dumps(merge(self, defaults, repo))
         return pickle.loads(merged[key])
 
+    def load_config(self: ConfigRepository, config_path: str) -> Any:
+        if has_own_files(self):
+            return read(self, config_path)
+        if config_path not in files:
+            files[config_path] = pickle.dumps(read(self, config_path))
+        return pickle.loads(files[config_path])
+
+    def parse_rule(self: OverridesParser, text: str, rule: str) -> Any:
+        if (text, rule) not in overrides:
+            overrides[text, rule] = pickle.dumps(parse(self, text, rule))
+        return pickle.loads(overrides[text, rule])
+
+    ConfigRepository.load_config = load_config  # type: ignore[method-assign]
+    OverridesParser.parse_rule = parse_rule  # type: ignore[method-assign]
     loader.create_defaults_list = create_defaults_list
     loader.ConfigLoaderImpl._compose_config_from_defaults_list = compose  # type: ignore[method-assign]
 

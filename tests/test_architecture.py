@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,11 @@ def name_of(path: Path) -> str:
 
 
 SOURCES = {name_of(path): path.read_text("utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = {name: ast.parse(source) for name, source in SOURCES.items()}
+
+
+@cache
+def parsed(name: str) -> ast.Module:
+    return ast.parse(SOURCES[name])
 
 
 def imports(tree: ast.AST, *, top: bool = False) -> Iterator[tuple[str, str | None]]:
@@ -93,12 +98,13 @@ def is_for_type_checkers(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
+@cache
 def own(name: str, *, top: bool = False) -> set[str]:
     """The modules of this package that a module imports."""
     found = set()
-    for module, imported in imports(MODULES[name], top=top):
+    for module, imported in imports(parsed(name), top=top):
         for candidate in (f"{module}.{imported}", module):
-            if candidate in MODULES:
+            if candidate in SOURCES:
                 found.add(candidate)
                 break
     return found - {name}
@@ -123,7 +129,7 @@ def test_folders_import_from_the_layers_above_them_only() -> None:
     place = {folder: number for number, layer in enumerate(LAYERS) for folder in layer}
     upward = {
         (name, other)
-        for name in MODULES
+        for name in SOURCES
         if (here := folder_of(name)) in place
         for other in own(name)
         if folder_of(other) and place[folder_of(other)] > place[here]
@@ -132,7 +138,7 @@ def test_folders_import_from_the_layers_above_them_only() -> None:
 
 
 def test_every_folder_and_module_has_its_layer() -> None:
-    assert {folder_of(name) for name in MODULES} - {"", "__main__"} == set().union(*LAYERS)
+    assert {folder_of(name) for name in SOURCES} - {"", "__main__"} == set().union(*LAYERS)
 
 
 def test_there_is_no_circle() -> None:
@@ -148,15 +154,19 @@ def test_there_is_no_circle() -> None:
             visit(other, [*path, name])
         state[name] = True
 
-    for name in MODULES:
+    for name in SOURCES:
         visit(name, [])
 
 
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - HEAVY_MODULES))
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - HEAVY_MODULES))
 def test_nothing_heavy_is_imported_before_it_is_needed(name: str) -> None:
     for module in [name, *sorted(below(name))]:
-        roots = {imported.partition(".")[0] for imported, _ in imports(MODULES[module], top=True)}
-        assert roots & HEAVY == set(), f"{name} imports {module}"
+        assert heavy_imports(module) == set(), f"{name} imports {module}"
+
+
+@cache
+def heavy_imports(name: str) -> set[str]:
+    return {imported.partition(".")[0] for imported, _ in imports(parsed(name), top=True)} & HEAVY
 
 
 def test_the_command_line_is_light_until_it_runs_something() -> None:
@@ -165,7 +175,7 @@ def test_the_command_line_is_light_until_it_runs_something() -> None:
 
 
 def test_values_are_typed_except_at_the_edges() -> None:
-    untyped = {name: count for name, tree in MODULES.items() if (count := dicts_of_any(tree))}
+    untyped = {name: count for name in SOURCES if (count := dicts_of_any(parsed(name)))}
     assert untyped == {name: count for name, (count, _) in UNTYPED.items()}
 
 

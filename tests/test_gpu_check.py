@@ -191,7 +191,7 @@ def test_a_process_that_dies_and_one_that_hangs_are_reported(tmp_path: Path, mon
     assert "exit code -9" in made.cells["dies"]["error"]
 
     worker = Worker([Cell(name, "plan", {}, 1) for name in ("hangs", "never")])
-    made = Report(tmp_path / "report.json", TINY, [[worker]], minutes=1 / 20)
+    made = Report(tmp_path / "report.json", TINY, [[worker]], minutes=1 / 60)
     gpu_check.run([worker], made, tmp_path)
     assert [cell["status"] for cell in made.cells.values()] == ["skipped", "skipped"]
 

@@ -20,6 +20,7 @@ from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import answered, names_mark
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
@@ -43,6 +44,12 @@ def matches_within_limit(find: Any, text: str, pattern: str) -> Iterator[Any]:
                 "remove nested repetitions, such as (a+)+ or (.*,)*",
             )
         ) from error
+
+
+@lru_cache(maxsize=256)
+def compiled(source: str, *, answers: bool = False) -> Template:
+    """Compile a dataset template: once, although validation, the dataset stage and every source use it."""
+    return environment(answers=answers).from_string(source)
 
 
 @cache

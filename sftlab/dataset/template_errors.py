@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from sftlab.dataset.rows import TemplateRow
-from sftlab.dataset.sandbox import SIMPLE, environment
+from sftlab.dataset.sandbox import SIMPLE, compiled, environment
 from sftlab.dataset.values import Dict, List, is_null, plain
 from sftlab.dataset.wording import column_path, item_path, listing, short
 from sftlab.errors import Problem, shown
@@ -35,7 +35,7 @@ def template_problems(
     odd = f"write {item_path('row', max(named, key=len))} for the column of that name" if named else ""
     try:
         tree = environment().parse(source)
-        environment().from_string(source)  # compiling detects unknown filters
+        compiled(source)  # compiling detects unknown filters
     except TemplateSyntaxError as error:
         if key.endswith(".keep") and "{{" in source.removeprefix(KEEP[0]):
             return [Problem(key, None, "is an expression, not a template", "write it without {{ and }}")]

@@ -12,7 +12,7 @@ from sftlab.config import RowSettings
 from sftlab.dataset.row_formats.recognise import convert
 from sftlab.dataset.row_formats.record import Converted, Recognised, with_system
 from sftlab.dataset.rows import Row, TemplateRow, wrap
-from sftlab.dataset.sandbox import count_written, environment, text_of
+from sftlab.dataset.sandbox import compiled, count_written, text_of
 from sftlab.dataset.template_errors import (
     KEEP,
     bare_column,
@@ -79,19 +79,16 @@ class Templates:
                 problems += bare_column(f"{key}.{name}", source, columns)
         if problems:
             raise ConfigError(*problems)
-        jinja = environment()
         # Reasoning before the answer is neither the target, nor does it decide whether a row is used.
-        of_answers = environment(answers=True)
         self._compiled = {
-            name: (of_answers if name in ("target", "keep") else jinja).from_string(source)
-            for name, source in self._sources.items()
+            name: compiled(source, answers=name in ("target", "keep")) for name, source in self._sources.items()
         }
         self._constant = {
             name: self._compiled[name].render() for name, source in self._sources.items() if "{" not in source
         }
         self._recognised = recognised
         lone = lone_expression(cfg.target or "")
-        self._target = None if lone is None else of_answers.from_string("{% set _target = (" + lone + ") %}")
+        self._target = None if lone is None else compiled("{% set _target = (" + lone + ") %}", answers=True)
 
     def keeps(self, row: TemplateRow | Row, place: str) -> bool:
         """Return whether ``keep`` is true for a row. ``place`` names the row in messages."""

@@ -51,6 +51,7 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
         raise ConfigError(Problem("", None, message, "rewrite it", keys)) from error
 
 
+@cache
 def probe(pattern: str) -> None:
     """Try an answer pattern on long texts of a single character, which detects most patterns that backtrack forever.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import islice
 
 from sftlab.config import ContenderConfig
-from sftlab.dataset.sandbox import environment
+from sftlab.dataset.sandbox import compiled
 from sftlab.model.reasoning import answered
 from sftlab.records import Example, Message, text_of_turn
 
@@ -98,4 +98,4 @@ def reworded(example: Example, cfg: ContenderConfig) -> Example:
 
 
 def _written(template: str, texts: dict[str, str]) -> str:
-    return environment().from_string(template).render(texts)
+    return compiled(template).render(texts)

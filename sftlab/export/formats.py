@@ -40,5 +40,6 @@ def problems(cfg: ExportConfig, device: str) -> Iterator[Problem]:
         remedy = "choose gguf, awq or bnb4, or export on a machine with a GPU"
         yield Problem("export.format", cfg.format, f"cannot be tested on the CPU: {chosen.gpu_only}", remedy)
     elif find_spec(chosen.module) is None:
-        remedy = f"pip install {chosen.package}"
+        lock = "export.lock" if chosen.module == "auto_round" else f"{'cpu' if device == 'cpu' else 'cuda'}.lock"
+        remedy = f"pip install --no-deps -r locks/{lock}"
         yield Problem("export.format", cfg.format, f"requires the package {chosen.package}", remedy)

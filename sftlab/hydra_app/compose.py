@@ -5,9 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
@@ -95,10 +97,15 @@ class Composer:
         self.has_own_files = bool(options.config_dir or options.config_path or options.config_name)
         self.searched = list(searched)
 
+    @cached_property
+    def _repository(self) -> CachingConfigRepository:
+        return self.loader._parse_overrides_and_create_caching_repo(self.name, self.searched)[1]
+
     def choices(self, group: str) -> list[str]:
         """List the options of a group; empty if the group does not exist."""
-        return self.loader.get_group_options(group, config_name=self.name, overrides=self.searched)
+        return self._repository.get_group_options(group)
 
+    @cached_property
     def default_groups(self) -> set[str]:
         """The groups that have a choice by default."""
         defaults = self.loader.compute_defaults_list(self.name, self.searched, RunMode.RUN)

@@ -241,7 +241,7 @@ def _unfit_choice(
         return problem_of(argument.lstrip("+"), "no such choice", f"{hint}there are {', '.join(choices)}"), None
     if key in OPTIONAL_GROUPS and not read.is_add():
         return problem_of(argument, "is added to the defaults", f"write {shown(f'+{argument}')}"), f"+{argument}"
-    if read.is_add() and not read.is_force_add() and key in composer.default_groups() and not read.package:
+    if read.is_add() and not read.is_force_add() and key in composer.default_groups and not read.package:
         return problem_of(argument, "has a choice already", f"write {shown(argument[1:])}"), argument[1:]
     return None, argument
 

@@ -55,6 +55,7 @@ def runs(outputs: Path, store: Path) -> list[Listed]:
     """List the runs below ``outputs`` and in the folders that the store has registered, the newest first.
 
     Links are not followed. Folders that cannot be read, and registered ones that this machine cannot see, are logged.
+    Of a folder of runs that was copied, only the copy below ``outputs`` is listed.
     """
     hosts, elsewhere = _registered(store)
     files = _files(outputs, store.resolve())
@@ -64,6 +65,11 @@ def runs(outputs: Path, store: Path) -> list[Listed]:
     if elsewhere:
         log.warning("%d runs of other machines are not listed: this machine cannot see their folders", elsewhere)
     listed = [_listed(folder, jobs, hosts.get(folder)) for folder, jobs in files.items()]
+    here = outputs.resolve()
+    below = {one.record.id for one in listed if one.record is not None and one.folder.is_relative_to(here)}
+    listed = [
+        one for one in listed if one.folder.is_relative_to(here) or one.record is None or one.record.id not in below
+    ]
     return sorted(listed, key=lambda run: (run.started, str(run.folder)), reverse=True)
 
 

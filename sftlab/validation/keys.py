@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from sftlab.config import Config, ContenderConfig, DatasetConfig, Lora, NoPeft, Qlora, Scoring, SourceConfig
-from sftlab.errors import Problem, redacted, shown
+from sftlab.errors import Problem, environment_secrets, redacted, shown
 from sftlab.validation import overrides
 
 METHODS = {get_args(part.model_fields["method"].annotation)[0]: part for part in (NoPeft, Lora, Qlora)}
@@ -123,8 +123,9 @@ def key_problem(key: str, variable: str | None) -> Problem | None:
 
 def secrets(values: Mapping[Any, Any]) -> Iterator[Problem]:
     """Yield a problem for each key that holds a secret, by its name or by its value."""
+    variables = environment_secrets()
     for key, value in _leaves(values):
-        if SECRET.search(key) or redacted(str(value)) != str(value):
+        if SECRET.search(key) or redacted(str(value), variables) != str(value):
             yield secret(key)
 
 

@@ -416,13 +416,13 @@ PATHOLOGICAL = (
 
 
 @pytest.mark.parametrize("piece", PATHOLOGICAL)
-def test_a_megabyte_is_read_in_a_second(piece: str) -> None:
-    text = piece * (2**20 // len(piece)) + "x"
+def test_the_time_is_linear_in_the_length_of_an_answer(piece: str) -> None:
+    text = piece * (2**17 // len(piece)) + "x"
     before = time.process_time()
     read(text, PATTERN, "ABCD", OPTIONS)
     for start in ("", "```\n"):
         normalise_answer(start + text)
-    assert time.process_time() - before < 20  # below one on an idle machine
+    assert time.process_time() - before < 5  # 0.3 at most; a minute if each character costs a pass
 
 
 def test_a_long_answer_is_read_at_both_ends() -> None:

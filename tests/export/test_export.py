@@ -9,6 +9,7 @@ from conftest import composed
 from made_runs import make_run
 from test_cli import quick
 
+from sftlab import work
 from sftlab.errors import ConfigError
 from sftlab.export import formats, stage
 from sftlab.instance import machine as instance
@@ -30,8 +31,18 @@ def test_a_format_that_a_cpu_cannot_run_is_refused_with_the_reason(tmp_path: Pat
 
 def test_a_tool_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda module: None)
-    (problem,) = formats.problems(composed("export.format=gguf").export, "cpu")
-    assert str(problem) == "export.format=gguf: requires the package auto-round; pip install auto-round"
+    remedies = {"gguf": "auto-round; pip install --no-deps -r locks/export.lock",
+                "bnb4": "bitsandbytes; pip install --no-deps -r locks/cpu.lock"}  # fmt: skip
+    for name, remedy in remedies.items():
+        (problem,) = formats.problems(composed(f"export.format={name}").export, "cpu")
+        assert str(problem) == f"export.format={name}: requires the package {remedy}"
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = composed(f"run={make_run(tmp_path)}", f"store={tmp_path}/outputs/store", "instance=cpu")
+    monkeypatch.setattr(work, "not_writable", lambda folder: "may not be written to")
+    with pytest.raises(ConfigError, match=r"may not be written to; make it writable"):
+        work.export_run(cfg, dry_run=True)
 
 
 def test_another_type_of_weights_is_another_export(tmp_path: Path) -> None:

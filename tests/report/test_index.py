@@ -114,6 +114,8 @@ def test_registered_runs_elsewhere_are_listed_and_those_of_other_machines_report
     assert set(by_place(outputs)) == {"a", "../else where/b"}
     assert "1 runs of other machines are not listed" in caplog.text
     assert 'href="../else%20where/b/report.html"' in page(outputs)
+    shutil.copytree(outputs, tmp_path / "copy")
+    assert set(by_place(tmp_path / "copy")) == {"a", "../else where/b"}  # and not the run that a is a copy of
 
 
 def test_links_hold_after_a_move(tmp_path: Path, made: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, ClassVar, TypedDict
 
 from sftlab.config import EvalConfig
-from sftlab.dataset.sandbox import environment
+from sftlab.dataset.sandbox import compiled
 from sftlab.errors import ConfigError, Problem
 from sftlab.eval.extract import unfenced
 from sftlab.eval.scorers.view import View
@@ -325,4 +325,4 @@ def more(count: int) -> str:
 
 @cache
 def _template(source: str) -> Any:
-    return environment().from_string(source)
+    return compiled(source)
