@@ -237,6 +237,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_chunks_are_computed_in_order_and_errors_reach_the_caller(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(PARALLEL, "utf-8")
     done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=120)
@@ -254,6 +255,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_reported_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(KILLED, "utf-8")
     done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=120)
@@ -321,6 +323,7 @@ def test_strata_are_in_every_split_in_proportion_and_groups_stay_together(tmp_pa
             assert sum(map(len, cases)) == len(set.union(*cases)) == 100
 
 
+@pytest.mark.slow
 def test_another_training_seed_moves_no_row(config: Any) -> None:
     first, second = config("seed=1").dataset, config("seed=2").dataset
     assert first == second

@@ -537,6 +537,7 @@ def refusal(values: dict[str, Any]) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_each_value_may_be_null_or_its_record_is_refused(tmp_path: Path) -> None:
     """Whatever single value is null, the page has no word of a programming language, or the record is not read."""
     run = write(tmp_path / "run", n=4)
