@@ -427,7 +427,7 @@ def marked(case: Case) -> Any:
     return pytest.param(case, id=case.name, marks=[pytest.mark.slow] if "(?:a|aa)+" in case.name else [])
 
 
-@pytest.mark.parametrize("case", map(marked, LIGHT))
+@pytest.mark.parametrize("case", [marked(case) for case in LIGHT])
 def test_invalid_input_is_refused_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     if case.make:
         case.make(tmp_path)
