@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 r"""Measure how long it takes to rank checkpoints by their answers: one engine for all, against an engine for each.
 
-    python -m sftlab mode=train train.eval_steps=0.1 train.num_train_epochs=1 select.max_rows=48 hydra.run.dir=RUN \
+    python -m sftlab mode=train train.eval_steps=0.1 train.num_train_epochs=1 hydra.run.dir=RUN \
         "dataset.split={train: 96, validation: 48, test: 40}"
     scripts/bench_select.py RUN
 

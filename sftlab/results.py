@@ -409,7 +409,8 @@ class CurvePrediction(Record):
     value: float
     """Median of the predicted value."""
     interval: tuple[float, float]
-    """Prediction interval of one training."""
+    """Prediction interval of one training: from how far the points lie from a curve, and of a score also from the noise
+    of so few answers."""
     exponent: float
     """Mean exponent b of the laws c + a·rows^(−b)."""
 

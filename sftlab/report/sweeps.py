@@ -79,6 +79,11 @@ def predictions(curve: Curve) -> list[str]:
                 f"({level(curve.level)} interval of one training {low} to {high}; power law with exponent "
                 f"{made.exponent:.2f})"
             )
+    if len({point.share for point in curve.points}) == len(curve.points):
+        sentences.append(
+            "With one seed, how much trainings differ is estimated only from how far the points lie from a curve; "
+            "seed=1,2,3 measures it"
+        )
     return sentences
 
 

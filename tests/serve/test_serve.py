@@ -323,11 +323,13 @@ def test_the_page_in_a_browser(serving: Serving, tmp_path: Path) -> None:
                 assert window.run(field).split() == other.question.split()
                 window.press("#send")
                 window.wait(f"{answers} == 2 && {field} == ''")
-                window.type("#question textarea", "<i>Why</i>?")
+                window.type("#question textarea", "<i>Why</i> &amp;\n  how?")
                 window.press("#send")
                 window.wait(f"{answers} == 4")
-                assert "<i>Why</i>?" in window.run("document.body.innerText")
-                assert window.run("document.querySelectorAll('button[title=\"Copy message\"]').length") >= 4
+                assert "<i>Why</i> &amp;\n  how?" in window.run("document.body.innerText")
+                window.run("Clipboard.prototype.writeText = async (text) => { window.copied = text }")
+                window.run("[...document.querySelectorAll('button[title=\"Copy message\"]')][2].click()")
+                assert window.wait("window.copied") == "<i>Why</i> &amp;\n  how?"
                 window.press("#clear")
                 window.wait(f"{answers} == 0")
                 window.type("#question textarea", "word " * 5000)

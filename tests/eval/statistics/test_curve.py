@@ -23,6 +23,20 @@ def test_the_interval_covers_the_next_training(exponent: float, offset: float) -
     assert covered / count >= 0.85  # 0.95 within three standard errors
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_of_an_error_covers_trainings_that_differ_by_more_than_the_questions(seeds: int) -> None:
+    """Trainings differ by 5 points beside the noise of 96 questions, of which only the latter is known."""
+    rng, covered, count, questions = np.random.default_rng(4), 0, 20, 96
+    for _ in range(count):
+        law = 0.1 + 0.4 * np.append(np.repeat(SHARES, seeds), 2.0) ** -0.5
+        errors = rng.binomial(questions, np.clip(law + rng.normal(0, 0.05, len(law)), 0, 1)) / questions
+        rows = (192 * np.repeat(SHARES, seeds)).tolist()
+        made = power_law(rows, errors[:-1].tolist(), 384, noise=0.05)
+        assert made is not None
+        covered += made.interval[0] <= errors[-1] <= made.interval[1]
+    assert covered / count >= 0.85
+
+
 def test_a_clear_curve_is_extrapolated_and_seeds_narrow_the_interval() -> None:
     rng = np.random.default_rng(2)
     value = 0.5 + 1.5 * SHARES**-0.4
