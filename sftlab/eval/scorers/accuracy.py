@@ -189,7 +189,7 @@ class Accuracy(Scorer):
         visible = minimal_detectable_difference(
             seen.rows, seen.share, self.cfg.alpha, freedom=inf if seen.freedom is None else seen.freedom
         )
-        change = f"{100 * seen.share:.1f} % of the answers change, as observed (or more, if the difference requires it),"
+        change = f"{100 * seen.share:.1f} % of the answers change, as observed (or more if the difference requires it),"
         return compared.model_copy(update=detectable(visible, change, compared))
 
 
