@@ -82,7 +82,7 @@ class Tokens:
             )
         )
 
-    @property
+    @cached_property
     def runs(self) -> tuple[int, ...]:
         """Numbers of tokens without and with a loss in turn, beginning with those without."""
         parts = groupby(self.segments, lambda segment: segment.supervised)
