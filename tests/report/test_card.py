@@ -227,7 +227,7 @@ def test_exports_are_listed() -> None:
     export = {"format": "awq", "gguf": None, "folder": "/home/me/key", "weight_bytes": 1 << 30, "merged_bytes": 3 << 30,
               "engine": "vllm", "comparison": RUN["evaluation"]["comparison"]}  # fmt: skip
     text = body(written(RUN | {"exports": [export]}))
-    assert "| awq | 1,024 MiB | 3,072 MiB | vllm | " in text
+    assert "| awq | 1,024 of 3,072 MiB | vllm | " in text
     assert "/home/me" not in text
 
 

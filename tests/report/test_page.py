@@ -376,8 +376,8 @@ def test_exports_have_a_table(tmp_path: Path) -> None:
     assert "in other formats" not in read(tmp_path / "run").text
     save(tmp_path / "run", {**run, "exports": exported(run)})
     page = read(tmp_path / "run")
-    assert "gguf q8_0 150 MiB 270 MiB vllm" in page.text
-    assert " 8.1 undecided (about 1,300 questions decide) bnb4 150 MiB" in page.text
+    assert "gguf q8_0 150 of 270 MiB vllm" in page.text
+    assert " 8.1 undecided (about 1,300 questions decide) bnb4 150 of 270 MiB" in page.text
     assert " – not judged" in page.text
 
 
