@@ -20,7 +20,7 @@ from hydra._internal import hydra as hydra_engine
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from sftlab.errors import ConfigError, Problem, SftlabError, StageError, Terminated, redacted
+from sftlab.errors import ConfigError, Problem, SftlabError, StageError, Terminated, discreet, redacted
 from sftlab.hydra_app.callback import StudyCallbacks
 from sftlab.hydra_app.compose import COMPOSITION_ERRORS, CONF, ComposeOnce
 from sftlab.hydra_app.study import Study
@@ -153,7 +153,7 @@ def _file_reason(error: BaseException, study: Study) -> str | None:
 
 def _exit_with(error: SftlabError, *, tracebacks: bool) -> NoReturn:
     if tracebacks and sys.exc_info()[0]:
-        print(redacted(traceback.format_exc()), file=sys.stderr)
+        print(discreet(traceback.format_exc()), file=sys.stderr)
     print(f"sftlab: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 

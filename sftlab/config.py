@@ -26,7 +26,14 @@ from pydantic_core import PydanticCustomError
 class Section(BaseModel):
     """A section of keys: unknown keys are refused, and values are read-only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        hide_input_in_errors=True,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
 
 
 def located(path: str) -> str:

@@ -40,6 +40,11 @@ def redacted(text: str, secrets: Mapping[str, str] | None = None) -> str:
     return _HF_TOKEN.sub("hf_…", text)
 
 
+def discreet(text: str) -> str:
+    """Replace secrets in a text, and the values of keys whose names look like those of secrets."""
+    return redacted(_HIDDEN_VALUE.sub(r"\1\2\3…", text))
+
+
 def shown(value: Any) -> str:
     """Write a value as on the command line."""
     if isinstance(value, Mapping):
@@ -93,7 +98,7 @@ class Problem:
         def clean(text: str) -> str:
             if hidden is not None:
                 text = hidden.sub("…", text)
-            return redacted(_HIDDEN_VALUE.sub(r"\1\2\3…", text) if hides else text)
+            return discreet(text) if hides else redacted(text)
 
         value = None if value is None else clean(value)
         return replace(self, key=clean(self.key), value=value, message=clean(self.message), remedy=clean(self.remedy))

@@ -121,8 +121,12 @@ def test_a_key_in_place_of_the_name_of_its_variable_is_not_repeated(setting: str
         ["+dataset.sources={{apikeys: 1, apikey: [1, {}]}}"],
     ],
 )
-def test_the_value_of_a_key_that_looks_like_a_secret_is_not_repeated(tmp_path: Path, arguments: list[str]) -> None:
-    message = refused(tmp_path, *(argument.format("abc123") for argument in arguments))
+def test_the_value_of_a_key_that_looks_like_a_secret_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, _, message, _ = sftlab(tmp_path, *(argument.format("abc123") for argument in arguments))
+    assert code == 2
     assert "abc123" not in message
 
 

@@ -24,17 +24,17 @@ FEW = 4  # chunks that cost less than the start of processes
 _apply: Callable[[Any], Any]  # in a worker process: the function that it applies
 
 
-def in_order(function: Callable[[C], R], chunks: Iterable[C]) -> Generator[R, None, None]:
+def in_order(function: Callable[[C], R], chunks: Iterable[C], few: int | None = None) -> Generator[R, None, None]:
     """Yield the result of a function for each chunk, in order.
 
-    From the fifth chunk on, chunks are computed in parallel: the function, the chunks and the results are pickled. Few
-    chunks are in memory at a time.
+    After the first ``few`` (``FEW``), chunks are computed in parallel: the function, the chunks and the results are
+    pickled. Few chunks are in memory at a time.
 
     Raises:
         StageError: a process was killed.
     """
     remaining = iter(chunks)
-    for chunk in islice(remaining, FEW):
+    for chunk in islice(remaining, FEW if few is None else few):
         yield function(chunk)
     for chunk in remaining:
         yield from _parallel(function, chain([chunk], remaining))

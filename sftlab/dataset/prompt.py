@@ -7,13 +7,15 @@ between. So a prompt has the same token ids in training and evaluation, however 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, groupby, takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sftlab.config import Supervised
 from sftlab.dataset.chat_template import end_token, kinds_of, outline_of
+from sftlab.dataset.parallel import in_order
 from sftlab.dataset.turns import (
     TEXT,
     ChangedTextError,
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+CHUNK = 100  # examples of a chunk, after which the progress bar moves
+ALONE = 2000  # examples that are tokenised in less time than the start of processes takes
 
 
 class Segment(NamedTuple):
@@ -77,7 +82,7 @@ class Tokens:
             )
         )
 
-    @property
+    @cached_property
     def runs(self) -> tuple[int, ...]:
         """Numbers of tokens without and with a loss in turn, beginning with those without."""
         parts = groupby(self.segments, lambda segment: segment.supervised)
@@ -101,7 +106,9 @@ def attempt(tokenize_one: Callable[[Example], T], examples: Iterable[Example]) -
 
 
 def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Example], split: str) -> Iterator[T]:
-    """Apply ``tokenize`` or ``prompt_tokens`` to every example of a split.
+    """Apply ``tokenize``, ``prompt_tokens`` or a function that calls one to every example of a split.
+
+    Many examples are tokenised in a process for each core, so the function and its results are pickled.
 
     Raises:
         ConfigError: the chat template changes texts; has a problem for each row of the split for which it does.
@@ -109,10 +116,14 @@ def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Exampl
     from tqdm.auto import tqdm
 
     problems: list[Problem] = []
-    for example in tqdm(examples, desc=f"tokenizing {split}", leave=False, delay=3):
-        results, changed = attempt(tokenize_one, [example])
-        problems += changed
-        yield from results
+    chunks = (examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK))
+    tokenized = in_order(partial(attempt, tokenize_one), chunks, ALONE // CHUNK)
+    bar = tqdm(total=len(examples), desc=f"tokenizing {split}", leave=False, delay=3)
+    with closing(tokenized), bar:
+        for results, changed in tokenized:
+            problems += changed
+            bar.update(len(results) + len(changed))
+            yield from results
     if problems:
         raise changed_texts(problems, len(examples), split)
 

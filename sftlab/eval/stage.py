@@ -222,8 +222,12 @@ def reusable(store: Store, key: Mapping[str, object], prompts: Prompts) -> Answe
         if _apart_from_prompts(manifest["inputs"]) != _apart_from_prompts(key):
             continue
         stage = Generated(Stage("generations", path.name, path, cached=True, seconds=0))
-        for repeat in range(manifest["inputs"].get("repeats", 1)):
-            for old in stage.rows(repeat):
+        try:
+            repeats = [stage.rows(repeat) for repeat in range(manifest["inputs"].get("repeats", 1))]
+        except FileNotFoundError:  # mode=clean has deleted it meanwhile
+            continue
+        for repeat, rows in enumerate(repeats):
+            for old in rows:
                 row = places.get((old.id, old.prompt))
                 letters = old.forced_logprobs or old.logprobs
                 if row is None or (letters and {*letters} != {*prompts.rows[row].choices}):

@@ -167,10 +167,10 @@ def _split(
     tokenize_one = partial(tokenize, tokenizer, train_on=train_on)
     # Tokens of rows are not retained, since a split may be large.
     met, lengths, places = Counter[int](), list[tuple[int, ...]](), list[tuple[int, int]]()
-    for at, tokens in enumerate(tokenize_all(tokenize_one, examples, name)):
-        met.update(token for row in tokens for token in row.ids if token in special)
-        lengths += [row.runs for row in tokens]
-        places += [(at, number) for number in range(len(tokens))]
+    for at, counted in enumerate(tokenize_all(partial(_counted, tokenizer, train_on, special), examples, name)):
+        met.update(counted.special)
+        lengths += counted.lengths
+        places += [(at, number) for number in range(len(counted.lengths))]
     counts, whole, first = statistics(lengths, max_length), list(map(sum, lengths)), tokenize_one(examples[0])[0]
     answers = [token for token in first.labels if token != IGNORED]
     over = counts.cut + counts.left_out
@@ -203,6 +203,18 @@ def _split(
         heading = f"Row {at + 1:,} ({visible(shown_row.id)}): {whole[at]:,} tokens{marks}"
         shown.append((heading, [(part, list(group)) for part, group in parts]))
     return Split(name, counts, facts, [note for note, holds in notes.items() if holds], shown)
+
+
+class _Counted(NamedTuple):
+    """The counts of the rows of an example: each special token, and the tokens without and with a loss in turn."""
+
+    special: Counter[int]
+    lengths: list[tuple[int, ...]]
+
+
+def _counted(tokenizer: Any, train_on: Supervised, special: Set[int], example: Example) -> _Counted:
+    rows = tokenize(tokenizer, example, train_on)
+    return _Counted(Counter(token for row in rows for token in row.ids if token in special), [row.runs for row in rows])
 
 
 def _printed(split: Split, max_length: int) -> Iterator[Any]:

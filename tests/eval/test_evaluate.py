@@ -212,6 +212,7 @@ def faulty(make: Callable[[], Any], store: Path, at: int, kind: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "expected"), [("killed", 9), ("full", 1)])
 def test_a_fault_after_the_last_answer_loses_no_answer(
     tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch, kind: str, expected: int

@@ -96,6 +96,7 @@ def fair(first: str, second: str) -> str:
 WORSE, BETTER = ["good x"] * 30, ["good good"] * 20 + ["good x"] * 5 + ["x x"] * 5
 
 
+@pytest.mark.slow
 def test_a_fair_judge_decides_by_quality(tmp_path: Path, capsys: Any) -> None:
     with judge(fair) as (url, asked):
         evaluation = compared(tmp_path, url, WORSE, BETTER)
@@ -168,6 +169,7 @@ def test_a_judge_that_prefers_a_position_decides_nothing(tmp_path: Path) -> None
     assert (record.consistent, record.prefers_first) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_judge_that_prefers_length_is_found_out(tmp_path: Path) -> None:
     draw = random.Random(0)
     a = [" ".join(["x"] * draw.randint(10, 30)) for _ in range(50)]
@@ -200,6 +202,7 @@ def test_empty_answers_and_texts_without_a_verdict(tmp_path: Path) -> None:
     assert "gave no verdict 2 times in 2" in str(evaluation.comparison.verdict)
 
 
+@pytest.mark.slow
 def test_a_judge_is_calibrated_by_human_preferences(tmp_path: Path) -> None:
     draw = random.Random(1)
     rows = []
@@ -283,6 +286,7 @@ def test_the_judge_on_this_machine_is_checked_before_anything_runs(tmp_path: Pat
     assert "name a model whose tokenizer has one" in str(problem(own))
 
 
+@pytest.mark.slow
 def test_kappa_by_hand_and_the_coverage_of_its_interval() -> None:
     # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: p_o = 0.7, p_e = 0.5 · 0.6 + 0.5 · 0.4 = 0.5.
     a = ["y"] * 25 + ["n"] * 25

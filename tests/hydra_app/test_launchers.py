@@ -17,7 +17,7 @@ import pytest
 from conftest import interruptible, skip_without_plugins
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_cli import quick, whole
+from test_cli import REPORTED, quick, whole
 
 from sftlab.hydra_app.compose import CONF
 from sftlab.hydra_app.launchers import RAY_LOOPBACK, claim
@@ -64,6 +64,7 @@ def test_slurm_gets_partition_time_and_cores_from_the_instance_and_the_command_l
     assert (slurm["partition"], slurm["timeout_min"]) == ("b", 5)
 
 
+@pytest.mark.slow
 def test_joblib_runs_as_many_jobs_as_there_are_gpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     assert reserved("hydra/launcher=joblib", "instance=medium")["n_jobs"] == 2
@@ -97,6 +98,7 @@ def holder(count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu_locks")
 def test_no_two_jobs_ever_share_a_gpu_and_all_get_theirs() -> None:
     together, others = (2, 1), (2, 3, 4)
@@ -269,6 +271,7 @@ def test_jobs_on_a_ray_cluster_share_paths_and_see_their_reserved_gpus(place: Pa
     assert [len(set(gpus)) for gpus in given] == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a SLURM")
 def test_a_launcher_that_cannot_start_is_reported(tmp_path: Path) -> None:
     done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "hydra.sweep.dir=swept")
@@ -278,8 +281,10 @@ def test_a_launcher_that_cannot_start_is_reported(tmp_path: Path) -> None:
     assert read(tmp_path / "swept" / "run.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_dry_run_uses_no_launcher(tmp_path: Path) -> None:
-    done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "seed=1,2", "dry_run=true")
+    done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "seed=1,2", "dry_run=true",
+                 modules=REPORTED)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("train    will run") == 2
     assert list(tmp_path.iterdir()) == []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import html
+import pickle
 import random
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,9 @@ from test_page import HOSTILE, Reader
 from test_prompt import tokenized as tokenize
 from test_tokenize import data, made
 
-from sftlab.dataset.prompt import Segment, Tokens
+from sftlab.dataset import parallel, prompt
+from sftlab.dataset.prompt import Segment, Tokens, prompt_tokens, tokenize_all
+from sftlab.errors import ConfigError
 from sftlab.model.base import Base
 from sftlab.records import Example, single_turn
 from sftlab.report.preview import BINS, histogram, pick, preview, spans, statistics, visible
@@ -325,3 +331,49 @@ def test_what_is_wrong_is_said(
     out = " ".join(capsys.readouterr().out.split())
     assert [note for note in NOTES if note in out] == said
     assert [note for note in NOTES if note in page.text] == said
+
+
+class CopyingPool:
+    """A stand-in for ``ProcessPoolExecutor`` that passes what another process would get: pickled copies."""
+
+    chunks = 0
+
+    def __init__(self, *_: object, initargs: tuple[Any, ...], **__: object) -> None:
+        self.function = pickle.dumps(initargs[0])
+
+    def submit(self, _: object, chunk: object) -> Future[Any]:
+        CopyingPool.chunks += 1
+        result: Future[Any] = Future()
+        try:
+            result.set_result(pickle.loads(pickle.dumps(pickle.loads(self.function)(copy.deepcopy(chunk)))))
+        except Exception as error:
+            result.set_exception(pickle.loads(pickle.dumps(error)))
+        return result
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+
+def test_many_rows_are_tokenised_in_processes_with_the_same_result(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [example(number, user=f"what {'is it? ' * (number % 9)}") for number in range(450)]
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", CopyingPool)
+    alone = run(base, tmp_path / "alone", rows)
+    one_row = partial(prompt_tokens, base.tokenizer())
+    prompts = list(tokenize_all(one_row, rows, "test"))
+    assert CopyingPool.chunks == 0
+    monkeypatch.setattr(prompt, "ALONE", 200)
+    assert run(base, tmp_path / "pool", rows) == alone
+    assert CopyingPool.chunks == 3
+    assert list(tokenize_all(one_row, rows, "test")) == prompts
+    rows[440:] = [example(number, user=f"  {number}\n\n{{{{ x }}}}") for number in range(440, 450)]
+    changed = Base(
+        "tiny",
+        base.path,
+        "identity",
+        False,
+        TEMPLATE.replace("message['content']", "message['content'] | replace('x', 'y')"),
+    )
+    with pytest.raises(ConfigError, match=r"changes the text of 10 of 450 train rows"):
+        run(changed, tmp_path / "changed", rows)
