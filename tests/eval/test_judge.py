@@ -142,6 +142,7 @@ def test_several_models_are_compared_with_the_fine_tuned_one(tmp_path: Path) -> 
     assert (evaluation.finetuned.value, evaluation.comparison and evaluation.comparison.delta) == (1, 1)
 
 
+@pytest.mark.slow
 def test_only_new_pairs_are_asked(tmp_path: Path) -> None:
     with judge(fair) as (url, asked):
         compared(tmp_path, url, WORSE[:20], BETTER[:20])
