@@ -30,7 +30,9 @@ RUN pip install --no-deps --require-hashes -r locks/cuda.lock
 
 FROM cpu-packages AS cpu
 COPY . .
+# Modules are compiled here: the user of `docker run --user` may write to outputs only.
 RUN pip install --no-deps --no-build-isolation --editable . \
+    && python -m compileall -q sftlab \
     && chmod a+rwx outputs
 # The user of `docker run --user` has no name and no folder in the image; torch and wandb ask for both.
 ENV HOME=/tmp \
@@ -40,6 +42,7 @@ ENTRYPOINT ["python", "-m", "sftlab"]
 FROM cuda-packages AS cuda
 COPY . .
 RUN pip install --no-deps --no-build-isolation --editable . \
+    && python -m compileall -q sftlab \
     && chmod a+rwx outputs
 ENV HOME=/tmp \
     USER=sftlab \

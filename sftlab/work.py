@@ -253,7 +253,7 @@ def show_page(cfg: Config, *, dry_run: bool) -> None:
         chat_page.show(
             list(urls),
             streaming(urls, run.generation.max_tokens),
-            title=f"{run.record.experiment}: {run.base.name}",
+            title=f"{run.record.experiment}: {runs.short(run.base.name)}",
             examples=[row.question for row in run.split("test")],
             port=cfg.serve.page_port,
             when_ready=lambda: log.info("page: ready: %s; Ctrl-C stops it", address),

@@ -15,8 +15,6 @@ from commands import compose_once, parse_yaml_once
 
 # No test may use a network; the hub's library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
-parse_yaml_once()
-compose_once()
 
 Row = dict[str, Any]
 
@@ -28,7 +26,9 @@ TEMPLATE = (
 
 
 def pytest_collection_finish() -> None:
-    """Do not look through what is imported by now in each garbage collection."""
+    """Prepare a process that runs tests: what is imported by now is not looked through in each garbage collection."""
+    parse_yaml_once()
+    compose_once()
     gc.freeze()
 
 

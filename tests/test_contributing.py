@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_cli import quick, whole
+from test_cli import REPORTED, quick, whole
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
@@ -60,8 +60,9 @@ def own(tmp_path: Path) -> list[str]:
     return ["--config-dir", "own", "model=mine", "dataset.split={train: 8, validation: 4, test: 4}", "instance=cpu"]
 
 
+@pytest.mark.slow
 def test_a_model_is_added_by_a_file(tmp_path: Path, own: list[str]) -> None:
-    done = quick(tmp_path, *own, "dry_run=true", "eval.engine=transformers")
+    done = quick(tmp_path, *own, "dry_run=true", "eval.engine=transformers", modules=REPORTED)
     assert done.returncode == 0, done.stderr
     assert re.search(r"model +random:qwen3: will be downloaded or generated", done.stdout + done.stderr)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import quick, whole
+from test_cli import REPORTED, quick, whole
 
 from sftlab.results import Comparison, Evaluation, ModelResult, RunRecord, Selection
 from sftlab.runtime.run import Run, read_record
@@ -51,7 +51,7 @@ def before_and_after(folder: Path, name: str) -> tuple[RunRecord, RunRecord]:
     path = GOLDEN / f"{name}.json"
     before = read_record(path, json.loads(path.read_text("utf-8")))
     shutil.copytree(GOLDEN, folder, dirs_exist_ok=True)
-    done = (quick if "compare" in name else whole)(folder, *COMMANDS[name])
+    done = quick(folder, *COMMANDS[name], modules=REPORTED) if "compare" in name else whole(folder, *COMMANDS[name])
     assert done.returncode == 0, done.stderr
     return before, Run.read(folder / "run").record
 
@@ -167,6 +167,7 @@ def test_a_plan(tmp_path: Path) -> None:
             assert getattr(new, part) == pytest.approx(getattr(old, part), abs=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["compare", "compare_rouge"])
 def test_a_comparison_of_two_files(tmp_path: Path, name: str) -> None:
     before, after = before_and_after(tmp_path, name)

@@ -218,6 +218,7 @@ def test_without_time_every_cell_is_skipped_and_named(tmp_path: Path, capsys: py
     assert all(name in shown for name in made.cells)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_suggests_the_cpu(tmp_path: Path) -> None:
     done = check(tmp_path, {"CUDA_VISIBLE_DEVICES": ""}, "--out", "report.json")
     assert done.returncode == 2

@@ -181,6 +181,7 @@ def composed() -> Any:
     return compose("mode=report").model_dump()
 
 
+@pytest.mark.slow
 @settings(many, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS) | st.lists(NAMES, min_size=1, max_size=3).map(".".join), value=VALUES)
 def test_any_value_under_any_key_is_taken_or_refused_by_name(composed: Any, key: str, value: Any) -> None:

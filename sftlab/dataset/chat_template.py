@@ -195,7 +195,7 @@ def mark_special_tokens(
     """
     specials, first = _special_tokens(tokenizer)
     texts = "".join(_strings([turns, tools]))
-    if first.isdisjoint(texts):
+    if not any(char in texts for char in first):
         return list(turns), tools, {}
     free = (char for code in PRIVATE_USE if (char := chr(code)) not in texts)
     marks = {next(free): special for special in specials if special in texts}

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from sftlab.config import Config, Supervised
 from sftlab.dataset.arrow_examples import Batch
 from sftlab.dataset.parallel import in_order
-from sftlab.dataset.prompt import attempt, changed_texts, tokenize
+from sftlab.dataset.prompt import ALONE, attempt, changed_texts, tokenize
 from sftlab.dataset.stage import Dataset
 from sftlab.dataset.subsets import subset
-from sftlab.dataset.token_rows import write_rows
+from sftlab.dataset.token_rows import labels_of, record_batch, write_rows
 from sftlab.errors import ConfigError, Problem, shown
 from sftlab.model.base import Base
 from sftlab.records import IGNORED
@@ -110,7 +110,9 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
         worker = Worker(tokenizer, cfg.dataset.supervised(), cfg.train.max_length)
         parts, rows = subset({split: dataset.split(split) for split in SPLITS}, cfg.train.data_share, cfg.dataset.seed)
         batches = chain.from_iterable(parts)
-        with closing(in_order(worker, batches)) as tokenized:  # one start of processes for both splits
+        few = sum(rows.values()) <= ALONE
+        # One start of processes for both splits.
+        with closing(in_order(worker, batches, sum(rows.values()) if few else 0)) as tokenized:
             for split in SPLITS:
                 found = _Split(split, cfg.train.max_length, rows[split])
                 write_rows(folder, split, found.batches(tokenized, tokenizer.bos_token_id))
@@ -190,16 +192,14 @@ class Worker:
         whole = [(len(row.ids), row.runs[0]) for row in rows]
         fits = [first < self.max_length for _, first in whole]
         used = [*compress(rows, fits)]
-        ids, labels = (
-            [np.array(row[: self.max_length], dtype=np.int32) for row in column]
-            for column in ([row.ids for row in used], [row.labels for row in used])
-        )
-        ignored = [int((row == IGNORED).sum()) for row in labels]
+        ids = [np.array(row.ids[: self.max_length], dtype=np.int32) for row in used]
+        labels = [labels_of(row, own) for row, own in zip(used, ids, strict=True)]
+        ignored = [int(np.count_nonzero(row == IGNORED)) for row in labels]
         lengths = [(len(row), one.runs[0], no - one.runs[0]) for row, one, no in zip(ids, used, ignored, strict=True)]
         longest = max(rows, key=lambda row: len(row.ids), default=None)
         return TokenizedBatch(
             examples=len(examples),
-            rows=_record_batch(ids, labels),
+            rows=record_batch(ids, labels),
             groups=[*compress(groups, fits)],
             sources=[*compress(sources, fits)],
             used=np.array(lengths, dtype=np.int32).reshape(-1, 3).T,
@@ -211,20 +211,6 @@ class Worker:
             first=rows[0].ids[: rows[0].runs[0]] if rows else [],
             problems=problems,
         )
-
-
-def _record_batch(ids: list[NDArray[np.int32]], labels: list[NDArray[np.int32]]) -> Any:
-    from pyarrow import Array, ListArray, int32, py_buffer, record_batch
-
-    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int32)
-
-    def column(rows: list[NDArray[np.int32]]) -> Any:
-        # pyarrow.array would import pandas.
-        values = np.concatenate(rows) if rows else np.array([], dtype=np.int32)
-        flat = Array.from_buffers(int32(), len(values), [None, py_buffer(values)])
-        return ListArray.from_arrays(Array.from_buffers(int32(), len(offsets), [None, py_buffer(offsets)]), flat)
-
-    return record_batch([column(ids), column(labels)], ["input_ids", "labels"])
 
 
 @dataclass

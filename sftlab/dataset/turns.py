@@ -24,7 +24,7 @@ from sftlab.dataset.chat_template import (
 from sftlab.dataset.tool_calls import prepared, unwritten_names
 from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import answered, marks_with_spacing, opening_at_end, unclosed
-from sftlab.records import Message, Tool, text_of_turn
+from sftlab.records import Message, Role, Tool, text_of_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,7 +154,7 @@ def checked_turn(chat: Conversation, at: int) -> Turn:
     added = _without_thought(chat, turn, before, opening_at_end(prompt_text) + written)
     if problem := extra_text(tokenizer, added, "" if "tool_calls" in turn else tail, chat.row):
         raise ConfigError(problem)
-    if not unclosed(answer) and "tool_calls" not in turn and (mark := unclosed(body, prompt_text)):
+    if "tool_calls" not in turn and (mark := unclosed(body, prompt_text)) and not unclosed(answer):
         raise ConfigError(
             chat.problem(
                 f"the chat template of {tokenizer.name_or_path} opens a reasoning block before the assistant text, "
@@ -179,14 +179,18 @@ def checked_prompt(chat: Conversation, count: int) -> str:
     outline = outline_of(chat.tokenizer, kinds_of(chat.turns[:count]), TEXT)
     for at, turn in enumerate(chat.turns[:count]):
         content, role = text_of_turn(turn).strip(), turn["role"]
-        texts = [content, answered(content).strip()] if role == "assistant" else [content]
-        # Some templates write a tool's result as JSON text.
-        texts += [json.dumps(content, ensure_ascii=False)[1:-1]] if role == "tool" else []
-        if content and not (outline.has_text_of(at) and any(part in text for part in texts)):
+        if content and not (outline.has_text_of(at) and (content in text or _otherwise(role, content) in text)):
             raise ChangedTextError(chat.problem(f"the prompt does not contain the {role} text unchanged"))
         if names := unwritten_names(turn, text):
             raise ChangedTextError(chat.problem(f"the prompt does not contain the tool call {names[0]!r}"))
     return text
+
+
+def _otherwise(role: Role, content: str) -> str:
+    """Return the other form in which a template may write the text of an earlier turn."""
+    if role == "assistant":
+        return answered(content).strip()
+    return json.dumps(content, ensure_ascii=False)[1:-1] if role == "tool" else content
 
 
 def _has_instruction(chat: Conversation) -> bool:

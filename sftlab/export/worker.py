@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -76,6 +77,7 @@ def _auto_round(folder: Path, task: ExportTask) -> None:
     """Without tuning: AutoRound rounds to the nearest value, after AWQ has scaled the weights."""
     from auto_round import AutoRound
 
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it reports every special token
     scheme, target = {
         "gguf": (f"gguf:{task.gguf}", f"gguf:{task.gguf}"),
         "awq": ("W4A16", "auto_awq"),

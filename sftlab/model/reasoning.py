@@ -84,6 +84,7 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _OPEN_AT_END = re.compile(rf"(?:{'|'.join(_OPEN.values())})\s*\Z", re.IGNORECASE)
+_FIRST, _LAST = ("<", "◁", "["), (">", "▷", "]", "thought")  # of every mark, and of every opening mark
 # Marks around an answer that are not part of it.
 _AROUND = re.compile(
     r"<\|(?:START|END)_RESPONSE\|>|<\|(?:begin|end)_of_solution\|>|<\|(?:return|end)\|>(?:\s*<\|start\|>assistant)?",
@@ -166,7 +167,7 @@ def names_mark(pattern: str) -> bool:
 
 def opening_at_end(prompt: str) -> str:
     """Return the opening mark at the end of a prompt with the white space after it; "" if there is none."""
-    opened = _OPEN_AT_END.search(prompt)
+    opened = _opened(prompt)
     return opened[0] if opened else ""
 
 
@@ -192,13 +193,18 @@ def marks(tokens: Iterable[str]) -> set[str]:
     return {token for token in every if _MARK.fullmatch(token)} | (every & _PIECES if "<|channel|>" in every else set())
 
 
+def _opened(prompt: str) -> re.Match[str] | None:
+    """Find the opening mark at the end of a prompt. Most prompts end in another way, and are not searched."""
+    return _OPEN_AT_END.search(prompt) if prompt.rstrip()[-len(_LAST[-1]) :].lower().endswith(_LAST) else None
+
+
 def _closing(name: str) -> str:
     return _CLOSING.get(name) or f"</{name[1:]}"
 
 
 def _split(text: str, prompt: str, truncated: bool) -> tuple[str, list[str]]:
     """Split off reasoning; return the remaining text, and the names of the blocks open at its end, outermost first."""
-    opened = _OPEN_AT_END.search(prompt)
+    opened = _opened(prompt)
     for name, words in _WORDS.items() if opened is None else ():
         if match := words.match(text):
             return (text[match.end() :], []) if match["end"] else ("", [name])
@@ -238,6 +244,8 @@ def _mark(match: re.Match[str]) -> _Mark:
 
 def _used_marks(text: str, within: bool, truncated: bool) -> Iterator[_Mark]:
     """Yield the marks of a text that it does not only mention. ``within`` is set if the text begins within a block."""
+    if not any(first in text for first in _FIRST):
+        return
     every = [_mark(match) for match in _MARK.finditer(text)]
     code = [match.span() for match in _CODE.finditer(text)] if every else []
     whole = (len(text) - len(text.lstrip()), len(text.rstrip()))  # a fence around the whole completion is not code

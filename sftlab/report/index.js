@@ -243,7 +243,7 @@
     const delta = (tuned - base) / n, score = tuned + " of " + n + " against " + base + " (" + points(delta) + " points";
     const changes = "; " + gained + " answers gained, " + lost + " lost.";
     const mute = judging.some((own) => own.mute);
-    const unjudged = "The models cannot be judged.", unread = mute ? " No answer of one model could be read." : "";
+    const unjudged = "The models cannot be judged.", unread = mute ? " No answer was extracted for one model." : "";
     if (groups < n) {
       return [make("h3", "inconclusive", mute ? unjudged : "Test by the command below."), make("p", "", score + ")" + changes + unread),
         make("p", "note", "Fine-tuned models on the same questions, from the stored answers of both runs. The questions are of " + groups + " groups, so they are not independent. This command computes p and the interval for them; it reads the answers again, by its own eval keys:"),

@@ -26,8 +26,8 @@ print(run["selection"]["epoch"], run["evaluation"]["comparison"]["verdict"]["out
 
 - Accuracies, scores, shares and differences are fractions: 0.67 is 67 %.
 - An interval is `[low, high]` at the confidence `level` beside it: 0.95 is 95 %.
-- A *scalar* is a string, a number, a boolean or null. A map has any names; `string → number` is a map with numbers as
-  values.
+- A *scalar* is a string, a number, a boolean or null. A map may have any keys; `string → number` is a map with numbers
+  as values.
 - A later version may add fields: ignore those that you do not know.
 """
 

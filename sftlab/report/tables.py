@@ -256,18 +256,18 @@ def exports(run: RunRecord) -> Table | None:
     if not run.exports or run.evaluation is None:
         return None
     view = scorers.view(run.evaluation.task)
-    header = ["format", "size", "merged model", "answers by", f"{name_of_metric(run.evaluation)} before", "after"]
+    header = ["format", "size of merged", "answers by", f"{name_of_metric(run.evaluation)} before", "after"]
     header += ["difference, points", "lost at most", "result"]
     rows = []
     for one in run.exports:
         compared = one.comparison
         test = compared.noninferiority
-        sizes = [f"{number / 2**20:,.0f} MiB" for number in (one.weight_bytes, one.merged_bytes)]
+        size, merged = (f"{number / 2**20:,.0f}" for number in (one.weight_bytes, one.merged_bytes))
         values = [view.number(compared.baseline), view.number(compared.finetuned)]
         lost = DASH if test is None else points(max(-test.bound, 0)).removeprefix("+")
         difference = f"{points(compared.delta)} ({span(compared.interval)})"
-        rows.append([one.name, *sizes, one.engine, *values, difference, lost, loss_result(compared)])
-    return Table(header, rows, ("format", "answers by", "result"))
+        rows.append([one.name, f"{size} of {merged} MiB", one.engine, *values, difference, lost, loss_result(compared)])
+    return Table(header, rows, ("format", "result"))
 
 
 def needed(questions: int) -> str:

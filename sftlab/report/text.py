@@ -111,11 +111,11 @@ def disagreement(selection: Selection) -> str | None:
     metric = selection.metric
     if not pairs and len(rows) > 1:
         return f"All checkpoints have the same {metric} on validation, so the loss decides."
-    counts = f"the loss orders {apart} of {plural(len(pairs), 'pair')} of checkpoints otherwise than {metric}"
+    counts = f"order {apart} of {plural(len(pairs), 'pair')} of checkpoints differently"
     lowest = min(rows, key=lambda row: (row.eval_loss, row.epoch))
     best = next((row for row in rows if row.checkpoint == selection.best), lowest)
     if best.score == lowest.score:
-        return f"Loss and {metric} agree about the best checkpoint; {counts}."
+        return f"Loss and {metric} agree about the best checkpoint; they {counts}."
 
     def described(row: Candidate) -> str:
         where = f"step {row.step} of job {row.job}" if len({row.job for row in rows}) > 1 else f"step {row.step}"
@@ -124,7 +124,7 @@ def disagreement(selection: Selection) -> str | None:
     noise = "within" if lowest.checkpoint in selection.ties else "beyond"
     return (
         f"Loss and {metric} disagree: {described(lowest)} has the lowest loss, {described(best)} the best {metric}. "
-        f"The difference in {metric} is {noise} the noise of the validation rows; {counts}."
+        f"The difference in {metric} is {noise} the noise of the validation rows. Loss and {metric} {counts}."
     )
 
 
@@ -134,9 +134,10 @@ def pruning(jobs: Sequence[JobRecord]) -> str | None:
     if not pruned:
         return None
     steps, planned = sum(one.step for one in pruned), sum(one.planned_steps for one in pruned)
+    were, their = ("was", "its") if len(pruned) == 1 else ("were", "their")
     return (
-        f"{len(pruned)} of {plural(len(jobs), 'job')} were pruned because their peers are better, after {steps:,} of "
-        f"their {planned:,} optimizer steps ({percent(steps / planned)})"
+        f"{len(pruned)} of {plural(len(jobs), 'job')} {were} pruned because {their} peers are better, "
+        f"after {steps:,} of {their} {planned:,} optimizer steps ({percent(steps / planned)})"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import time
@@ -18,8 +19,17 @@ from sftlab.serve.worker import HOST
 EXAMPLES = 40  # questions of the test set
 PER_PAGE = 5
 AT_ONCE = 16  # questions of several browsers that are answered at the same time
-TAG = re.compile(r"<(?=[A-Za-z/!?])")
-CSS = "#question textarea {font-size: 1rem} footer {display: none !important}"
+CSS = (
+    "#question textarea {font-size: 1rem} footer {display: none !important} "
+    ".message-markdown-disabled .md {white-space: pre-wrap !important}"  # with the indentation of code
+)
+# Gradio copies a text as it was passed, with the entities of `_escaped`.
+COPY = """() => {
+  const plain = {"&lt;": "<", "&gt;": ">", "&amp;": "&", "&#32;": " ", "&#9;": "\\t"};
+  const decoded = (text) => text.replace(/&(lt|gt|amp|#32|#9);/g, (name) => plain[name]);
+  if (navigator.clipboard) navigator.clipboard.writeText = (text) =>
+    Clipboard.prototype.writeText.call(navigator.clipboard, decoded(text));
+}"""
 
 Talk = dict[str, list[Message]]
 
@@ -65,6 +75,7 @@ def show(
         ssr_mode=False,
         theme=gradio.themes.Default(**fonts),
         css=CSS,
+        js=COPY,
     )
     try:
         when_ready()
@@ -143,8 +154,12 @@ def build(models: Sequence[str], stream: Stream, *, title: str, examples: Sequen
 
 
 def _shown(talk: Talk) -> list[list[dict[str, str]]]:
-    """The turns of each conversation for Gradio, which would take ``<`` before a letter for the start of a tag."""
+    """The turns of each conversation as Gradio expects them."""
     return [
-        [{"role": turn["role"], "content": TAG.sub("&lt;", text_of_turn(turn))} for turn in turns]
-        for turns in talk.values()
+        [{"role": turn["role"], "content": _escaped(text_of_turn(turn))} for turn in turns] for turns in talk.values()
     ]
+
+
+def _escaped(text: str) -> str:
+    """A text as HTML, which Gradio expects also without Markdown; indented by entities, since it removes spaces."""
+    return re.sub(r"^ ", "&#32;", html.escape(text, quote=False).replace("\t", "&#9;"), flags=re.MULTILINE)

@@ -62,7 +62,8 @@ def closest(key: str) -> str | None:
             return f"{section}.{close[0]}" if close else None
     known = list(known_keys())
     if section:  # a key of a section is not meant to be a section
-        known = [name for name in known if not any(other.startswith(f"{name}.") for other in known)]
+        sections = {name.rpartition(".")[0] for name in known}
+        known = [name for name in known if name not in sections]
     by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     for word, names, cutoff in (

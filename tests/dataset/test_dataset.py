@@ -372,6 +372,7 @@ def test_compressed_files_are_read(
     assert ids(examples(tmp_path))["test"] == [row["id"] for row in rows[25:]]  # and both members of the stream
 
 
+@pytest.mark.slow
 def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     rows = vignettes(36)
     for number in range(12):

@@ -237,9 +237,10 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_chunks_are_computed_in_order_and_errors_reach_the_caller(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(PARALLEL, "utf-8")
-    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=900)
     assert done.stdout == "True\nthirty 841\n", done.stderr
 
 
@@ -254,9 +255,10 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_reported_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(KILLED, "utf-8")
-    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=900)
     assert "StageError: a process that reads or tokenises rows was killed" in done.stderr
     assert done.returncode == 1
 
@@ -277,7 +279,7 @@ if __name__ == "__main__":
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(ORPHANS, "utf-8")
     # The output ends when the last process that holds it has ended: before the timeout, if none is left.
-    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, timeout=900)
     assert done.returncode == -signal.SIGKILL
     assert done.stdout.strip().isdecimal()
 
@@ -321,6 +323,7 @@ def test_strata_are_in_every_split_in_proportion_and_groups_stay_together(tmp_pa
             assert sum(map(len, cases)) == len(set.union(*cases)) == 100
 
 
+@pytest.mark.slow
 def test_another_training_seed_moves_no_row(config: Any) -> None:
     first, second = config("seed=1").dataset, config("seed=2").dataset
     assert first == second

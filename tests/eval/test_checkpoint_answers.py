@@ -100,6 +100,7 @@ def test_several_engines_share_the_checkpoints(tmp_path: Path, config: Make, bas
     assert sorted(map(len, engines.loaded)) == [2, 3]
 
 
+@pytest.mark.slow
 def test_any_number_of_checkpoints_is_locked_and_finished(
     tmp_path: Path, config: Make, base: Model, engines: Engines
 ) -> None:

@@ -341,8 +341,9 @@ def test_weights_of_a_definition_are_an_adapter_or_quantised(pair: Any, tmp_path
     assert none.left_out == "the fine-tuned model has no adapter: all of its weights were trained"
 
 
+@pytest.mark.slow
 def test_further_files_are_compared_with_the_second(tmp_path: Path) -> None:
-    from test_cli import quick
+    from test_cli import REPORTED, quick
 
     for name, right in (("base", 10), ("ours", 40), ("other", 34)):
         rows = predictions(right)[0]
@@ -350,7 +351,7 @@ def test_further_files_are_compared_with_the_second(tmp_path: Path) -> None:
         reordered = lines if name == "other" else reversed(lines)
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in reordered), "utf-8")
     files = "eval.predictions=[base.jsonl,ours.jsonl,other.jsonl]"
-    done = quick(tmp_path, "mode=compare", files, "hydra.run.dir=run", "eval.group_by=null")
+    done = quick(tmp_path, "mode=compare", files, "hydra.run.dir=run", "eval.group_by=null", modules=REPORTED)
     assert done.returncode == 0, done.stderr
     run = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
     (other,) = run["evaluation"]["contenders"]

@@ -212,6 +212,7 @@ def faulty(make: Callable[[], Any], store: Path, at: int, kind: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "expected"), [("killed", 9), ("full", 1)])
 def test_a_fault_after_the_last_answer_loses_no_answer(
     tmp_path: Path, config: Make, model: Model, monkeypatch: pytest.MonkeyPatch, kind: str, expected: int
@@ -613,6 +614,7 @@ def test_repeats_tell_how_much_answers_change(config: Make) -> None:
     assert found.majority == pytest.approx((1 + 1 + 0 + 1) / 4)
 
 
+@pytest.mark.slow
 def test_repeats_are_averaged_and_tell_more_than_one_generation(config: Make) -> None:
     score = scorer(config("model=tiny_random").eval)
     first = [predicted("ABBB" * 10), predicted("BABB" * 10), predicted("BBAB" * 10)]

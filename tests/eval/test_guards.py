@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import compose, problem, write_model, write_rows
-from test_cli import quick
+from test_cli import REPORTED, quick
 
 from sftlab.config import RunsConfig
 from sftlab.dataset import basics
@@ -129,6 +129,7 @@ def decided(evaluation: Evaluation) -> tuple[str, dict[str, str]]:
     return evaluation.decision.outcome, {one.name: one.outcome for one in evaluation.decision.conditions}
 
 
+@pytest.mark.slow
 def test_an_overfitted_model_is_kept_back_by_the_shipped_guard_and_a_healthy_one_is_not(
     tmp_path: Path, judge: Judge
 ) -> None:
@@ -190,6 +191,7 @@ def evaluation(test: Comparison, *losses: Comparison) -> Evaluation:
 
 
 # The same model twice, with sampled answers: a tenth of them differ.
+@pytest.mark.slow
 def test_the_decision_about_equal_models_flips_in_at_most_one_of_twenty_cases() -> None:
     rng, outcomes = np.random.default_rng(7), []
     for _ in range(200):
@@ -201,6 +203,7 @@ def test_the_decision_about_equal_models_flips_in_at_most_one_of_twenty_cases() 
     assert len(set(outcomes)) > 1  # with this seed some flip
 
 
+@pytest.mark.slow
 def test_a_model_that_loses_the_margin_ships_in_at_most_one_of_twenty_cases() -> None:
     rng, shipped = np.random.default_rng(8), 0
     better, kept = (comparison(*counts, 250, Limits(margin=0.05)) for counts in ((60, 10), (10, 9)))
@@ -319,6 +322,7 @@ def test_with_the_gate_only_a_model_that_ships_is_pushed(
     assert (tmp_path / "model_card.md").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gained", "lost", "gate", "code"), [(40, 10, True, 0), (10, 40, True, 3), (10, 9, True, 4), (10, 40, False, 0)]
 )
@@ -333,6 +337,6 @@ def test_the_gate_decides_the_exit_code_of_the_command(
         ]
         write_rows(tmp_path / f"{name}.jsonl", rows)
     settings = ["mode=compare", "eval.task=exact", "eval.predictions=[base.jsonl,tuned.jsonl]", "hydra.run.dir=run"]
-    done = quick(tmp_path, *settings, f"eval.gate={str(gate).lower()}")
+    done = quick(tmp_path, *settings, f"eval.gate={str(gate).lower()}", modules=REPORTED)
     assert done.returncode == code, done.stderr
     assert "Decision: " in done.stdout

@@ -96,6 +96,7 @@ def fair(first: str, second: str) -> str:
 WORSE, BETTER = ["good x"] * 30, ["good good"] * 20 + ["good x"] * 5 + ["x x"] * 5
 
 
+@pytest.mark.slow
 def test_a_fair_judge_decides_by_quality(tmp_path: Path, capsys: Any) -> None:
     with judge(fair) as (url, asked):
         evaluation = compared(tmp_path, url, WORSE, BETTER)
@@ -141,6 +142,7 @@ def test_several_models_are_compared_with_the_fine_tuned_one(tmp_path: Path) -> 
     assert (evaluation.finetuned.value, evaluation.comparison and evaluation.comparison.delta) == (1, 1)
 
 
+@pytest.mark.slow
 def test_only_new_pairs_are_asked(tmp_path: Path) -> None:
     with judge(fair) as (url, asked):
         compared(tmp_path, url, WORSE[:20], BETTER[:20])
@@ -168,6 +170,7 @@ def test_a_judge_that_prefers_a_position_decides_nothing(tmp_path: Path) -> None
     assert (record.consistent, record.prefers_first) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_judge_that_prefers_length_is_found_out(tmp_path: Path) -> None:
     draw = random.Random(0)
     a = [" ".join(["x"] * draw.randint(10, 30)) for _ in range(50)]
@@ -200,6 +203,7 @@ def test_empty_answers_and_texts_without_a_verdict(tmp_path: Path) -> None:
     assert "gave no verdict 2 times in 2" in str(evaluation.comparison.verdict)
 
 
+@pytest.mark.slow
 def test_a_judge_is_calibrated_by_human_preferences(tmp_path: Path) -> None:
     draw = random.Random(1)
     rows = []

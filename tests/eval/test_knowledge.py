@@ -62,6 +62,7 @@ STUDIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second", "prefers", "silent", "quiet", "shares"), STUDIES)
 def test_the_interval_of_a_gain_in_knowledge_covers_it(
     first: float, second: float, prefers: list[float], silent: float, quiet: float, shares: list[float]

@@ -555,6 +555,7 @@ def test_empty_completions_are_not_the_patterns_fault(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_many_rows(tmp_path: Path) -> None:
     rows = [row(n, "AB"[n % 2], "B") for n in range(5_000)]
     rows[0]["choices"] = "AB"

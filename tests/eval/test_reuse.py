@@ -156,6 +156,7 @@ def test_a_merged_model_counts_once_by_its_stage_or_its_folder(judge: Judge) -> 
     assert ledger.name_of(judge.store.root, "content") == "content"
 
 
+@pytest.mark.slow
 def test_the_correction_adjusts_p_and_the_verdict(judge: Judge) -> None:
     raw = judge("one").comparison
     assert raw is not None
@@ -214,6 +215,7 @@ def share(studies: NDArray[np.int_], *outcomes: str, correct: bool) -> float:
     return sum(any(called(row, at + 1) for at, row in enumerate(study)) for study in studies) / len(studies)
 
 
+@pytest.mark.slow
 def test_twenty_models_that_change_nothing(studies: NDArray[np.int_]) -> None:
     stated = reuse.chance_of_better(20, 0.05)
     assert stated == pytest.approx(0.21, abs=0.005)

@@ -31,7 +31,7 @@ WHOLE = ("torch", "transformers.models.auto.tokenization_auto", "datasets", "mat
          "transformers.models.llama.modeling_llama", "sftlab.train.trainer", "torch.distributed.run")  # fmt: skip
 
 
-# Modules that a run without a model imports to compare, plot and report.
+# Modules that a command without a model imports to search for leakage, compare, plot and report.
 REPORTED = ("datasets", "matplotlib.pyplot", "scipy.optimize", "scipy.sparse", "statsmodels.stats.multitest",
             "statsmodels.stats.proportion")  # fmt: skip
 
@@ -129,9 +129,14 @@ def started(folder: Path, *arguments: str, environment: Mapping[str, str] | None
     return Started(folder, *arguments, modules=WHOLE, environment=environment)
 
 
-def quick(folder: Path, *arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command without a model, or with a part replaced by ``code``; it must not import torch."""
-    status, out, errors, loaded = sftlab(folder, *arguments, modules=REPORTED, code=code)
+def quick(
+    folder: Path, *arguments: str, code: str = "", modules: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run a command without a model, or with a part replaced by ``code``; it must not import torch.
+
+    If it needs them, ``modules`` are ``REPORTED``, which take seconds to import once.
+    """
+    status, out, errors, loaded = sftlab(folder, *arguments, modules=modules, code=code)
     assert "torch" not in loaded.split()
     return subprocess.CompletedProcess(arguments, status, out, errors)
 
@@ -180,6 +185,7 @@ def test_an_invalid_override_is_refused(tmp_path: Path, arguments: list[str], ke
 MISSING = [("hydra/sweeper=optuna", "optuna"), ("hydra/launcher=submitit_slurm", "slurm")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("choice", "extra"), MISSING)
 def test_a_plugin_that_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str, extra: str
@@ -252,6 +258,7 @@ def test_a_prompt_longer_than_max_length_exits_with_2_and_leaves_no_stage(tmp_pa
     assert [path.name for path in tmp_path.glob("outputs/store/tokens/*") if path.is_dir()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["+experiment=medqa", "--cfg", "job", "--resolve"]])
 def test_help_and_cfg_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     names = HEAVY | {"numpy", "pyarrow", "huggingface_hub"}

@@ -17,7 +17,7 @@ import pytest
 from conftest import interruptible, skip_without_plugins
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from test_cli import quick, whole
+from test_cli import REPORTED, quick, whole
 
 from sftlab.hydra_app.compose import CONF
 from sftlab.hydra_app.launchers import RAY_LOOPBACK, claim
@@ -64,6 +64,7 @@ def test_slurm_gets_partition_time_and_cores_from_the_instance_and_the_command_l
     assert (slurm["partition"], slurm["timeout_min"]) == ("b", 5)
 
 
+@pytest.mark.slow
 def test_joblib_runs_as_many_jobs_as_there_are_gpus_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
     assert reserved("hydra/launcher=joblib", "instance=medium")["n_jobs"] == 2
@@ -97,6 +98,7 @@ def holder(count: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gpu_locks")
 def test_no_two_jobs_ever_share_a_gpu_and_all_get_theirs() -> None:
     together, others = (2, 1), (2, 3, 4)
@@ -146,6 +148,7 @@ TINY = [
     "train.num_train_epochs=1",
     "mode=train",
 ]
+PRUNED = ["train.eval_steps=2", "train.lr_scheduler_type=constant", "sweep.prune=halving", "sweep.prune_after=0.5"]
 
 
 def command(*overrides: str) -> list[str]:
@@ -205,23 +208,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_jobs_run_in_workers_a_failed_job_stops_no_other_and_one_checkpoint_is_selected(
     place: Path, launcher: str
 ) -> None:
+    """Two jobs at a time: the worse one waits for the better one, which it is compared with, and is stopped."""
     done = sftlab(
-        place, "-m", *TINY, f"hydra/launcher={launcher}", "instance=cpu", f"store={launcher}_store",
-        "train.learning_rate=1e-3,2e-3", "train.per_device_train_batch_size=8,0", f"hydra.sweep.dir={launcher}",
+        place, "-m", *TINY, f"hydra/launcher={launcher}", "instance=cpu", f"store={launcher}_store", *PRUNED,
+        "train.learning_rate=1e-9,1e-2", "train.per_device_train_batch_size=8,0", f"hydra.sweep.dir={launcher}",
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     run = read(place / launcher / "run.json")
     assert run["status"] == "failed"
-    assert [job["status"] for job in run["jobs"]] == ["success", "failed", "success", "failed"]
+    assert [job["status"] for job in run["jobs"]] == ["pruned", "failed", "success", "failed"]
+    assert (run["jobs"][0]["pruned"]["step"], run["jobs"][0]["pruned"]["peer"]) == (2, 2)
     for number in (1, 3):
         assert f"job {number}: train.per_device_train_batch_size=0" in run["error"]
     candidates = run["selection"]["candidates"]
-    assert [row["job"] for row in candidates] == [0, 2]
+    assert [(row["job"], row["step"]) for row in candidates] == [(2, 2), (2, 4)]
     assert run["selection"]["eval_loss"] == min(row["eval_loss"] for row in candidates)
     assert (place / launcher / "best" / "adapter_model.safetensors").is_file()
     # Each job ran in its own process, and has its own log.
     assert "train: random:llama" in (place / launcher / "0" / "sftlab.log").read_text("utf-8")
+    assert "train: resumes from checkpoint-2" in (place / launcher / "2" / "sftlab.log").read_text("utf-8")
     assert list((place / f"{launcher}_store").glob("train/*/manifest.json"))
 
 
@@ -265,6 +271,7 @@ def test_jobs_on_a_ray_cluster_share_paths_and_see_their_reserved_gpus(place: Pa
     assert [len(set(gpus)) for gpus in given] == [2, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a SLURM")
 def test_a_launcher_that_cannot_start_is_reported(tmp_path: Path) -> None:
     done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "hydra.sweep.dir=swept")
@@ -274,8 +281,10 @@ def test_a_launcher_that_cannot_start_is_reported(tmp_path: Path) -> None:
     assert read(tmp_path / "swept" / "run.json")["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_dry_run_uses_no_launcher(tmp_path: Path) -> None:
-    done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "seed=1,2", "dry_run=true")
+    done = quick(tmp_path, "-m", *TINY, "hydra/launcher=submitit_slurm", "instance=cpu", "seed=1,2", "dry_run=true",
+                 modules=REPORTED)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (done.stdout + done.stderr).count("train    will run") == 2
     assert list(tmp_path.iterdir()) == []
@@ -305,8 +314,8 @@ def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
     # The first job reuses the training of another test. The second is killed while it trains.
     process = subprocess.Popen(
         command("-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "instance=cpu", "store=joblib_store",
-                "train.per_device_train_batch_size=8", "train.learning_rate=1e-3", "train.num_train_epochs=1,50",
-                "hydra.sweep.dir=killed"),
+                "train.per_device_train_batch_size=8", "train.learning_rate=1e-2", "train.num_train_epochs=1,50",
+                *PRUNED[:2], "hydra.sweep.dir=killed"),
         cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     first = place / "killed" / "0" / "job.json"

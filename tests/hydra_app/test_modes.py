@@ -16,7 +16,7 @@ from typing import Any, get_args
 import pytest
 from conftest import vignettes, write_model, write_rows
 from made_runs import make_run
-from test_cli import files, quick, refused, sftlab, whole
+from test_cli import REPORTED, files, quick, refused, sftlab, whole
 
 from sftlab import pipeline
 from sftlab.config import Config
@@ -87,6 +87,8 @@ def cases() -> list[Any]:
                     continue
                 light = mode in LIGHT or (sweep and not MODES[mode].has_jobs)
                 marks = [] if light else [pytest.mark.smoke]
+                if mode == "compare" and not sweep:
+                    marks = [pytest.mark.slow]
                 name = f"{mode}-{'sweep' if sweep else 'single'}-{'dry' if dry else 'run'}"
                 found.append(pytest.param(mode, sweep, dry, marks=marks, id=name))
     return found
@@ -125,7 +127,10 @@ def test_every_mode_writes_its_files_or_is_refused(
         assert f"mode={mode}: cannot be swept" in refused(tmp_path, *settings)
         return
     before = files(tmp_path), files(store)
-    done = (quick if mode in LIGHT else whole)(tmp_path, *settings)
+    if mode in LIGHT:
+        done = quick(tmp_path, *settings, modules=REPORTED if mode == "compare" else ())
+    else:
+        done = whole(tmp_path, *settings)
     code, out, errors = done.returncode, done.stdout, done.stderr
     assert code == 0, out + errors
     assert "Traceback" not in out + errors
@@ -290,8 +295,10 @@ sftlab.work.WORK["plan"] = replace(sftlab.work.WORK["plan"], job=plan_job)
 """
 
 
-def run(folder: Path, *overrides: str, code: str = PLANNED) -> subprocess.CompletedProcess[str]:
-    return quick(folder, *overrides, code=code)
+def run(
+    folder: Path, *overrides: str, code: str = PLANNED, modules: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    return quick(folder, *overrides, code=code, modules=modules)
 
 
 DRY = """
@@ -313,6 +320,7 @@ sftlab.work.WORK["train"] = replace(train, job=run_job, finish=lambda run, jobs,
 PLAN = ["-m", "mode=plan", "instance=cpu", "hydra.sweep.dir=out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subdir", "folders"),
     [
@@ -375,6 +383,7 @@ StudyCallback.on_multirun_start = lambda self, config, **kwargs: None
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "lacking"), [(NOTHING, "job 0, 1: left no record"), (ONE, "job 1: left no record")], ids=["none", "one"]
 )
@@ -445,6 +454,7 @@ def test_a_run_without_jobs_that_the_store_cannot_register_fails(tmp_path: Path)
     assert not (tmp_path / "out" / "job.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dry", ["false", "true"])
 def test_a_sweep_with_an_invalid_job_exits_like_its_dry_run(tmp_path: Path, dry: str) -> None:
     done = run(tmp_path, *PLAN, *FIXED[1:], "seed=1,-1", f"dry_run={dry}", code=PLANNED + DRY)
@@ -470,6 +480,7 @@ LEAK = ["mode=all", "dataset.name_or_path=twice.jsonl", "dataset.max_overlap=0.9
 SPLIT = "dataset.split={train: 0.5, validation: 0.25, test: 0.25}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "sweep", "dry"),
     [("all", False, False), ("train", True, False), ("train", False, True), ("all", True, True)],
@@ -480,7 +491,7 @@ def test_leakage_is_refused_before_the_model_is_loaded(tmp_path: Path, mode: str
     settings = [*LEAK, f"mode={mode}", SPLIT, f"dry_run={str(dry).lower()}"]
     settings += ["train.learning_rate=1e-3,2e-3", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
     settings = ["-m", *settings] if sweep else settings
-    found = quick(tmp_path, *settings)
+    found = quick(tmp_path, *settings, modules=REPORTED)
     assert found.returncode == 2, found.stdout + found.stderr
     assert "dataset.max_overlap=0.9" in found.stderr
     assert "row-" in found.stderr
@@ -490,12 +501,13 @@ def test_leakage_is_refused_before_the_model_is_loaded(tmp_path: Path, mode: str
     else:
         assert "dataset.max_overlap" in read(tmp_path / "out" / "run.json")["error"]
     if dry:
-        allowed = quick(tmp_path, *settings, "dataset.allow_overlap=true")
+        allowed = quick(tmp_path, *settings, "dataset.allow_overlap=true", modules=REPORTED)
         assert allowed.returncode == 0, allowed.stdout + allowed.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_describes_the_work_of_its_mode(tmp_path: Path) -> None:
-    compared = quick(tmp_path, "mode=compare", predictions(tmp_path), "dry_run=true", "tracking=none")
+    compared = quick(tmp_path, "mode=compare", predictions(tmp_path), "dry_run=true", "tracking=none", modules=REPORTED)
     assert compared.returncode == 0, compared.stderr
     assert "4 rows" in compared.stdout + compared.stderr
     assert "train" not in compared.stdout
@@ -505,7 +517,7 @@ def test_a_dry_run_describes_the_work_of_its_mode(tmp_path: Path) -> None:
     write_rows(tmp_path / "test.jsonl", vignettes(7))
     mounted = ["dataset@eval.dataset=vignettes", "eval.dataset.name_or_path=test.jsonl", "dataset.name_or_path=gone"]
     evaluated = ["mode=evaluate", "eval.name_or_path=random:qwen3", *TINY[:6], *mounted, "dry_run=true"]
-    dry = quick(tmp_path, *evaluated)
+    dry = quick(tmp_path, *evaluated, modules=REPORTED)
     assert dry.returncode == 0, dry.stderr
     assert "test set: 7 rows" in dry.stdout + dry.stderr
     assert "random:qwen3" in dry.stdout + dry.stderr
@@ -593,6 +605,7 @@ seen = []
 GONE, BUGGY = "StageError('the disk of the store is gone')", "KeyError('a bug')"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "error", "sweep"),
     # Each stage fails, in a single run or in a sweep; two of them by a bug.
@@ -616,7 +629,7 @@ def test_a_job_that_fails_is_recorded_with_its_reason(tmp_path: Path, stage: str
         "eval.dtype=bfloat16",
         *(["seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]),
     ]
-    done = run(tmp_path, *(["-m"] if sweep else []), *settings, code=code)
+    done = run(tmp_path, *(["-m"] if sweep else []), *settings, code=code, modules=REPORTED)
     assert done.returncode == 1, done.stdout + done.stderr
     reason = "the disk of the store is gone" if error.startswith("StageError") else "KeyError: 'a bug'"
     record = read(tmp_path / "out" / "run.json")
@@ -691,16 +704,17 @@ sftlab.instance.preflight.check = check_machine
 """
 
 
+@pytest.mark.slow
 def test_a_command_composes_validates_and_warns_once(tmp_path: Path) -> None:
     settings = [*TINY, "dry_run=true", "mode=all", "eval.hoped_difference=0.01"]
-    alone = run(tmp_path, *settings, code=COUNTED)
+    alone = run(tmp_path, *settings, code=COUNTED, modules=REPORTED)
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.count("VALIDATED") == 1
     assert alone.stdout.count("COMPOSED") == 1
     assert alone.stdout.count("MACHINE") == 1
     assert alone.stdout.count("RENDERED") == 1  # for validation and for the dataset
     assert (alone.stdout + alone.stderr).count("eval.hoped_difference=0.01: this test set is too small") == 1
-    swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED)
+    swept = run(tmp_path, "-m", *settings, "train.learning_rate=1e-3,2e-3,3e-3", code=COUNTED, modules=REPORTED)
     assert swept.returncode == 0, swept.stderr
     assert swept.stdout.count("RENDERED") == 1
     assert swept.stdout.count("MACHINE") == 3  # each job, which may run on another machine

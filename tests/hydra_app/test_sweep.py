@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import quick, refused
+from test_cli import REPORTED, quick, refused
 
 from sftlab.config import Config
 from sftlab.records import Candidate
@@ -60,6 +60,7 @@ def candidate(job: int, epoch: float, loss: float) -> Candidate:
     return Candidate(loss, epoch, int(epoch), f"job-{job}/checkpoint-{int(epoch)}", job, [], None, 1.0)
 
 
+@pytest.mark.slow
 def test_answers_rank_before_the_loss() -> None:
     made = [candidate(0, 1, 0.5), candidate(0, 2, 0.7), candidate(1, 1, 0.6)]
     right = [[0.0] * 40, [1.0] * 39 + [0.0], [1.0] * 39 + [0.0]]
@@ -160,6 +161,7 @@ def test_jobs_of_other_runs_in_subfolders_are_ignored_and_retained(config: Compo
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [["hydra.run.dir=demo"], ["-m", "hydra.sweep.dir=demo", "seed=1,2"]])
 def test_a_run_around_other_runs_leaves_their_records(tmp_path: Path, settings: list[str]) -> None:
     inner = quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=demo/7", code=FAULTS)
@@ -220,6 +222,7 @@ def test_an_invalid_folder_of_a_run_is_refused_before_it_starts(
     assert message in refused(tmp_path, *arguments, *settings)
 
 
+@pytest.mark.slow
 def test_the_folder_of_another_runs_job_is_refused(tmp_path: Path) -> None:
     assert quick(tmp_path, "-m", "mode=train", "instance=cpu", "hydra.sweep.dir=a", "seed=1,2", code=FAULTS).returncode
     assert quick(tmp_path, "mode=train", "instance=cpu", "hydra.run.dir=b/1", code=FAULTS).returncode == 1
@@ -292,11 +295,12 @@ def test_a_bug_ends_its_job_and_not_the_sweep(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr + done.stdout  # a bug is to be reported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", ["1,2", "1,0"])
 def test_the_dry_run_of_a_sweep_reports_every_job_and_writes_nothing(tmp_path: Path, epochs: str) -> None:
     # Without a model in the store, the dry run tokenizes nothing and takes seconds.
     settings = ["-m", "+experiment=demo_sweep", "dry_run=true", "train.gradient_accumulation_steps=2"]
-    done = quick(tmp_path, *settings, f"train.num_train_epochs={epochs}")
+    done = quick(tmp_path, *settings, f"train.num_train_epochs={epochs}", modules=REPORTED)
     told = done.stdout + done.stderr
     if epochs == "1,2":
         assert done.returncode == 0, told
@@ -309,9 +313,10 @@ def test_the_dry_run_of_a_sweep_reports_every_job_and_writes_nothing(tmp_path: P
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_value_on_the_command_line_replaces_an_axis_of_an_experiment(tmp_path: Path) -> None:
     settings = ["+experiment=demo_sweep", "dry_run=true", "train.num_train_epochs=7"]
-    told = quick(tmp_path, *settings)
+    told = quick(tmp_path, *settings, modules=REPORTED)
     assert told.returncode == 0, told.stderr
     lines = [line for line in (told.stdout + told.stderr).splitlines() if " job " in line]
     assert len(lines) == 2  # the other axis is left

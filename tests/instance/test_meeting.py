@@ -158,7 +158,7 @@ def test_other_programs_at_the_port_are_ignored(machines: Callable[..., list[Mac
         for garbage in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"machine": 9}\n', b'{"machine": 1}\n'):
             while not telling.done():
                 try:
-                    with socket.create_connection(("127.0.0.1", port), timeout=1) as scanner:
+                    with socket.create_connection(("127.0.0.1", port)) as scanner:
                         scanner.sendall(garbage)
                     break
                 except ConnectionRefusedError:

@@ -277,6 +277,7 @@ def test_every_mode_that_uses_the_machine_is_checked(box: Box, config: Callable[
         preflight.check_mode(config(*STUDY, *mode))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dry_run", ["false", "true"])
 @pytest.mark.parametrize("mode", [["mode=train"], ["mode=plan", PROBE]], ids=["train", "plan"])
 def test_a_command_exits_with_2_before_any_stage(

@@ -247,6 +247,7 @@ print(json.dumps([sorted(path.name for path in folder.iterdir()), commit, str(fo
 """
 
 
+@pytest.mark.slow
 def test_a_model_is_downloaded_once_and_then_found_without_the_hub(
     hub: type[Hub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -333,6 +334,7 @@ print(json.dumps([ids, dataset.inputs(cfg)["source"]]))
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_is_downloaded_and_cut_like_a_file_of_the_same_rows(
     hub: type[Hub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

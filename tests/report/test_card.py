@@ -195,12 +195,12 @@ def test_people_can_read_the_rest() -> None:
     for said in (
         "Selected: epoch 3, step 1,200, with a validation loss of 1.2300 nats per supervised token; there were 4 check",
         "2 of them are within the noise of the lowest loss, 1.2200: epoch 3 (1.3000); epoch 4 (1.2333).",
-        "from a paired test for which questions of one group are not independent (17 groups); p = 0.0099.",
+        "from a paired test in which questions of one group are not treated as independent (17 groups); p = 0.0099.",
         "Inconclusive means that this test set does not show a difference; it does not mean that the models are equal.",
         "shows a difference of 5.9 points or more",
-        "7 questions of one split are, wholly or nearly, in an earlier split",
+        "7 questions of one split are also in an earlier split, wholly or in large part",
         "One training run (seed 42) is one draw",
-        "at commit `34558a1acf3381ff092e18480a21d7ff9c8cc713+`, with changes",
+        "at commit `34558a1acf3381ff092e18480a21d7ff9c8cc713+`, with uncommitted changes",
     ):
         assert said in flat, said
     assert "lr_scheduler_kwargs" not in text  # empty: nothing was set
@@ -227,7 +227,7 @@ def test_exports_are_listed() -> None:
     export = {"format": "awq", "gguf": None, "folder": "/home/me/key", "weight_bytes": 1 << 30, "merged_bytes": 3 << 30,
               "engine": "vllm", "comparison": RUN["evaluation"]["comparison"]}  # fmt: skip
     text = body(written(RUN | {"exports": [export]}))
-    assert "| awq | 1,024 MiB | 3,072 MiB | vllm | " in text
+    assert "| awq | 1,024 of 3,072 MiB | vllm | " in text
     assert "/home/me" not in text
 
 

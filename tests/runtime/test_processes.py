@@ -115,6 +115,7 @@ def test_an_outer_launchers_variables_are_stripped(tmp_path: Path, monkeypatch: 
 # — several children —
 
 
+@pytest.mark.slow
 def test_several_children_run_at_once_each_with_its_own_task(tmp_path: Path) -> None:
     tasks = []
     for name in ("a", "b"):
@@ -127,6 +128,7 @@ def test_several_children_run_at_once_each_with_its_own_task(tmp_path: Path) -> 
     assert watched[0] == {tmp_path / "a", tmp_path / "b"}
 
 
+@pytest.mark.slow
 def test_a_child_that_fails_ends_the_others_and_its_error_is_raised(tmp_path: Path) -> None:
     does = {"first": "sleep", "second": "config", "third": "sleep"}
     tasks = []
@@ -189,6 +191,7 @@ def started(folder: Path, do: str = "sleep", count: int = 2) -> tuple[subprocess
     return parent, [int(pid.read_text("utf-8")) for pid in pids]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_parent_ends_its_children(tmp_path: Path) -> None:
     parent, pids = started(tmp_path)
     assert all(map(alive, pids))

@@ -30,7 +30,7 @@ class Page:
         self.number += 1
         self.connection.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self.connection.recv(timeout=60))
+            answer = json.loads(self.connection.recv(timeout=600))
             if answer.get("id") == self.number:
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
@@ -42,7 +42,7 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60) -> Any:
+    def wait(self, script: str, seconds: float = 600) -> Any:
         """The value of an expression once it is true."""
         end = time.monotonic() + seconds
         while not (value := self.run(script)):
@@ -78,7 +78,7 @@ def browser(folder: Path, address: str) -> Iterator[Page]:
     )
     try:
         port = profile / "DevToolsActivePort"
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while not (port.is_file() and port.read_text("utf-8").strip()):
             assert time.monotonic() < end
             time.sleep(0.1)
@@ -92,4 +92,4 @@ def browser(folder: Path, address: str) -> Iterator[Page]:
             yield page
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=600)

@@ -154,7 +154,7 @@ def test_in_a_terminal_ctrl_d_ends_and_ctrl_c_interrupts(key: bytes, code: int) 
         preexec_fn=terminal, env={**os.environ, "COLUMNS": "80", "TERM": "xterm"},
     )  # fmt: skip
     os.close(child)
-    out, end = b"", time.monotonic() + 30
+    out, end = b"", time.monotonic() + 300
 
     def until(text: bytes, times: int = 1) -> None:
         nonlocal out

@@ -161,7 +161,7 @@ class Serving:
     def client(self) -> Any:
         import openai
 
-        return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=600)
 
     def recorded(self, name: str) -> list[tuple[Example, str]]:
         record = json.loads((self.folder / "run" / "run.json").read_text("utf-8"))
@@ -196,7 +196,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert f"serve: ready: baseline and finetuned at http://127.0.0.1:{port}/v1; Ctrl-C stops it" in line, (
-        line + process.communicate(timeout=60)[1]
+        line + process.communicate(timeout=600)[1]
     )
     yield Serving(f"http://127.0.0.1:{port}/v1", folder, process)
     if process.poll() is None:
@@ -315,7 +315,7 @@ def test_the_page_in_a_browser(serving: Serving, tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(shown)
         try:
-            assert ready.wait(60), running.exception(timeout=1)
+            assert ready.wait(600), running.exception(timeout=1)
             with browser(tmp_path, f"http://127.0.0.1:{port}/") as window:
                 window.wait("document.querySelectorAll('.gallery-item, .gallery button').length >= 2")
                 window.run("document.querySelectorAll('.gallery-item, .gallery button')[1].click()")
@@ -323,11 +323,13 @@ def test_the_page_in_a_browser(serving: Serving, tmp_path: Path) -> None:
                 assert window.run(field).split() == other.question.split()
                 window.press("#send")
                 window.wait(f"{answers} == 2 && {field} == ''")
-                window.type("#question textarea", "<i>Why</i>?")
+                window.type("#question textarea", "<i>Why</i> &amp;\n  how?")
                 window.press("#send")
                 window.wait(f"{answers} == 4")
-                assert "<i>Why</i>?" in window.run("document.body.innerText")
-                assert window.run("document.querySelectorAll('button[title=\"Copy message\"]').length") >= 4
+                assert "<i>Why</i> &amp;\n  how?" in window.run("document.body.innerText")
+                window.run("Clipboard.prototype.writeText = async (text) => { window.copied = text }")
+                window.run("[...document.querySelectorAll('button[title=\"Copy message\"]')][2].click()")
+                assert window.wait("window.copied") == "<i>Why</i> &amp;\n  how?"
                 window.press("#clear")
                 window.wait(f"{answers} == 0")
                 window.type("#question textarea", "word " * 5000)
@@ -341,7 +343,7 @@ def test_the_page_in_a_browser(serving: Serving, tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_ctrl_c_ends_all_processes(serving: Serving) -> None:
     os.killpg(serving.process.pid, signal.SIGINT)
-    _, errors = serving.process.communicate(timeout=60)
+    _, errors = serving.process.communicate(timeout=600)
     assert (serving.process.returncode, errors) == (130, "sftlab: interrupted\n")
     for _ in range(50):  # a process that has ended stays visible until it is reaped
         if not (left := in_session(serving.process.pid)):

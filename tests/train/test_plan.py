@@ -119,6 +119,7 @@ def test_every_architecture_can_be_traced(tmp_path: Path, architecture: str) -> 
     assert step.activations > 0
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_batch_without_padding_are_one_sequence(
     config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -422,7 +422,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-@pytest.mark.parametrize("case", LIGHT, ids=[case.name for case in LIGHT])
+def marked(case: Case) -> Any:
+    """The case; slow if its pattern reaches the time limit."""
+    return pytest.param(case, id=case.name, marks=[pytest.mark.slow] if "(?:a|aa)+" in case.name else [])
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in LIGHT])
 def test_invalid_input_is_refused_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     if case.make:
         case.make(tmp_path)

@@ -123,8 +123,8 @@ class Accuracy(Scorer):
         messages = [
             (
                 logging.INFO,
-                f"test set: {n} {rows} can show {points} (80 % power, if a fifth of the answers change, or more where "
-                "the difference needs more)",
+                f"test set: {n} {rows} can show {points} (80 % power, if a fifth of the answers change, or more if "
+                "the difference requires it)",
             )
         ]
         if visible > self.cfg.hoped_difference:
@@ -189,7 +189,7 @@ class Accuracy(Scorer):
         visible = minimal_detectable_difference(
             seen.rows, seen.share, self.cfg.alpha, freedom=inf if seen.freedom is None else seen.freedom
         )
-        change = f"{100 * seen.share:.1f} % of the answers change, as here, or as many as the difference needs,"
+        change = f"{100 * seen.share:.1f} % of the answers change, as observed (or more if the difference requires it),"
         return compared.model_copy(update=detectable(visible, change, compared))
 
 

@@ -10,6 +10,7 @@ from sftlab.eval.statistics.curve import power_law
 SHARES = np.array([0.12, 0.25, 0.5, 1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exponent", "offset"), [(0.15, 0.0), (0.3, 1.0), (0.7, 1.5)])
 def test_the_interval_covers_the_next_training(exponent: float, offset: float) -> None:
     rng, covered, count = np.random.default_rng(1), 0, 40

@@ -22,6 +22,7 @@ def equally_good(kind: str, count: int, rng: np.random.Generator) -> tuple[NDArr
     return (hard + own) * tokens, list(tokens), groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, 30])
 @pytest.mark.parametrize("kind", ["losses", "answers", "groups"])
 def test_equally_good_checkpoints_are_seldom_called_worse(kind: str, count: int) -> None:
