@@ -180,7 +180,6 @@ def test_equal_checkpoints_have_equal_content(tmp_path: Path) -> None:
     assert content(one) == content(two) != content(other)
 
 
-@pytest.mark.slow
 def test_merged_weights_are_those_of_the_final_merge(tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM

@@ -50,7 +50,6 @@ def test_the_average_of_adapters_is_exact(tmp_path: Path, rslora: bool) -> None:
     assert not torch.allclose(4 * naive, expected, atol=0.1)
 
 
-@pytest.mark.slow
 def test_the_winner_may_be_another_job_than_the_one_whose_checkpoints_were_averaged(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
