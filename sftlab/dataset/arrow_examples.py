@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sftlab.records import Example
 
 BATCH = 500  # examples of a record batch; every batch of a file but the last one has as many
-SORTED = 2**28  # bytes of examples that are in memory while a file is written in another order
+SORTED = 2**26  # bytes of examples that are in memory, twice, while a file is written in another order
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,10 @@ def _taken(sources: Sequence[Path], rows: NDArray[np.int64]) -> Any:
             if last > first:
                 parts.append(column.take(_indices(ascending[first:last] - before)))
             before += len(column)
+    column = pa.concat_arrays(parts)
+    parts.clear()  # of its memory too
     # The place of each row in ascending order, the first one of a row that occurs several times.
-    return pa.concat_arrays(parts).take(_indices(np.searchsorted(ascending, rows)))
+    return column.take(_indices(np.searchsorted(ascending, rows)))
 
 
 def _indices(rows: NDArray[np.int64]) -> Any:
