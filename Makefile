@@ -1,6 +1,6 @@
 # make demo   the main job on the embedded default: base and fine-tuned model, compared
 # make test   every test, real models included
-# make check  lint, types and the tests that take less than a second
+# make check  lint, types and the tests that take less than half a second
 # make docs   the site, in the folder site
 
 PYTHON ?= python3

@@ -1,13 +1,19 @@
 #!/usr/bin/env python
-"""Compare the speed and memory of reading and tokenising chats with ``datasets``, on generated rows of about 2 kB.
+"""Measure the speed and memory of reading and tokenising chats, on generated rows of about 2 kB.
 
-    scripts/bench_data.py                          10,000, 100,000 and 1,000,000 rows (2 GB; about an hour)
-    scripts/bench_data.py --rows 10000             one size
-    scripts/bench_data.py --tokenizer FOLDER       another tokenizer; the default is that of the demo's model
+    scripts/bench_data.py                          10,000, 100,000 and 1,000,000 rows
+    scripts/bench_data.py --rows 1000000           one size (2 GB; half an hour on two idle cores, 15 GB of TMPDIR)
+    scripts/bench_data.py --overrides dataset=auto other settings of sftlab
 
-``datasets`` loads the file and tokenises it by ``Dataset.map``, with the same chat template and as many processes as
-cores. sftlab validates the same file, and tokenises it into token ids and loss masks. Both read the file from the cache
-of the operating system. Memory is the sum of the proportional set sizes of all processes, so shared pages count once.
+A figure is printed as soon as it is measured, so an interrupted run keeps those before it:
+
+    dry_run       the command with dry_run=true: reads and renders the rows, and compares the splits
+    read          sftlab reads and renders the rows into Arrow files / ``load_dataset`` reads them
+    tokenize      sftlab makes token ids and loss masks / ``Dataset.map`` makes token ids
+
+``Dataset.map`` has the same tokenizer, chat template and number of processes (one for each core). All read the file
+from the cache of the operating system. The memory of a step is the largest sum of the proportional set sizes (PSS) of
+all its processes, in which a page that several processes share counts once.
 """
 
 from __future__ import annotations
@@ -16,11 +22,13 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +45,26 @@ path, cache, folder = sys.argv[1:]
 start = time.monotonic()
 tokenizer = AutoTokenizer.from_pretrained(folder)
 rows = load_dataset("json", data_files=path, split="train", cache_dir=cache)
-loaded = time.monotonic()
+print("read", len(rows), time.monotonic() - start, flush=True)
+start = time.monotonic()
 def tokenize(batch):
     texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in batch["messages"]]
     return {"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}
 rows = rows.map(tokenize, batched=True, num_proc=len(os.sched_getaffinity(0)), remove_columns=rows.column_names)
-print(loaded - start, time.monotonic() - loaded)
+print("tokenize", len(rows), time.monotonic() - start, flush=True)
+"""
+DRY_RUN = """
+import json, subprocess, sys, time
+from pathlib import Path
+path, store, folder, rows = sys.argv[1:]
+start = time.monotonic()
+overrides = ["dry_run=true", "train.max_length=2048", f"store={store}", f"hydra.run.dir={folder}/run"]
+overrides += json.loads(Path(folder, "overrides.json").read_text())
+command = [sys.executable, "-m", "sftlab", *overrides, f"dataset.name_or_path={path}"]
+done = subprocess.run(command, capture_output=True, text=True)
+if done.returncode:
+    sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
+print("dry_run", rows, time.monotonic() - start, flush=True)
 """
 SFTLAB = """
 import json, sys, time
@@ -54,29 +76,40 @@ from sftlab.model import base as models
 from sftlab.runtime.store import Store
 from sftlab.validation.validate import validate
 def main():
-    path, store, folder = sys.argv[1:]
+    path, store, folder, rows = sys.argv[1:]
     start = time.monotonic()
     overrides = ["mode=train", "train.max_length=2048", f"store={store}"]
     overrides += json.loads(Path(folder, "overrides.json").read_text())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = validate(compose("config", overrides=[*overrides, f"dataset.name_or_path={path}"]))
     data = dataset.make(Store(store), cfg.dataset)
-    reading = time.monotonic() - start
+    print("read", rows, time.monotonic() - start, flush=True)
     base = models.resolve(cfg.model, Store(store), cfg.seed)  # dequantised once for all experiments
     start = time.monotonic()
+    print("model", 0, 0, flush=True)
     tokenize.make(Store(store), data, base, cfg)
-    print(reading, time.monotonic() - start)
+    rows = sum(map(len, data.for_training().values()))  # the test rows are tokenised by the evaluation
+    print("tokenize", rows, time.monotonic() - start, flush=True)
 if __name__ == "__main__":
     main()
 """
 
 
-class Measured(NamedTuple):
-    """Seconds of reading and of tokenising, and the largest memory of all processes together, in GiB."""
+LIMIT = 2  # GiB of memory of the dry run, of reading and of tokenising
+SPEED = 0.8  # rows per second of tokenising, as a multiple of those of Dataset.map
 
-    reading: float
-    tokenizing: float
+
+class Step(NamedTuple):
+    """Rows and seconds of a step, and the largest memory of all its processes together, in GiB."""
+
+    rows: int
+    seconds: float
     memory: float
+
+    @property
+    def speed(self) -> float:
+        """Rows per second."""
+        return self.rows / self.seconds
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -93,62 +126,79 @@ def write_rows(path: Path, count: int) -> None:
             out.write(json.dumps({"messages": messages}) + "\n")
 
 
-def measure(program: str, arguments: list[str], folder: Path) -> Measured:
-    """Run a program that prints two durations, and watch the memory of its processes."""
+def measure(label: str, program: str, arguments: list[str], folder: Path) -> dict[str, Step]:
+    """Run a program that prints each step with its rows and seconds, and watch the memory of its processes."""
     script = folder / "program.py"
     script.write_text(program, "utf-8")
     command = [sys.executable, str(script), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **QUIET})
     peak = [0]
-    watcher = threading.Thread(target=_watch, args=(process, peak))
-    watcher.start()
-    out, _ = process.communicate()
-    watcher.join()
-    if process.returncode:
+    threading.Thread(target=_watch, args=(process, peak), daemon=True).start()
+    steps: dict[str, Step] = {}
+    for line in process.stdout or ():
+        name, rows, seconds = line.split()
+        step, peak[0] = Step(int(rows), float(seconds), peak[0] / 2**30), 0
+        if step.rows:
+            steps[name] = step
+            figures = f"{step.seconds:>8.1f} s{step.speed:>9,.0f} rows/s{step.memory:>7.2f} GiB"
+            print(f"{step.rows:>10,}  {label:10}{name:10}{figures}", flush=True)
+    if process.wait():
         sys.exit(f"{command}: exit code {process.returncode}")
-    reading, tokenizing = map(float, out.split())
-    return Measured(reading, tokenizing, peak[0] / 2**30)
+    return steps
 
 
 def _watch(process: subprocess.Popen[str], peak: list[int]) -> None:
     while process.poll() is None:
         peak[0] = max(peak[0], _memory(process.pid))
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 def _memory(pid: int) -> int:
-    try:
+    total = 0
+    with suppress(psutil.Error):
         parent = psutil.Process(pid)
-        return sum(each.memory_full_info().pss for each in [parent, *parent.children(recursive=True)])
-    except psutil.Error:
-        return 0
+        for each in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.Error):  # it has ended
+                total += each.memory_full_info().pss
+    return total
+
+
+def bench(count: int, overrides: list[str], folder: Path) -> None:
+    """Print the figures of a number of rows, and whether they are within the limits."""
+    rows, store = folder / "rows.jsonl", folder / "store"
+    write_rows(rows, count)
+    (folder / "overrides.json").write_text(json.dumps(overrides), "utf-8")
+    ours = [str(rows), str(store), str(folder), str(count)]
+    steps = measure("sftlab", DRY_RUN, ours, folder) | measure("sftlab", SFTLAB, ours, folder)
+    model = next((store / "model").glob("*/tokenizer.json")).parent
+    for stage in ("dataset", "tokens"):  # of the disk space
+        shutil.rmtree(store / stage)
+    theirs = measure("datasets", DATASETS, [str(rows), str(folder / "cache"), str(model)], folder)
+    memory, name = max((step.memory, name) for name, step in steps.items())
+    mapped = steps["tokenize"].speed / theirs["tokenize"].speed
+    own, other = (sum(1 / one[name].speed for name in ("read", "tokenize")) for one in (steps, theirs))
+    print(f"{'':12}memory of sftlab: at most {memory:.2f} GiB ({name}); {_judged(memory <= LIMIT)} {LIMIT} GiB or less")
+    print(
+        f"{'':12}tokenize: {mapped:.2f} × the rows/s of Dataset.map; {_judged(mapped >= SPEED)} {SPEED} or more; "
+        f"with read: {other / own:.2f} ×",
+        flush=True,
+    )
+
+
+def _judged(holds: bool) -> str:
+    return "as required," if holds else "NOT as required,"
 
 
 def main() -> None:
-    """Print a table with a row for each number of rows."""
+    """Print the figures of each number of rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--overrides", nargs="*", default=["dataset=chat"], help="of sftlab's configuration")
     arguments = parser.parse_args()
-    print(f"{'rows':>10}  {'':10}{'read':>8}{'tokenize':>10}{'rows/s':>8}{'memory':>11}")
+    print(f"{'rows':>10}  {'':10}{'step':10}{'time':>10}{'speed':>16}{'memory (PSS)':>13}", flush=True)
     for count in arguments.rows:
         with tempfile.TemporaryDirectory(prefix="bench_data_") as name:
-            folder = Path(name)
-            write_rows(folder / "rows.jsonl", count)
-            (folder / "overrides.json").write_text(json.dumps(arguments.overrides), "utf-8")
-            ours = measure(SFTLAB, [str(folder / "rows.jsonl"), str(folder / "store"), name], folder)
-            model = next((folder / "store" / "model").glob("*/tokenizer.json")).parent
-            theirs = measure(DATASETS, [str(folder / "rows.jsonl"), str(folder / "cache"), str(model)], folder)
-            for label, one in (("datasets", theirs), ("sftlab", ours)):
-                speed = count / (one.reading + one.tokenizing)
-                print(
-                    f"{count:>10,}  {label:10}{one.reading:>6.1f} s{one.tokenizing:>8.1f} s{speed:>8,.0f}"
-                    f"{one.memory:>7.2f} GiB"
-                )
-            mapped = theirs.tokenizing / ours.tokenizing
-            print(
-                f"{'':12}tokenizing: {mapped:.2f} × Dataset.map; with reading: {sum(theirs[:2]) / sum(ours[:2]):.2f} ×"
-            )
+            bench(count, arguments.overrides, Path(name))
 
 
 if __name__ == "__main__":

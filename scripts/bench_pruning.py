@@ -57,7 +57,7 @@ def recorded(run: Path) -> Curves:
 def resampled(curves: Curves, places: Sequence[int]) -> Curves:
     """The same validations on other rows."""
     return {
-        job: [one.model_copy(update={"rows": [one.rows[place] for place in places]}) for one in own]
+        job: [Validation(**{**one.model_dump(), "rows": [one.rows[place] for place in places]}) for one in own]
         for job, own in curves.items()
     }
 

@@ -13,7 +13,10 @@ from typing import Any
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 LISTED = 20  # problems that the text of a ConfigError lists
 # Names of configuration keys that may hold a secret, also misspelt ones: api_keyenv, apikey, hubtoken; not max_tokens.
-_HIDDEN = r"(?:(?:(?<![a-z])|api|access|auth|private)_?key(?!s|word)|token(?!s|iz)|secret|passw|passphrase|credential)"
+_HIDDEN = (
+    r"(?:(?:(?<![a-z])|api|access|auth|private)_?key(?!s|word|error)"
+    r"|token(?!s|iz)|secret|passw|passphrase|credential)"
+)
 _HIDDEN_KEY = re.compile(_HIDDEN, re.IGNORECASE)
 _HIDDEN_VALUE = re.compile(  # in an argument, or in a dictionary
     rf"""((?<![\w.])(?!(?:key|token)[=:])[\w.+~@]*{_HIDDEN}\w*["']?)"""

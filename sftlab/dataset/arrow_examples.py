@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from sftlab.records import Example
 
 BATCH = 500  # examples of a record batch; every batch of a file but the last one has as many
-SORTED = 2**28  # bytes of examples that are in memory while a file is written in another order
+SORTED = 2**26  # bytes of examples that are in memory, with copies, while a file is written in another order
+PASSES = 16  # over a file that is smaller than so many times SORTED, so that its memory is a part of its size
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,14 @@ def reorder(sources: Sequence[Path], rows: NDArray[np.int64], target: Path) -> N
     """Write the examples in some rows of files, in the order of ``rows``, to another file of batches of ``BATCH``.
 
     Rows are numbered through all files, and may occur several times. The files are read once for every ``SORTED`` bytes
-    of them, so that few examples are in memory. No file has no rows.
+    of them, or in ``PASSES``, so that few examples are in memory. No file has no rows.
     """
     import pyarrow as pa
 
     schema = pa.schema([("example", pa.string())])
-    step = SORTED * len(np.unique(rows)) // max(sum(source.stat().st_size for source in sources), 1)
+    total = sum(source.stat().st_size for source in sources)
+    size = min(SORTED, max(total // PASSES, SORTED // 4))
+    step = size * len(np.unique(rows)) // max(total, 1)
     step = max(step // BATCH, 1) * BATCH
     with pa.OSFile(str(target), "wb") as out, closing(pa.ipc.new_file(out, schema)) as writer:
         for start in range(0, len(rows), step):
@@ -143,8 +146,10 @@ def _taken(sources: Sequence[Path], rows: NDArray[np.int64]) -> Any:
             if last > first:
                 parts.append(column.take(_indices(ascending[first:last] - before)))
             before += len(column)
+    column = pa.concat_arrays(parts)
+    parts.clear()  # of its memory too
     # The place of each row in ascending order, the first one of a row that occurs several times.
-    return pa.concat_arrays(parts).take(_indices(np.searchsorted(ascending, rows)))
+    return column.take(_indices(np.searchsorted(ascending, rows)))
 
 
 def _indices(rows: NDArray[np.int64]) -> Any:

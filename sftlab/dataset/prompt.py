@@ -117,7 +117,8 @@ def tokenize_all(tokenize_one: Callable[[Example], T], examples: Sequence[Exampl
 
     problems: list[Problem] = []
     chunks = (examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK))
-    tokenized = in_order(partial(attempt, tokenize_one), chunks, ALONE // CHUNK)
+    few = len(examples) <= ALONE
+    tokenized = in_order(partial(attempt, tokenize_one), chunks, len(examples) if few else 0)
     bar = tqdm(total=len(examples), desc=f"tokenizing {split}", leave=False, delay=3)
     with closing(tokenized), bar:
         for results, changed in tokenized:

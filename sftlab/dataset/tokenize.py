@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sftlab.config import Config, Supervised
 from sftlab.dataset.arrow_examples import Batch
 from sftlab.dataset.parallel import in_order
-from sftlab.dataset.prompt import attempt, changed_texts, tokenize
+from sftlab.dataset.prompt import ALONE, attempt, changed_texts, tokenize
 from sftlab.dataset.stage import Dataset
 from sftlab.dataset.subsets import subset
 from sftlab.dataset.token_rows import labels_of, record_batch, write_rows
@@ -110,7 +110,9 @@ def make(store: Store, dataset: Dataset, base: Base, cfg: Config) -> Tokenized:
         worker = Worker(tokenizer, cfg.dataset.supervised(), cfg.train.max_length)
         parts, rows = subset({split: dataset.split(split) for split in SPLITS}, cfg.train.data_share, cfg.dataset.seed)
         batches = chain.from_iterable(parts)
-        with closing(in_order(worker, batches)) as tokenized:  # one start of processes for both splits
+        few = sum(rows.values()) <= ALONE
+        # One start of processes for both splits.
+        with closing(in_order(worker, batches, sum(rows.values()) if few else 0)) as tokenized:
             for split in SPLITS:
                 found = _Split(split, cfg.train.max_length, rows[split])
                 write_rows(folder, split, found.batches(tokenized, tokenizer.bos_token_id))

@@ -134,9 +134,10 @@ def pruning(jobs: Sequence[JobRecord]) -> str | None:
     if not pruned:
         return None
     steps, planned = sum(one.step for one in pruned), sum(one.planned_steps for one in pruned)
+    were, their = ("was", "its") if len(pruned) == 1 else ("were", "their")
     return (
-        f"{len(pruned)} of {plural(len(jobs), 'job')} were pruned because their peers are better, after {steps:,} of "
-        f"their {planned:,} optimizer steps ({percent(steps / planned)})"
+        f"{len(pruned)} of {plural(len(jobs), 'job')} {were} pruned because {their} peers are better, "
+        f"after {steps:,} of {their} {planned:,} optimizer steps ({percent(steps / planned)})"
     )
 
 

@@ -119,3 +119,10 @@ def test_what_does_not_fit_is_refused_with_its_key(
     message = problem([*BASE, "dataset=auto", f"dataset.name_or_path={path}", *overrides])
     assert message is not None
     assert all(part in message for part in parts), message
+
+
+def test_rows_of_different_formats_need_a_source_for_each(tmp_path: Path, config: Any) -> None:
+    write_rows(tmp_path / "train.jsonl", [chat(number) for number in range(9)])
+    write_rows(tmp_path / "test.jsonl", [{"instruction": f"Count to {n}.", "output": f"{n}"} for n in range(9)])
+    with pytest.raises(ConfigError, match=r"different rows have different formats: .*\(dataset\.sources\)"):
+        rendered(config(*BASE, "dataset=auto", f"dataset.name_or_path={tmp_path}").dataset)

@@ -614,6 +614,7 @@ def test_repeats_tell_how_much_answers_change(config: Make) -> None:
     assert found.majority == pytest.approx((1 + 1 + 0 + 1) / 4)
 
 
+@pytest.mark.slow
 def test_repeats_are_averaged_and_tell_more_than_one_generation(config: Make) -> None:
     score = scorer(config("model=tiny_random").eval)
     first = [predicted("ABBB" * 10), predicted("BABB" * 10), predicted("BBAB" * 10)]

@@ -415,6 +415,7 @@ PATHOLOGICAL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece", PATHOLOGICAL)
 def test_the_time_is_linear_in_the_length_of_an_answer(piece: str) -> None:
     text = piece * (2**17 // len(piece)) + "x"

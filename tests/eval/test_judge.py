@@ -142,6 +142,7 @@ def test_several_models_are_compared_with_the_fine_tuned_one(tmp_path: Path) -> 
     assert (evaluation.finetuned.value, evaluation.comparison and evaluation.comparison.delta) == (1, 1)
 
 
+@pytest.mark.slow
 def test_only_new_pairs_are_asked(tmp_path: Path) -> None:
     with judge(fair) as (url, asked):
         compared(tmp_path, url, WORSE[:20], BETTER[:20])
@@ -286,7 +287,6 @@ def test_the_judge_on_this_machine_is_checked_before_anything_runs(tmp_path: Pat
     assert "name a model whose tokenizer has one" in str(problem(own))
 
 
-@pytest.mark.slow
 def test_kappa_by_hand_and_the_coverage_of_its_interval() -> None:
     # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: p_o = 0.7, p_e = 0.5 · 0.6 + 0.5 · 0.4 = 0.5.
     a = ["y"] * 25 + ["n"] * 25

@@ -148,6 +148,7 @@ TINY = [
     "train.num_train_epochs=1",
     "mode=train",
 ]
+PRUNED = ["train.eval_steps=2", "train.lr_scheduler_type=constant", "sweep.prune=halving", "sweep.prune_after=0.5"]
 
 
 def command(*overrides: str) -> list[str]:
@@ -207,23 +208,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_jobs_run_in_workers_a_failed_job_stops_no_other_and_one_checkpoint_is_selected(
     place: Path, launcher: str
 ) -> None:
+    """Two jobs at a time: the worse one waits for the better one, which it is compared with, and is stopped."""
     done = sftlab(
-        place, "-m", *TINY, f"hydra/launcher={launcher}", "instance=cpu", f"store={launcher}_store",
-        "train.learning_rate=1e-3,2e-3", "train.per_device_train_batch_size=8,0", f"hydra.sweep.dir={launcher}",
+        place, "-m", *TINY, f"hydra/launcher={launcher}", "instance=cpu", f"store={launcher}_store", *PRUNED,
+        "train.learning_rate=1e-9,1e-2", "train.per_device_train_batch_size=8,0", f"hydra.sweep.dir={launcher}",
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     run = read(place / launcher / "run.json")
     assert run["status"] == "failed"
-    assert [job["status"] for job in run["jobs"]] == ["success", "failed", "success", "failed"]
+    assert [job["status"] for job in run["jobs"]] == ["pruned", "failed", "success", "failed"]
+    assert (run["jobs"][0]["pruned"]["step"], run["jobs"][0]["pruned"]["peer"]) == (2, 2)
     for number in (1, 3):
         assert f"job {number}: train.per_device_train_batch_size=0" in run["error"]
     candidates = run["selection"]["candidates"]
-    assert [row["job"] for row in candidates] == [0, 2]
+    assert [(row["job"], row["step"]) for row in candidates] == [(2, 2), (2, 4)]
     assert run["selection"]["eval_loss"] == min(row["eval_loss"] for row in candidates)
     assert (place / launcher / "best" / "adapter_model.safetensors").is_file()
     # Each job ran in its own process, and has its own log.
     assert "train: random:llama" in (place / launcher / "0" / "sftlab.log").read_text("utf-8")
+    assert "train: resumes from checkpoint-2" in (place / launcher / "2" / "sftlab.log").read_text("utf-8")
     assert list((place / f"{launcher}_store").glob("train/*/manifest.json"))
 
 
@@ -310,8 +314,8 @@ def test_a_worker_that_is_killed_is_a_failed_job(place: Path) -> None:
     # The first job reuses the training of another test. The second is killed while it trains.
     process = subprocess.Popen(
         command("-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "instance=cpu", "store=joblib_store",
-                "train.per_device_train_batch_size=8", "train.learning_rate=1e-3", "train.num_train_epochs=1,50",
-                "hydra.sweep.dir=killed"),
+                "train.per_device_train_batch_size=8", "train.learning_rate=1e-2", "train.num_train_epochs=1,50",
+                *PRUNED[:2], "hydra.sweep.dir=killed"),
         cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     first = place / "killed" / "0" / "job.json"

@@ -60,6 +60,7 @@ def candidate(job: int, epoch: float, loss: float) -> Candidate:
     return Candidate(loss, epoch, int(epoch), f"job-{job}/checkpoint-{int(epoch)}", job, [], None, 1.0)
 
 
+@pytest.mark.slow
 def test_answers_rank_before_the_loss() -> None:
     made = [candidate(0, 1, 0.5), candidate(0, 2, 0.7), candidate(1, 1, 0.6)]
     right = [[0.0] * 40, [1.0] * 39 + [0.0], [1.0] * 39 + [0.0]]

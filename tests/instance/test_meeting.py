@@ -89,24 +89,26 @@ def test_a_missing_machine_is_named_to_the_others(
     port = int(str(first.rdzv_endpoint).rpartition(":")[2])
     with ThreadPoolExecutor() as pool:
         telling = pool.submit(meeting.tell, first, "stage", train=True)
-        second = connected(port)
-        with second:
+        with connected(port) as second:
+            assert second.recv(100) == meeting.GREETING
             second.sendall(meeting.Request(machine=1, stage="stage").model_dump_json().encode() + b"\n")
             clock.passed = 2 * SECONDS
-            connected(port).close()  # machine 0 reads the clock after each connection
+            with suppress(OSError):  # machine 0 reads the clock after each connection, or has read it already
+                socket.create_connection(("127.0.0.1", port), timeout=10).close()
             assert "machine 2 did not connect" in second.makefile().read()
         with pytest.raises(StageError, match="machine 2 did not connect"):
             telling.result()
 
 
 def connected(port: int) -> socket.socket:
-    """A connection that machine 0 has accepted, as soon as it listens."""
+    """A connection to machine 0, as soon as it listens."""
+    end = time.monotonic() + SECONDS
     while True:
-        with suppress(ConnectionRefusedError):
-            connection = socket.create_connection(("127.0.0.1", port))
-            assert connection.recv(100) == meeting.GREETING
-            return connection
-        time.sleep(0.01)
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_an_answer_at_the_end_of_the_wait_arrives(machines: Callable[..., list[Machine]]) -> None:
@@ -158,10 +160,10 @@ def test_other_programs_at_the_port_are_ignored(machines: Callable[..., list[Mac
         for garbage in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"machine": 9}\n', b'{"machine": 1}\n'):
             while not telling.done():
                 try:
-                    with socket.create_connection(("127.0.0.1", port)) as scanner:
+                    with socket.create_connection(("127.0.0.1", port), timeout=10) as scanner:
                         scanner.sendall(garbage)
                     break
-                except ConnectionRefusedError:
+                except OSError:  # machine 0 does not listen yet, or no longer
                     time.sleep(0.01)
         assert answer.result() is True
         assert telling.result() is None

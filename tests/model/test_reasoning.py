@@ -144,7 +144,6 @@ def test_the_prompt_may_have_begun_the_reasoning(prompt: str, text: str, answer:
     assert (answered(text, prompt), unclosed(text, prompt)) == (answer, end)
 
 
-@pytest.mark.slow
 def test_special_tokens_that_mark_reasoning_stay_in_the_text(tmp_path: Path) -> None:
     from conftest import write_model
     from tokenizers import AddedToken

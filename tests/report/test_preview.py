@@ -365,7 +365,7 @@ def test_many_rows_are_tokenised_in_processes_with_the_same_result(
     assert CopyingPool.chunks == 0
     monkeypatch.setattr(prompt, "ALONE", 200)
     assert run(base, tmp_path / "pool", rows) == alone
-    assert CopyingPool.chunks == 3
+    assert CopyingPool.chunks == 5
     assert list(tokenize_all(one_row, rows, "test")) == prompts
     rows[440:] = [example(number, user=f"  {number}\n\n{{{{ x }}}}") for number in range(440, 450)]
     changed = Base(

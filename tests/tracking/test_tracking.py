@@ -232,6 +232,7 @@ def test_a_backend_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch:
     assert problem([f"tracking={name}", "mode=preview", "model=tiny_random", "instance=cpu"]) is None
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _, variables = job(tmp_path, "mlflow")
     (tmp_path / "outputs" / "mlflow.db").mkdir()

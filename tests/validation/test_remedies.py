@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import problem, vignette, vignettes, write_rows
+from conftest import Row, problem, vignette, vignettes, write_rows
 from test_cli import sftlab
 
 from sftlab.validation.keys import known_keys
@@ -46,6 +46,12 @@ def pair(*names: str) -> Make:
 
     return make
 
+
+# Answers of which one is null, and one is the number that stands for none.
+ANSWERS: list[Row] = [
+    {"question": f"Which is {n}?", "options": ["x", f"{n}"], "answer": {5: None, 8: "-1"}.get(n, "AB"[n % 2])}
+    for n in range(30)
+]
 
 COMMAND = r"write python -m sftlab (?P<command>.*)"
 # Arguments; a function that writes files; the part of the message that is applied: its groups are settings (KEY=VALUE)
@@ -149,6 +155,8 @@ CASES: list[tuple[list[str], Make | None, str]] = [
      r"(?P<key_of>dataset.max_rows)=.*set at least (?P<to>\d+)"),
     ([*TRAIN, "dataset.name_or_path=two.jsonl", "dataset.split={train: 0.5, validation: 0.5, test: 0}"],
      lambda folder: write_rows(folder / "two.jsonl", [*vignettes(9), vignette(3)]), r"(?P<key_of>dataset.id), or set it to (?P<to>null)"),  # noqa: E501
+    ([*TRAIN, "dataset=auto", "dataset.name_or_path=a.jsonl"], lambda folder: write_rows(folder / "a.jsonl", ANSWERS),
+     r"answer is null: .*leave such rows out by (?P<set>'dataset.keep=[^']*')"),
 ]  # fmt: skip
 
 

@@ -131,7 +131,7 @@ def convert(found: Recognised, row: Row, section: str) -> Converted:
         state = (
             "is missing" if column not in row else "is null" if is_null(value) else f"is {short(repr(opened(value)))}"
         )
-        remedy = leave_out(section, f'{path} | string not in ["", "-1"]')
+        remedy = leave_out(section, f'{path} ~ "" not in ["", "-1"]')  # `string` leaves null as it is
         raise refused(f"{path} {state}: the row has no answer", remedy, f"{section}.keep")
     if found.answer == "correct":
         right = required(row, column, section=section).strip()

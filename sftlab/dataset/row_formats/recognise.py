@@ -13,6 +13,7 @@ from sftlab.dataset.row_formats.match import Match
 from sftlab.dataset.row_formats.record import Converted, FormatName, Recognised, Settings
 from sftlab.dataset.row_formats.sample import Sample
 from sftlab.dataset.rows import Row
+from sftlab.dataset.values import is_null
 from sftlab.dataset.wording import listing
 from sftlab.errors import ConfigError, Problem
 
@@ -143,7 +144,15 @@ def _agree(formats: Sequence[Recognised], row: Row) -> bool:
 def _ambiguous(sample: Sample, matched: Sequence[Match]) -> ConfigError:
     candidates = " and ".join(f"{match.format} ({listing(match.columns)})" for match in matched)
     choices = " or ".join(f"{sample.settings.section}.format={match.format}" for match in matched)
+    if not any(sum(_has_columns_of(row, match) for match in matched) > 1 for row in sample.rows):
+        remedy = "give the rows of each format as a source of their own (dataset.sources)"
+        return sample.problem(f"different rows have different formats: {candidates}", remedy)
     return sample.problem(f"the rows fit {len(matched)} formats: {candidates}", f"set {choices}")
+
+
+def _has_columns_of(row: Row, match: Match) -> bool:
+    """Return whether a row has a value in a column of a format."""
+    return any(not is_null(row.get(column)) for column in match.columns)
 
 
 def _judged(sample: Sample, found: Recognised) -> Recognised:

@@ -174,7 +174,8 @@ def _message(turn: Mapping[str, object], path: str, section: str) -> Message:
             if isinstance(item := turn.get(name), str):
                 message[name] = item  # type: ignore[literal-required]
     elif not (text or "").strip() and not calls and role != "system":
-        raise refused(f"{place} is {'null' if text is None else 'empty'}", "fix or delete the row", f"{section}.keep")
+        state = "null" if text is None else "empty"
+        raise refused(f"{place} is {state}", f"fix the row, or leave it out by {section}.keep", f"{section}.keep")
     if turn.get("weight") == 0 and role == "assistant":
         remedy = "delete the key if the turn is to be trained on; dataset.train_on=last trains on the last turn only"
         raise refused(f"{path} has the weight 0, and single turns cannot be excluded from training", remedy)
