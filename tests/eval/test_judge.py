@@ -311,3 +311,11 @@ def test_the_preference_at_equal_length_is_covered() -> None:
         low, high = at_equal_length(scores.tolist(), lengths.tolist(), [None] * 80, 0.05).interval
         covered += low <= 2 / (1 + np.exp(-0.4)) - 1 <= high
     assert covered >= 180
+
+
+def test_equal_preferences_do_not_give_an_interval_without_width() -> None:
+    lengths = np.random.default_rng(1).normal(size=30).tolist()
+    tie = at_equal_length([0.0] * 30, lengths, [None] * 30, 0.05)
+    assert tie.value == 0
+    assert tie.interval[0] < -0.05 < 0.05 < tie.interval[1]
+    assert 0.5 < at_equal_length([1.0] * 30, lengths, [None] * 30, 0.05).interval[0] < 1

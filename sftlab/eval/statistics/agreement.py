@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sftlab.eval.statistics.groups import numbered
+from sftlab.eval.statistics.means import Mean
 from sftlab.results import Estimate
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def at_equal_length(
 ) -> Estimate:
     """The mean score where both answers are equally long: the intercept of a regression on the difference in length.
 
-    The interval is from the variance between groups, with Student's t.
+    The interval is from the variance between groups, with Student's t. If all scores are equal, they have no variance,
+    and the interval is that of the mean of bounded scores.
 
     Args:
         scores: The preference for the second answer, −1 to 1.
@@ -75,6 +77,8 @@ def at_equal_length(
     from scipy.stats import t
 
     y, group = np.array(scores, dtype=np.float64), numbered(groups, len(scores))
+    if np.ptp(y) < 1e-12:
+        return Estimate(value=float(y[0]), interval=Mean(y, group, low=-1.0).interval(alpha))
     x = np.array(lengths, dtype=np.float64)
     columns = [np.ones(len(y))] + ([x] if x.std() > 1e-12 else [])
     design = np.stack(columns, axis=1)
