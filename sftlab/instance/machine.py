@@ -32,6 +32,10 @@ OLDER_NAME = "PYTORCH_CUDA_ALLOC_CONF"
 # vLLM fails at its start. Its own sampler needs no toolkit.
 NO_FLASHINFER_SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
+# On a CPU vLLM compiles the function that ranks the log-probabilities of given tokens, although it is told to compile
+# nothing (enforce_eager). That needs g++, which a CPU machine may not have.
+NO_COMPILATION = {"TORCH_COMPILE_DISABLE": "1"}
+
 # Where the NVIDIA driver lists its GPUs and its version, and where WSL2 mounts the driver of Windows.
 PROC = Path("/proc/driver/nvidia")
 WSL = Path("/usr/lib/wsl/lib")
@@ -144,7 +148,7 @@ class Machine:
         """
         shown = self.environment()
         if self.device == "cpu":
-            return [shown] * self.num_processes
+            return [{**shown, **_defaults(NO_COMPILATION)}] * self.num_processes
         gpus = shown["CUDA_VISIBLE_DEVICES"].split(",")
         firsts = range(0, len(gpus) - tensor_parallel_size + 1, tensor_parallel_size)
         return [
