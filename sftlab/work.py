@@ -217,7 +217,7 @@ def chat_with_run(cfg: Config, *, dry_run: bool) -> None:
     """``mode=chat``: ask the base model and the fine-tuned model of a run in the terminal, until the input ends.
 
     Raises:
-        ConfigError: there is no such run, or it has no merged model.
+        ConfigError: the run does not exist, or has no merged model.
     """
     from rich.console import Console
 
@@ -266,7 +266,7 @@ def export_run(cfg: Config, *, dry_run: bool) -> None:
     """``mode=export``: write the merged model of a run in another format, and test that it is no worse.
 
     Raises:
-        ConfigError: there is no such run, it has no merged model, or the machine cannot export in this format.
+        ConfigError: the run does not exist or has no merged model, or the machine cannot export in this format.
     """
     run = finished.find(cfg)
     if reason := not_writable(run.folder):

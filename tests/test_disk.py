@@ -83,11 +83,11 @@ def test_a_full_disk_stops_a_stage_and_nothing_is_lost(
     first = 'set +e; "$@" 2> ../full; echo $? > ../code; set -e; '
     script = MOUNT + fill + first + "rm filler; cp -a . ../after"
     subprocess.run([*DISK, script, "sh", *command()], cwd=tmp_path, capture_output=True, timeout=900, check=True)
-    told = (tmp_path / "full").read_text("utf-8")
-    assert (tmp_path / "code").read_text("utf-8").strip() == "1", told
-    assert "No space left on device" in told or "disk is full" in told
-    assert "Traceback" not in told
-    assert "free some space" in told
+    output = (tmp_path / "full").read_text("utf-8")
+    assert (tmp_path / "code").read_text("utf-8").strip() == "1", output
+    assert "No space left on device" in output or "disk is full" in output
+    assert "Traceback" not in output
+    assert "free some space" in output
     done = sftlab(tmp_path / "after")
     assert done.returncode == 0, done.stderr
     assert result(tmp_path / "after") == result(undisturbed)

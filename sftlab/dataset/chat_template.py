@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from sftlab.dataset.tool_calls import NAME, PROBE_CALL, VALUE, call_form, formed
+from sftlab.dataset.values import strings_in
 from sftlab.dataset.wording import short
 from sftlab.errors import ConfigError, Problem
 from sftlab.model.reasoning import marks as reasoning_marks
@@ -194,7 +195,7 @@ def mark_special_tokens(
     stay: the template looks for them, and the model generates them as tokens.
     """
     specials, first = _special_tokens(tokenizer)
-    texts = "".join(_strings([turns, tools]))
+    texts = "".join(strings_in([turns, tools]))
     if not any(char in texts for char in first):
         return list(turns), tools, {}
     free = (char for code in PRIVATE_USE if (char := chr(code)) not in texts)
@@ -208,18 +209,6 @@ def mark_special_tokens(
         ]
         tools = _replaced(tools, special, mark)
     return marked, tools, marks
-
-
-def _strings(value: object) -> Iterator[str]:
-    """Yield the texts within turns or tools."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)
 
 
 def _replaced(value: T, old: str, new: str) -> T:

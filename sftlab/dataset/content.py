@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,11 @@ class Content:
                 from pyarrow import CompressedInputStream, OSFile
 
                 self._stream = CompressedInputStream(OSFile(str(file)), "zstd")
-        try:
+        with ExitStack() as refused:  # closes the file unless its content is accepted
+            refused.callback(self.close)
             self.head = self.read()
             _check_magic(file, self.head, suffix)
-        except BaseException:
-            self.close()
-            raise
+            refused.pop_all()
 
     def read(self) -> bytes:
         """Read the next block; nothing at the end.

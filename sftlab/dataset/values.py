@@ -213,3 +213,15 @@ def plain(value: Any) -> Any:
 def is_null(value: object) -> bool:
     """Return whether a value is null or NaN."""
     return value is None or isinstance(value, Null) or (isinstance(value, float) and math.isnan(value))
+
+
+def strings_in(value: object) -> Iterator[str]:
+    """Yield the texts within a value of lists and objects, but not the names of keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from strings_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings_in(item)

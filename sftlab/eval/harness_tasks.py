@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
+from sftlab.dataset.values import strings_in
 from sftlab.runtime.store import digest
 
 BUILDERS = ("arrow", "csv", "json", "pandas", "parquet", "text", "xml")
@@ -57,12 +58,12 @@ class Folder:
 
     def _add(self, values: Mapping[str, object]) -> None:
         """Add the names of a task or group, and the files that it names."""
-        names = [values.get("group") or values.get("task"), *_strings(values.get("tag"))]
+        names = [values.get("group") or values.get("task"), *strings_in(values.get("tag"))]
         self.names.update(name for name in names if isinstance(name, str))
         own, source = values.get("dataset_kwargs"), values.get("dataset_path")
         own = own if isinstance(own, Mapping) else {}
-        data = [*_strings(own.get("data_files")), *_strings(own.get("data_dir"))]
-        for text in data if source in BUILDERS else [*data, *_strings(source)]:
+        data = [*strings_in(own.get("data_files")), *strings_in(own.get("data_dir"))]
+        for text in data if source in BUILDERS else [*data, *strings_in(source)]:
             self.files.update(_existing(text))
         if source in BUILDERS and not own.get("data_dir"):
             lost = [text for text in data if "://" not in text and not glob.glob(text, recursive=True)]
@@ -96,23 +97,11 @@ def _parsed(file: Path, files: set[Path]) -> Mapping[str, object]:
     if not isinstance(values, dict):
         raise ValueError("is not a mapping of keys to values")
     included: dict[str, object] = {}
-    for name in _strings(values.get("include")):
+    for name in strings_in(values.get("include")):
         base = file.parent / name
         files.add(base)
         included |= _parsed(base, files)
     return {**included, **{key: value for key, value in values.items() if key != "include"}}
-
-
-def _strings(value: object) -> Iterator[str]:
-    """All texts in a value."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
 
 
 def _existing(text: str) -> Iterator[Path]:

@@ -32,8 +32,8 @@ OLDER_NAME = "PYTORCH_CUDA_ALLOC_CONF"
 # vLLM fails at its start. Its own sampler needs no toolkit.
 NO_FLASHINFER_SAMPLER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
-# On a CPU vLLM compiles the function that ranks the log-probabilities of given tokens, although it is told to compile
-# nothing (enforce_eager). That needs g++, which a CPU machine may not have.
+# On a CPU vLLM compiles the function that ranks the log-probabilities of given tokens even with enforce_eager=True.
+# That needs g++, which a CPU machine may not have.
 NO_COMPILATION = {"TORCH_COMPILE_DISABLE": "1"}
 
 # Where the NVIDIA driver lists its GPUs and its version, and where WSL2 mounts the driver of Windows.

@@ -136,7 +136,7 @@ def _best(validations: Sequence[Validation]) -> Validation:
 
 
 def _until(validations: Sequence[Validation], rung: float) -> Sequence[Validation]:
-    """The validations until the first one at or after a rung; none if there is no such one."""
+    """The validations until the first one at or after a rung; empty if the job has not reached it."""
     for place, one in enumerate(validations):
         if one.share >= rung - SAME:
             return validations[: place + 1]

@@ -301,14 +301,14 @@ def test_the_dry_run_of_a_sweep_reports_every_job_and_writes_nothing(tmp_path: P
     # Without a model in the store, the dry run tokenizes nothing and takes seconds.
     settings = ["-m", "+experiment=demo_sweep", "dry_run=true", "train.gradient_accumulation_steps=2"]
     done = quick(tmp_path, *settings, f"train.num_train_epochs={epochs}", modules=REPORTED)
-    told = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     if epochs == "1,2":
-        assert done.returncode == 0, told
-        assert "job 1: " in told
-        assert told.count("questions can show") == 2
+        assert done.returncode == 0, output
+        assert "job 1: " in output
+        assert output.count("questions can show") == 2
     else:
         assert done.returncode == 1  # as the run itself, of which one job is done
-        assert told.count("questions can show") == 1
+        assert output.count("questions can show") == 1
         assert "sftlab: job 1: train.num_train_epochs=0: should be greater than 0" in done.stderr
     assert not os.listdir(tmp_path)
 
@@ -316,8 +316,8 @@ def test_the_dry_run_of_a_sweep_reports_every_job_and_writes_nothing(tmp_path: P
 @pytest.mark.slow
 def test_a_value_on_the_command_line_replaces_an_axis_of_an_experiment(tmp_path: Path) -> None:
     settings = ["+experiment=demo_sweep", "dry_run=true", "train.num_train_epochs=7"]
-    told = quick(tmp_path, *settings, modules=REPORTED)
-    assert told.returncode == 0, told.stderr
-    lines = [line for line in (told.stdout + told.stderr).splitlines() if " job " in line]
+    done = quick(tmp_path, *settings, modules=REPORTED)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if " job " in line]
     assert len(lines) == 2  # the other axis is left
     assert all("train.num_train_epochs=7" in line for line in lines)

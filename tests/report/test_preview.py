@@ -290,12 +290,12 @@ def test_the_pages_tokens_have_their_place_and_id(base: Base, tmp_path: Path) ->
     text = run(base, tmp_path, [row], validation=[])
     tokens = tokenize(base.tokenizer(), row)
     ids = dict(enumerate(tokens.prompt + tokens.completion))
-    told: dict[int, int] = {}
+    shown_ids: dict[int, int] = {}
     for places, numbers in re.findall(r'<span title="tokens? ([\d to]+), ids? ([\d, ]+)">', text):
         first, _, last = places.partition(" to ")
         where = range(int(first), int(last or first) + 1)
-        told |= dict(zip(where, map(int, numbers.split(", ")), strict=True))
-    assert told == ids
+        shown_ids |= dict(zip(where, map(int, numbers.split(", ")), strict=True))
+    assert shown_ids == ids
     assert re.search(r'title="tokens \d+ to \d+, ids \d+, \d+, \d+">中<', text)
     assert "<b>&lt;/s&gt;</b>" in text
     assert text.index('class="tokens prompt"') < text.index('class="tokens supervised"')

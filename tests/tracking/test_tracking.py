@@ -332,11 +332,11 @@ def wait(condition: Callable[[], Any], process: Started) -> Any:
 @pytest.mark.smoke
 def test_a_server_of_no_use_neither_ends_nor_delays_a_run(tmp_path: Path, server: str) -> None:
     done = whole(tmp_path, *TRAIN, environment=online(server, 2))
-    told = done.stdout + done.stderr
-    assert done.returncode == 0, told
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
-    assert "Traceback" not in told
-    assert f"`wandb sync {tmp_path}/run/wandb/offline-run-*` uploads it later" in told
+    assert "Traceback" not in output
+    assert f"`wandb sync {tmp_path}/run/wandb/offline-run-*` uploads it later" in output
     kept = logged(tmp_path / "run", "offline-run-*")
     assert b"eval/loss" in kept
     assert b"best_eval_loss" in kept
@@ -358,11 +358,11 @@ def test_wandb_may_fail_in_mid_run(tmp_path: Path, what: str) -> None:
         else:
             for pid in wandb_cores(process.pid):
                 os.kill(pid, signal.SIGKILL)
-        told = "".join(process.communicate(timeout=900))
-    assert process.returncode == 0, told
+        output = "".join(process.communicate(timeout=900))
+    assert process.returncode == 0, output
     assert json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["status"] == "success"
-    assert "Traceback" not in told
-    assert re.search(r"`wandb sync \S*run/wandb/\S+` uploads it later", told)
+    assert "Traceback" not in output
+    assert re.search(r"`wandb sync \S*run/wandb/\S+` uploads it later", output)
     kept = logged(tmp_path / "run", "*run-*")
     assert kept.count(b"eval/loss") >= 5
     assert b"best_eval_loss" in kept
